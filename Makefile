@@ -1,0 +1,78 @@
+# make demo   from a bare machine to a policy that builds: set-up, demonstrations, training, score, video
+# make join   the same for the two-arm task
+# make test | bench | setup | clean
+# Every stage is one plain command, printed before it runs. Kill it whenever you like: the next make goes on from there.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.PHONY: setup demo join test bench clean
+.SECONDARY:
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+CORES := $(shell nproc 2>/dev/null || echo 1)
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c . || true)
+# Two processes of half the cores each train faster than one process of all of them, to the same numbers.
+RANKS := $(shell if [ $(GPUS) -gt 0 ]; then echo $(GPUS); elif [ $(CORES) -ge 2 ]; then echo 2; else echo 1; fi)
+TRAIN := OMP_NUM_THREADS=$(shell echo $$(( $(CORES) / $(RANKS) > 0 ? $(CORES) / $(RANKS) : 1 ))) \
+  $(if $(filter 1,$(RANKS)),$(PY),$(VENV)/bin/torchrun --nproc_per_node=$(RANKS))
+
+setup: $(VENV)/.ready
+
+# Without a GPU, torch's CPU build (0.2 GB) is taken from its own index where that can be reached: PyPI's build for
+# Linux brings 3 GB of CUDA libraries. --no-compile: Python compiles what is imported, 0.2 GB less on disk.
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+GL := libegl1 libgl1 libgl1-mesa-dri libopengl0
+RENDERS := $(PY) -c 'import world; raise SystemExit(world.gl_backend() == "disable")'
+
+$(VENV)/.ready: requirements.txt
+	@$(PYTHON) -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name it with: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ $$(id -u) = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
+	  || { echo "Python's venv is missing; an administrator installs it with: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@extra=""; \
+	if [ $(GPUS) = 0 ] && $(PY) -c 'import urllib.request as u; u.urlopen("$(TORCH_CPU)/torch/", timeout=5)' 2>/dev/null; \
+	then extra="--extra-index-url $(TORCH_CPU)"; fi; \
+	set -x; $(PY) -m pip install --disable-pip-version-check --no-cache-dir --no-compile $$extra -r requirements.txt
+	@$(RENDERS) || if [ $$(id -u) = 0 ]; then \
+	  apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(GL); fi
+	@$(RENDERS) || { echo "Nothing renders here; an administrator installs OpenGL with: apt-get install $(GL)"; exit 1; }
+	@du -sh $(VENV)
+	@touch $@
+
+# A stage: print the command, run it, keep what it says in out/<run>/<stage>.txt, note the minutes.
+# $(1) stage, $(2) command; $* is the run
+define stage
+@mkdir -p out/$*; began=$$(date +%s); echo; echo "== $* $(1): $(2)"; \
+$(2) | tee -i out/$*/$(1).txt; \
+awk -v s=$$(( $$(date +%s) - began )) 'BEGIN { printf "$(1) %.1f min\n", s / 60 }' | tee -a out/$*/minutes.txt; \
+touch $@
+endef
+
+out/%/collect.done: config/%_collect.py | setup
+	$(call stage,collect,$(PY) sim_rollout.py config/$*_collect.py)
+out/%/train.done: out/%/collect.done config/%.py
+	$(call stage,train,$(TRAIN) train.py config/$*.py)
+out/%/score.done: out/%/train.done
+	$(call stage,score,$(PY) sim_rollout.py --ckpt=out/$* --episodes=100 --video=6)
+out/%/blank.done: out/%/train.done
+	$(call stage,blank,$(PY) sim_rollout.py --ckpt=out/$* --episodes=100 --instruction= --out=out/$*/blank)
+
+demo join: %: out/%/score.done out/%/blank.done
+	@echo; echo "== $*"
+	@echo "with the instruction:     $$(grep -m 1 '95% CI' out/$*/score.txt)"
+	@echo "instruction blanked:      $$(grep -m 1 '95% CI' out/$*/blank.txt)"
+	@echo "minutes:                  $$(paste -sd, out/$*/minutes.txt | sed 's/,/, /g')"
+	@echo "videos and contact sheet: out/$*/rollout"
+	@echo "next: $(PY) sample.py --ckpt=out/$*"
+
+test: setup
+	$(PY) -m pytest
+
+bench: setup
+	$(PY) bench.py
+
+# what `make demo` and `make join` made; the installed packages stay (rm -rf $(VENV))
+clean:
+	rm -rf out/demo out/join episodes/demo episodes/join .pytest_cache __pycache__ tests/__pycache__

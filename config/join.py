@@ -1,0 +1,13 @@
+# two bricks joined in the air: one hand holds, the other presses; DUPLO scale, from pixels
+# torchrun --standalone --nproc_per_node=2 train.py config/join.py      # 2 CPU cores
+out_dir = 'out/join'
+episodes = 'episodes/join'      # python sim_rollout.py config/join_collect.py
+horizon = 8                     # 0.8 s at 10 Hz; two rows are executed before the policy looks again
+# the smallest state that makes the observation Markovian: what was commanded, how far the hand is from it, and the grip
+state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_[xyz]', 'error/*/tool_rz', '*/gripper')
+action_slots = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')      # hands stay top-down, the spine stays put
+draws = 2                       # of (noise, time) per reading of the images
+batch_size = 128                # 128 chunks x 0.8 s = 102 s of motion per step
+max_steps = 7_800               # 1M chunks: the joint needs millimetres of two moving bricks
+eval_interval = 400
+checkpoint_interval = 200

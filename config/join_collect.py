@@ -1,0 +1,10 @@
+# Demonstrations of `join` (two bricks joined in the air), DUPLO scale, with kicks: 2 CPU cores, into episodes/join
+# python sim_rollout.py config/join_collect.py       (kill it and type it again: it goes on where it was)
+policy = 'expert'
+task = 'join'
+brick_scale = 2.0      # DUPLO: twice LEGO, and so is the tolerance of a press
+kicks = 0.1            # disturbances to recover from; each arm gets its own
+seed0 = 0
+episodes = 2_000       # seeds tried; only successes are written
+workers = 2            # processes: one per core
+record = 'episodes/join'

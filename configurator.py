@@ -1,0 +1,78 @@
+"""
+Overrides the settings of the script that runs it, from config files and the command line, in the order given:
+
+python train.py config/demo.py --batch_size=32 --out_dir out/small       # --key=value and --key value
+python train.py --help                                                   # the settings, with their comments
+
+A script calls `exec(open('configurator.py').read())` right below its settings. Settings are its lowercase globals of
+type bool, int, float, str, tuple or None; imports, functions and UPPERCASE facts are not. Afterwards the globals hold
+the new values, and `config` holds all settings as a dict, for log and checkpoint.
+"""
+
+
+def _configure(settings, doc, script, argv):
+    """-> the settings as a new dict. Everything is checked against `settings`, the defaults; mistakes end the program."""
+    import ast, difflib, os, re, sys, textwrap
+    result = dict(settings)
+
+    def assign(name, value, where):
+        if name not in settings:
+            near = difflib.get_close_matches(name, settings, 1, 0)
+            sys.exit(f'{where}: unknown setting {name!r}; did you mean {near[0]!r}? (--help lists them all)')
+        default = settings[name]
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if default is not None and type(value) is not type(default):
+            sys.exit(f'{where}: {name} = {value!r} is {type(value).__name__}, expected {type(default).__name__} like the '
+                     f'default {default!r}')
+        result[name] = value
+
+    def parse(name, text):
+        """Text of a command-line value -> value; what is no Python literal stays text and is left to the type check."""
+        default = settings.get(name)
+        if isinstance(default, str):
+            return text
+        if text.lower() in ('true', 'false'):
+            return text.lower() == 'true'
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return tuple(part for part in text.split(',') if part) if isinstance(default, tuple) else text
+
+    if '--help' in argv or '-h' in argv:
+        print(textwrap.dedent(doc or '').strip() + '\n\nsettings (a config file or --name=value):')
+        for line in open(script).read().split('exec(open(')[0].splitlines():
+            found = re.match(r'(\w+) *= *(.*)', line)
+            if found and found[1] in settings:
+                print(f'  --{found[1]}={found[2]}')
+        sys.exit(0)
+    words = iter(argv)
+    for word in words:
+        if word.startswith('--'):
+            name, equals, text = word[2:].partition('=')
+            if not equals and ((text := next(words, None)) is None or text.startswith('--')):
+                sys.exit(f'command line: --{name} needs a value: --{name}=value')
+            assign(name, parse(name, text), 'command line')
+            continue
+        if not os.path.isfile(word):
+            sys.exit(f'{word}: no such config file (settings are given as --name=value)')
+        namespace = dict(result)      # a copy: a config file sees the settings and nothing else of the script
+        with open(word) as f:
+            exec(compile(f.read(), word, 'exec'), namespace)      # compiled with its name: tracebacks show it
+        for name, value in namespace.items():
+            if name != '__builtins__' and not (name in result and value is result[name]):
+                assign(name, value, word)
+    if os.environ.get('RANK', '0') == '0':
+        pairs = [f'{k}={v!r}' + ('' if v == settings[k] else '*') for k, v in result.items()]
+        print(textwrap.fill('settings (* changed): ' + ', '.join(pairs), 110, subsequent_indent='  ', break_long_words=False))
+    return result
+
+
+config = {_k: _v for _k, _v in globals().items()
+          if _k.islower() and _k[0] != '_' and isinstance(_v, (bool, int, float, str, tuple, type(None)))}
+if __name__ == '__main__':
+    import sys as _sys
+    config = _configure(config, __doc__, __file__, _sys.argv[1:])
+    globals().update(config)
+    del _sys
+del _configure

@@ -1,0 +1,872 @@
+"""
+Episodes on disk, and the one road from an observation to model input.
+
+python data.py check episodes/demo         # names every fault in every file; exit code 1 when there is one
+python data.py stats episodes/demo         # counts, and mean, spread and range per slot, in physical units
+python data.py show  episodes/demo/X.safetensors        # contact sheet and plots: X.png beside the file
+python data.py tokenizer --from=episodes/demo --out=assets/tokenizer.json    # without --from: the words below only
+
+An episode is one safetensors file: arrays whose row t holds the observation before action t, and a JSON header under
+the metadata key "header". It holds SI units and raw pixels, nothing normalised. Windows, anchoring, normalising and
+the token sequence happen here, at load time, in the same functions for a recorded frame and for a live observation.
+
+T rows, S state slots, A action slots, H horizon, B batch, N cameras, K draws of (noise, time), L tokens
+"""
+import concurrent.futures
+import fnmatch
+import functools
+import hashlib
+import json
+import os
+import sys
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.numpy
+import tokenizers
+import torch
+
+# -----------------------------------------------------------------------------
+# The observation/action table. Everything else refers to slots by name.
+# Poses are those of the tool (between the fingertips) in the torso frame: x forward, y left, z up, table top at z = 0.
+# The tool frame equals the torso frame when the hand points straight down at rest; orientation in an action is the
+# rotation vector r from there, R = exp(r). A gripper command below zero squeezes harder.
+# `floor` is the smallest spread the normaliser will divide by: what moves less than that carries no signal.
+
+SPEC_VERSION = 1
+ARMS = ('left', 'right')
+
+
+class Slot(NamedTuple):
+    name: str
+    unit: str
+    low: float      # outside [low, high] is a fault in the file, not a wide motion
+    high: float
+    floor: float
+
+
+def _per_arm(rows, prefix=''):
+    return tuple(Slot(f'{prefix}{arm}/{row[0]}', *row[1:]) for arm in ARMS for row in rows)
+
+
+_XYZ = [(f'tool_{a}', 'm', -1.5, 1.5, 0.001) for a in 'xyz']
+_ROTATION = [(f'tool_r{a}', 'rad', -6.3, 6.3, 0.01) for a in 'xyz']
+_GRIPPER = [('gripper', 'm', -0.05, 0.20, 0.001)]
+_ARM_JOINTS = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
+
+JOINT_NAMES = ('spine_z',) + tuple(f'{arm}/{joint}' for arm in ARMS for joint in _ARM_JOINTS)             # 15
+JOINT_ACTION = tuple(Slot(n, 'rad', -6.3, 6.3, 0.01) for n in JOINT_NAMES) + _per_arm(_GRIPPER)           # 17
+TOOL_ACTION = (Slot('spine_z', 'rad', -3.2, 3.2, 0.005),) + _per_arm(_XYZ + _ROTATION + _GRIPPER)         # 15
+STATE = (                                                                                                 # 79
+    tuple(Slot(n, 'rad', -6.3, 6.3, 0.01) for n in JOINT_NAMES)
+    + tuple(Slot(f'velocity/{n}', 'rad/s', -100.0, 100.0, 0.05) for n in JOINT_NAMES)
+    + _per_arm(_GRIPPER)
+    + _per_arm(_XYZ)
+    + _per_arm([(f'tool_q{a}', '', -1.001, 1.001, 0.01) for a in 'wxyz'])
+    + _per_arm([(f'tool_v{a}', 'm/s', -50.0, 50.0, 0.02) for a in 'xyz'])
+    + tuple(Slot('command/' + s.name, s.unit, s.low, s.high, s.floor) for s in TOOL_ACTION)    # the command in force
+    # measured minus commanded: a press, a jam or a missed grasp shows here first
+    + _per_arm([(n, u, -2.0, 2.0, f) for n, u, _, _, f in _XYZ] + _ROTATION, prefix='error/'))
+JOINT_ACTION_NAMES = tuple(s.name for s in JOINT_ACTION)
+TOOL_ACTION_NAMES = tuple(s.name for s in TOOL_ACTION)
+STATE_NAMES = tuple(s.name for s in STATE)
+
+# array name: dtype and what its columns are (None: one number per row)
+ARRAYS = {
+    'time': ('float64', None), 'state': ('float32', STATE_NAMES),
+    'tool_action': ('float32', TOOL_ACTION_NAMES),      # the label: what the expert would do, seeing row t
+    'tool_executed': ('float32', TOOL_ACTION_NAMES),    # what the world got: differs from the label where kicked
+    'joint_action': ('float32', JOINT_ACTION_NAMES), 'kicked': ('uint8', None),
+    'qpos': ('float64', 'nq'), 'qvel': ('float64', 'nv'), 'ctrl': ('float64', 'nu'),
+    'connections': ('int32', None), 'phase': ('int32', None), 'subtask_id': ('int32', None), 'goal': ('uint8', None),
+}
+HEADER_KEYS = ('spec', 'task', 'instruction', 'subtasks', 'state_slots', 'state_units', 'tool_action_slots',
+               'tool_action_units', 'joint_action_slots', 'joint_action_units', 'control_hz', 'cameras', 'seed',
+               'success', 'metrics', 'world', 'git_rev', 'qa')
+
+
+def slots(patterns, names):
+    """Names selected by exact name or glob pattern ('command/*/tool_?'), in the order asked for, each once."""
+    chosen = []
+    for pattern in patterns:
+        hits = [n for n in names if fnmatch.fnmatchcase(n, pattern)]
+        if not hits:
+            raise ValueError(f'no slot matches {pattern!r}; the slots are: {", ".join(names)}')
+        chosen += [n for n in hits if n not in chosen]
+    return tuple(chosen)
+
+
+# -----------------------------------------------------------------------------
+# rotations, all vectorised over leading dimensions, computed in float64
+
+def quat_from_rotvec(r):
+    """(..., 3) rotation vector, rad -> (..., 4) wxyz."""
+    r = np.asarray(r, np.float64)
+    half = np.linalg.norm(r, axis=-1, keepdims=True) / 2
+    return np.concatenate([np.cos(half), np.sinc(half / np.pi) / 2 * r], -1)
+
+
+def rotvec_from_quat(q):
+    """(..., 4) wxyz, unit -> (..., 3) rotation vector with angle <= pi. Exact near 0 and near pi."""
+    q = np.asarray(q, np.float64)
+    q = np.where(q[..., :1] < 0, -q, q)
+    n = np.linalg.norm(q[..., 1:], axis=-1, keepdims=True)
+    small = n < 1e-12
+    angle = 2 * np.arctan2(n, q[..., :1])
+    return q[..., 1:] * np.where(small, 2.0, angle / np.where(small, 1.0, n))
+
+
+def quat_mul(a, b):
+    w = a[..., :1] * b[..., :1] - (a[..., 1:] * b[..., 1:]).sum(-1, keepdims=True)
+    v = a[..., :1] * b[..., 1:] + b[..., :1] * a[..., 1:] + np.cross(a[..., 1:], b[..., 1:])
+    return np.concatenate([w, v], -1)
+
+
+def quat_inv(q):
+    return q * np.array([1.0, -1.0, -1.0, -1.0])
+
+
+def quat_rotate(q, v):
+    """Rotate (..., 3) vectors by (..., 4) quaternions."""
+    u, w = q[..., 1:], q[..., :1]
+    cross = np.cross(u, v)
+    return v + 2 * (w * cross + np.cross(u, cross))
+
+
+# -----------------------------------------------------------------------------
+# observation -> state vector, and back
+
+_FIELDS = (('joint_pos', (15,)), ('joint_vel', (15,)), ('gripper', (2,)), ('tool_pos', (2, 3)), ('tool_quat', (2, 4)),
+           ('tool_vel', (2, 3)), ('tool_command', (15,)))
+_POSITION = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_{a}') for a in 'xyz'] for arm in ARMS])     # (2, 3)
+_ROTVEC = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_r{a}') for a in 'xyz'] for arm in ARMS])      # (2, 3)
+_SPINE = TOOL_ACTION_NAMES.index('spine_z')
+_COMMAND = STATE_NAMES.index('command/spine_z')
+
+
+def state_vector(obs):
+    """Observation dict -> (79,) float32 in the order of STATE."""
+    # cast first and compute from the cast values: a recorded row then reproduces its own tracking error bit for bit
+    parts = [np.asarray(obs[name], np.float32).reshape(shape) for name, shape in _FIELDS]
+    pos, quat, command = (parts[i].astype(np.float64) for i in (3, 4, 6))
+    wanted = quat_from_rotvec(command[_ROTVEC])      # (2, 4)
+    error = np.concatenate([pos - command[_POSITION], rotvec_from_quat(quat_mul(quat, quat_inv(wanted)))], -1)
+    return np.concatenate([p.ravel() for p in parts] + [error.ravel().astype(np.float32)])
+
+
+def observation_from_state(state):
+    """(79,) state row -> the observation dict it came from, without images, time and instruction."""
+    obs, at = {}, 0
+    for name, shape in _FIELDS:
+        size = int(np.prod(shape))
+        obs[name] = np.array(state[at:at + size]).reshape(shape)
+        at += size
+    return obs
+
+
+# -----------------------------------------------------------------------------
+# tool actions relative to the command in force when the chunk starts: small numbers around zero, the same for a brick
+# anywhere on the table. Position and rotation in the frame of the commanded tool, spine as difference, gripper absolute.
+
+def anchor(actions, command):
+    """(..., H, 15) absolute tool actions, (..., 15) command in force -> (..., H, 15) relative, float64."""
+    actions, command = np.asarray(actions, np.float64), np.asarray(command, np.float64)[..., None, :]
+    out = actions.copy()
+    out[..., _SPINE] -= command[..., _SPINE]
+    for p, r in zip(_POSITION, _ROTVEC):
+        back = quat_inv(quat_from_rotvec(command[..., r]))
+        out[..., p] = quat_rotate(back, actions[..., p] - command[..., p])
+        out[..., r] = rotvec_from_quat(quat_mul(back, quat_from_rotvec(actions[..., r])))
+    return out
+
+
+def unanchor(relative, command):
+    """Exact inverse of `anchor` (rotation vectors come back with angle <= pi)."""
+    relative, command = np.asarray(relative, np.float64), np.asarray(command, np.float64)[..., None, :]
+    out = relative.copy()
+    out[..., _SPINE] += command[..., _SPINE]
+    for p, r in zip(_POSITION, _ROTVEC):
+        turn = quat_from_rotvec(command[..., r])
+        out[..., p] = command[..., p] + quat_rotate(turn, relative[..., p])
+        out[..., r] = rotvec_from_quat(quat_mul(turn, quat_from_rotvec(relative[..., r])))
+    return out
+
+
+# -----------------------------------------------------------------------------
+# episode files
+
+_DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'I64': 'int64', 'I32': 'int32', 'I16': 'int16',
+           'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool'}
+
+
+def write_atomic(path, blob):
+    """Write bytes so that a kill leaves either the old file or the new one, never half of it."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    tmp = f'{path}.{os.getpid()}.tmp'     # its own name per process: two writers cannot interleave
+    with open(tmp, 'wb') as f:
+        f.write(blob)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
+def write_episode(path, arrays, header):
+    """
+    Save one episode. `arrays` holds the keys of ARRAYS plus 'image/<camera>' uint8 (T, h, w, 3); they are cast to the
+    table's dtypes. `header` gives task, instruction, subtasks, control_hz, seed, success, metrics and world (that is
+    World.metadata()), and may give git_rev and qa; spec version, slots, units and cameras are added here.
+    """
+    path = os.fspath(path)
+    arrays = {k: np.ascontiguousarray(v, dtype=ARRAYS[k][0] if k in ARRAYS else None) for k, v in arrays.items()}
+    header = {'qa': [], 'git_rev': header['world'].get('git_rev'), **header, 'spec': SPEC_VERSION}
+    for key, table in (('state', STATE), ('tool_action', TOOL_ACTION), ('joint_action', JOINT_ACTION)):
+        header[f'{key}_slots'], header[f'{key}_units'] = [s.name for s in table], [s.unit for s in table]
+    sizes = {k[6:]: {'height': v.shape[1], 'width': v.shape[2]} for k, v in arrays.items() if k.startswith('image/')}
+    fovy = header['world'].get('camera_fovy_deg', {})
+    header['cameras'] = {k: {**size, 'fovy_deg': fovy.get(k)} for k, size in sizes.items()}
+    faults = find_faults(arrays, header)
+    if faults:
+        raise ValueError(f'{path} not written: ' + '; '.join(faults))
+    write_atomic(path, safetensors.numpy.save(arrays, metadata={'header': json.dumps(header)}))
+
+
+def read_episode(path):
+    """-> ({name: array}, header dict); the arrays are views of the mapped file: touching one row reads one row."""
+    size = os.path.getsize(path)
+    with open(path, 'rb') as f:
+        n = int.from_bytes(f.read(8), 'little')
+        if not 0 < n <= size - 8:
+            raise ValueError(f'{path}: not a safetensors file, or cut off ({size} bytes)')
+        table = json.loads(f.read(n))
+    metadata = table.pop('__metadata__', {})
+    if 'header' not in metadata:
+        raise ValueError(f'{path}: no "header" in the safetensors metadata: not an episode')
+    end = 8 + n + max(entry['data_offsets'][1] for entry in table.values())
+    if end != size:
+        raise ValueError(f'{path}: {size} bytes, its own table says {end}: cut off or damaged')
+    raw = np.memmap(path, mode='r', dtype=np.uint8)
+    arrays = {}
+    for name, entry in table.items():
+        start, stop = (8 + n + offset for offset in entry['data_offsets'])
+        arrays[name] = raw[start:stop].view(_DTYPES[entry['dtype']]).reshape(entry['shape'])
+    return arrays, json.loads(metadata['header'])
+
+
+def find_faults(arrays, header):
+    """Everything wrong with one episode, each fault named in words; [] when sound."""
+    faults = [f'header has no {key!r}' for key in HEADER_KEYS if key not in header]
+    faults += [f'no array {name!r}' for name in ARRAYS if name not in arrays]
+    if faults:
+        return faults
+    if header['spec'] != SPEC_VERSION:
+        return [f'spec version {header["spec"]}, this code reads {SPEC_VERSION}']
+    T = len(arrays['time'])
+    if T == 0:
+        return ['no rows']
+    expected = {name: (dtype, (len(columns),) if isinstance(columns, tuple) else () if columns is None else None)
+                for name, (dtype, columns) in ARRAYS.items()}
+    for camera, size in header['cameras'].items():
+        expected[f'image/{camera}'] = ('uint8', (size['height'], size['width'], 3))
+    faults += [f'header names camera {k[6:]!r}, no array {k!r}' for k in expected if k not in arrays]
+    faults += [f'array {k!r} is not in the specification or the header' for k in arrays if k not in expected]
+    for name in arrays.keys() & expected.keys():
+        dtype, tail = expected[name]
+        a = arrays[name]
+        if a.dtype != dtype:
+            faults.append(f'{name} is {a.dtype}, not {dtype}')
+        if len(a) != T:
+            faults.append(f'{name} has {len(a)} rows, time has {T}')
+        elif tail is None and a.ndim != 2 or tail is not None and a.shape[1:] != tail:
+            faults.append(f'{name} has shape {a.shape}, not {(T, *(tail or ("any",)))}')
+    for key, table in (('state', STATE), ('tool_action', TOOL_ACTION), ('joint_action', JOINT_ACTION)):
+        if header[f'{key}_slots'] != [s.name for s in table]:
+            faults.append(f'header {key}_slots differ from the table of data.py')
+    return sorted(faults) or _find_value_faults(arrays, header)
+
+
+def _find_value_faults(arrays, header):
+    """Second pass of find_faults: shapes are known to be right."""
+    faults = []
+    for name, a in arrays.items():
+        if a.dtype.kind == 'f' and not np.isfinite(a).all():
+            row = np.argwhere(~np.isfinite(a.reshape(len(a), -1)))[0]
+            faults.append(f'{name} is not finite, first at row {row[0]} column {row[1]}')
+    if faults:
+        return faults
+    for name, table in (('state', STATE), ('tool_action', TOOL_ACTION), ('tool_executed', TOOL_ACTION),
+                        ('joint_action', JOINT_ACTION)):
+        low, high = np.array([s.low for s in table]), np.array([s.high for s in table])
+        for i in np.flatnonzero(((arrays[name] < low) | (arrays[name] > high)).any(0)):
+            worst = arrays[name][np.abs(arrays[name][:, i]).argmax(), i]
+            faults.append(f'{name} slot {table[i].name}: {worst:.4g} outside {low[i]}..{high[i]} {table[i].unit}')
+    step_s, dt_s = np.diff(arrays['time']), 1 / header['control_hz']
+    if len(step_s) and (step_s <= 0).any():
+        faults.append(f'time does not increase at row {np.flatnonzero(step_s <= 0)[0] + 1}')
+    elif len(step_s) and np.abs(step_s - dt_s).max() > 0.01 * dt_s:
+        faults.append(f'time steps of {step_s.min():.4f}..{step_s.max():.4f} s, control_hz says {dt_s:.4f} s')
+    for name in ('kicked', 'goal'):
+        if arrays[name].max() > 1:
+            faults.append(f'{name} holds {arrays[name].max()}, not only 0 and 1')
+    if arrays['phase'].min() < 0:
+        faults.append('phase is negative')
+    ids, n = arrays['subtask_id'], len(header['subtasks'])
+    if ids.min() < 0 or ids.max() >= n:
+        faults.append(f'subtask_id {ids.min()}..{ids.max()}, header has {n} subtasks')
+    changed = (arrays['tool_executed'] != arrays['tool_action']).any(1) & (arrays['kicked'] == 0)
+    if changed.any():
+        faults.append(f'tool_executed differs from tool_action in row {np.flatnonzero(changed)[0]}, which is not kicked')
+    if not isinstance(header['instruction'], str) or not header['instruction']:
+        faults.append('instruction is empty')
+    for camera in header['cameras']:
+        flat = np.ptp(arrays[f'image/{camera}'].reshape(len(arrays['time']), -1), axis=1) == 0
+        if flat.any():
+            faults.append(f'image/{camera} has one colour only in row {np.flatnonzero(flat)[0]}: not rendered')
+    return faults
+
+
+def check_episode(path):
+    """-> list of faults of a file, [] when sound."""
+    try:
+        arrays, header = read_episode(path)
+    except (ValueError, OSError, KeyError) as error:      # a damaged file is a finding, not a crash
+        return [f'cannot be read: {error}']
+    return find_faults(arrays, header)
+
+
+def episode_paths(source):
+    """Folder, file or list of them -> sorted list of episode files."""
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    paths = []
+    for item in map(str, sources):
+        if os.path.isdir(item):
+            paths += sorted(os.path.join(item, f) for f in os.listdir(item) if f.endswith('.safetensors'))
+        elif os.path.isfile(item):
+            paths.append(item)
+    if not paths:
+        raise FileNotFoundError(f'no *.safetensors episodes in {source}; record some: python sim_rollout.py '
+                                f'config/demo_collect.py')
+    return paths
+
+
+# -----------------------------------------------------------------------------
+# tokenizer: byte-level BPE small enough for a model trained from scratch, every word of our templates one token
+
+SPECIAL_TOKENS = ('<|pad|>', '<|image_pad|>', '<|state_pad|>', '<|vla|>', '<|action_start|>', '<|action_pad|>',
+                  '<|action_pass|>', '<|action_end|>', '<|im_start|>', '<|im_end|>')
+VOCABULARY_SIZE = 512
+TEMPLATE_WORDS = '''take goes air bricks lower upper put press place the red blue yellow green white orange brick on onto corner cell near far left right
+front back of plate baseplate hand both hands : ; , . reach grasp lift carry align release retreat hold wait join end
+top to it in and is with over down 2x2 2x3 2x4 2x6 row column 0 1 2 3 4 5 6 7 8 9'''.split()
+
+
+def make_tokenizer(texts, path):
+    """Train on the words of `texts` and of TEMPLATE_WORDS, each word equally often, so that rare ones stay whole too."""
+    words = sorted({word for text in texts for word in text.split()} | set(TEMPLATE_WORDS))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    pieces = tokenizers.Regex(r' ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+')      # '2x4' is one piece
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+        tokenizers.pre_tokenizers.Split(pieces, 'isolated'),
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)])
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())     # any text can be encoded
+    tokenizer.train_from_iterator([' '.join(words)] * 10, trainer)
+    write_atomic(path, tokenizer.to_str(pretty=True).encode())
+    return tokenizer, [word for word in words if len(tokenizer.encode(word).ids) > 1]
+
+
+# -----------------------------------------------------------------------------
+# Processor: everything that stands between an observation and the model, and between the model and an action.
+# It lives in the checkpoint's meta.json; a rollout takes it from there and from nowhere else.
+
+class Processor:
+    """
+    cameras        names, in the order the model sees them
+    image_size     pixels, square
+    state_slots    names out of STATE_NAMES
+    action_slots   names out of TOOL_ACTION_NAMES; the command in force is held in the others
+    horizon        H, rows of a chunk, at control_hz
+    tokenizer      the JSON text of a `tokenizers` file
+    stats          mean and spread per state slot, (S,), and per row and action slot, (H, A): see `fit`
+    """
+
+    def __init__(self, cameras, image_size, state_slots, action_slots, horizon, control_hz, tokenizer,
+                 tokens_per_camera=4, action_space='tool', template='minimal', stats=None):
+        if action_space != 'tool':
+            raise ValueError(f"action_space {action_space!r}, expected 'tool'")
+        if template != 'minimal':
+            raise ValueError(f"template {template!r}, expected 'minimal'")
+        self.cameras, self.image_size = tuple(cameras), image_size
+        self.state_slots, self.action_slots = slots(state_slots, STATE_NAMES), slots(action_slots, TOOL_ACTION_NAMES)
+        self.horizon, self.control_hz, self.tokens_per_camera = horizon, control_hz, tokens_per_camera
+        self.action_space, self.template = action_space, template
+        self.tokenizer_json, self.tokenizer = tokenizer, tokenizers.Tokenizer.from_str(tokenizer)
+        self.token_id = {name: self.tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
+        missing = [name for name, i in self.token_id.items() if i is None]
+        if missing:
+            raise ValueError(f'tokenizer lacks {", ".join(missing)}; make one: python data.py tokenizer')
+        self.state_index = np.array([STATE_NAMES.index(n) for n in self.state_slots])
+        self.action_index = np.array([TOOL_ACTION_NAMES.index(n) for n in self.action_slots])
+        self.stats = stats and {k: np.asarray(v, np.float64) for k, v in stats.items()}
+
+    def to_dict(self):
+        return {'cameras': list(self.cameras), 'image_size': self.image_size, 'state_slots': list(self.state_slots),
+                'action_slots': list(self.action_slots), 'horizon': self.horizon, 'control_hz': self.control_hz,
+                'tokenizer': self.tokenizer_json, 'tokens_per_camera': self.tokens_per_camera,
+                'action_space': self.action_space, 'template': self.template,
+                'state_units': [STATE[i].unit for i in self.state_index],
+                'action_units': [TOOL_ACTION[i].unit for i in self.action_index],
+                'stats': self.stats and {k: v.tolist() for k, v in self.stats.items()}}
+
+    @classmethod
+    def from_dict(cls, d):
+        return cls(**{k: v for k, v in d.items() if k not in ('state_units', 'action_units')})
+
+    # ---- agreement with a recorded or simulated world
+
+    def check_world(self, metadata):
+        """Raise ValueError, with the differences, where a world (World.metadata()) cannot feed this processor."""
+        size = {'height': metadata['image_size'], 'width': metadata['image_size']}
+        self._compare(dict.fromkeys(metadata['cameras'], size), metadata['control_hz'], metadata['tool_action_names'], 'the world')
+
+    def check_header(self, header, path):
+        """The same for a recorded episode."""
+        self._compare(header['cameras'], header['control_hz'], header['tool_action_slots'], path)
+
+    def _compare(self, cameras, control_hz, action_names, where):
+        faults = [f'camera {c!r} is missing (there are: {", ".join(cameras)})' for c in self.cameras if c not in cameras]
+        faults += [f'camera {c!r} is {cameras[c]["height"]}x{cameras[c]["width"]} px, the policy sees {self.image_size}x'
+                   f'{self.image_size}' for c in self.cameras if c in cameras
+                   and (cameras[c]['height'], cameras[c]['width']) != (self.image_size, self.image_size)]
+        if control_hz != self.control_hz:
+            faults.append(f'control rate {control_hz} Hz, the policy acts at {self.control_hz} Hz')
+        if tuple(action_names) != TOOL_ACTION_NAMES:
+            faults.append(f'action slots {", ".join(action_names)}, the policy gives {", ".join(TOOL_ACTION_NAMES)}')
+        if faults:
+            raise ValueError(f'{where} does not fit the policy: ' + '; '.join(faults))
+
+    # ---- text
+
+    def prompt(self, instruction, subtask=None):
+        """-> user part, assistant part ('' without subtask): the token sequence as text."""
+        for text in (instruction, subtask or ''):
+            if '<|' in text:
+                raise ValueError(f'{text!r}: instructions and subtasks must not contain "<|"')
+        images = '<|image_pad|>' * (self.tokens_per_camera * len(self.cameras))
+        return (f'{images}<|state_pad|>{instruction}<|vla|>', '' if subtask is None else f'{subtask}<|action_start|>')
+
+    @functools.lru_cache(maxsize=100_000)
+    def prompt_ids(self, instruction, subtask=None):
+        """-> token ids of the user part, of the assistant part."""
+        return tuple(tuple(self.tokenizer.encode(part).ids) if part else () for part in self.prompt(instruction, subtask))
+
+    def decode_text(self, ids):
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def pad(self, prompts):
+        """[(user ids, assistant ids)] -> input_ids, labels (B, L), user_len, total_len (B,), padded on the right."""
+        user_len, total_len = (torch.tensor([len(u) for u, _ in prompts]), torch.tensor([len(u) + len(a) for u, a in prompts]))
+        shape = (len(prompts), int(total_len.max()))
+        ids, labels = torch.full(shape, self.token_id['<|pad|>']), torch.full(shape, -100)
+        for i, (user, assistant) in enumerate(prompts):
+            ids[i, :total_len[i]] = torch.tensor(user + assistant)
+            labels[i, user_len[i]:total_len[i]] = torch.tensor(assistant, dtype=torch.int64)
+        return {'input_ids': ids, 'labels': labels, 'user_len': user_len, 'total_len': total_len}
+
+    # ---- numbers
+
+    def normalise_state(self, states):
+        """(B, 79) -> (B, S) float32."""
+        return ((states[:, self.state_index] - self.stats['state_mean']) / self.stats['state_std']).astype(np.float32)
+
+    def normalise_actions(self, actions, commands):
+        """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) float32."""
+        relative = anchor(actions, commands)[..., self.action_index]
+        return ((relative - self.stats['action_mean']) / self.stats['action_std']).astype(np.float32)
+
+    def decode_actions(self, chunk, commands):
+        """Inverse: (B, H, A) normalised, (B, 15) command in force -> (B, H, 15) absolute tool actions, float32."""
+        chunk, commands = np.asarray(chunk, np.float64), np.asarray(commands, np.float64)
+        hold = np.repeat(commands[:, None], chunk.shape[1], 1)     # (B, H, 15)
+        relative = anchor(hold, commands)
+        relative[..., self.action_index] = chunk * self.stats['action_std'] + self.stats['action_mean']
+        out = unanchor(relative, commands)
+        for columns in _ROTVEC:      # no rotation slot of this arm is predicted: exactly the commanded one, no rounding
+            if not set(columns) & set(self.action_index):
+                out[..., columns] = hold[..., columns]
+        return out.astype(np.float32)
+
+    def encode(self, rows, subtasks=None):
+        """
+        Observations -> batch for the model. `rows` are observation dicts, live from the world or `Dataset.row(i)`;
+        only image/<camera> of our cameras, the state fields and the instruction are read. With `subtasks`, one text
+        per row, the batch contains the assistant part and the model acts having read it.
+        """
+        for camera in self.cameras:
+            shape = np.shape(rows[0][f'image/{camera}'])
+            if shape != (self.image_size, self.image_size, 3):
+                raise ValueError(f'image/{camera} is {shape}, the model sees {self.image_size} px squares')
+        subtasks = [None] * len(rows) if subtasks is None else subtasks
+        images = np.stack([[row[f'image/{camera}'] for camera in self.cameras] for row in rows])
+        states = np.stack([state_vector(row) for row in rows])
+        prompts = [self.prompt_ids(row['instruction'], subtask) for row, subtask in zip(rows, subtasks)]
+        return self.assemble(images, states, prompts)
+
+    def assemble(self, images, states, prompts):
+        """(B, N, h, w, 3) uint8, (B, 79), prompt ids -> batch. The one place where model inputs are put together."""
+        return {'images': torch.from_numpy(images), 'state': torch.from_numpy(self.normalise_state(states)), **self.pad(prompts)}
+
+    # ---- normaliser
+
+    def fit(self, dataset):
+        """
+        Mean and spread of exactly the tensors the loss sees: anchored, masked, the sampled windows. A spread below the
+        slot's floor becomes the floor: a slot that does not move must not turn noise into signal.
+        """
+        state = dataset.state[dataset.windows][:, self.state_index].astype(np.float64)
+        total, square, count = 0, 0, 0
+        for start in range(0, len(dataset.windows), 65_536):      # blocks: a million windows need not fit in memory
+            rows = dataset.windows[start:start + 65_536]
+            relative = anchor(dataset.chunk(rows), dataset.state[rows][:, _COMMAND:_COMMAND + 15])[..., self.action_index]
+            mask = dataset.chunk_mask(rows)[..., None]
+            total, square = total + (relative * mask).sum(0), square + (relative ** 2 * mask).sum(0)
+            count = count + mask.sum(0)
+        mean = total / np.maximum(count, 1)
+        spread = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean ** 2, 0))
+        self.stats = {'state_mean': state.mean(0), 'state_std': state.std(0), 'action_mean': mean, 'action_std': spread}
+        state_floor = np.array([STATE[i].floor for i in self.state_index])
+        action_floor = np.array([TOOL_ACTION[i].floor for i in self.action_index])
+        dead = [n for n, s, f in zip(self.state_slots, self.stats['state_std'], state_floor) if s < f]
+        dead += [f'action {n}' for n, s, f in zip(self.action_slots, spread.max(0), action_floor) if s < f]
+        self.stats['state_std'] = np.maximum(self.stats['state_std'], state_floor)
+        self.stats['action_std'] = np.maximum(spread, action_floor)
+        return dead      # names of slots that move less than their floor: constant, as far as the model is concerned
+
+
+# -----------------------------------------------------------------------------
+# Dataset
+
+def in_validation(task, seed, fraction):
+    """Whether an episode is held out: by hash, so that recording more episodes never moves one across."""
+    return zlib.crc32(f'{task}/{seed}'.encode()) / 2 ** 32 < fraction
+
+
+def generator(*key):
+    """torch generator seeded by integers."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+class Dataset:
+    """
+    Windows of H actions over a folder of episodes. Low-dimensional arrays are in memory; images stay in the mapped
+    files and one row is read per sample. `batch` is a pure function of (seed, step).
+
+    split        'train', 'val' or None (all episodes); val_fraction of them is held out, by hash of task and seed
+    tail         windows that start more than `tail` rows after the goal was reached for good are not sampled
+    draws        K, (noise, time) draws per chunk; they share one reading of the images
+    read_text    probability that a draw sees the subtask text
+    gain         spread of the colour gain, per image channel; brightness: of the offset, in 0..255
+    shift        largest image shift, pixels; state_noise: in normalised units
+    """
+
+    def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
+                 gain=0.0, brightness=0.0, shift=0, state_noise=0.0):
+        self.processor, self.draws, self.read_text, self.tail = processor, draws, read_text, tail
+        self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
+        parts, self.paths, self.headers, self.images = {}, [], [], []
+        for path in episode_paths(source):
+            arrays, header = read_episode(path)
+            if split and (split == 'val') != in_validation(header['task'], header['seed'], val_fraction):
+                continue
+            processor.check_header(header, path)
+            self.paths.append(path)
+            self.headers.append(header)
+            self.images.append([arrays[f'image/{camera}'] for camera in processor.cameras])
+            for name in ('state', 'tool_action', 'kicked', 'subtask_id', 'time', 'goal'):
+                parts.setdefault(name, []).append(np.array(arrays[name]))
+        if not self.paths:
+            raise ValueError(f'no episode of {source} falls into the {split!r} part (val_fraction {val_fraction})')
+        lengths = np.array([len(t) for t in parts['time']])
+        self.start = np.concatenate([[0], np.cumsum(lengths)])                     # (E+1,) first row of each episode
+        self.episode = np.repeat(np.arange(len(lengths)), lengths)                 # (n,)
+        self.state, self.tool_action, self.time, self.subtask_id = (
+            np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
+        self.last = self.start[1:][self.episode] - 1                               # (n,) last row of the row's episode
+        self.held = np.array([bool(h['success']) for h in self.headers])[self.episode]
+        self.kicks_before = np.concatenate([[0], np.cumsum(np.concatenate(parts['kicked']) > 0)])    # (n+1,)
+        done = [len(g) - np.argmin(g[::-1]) if not g.all() else 0 for g in parts['goal']]  # goal true from here to the end
+        keep = np.concatenate([np.arange(n) <= d + tail for n, d in zip(lengths, done)])
+        self.windows = np.flatnonzero(keep)
+        self._order = functools.lru_cache(maxsize=2)(self._shuffled)               # an epoch boundary needs two
+
+    def __len__(self):
+        return len(self.windows)
+
+    def fingerprint(self):
+        """Short hash of what is in the files: resuming on other data would not be resuming."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.tool_action))
+        digest.update(json.dumps([[os.path.basename(p), h['seed'], h['task']] for p, h in zip(self.paths, self.headers)]).encode())
+        return digest.hexdigest()[:16]
+
+    # ---- windows, by arrays of global row numbers
+
+    def chunk(self, rows):
+        """-> (B, H, 15) absolute actions; past the end of the episode the last command is held."""
+        j = np.arange(self.processor.horizon)
+        return self.tool_action[np.minimum(rows[:, None] + j, self.last[rows][:, None])]
+
+    def chunk_mask(self, rows):
+        """
+        -> (B, H) bool. Row j counts if nothing kicked the robot in rows 0..j-1 of the window: from a kick on, the
+        recorded actions answer another situation. Past the end rows count if the episode ended in success (hold).
+        """
+        at, last = rows[:, None] + np.arange(self.processor.horizon), self.last[rows][:, None]
+        undisturbed = self.kicks_before[np.minimum(at, last + 1)] == self.kicks_before[rows][:, None]
+        return undisturbed & ((at <= last) | self.held[rows][:, None])
+
+    def subtask(self, row):
+        return self.headers[self.episode[row]]['subtasks'][self.subtask_id[row]]
+
+    def instruction(self, row):
+        return self.headers[self.episode[row]]['instruction']
+
+    def row(self, row):
+        """Recorded frame as the observation dict the world gave."""
+        e = self.episode[row]
+        obs = {'time': float(self.time[row]), **observation_from_state(self.state[row]), 'instruction': self.instruction(row)}
+        return obs | {f'image/{c}': np.array(im[row - self.start[e]]) for c, im in zip(self.processor.cameras, self.images[e])}
+
+    def gather_images(self, rows):
+        """-> (B, N, h, w, 3) uint8."""
+        size = self.processor.image_size
+        out = np.empty((len(rows), len(self.processor.cameras), size, size, 3), np.uint8)
+        for i, row in enumerate(rows):
+            e = self.episode[row]
+            for n, images in enumerate(self.images[e]):
+                out[i, n] = images[row - self.start[e]]
+        return out
+
+    def action_error(self, rows, chunk):
+        """Mean absolute error of (B, H, A) normalised chunks against the recorded actions, over the rows that count, in units."""
+        processor, commands = self.processor, self.state[rows][:, _COMMAND:_COMMAND + 15]
+        error = np.abs(processor.decode_actions(chunk, commands) - self.chunk(rows))[self.chunk_mask(rows)]     # (M, 15)
+        groups = {'position_mm': ('*/tool_[xyz]', 1e3), 'rotation_rad': ('*/tool_r[xyz]', 1), 'gripper_mm': ('*/gripper', 1e3),
+                  'spine_rad': ('spine_z', 1)}
+        columns = {g: [i for i in processor.action_index if fnmatch.fnmatchcase(TOOL_ACTION_NAMES[i], p)] for g, (p, _) in groups.items()}
+        return {g: float(error[:, c].mean() * groups[g][1]) for g, c in columns.items() if c}
+
+    # ---- batches
+
+    def _shuffled(self, seed, epoch):
+        return np.random.default_rng([seed, epoch]).permutation(len(self.windows))
+
+    def sample_rows(self, step, batch_size, seed):
+        """Rows of the global batch of a step: one permutation of the windows per epoch, no window left out."""
+        n = len(self.windows)
+        at = np.arange(step * batch_size, (step + 1) * batch_size)
+        picks = np.concatenate([self._order(seed, int(e))[at[at // n == e] % n] for e in np.unique(at // n)])
+        return self.windows[picks]
+
+    def batch(self, step, batch_size, rank=0, world_size=1, seed=0):
+        """
+        Slice `rank` of the global batch of `step`: the keys model.VLA reads (images uint8 or, augmented, float 0..255).
+        Everything random is drawn for the global batch, so that the number of ranks changes no number.
+        n_rows and n_tokens are the loss's denominators: global counts divided by world_size.
+        """
+        if batch_size % world_size:
+            raise ValueError(f'global batch {batch_size} does not divide into {world_size} slices')
+        processor, B, K, rng = self.processor, batch_size, self.draws, generator(seed, step)
+        H, A, S, N = processor.horizon, len(processor.action_slots), len(processor.state_slots), len(processor.cameras)
+        draws = {
+            'noise': torch.randn(B, K, H, A, generator=rng),
+            'time': 0.001 + 0.999 * torch.rand(B, K, generator=rng) ** (1 / 1.5),      # Beta(1.5, 1) by its inverse
+            'read_text': torch.rand(B, K, generator=rng) < self.read_text,
+            'gain': 1 + self.gain * torch.randn(B, 1, 1, 1, 3, generator=rng),
+            'offset': self.brightness * torch.randn(B, 1, 1, 1, 1, generator=rng),
+            'shift': torch.randint(-self.shift, self.shift + 1, (B, N, 2), generator=rng),
+            'state_noise': self.state_noise * torch.randn(B, S, generator=rng)}
+        rows = self.sample_rows(step, batch_size, seed)
+        mask = self.chunk_mask(rows)
+        prompts = [processor.prompt_ids(self.instruction(row), self.subtask(row)) for row in rows]
+        longest = max(prompts, key=lambda p: len(p[0]) + len(p[1]))
+        mine = slice(rank * B // world_size, (rank + 1) * B // world_size)
+        draws = {k: v[mine] for k, v in draws.items()}
+        batch = self.make_batch(rows[mine], prompts[mine] + [longest])     # the longest of all ranks sets the width
+        batch['state'] += draws['state_noise']
+        batch['images'] = self.augment(batch['images'], draws['gain'], draws['offset'], draws['shift'])
+        return batch | {'noise': draws['noise'], 'time': draws['time'], 'read_text': draws['read_text'],
+                        'n_rows': torch.tensor(mask.sum() / world_size, dtype=torch.float32),
+                        'n_tokens': torch.tensor(sum(len(a) for _, a in prompts) / world_size, dtype=torch.float32)}
+
+    def make_batch(self, rows, prompts):
+        """Inputs and labels of given rows, without draws; prompts may be longer than rows, which only widens the padding."""
+        processor, state = self.processor, self.state[rows]
+        batch = processor.assemble(self.gather_images(rows), state, prompts)
+        batch = {k: v[:len(rows)] for k, v in batch.items()}
+        batch['actions'] = torch.from_numpy(processor.normalise_actions(self.chunk(rows), state[:, _COMMAND:_COMMAND + 15]))
+        batch['action_mask'] = torch.from_numpy(self.chunk_mask(rows))
+        return batch
+
+    def augment(self, images, gain, offset, shift):
+        """(B, N, h, w, 3) uint8 -> shifted by whole pixels (edges repeated), colour gain and brightness; float 0..255."""
+        if self.shift:
+            size = torch.arange(images.shape[2])
+            y, x = ((size + shift[..., axis, None]).clamp(0, len(size) - 1) for axis in (0, 1))        # (B, N, h)
+            b, n = torch.arange(len(images))[:, None, None, None], torch.arange(images.shape[1])[:, None, None]
+            images = images[b, n, y[..., :, None], x[..., None, :]]
+        if self.gain or self.brightness:
+            images = images.float().mul_(gain).add_(offset)      # not clipped: clipping is one more pass for nothing
+        return images
+
+
+def prefetch(make, steps):
+    """Yield make(step) for each step, the next one being made by a thread meanwhile; order and numbers are unchanged."""
+    with concurrent.futures.ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        ahead = None
+        for step in steps:
+            now = ahead if ahead is not None else pool.submit(make, step)
+            ahead = pool.submit(make, step + 1) if step + 1 in steps else None
+            yield now.result()
+
+
+# -----------------------------------------------------------------------------
+# synthetic episodes: a coloured square to move a point to. For config/debug.py and the tests; no simulator needed.
+
+def write_synthetic_episodes(folder, count, cameras, image_size, control_hz=10, kicks=0.1, seed0=0):
+    """Random but learnable: the named square lies somewhere, the tool goes to it in bounded steps and the hand closes."""
+    for seed in range(seed0, seed0 + count):
+        write_episode(os.path.join(folder, f'synthetic_{seed:06d}.safetensors'),
+                      *synthetic_episode(seed, cameras, image_size, control_hz, kicks))
+
+
+def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
+    """-> arrays, header."""
+    rng = np.random.default_rng(seed)
+    colours = {'red': (200, 40, 40), 'blue': (40, 60, 200)}
+    name = list(colours)[rng.integers(2)]
+    places = {c: np.array([0.25, -0.1, 0]) + rng.random(3) * [0.2, 0.2, 0] for c in colours}
+    command = np.zeros(15, np.float32)
+    command[_POSITION] = rng.uniform([0.25, -0.1, 0.05], [0.45, 0.1, 0.15], (2, 3))
+    command[_ROTVEC[:, 2]] = rng.uniform(-0.5, 0.5, 2)
+    command[[7, 14]] = 0.06
+    rows, grid, settled = [], np.stack(np.meshgrid(np.arange(image_size), np.arange(image_size), indexing='ij'), -1), 0
+    while len(rows) < 60 and settled < 4:
+        pos = command[_POSITION] + rng.normal(0, 0.0005, (2, 3))
+        obs = {'joint_pos': np.zeros(15), 'joint_vel': np.zeros(15), 'gripper': command[[7, 14]], 'tool_pos': pos,
+               'tool_quat': quat_from_rotvec(command[_ROTVEC]), 'tool_vel': np.zeros((2, 3)), 'tool_command': command}
+        away = places[name] - command[_POSITION][1]
+        near = np.abs(away).max() < 0.002
+        settled += bool(near and command[14] < 0.03)
+        action = command.copy()
+        action[_POSITION[1]] += np.clip(away, -0.03, 0.03)
+        action[14] = 0.02 if near else 0.06
+        kicked = not near and rng.random() < kicks
+        executed = action.copy()
+        executed[_POSITION[1]] += kicked * rng.normal(0, 0.02, 3)
+        row = {'time': len(rows) / control_hz, 'state': state_vector(obs), 'tool_action': action, 'tool_executed': executed,
+               'joint_action': np.zeros(17), 'kicked': kicked, 'qpos': np.zeros(3), 'qvel': np.zeros(3), 'ctrl': np.zeros(3),
+               'connections': 0, 'phase': int(near), 'subtask_id': int(near), 'goal': settled > 0}
+        for camera in cameras:
+            image = np.full((image_size, image_size, 3), 128, np.uint8)
+            centre = pos[ARMS.index(camera.split('/')[0])] if '/' in camera else np.array([0.35, 0, 0])
+            for colour, place in places.items():
+                at = (0.5 + (place - centre)[:2] / 0.4) * image_size
+                image[(np.abs(grid - at) < image_size * 0.06).all(-1)] = colours[colour]
+            image[0, 0] = 0      # a view with no square in it is still a picture
+            row[f'image/{camera}'] = image
+        rows.append(row)
+        command = executed
+    return {k: np.stack([row[k] for row in rows]) for k in rows[0]}, {
+        'task': 'synthetic', 'instruction': f'reach the {name} brick', 'control_hz': control_hz, 'seed': seed,
+        'subtasks': [f'right hand: reach the {name} brick', f'right hand: grasp the {name} brick'],
+        'success': settled > 0, 'metrics': {}, 'world': {}}
+
+
+# -----------------------------------------------------------------------------
+# commands
+
+def print_stats(paths):
+    """One line per slot: mean, spread and range over all rows of all files."""
+    loaded = [read_episode(path) for path in paths]
+    rows = sum(len(a['time']) for a, _ in loaded)
+    kicked = sum(int(a['kicked'].sum()) for a, _ in loaded)
+    print(f'{len(paths)} episodes, {sum(h["success"] for _, h in loaded)} successful, {rows} rows, {kicked} kicked, '
+          f'{sum(os.path.getsize(p) for p in paths) / 1e9:.2f} GB; {rows / len(paths):.1f} rows per episode')
+    for text in sorted({h['instruction'] for _, h in loaded}):
+        print(f'  {sum(h["instruction"] == text for _, h in loaded):5d} x {text}')
+    for key, table in (('state', STATE), ('tool_action', TOOL_ACTION), ('joint_action', JOINT_ACTION)):
+        values = np.concatenate([a[key] for a, _ in loaded]).astype(np.float64)
+        print(f'\n{key:32s}{"unit":>6s}{"mean":>10s}{"std":>10s}{"min":>10s}{"max":>10s}')
+        for slot, v in zip(table, values.T):
+            dead = '  below its floor' if v.std() < slot.floor else ''
+            print(f'{slot.name:32s}{slot.unit:>6s}{v.mean():10.4f}{v.std():10.4f}{v.min():10.4f}{v.max():10.4f}{dead}')
+
+
+def draw_episode(path, out):
+    """Contact sheet (a row per camera, 12 moments) over plots of commanded and measured tool motion."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    arrays, header = read_episode(path)
+    cameras, time = list(header['cameras']), arrays['time']
+    moments = np.linspace(0, len(time) - 1, 12).astype(int)
+    figure, axes = plt.subplots(len(cameras) + 4, 1, figsize=(18, 1.6 * len(cameras) + 8), constrained_layout=True)
+    for axis, camera in zip(axes, cameras):
+        axis.imshow(np.concatenate([arrays[f'image/{camera}'][t] for t in moments], 1))
+        axis.set_ylabel(camera)
+        axis.set_xticks([]), axis.set_yticks([])
+    state = {n: arrays['state'][:, i] for i, n in enumerate(STATE_NAMES)}
+    label = {n: arrays['tool_action'][:, i] for i, n in enumerate(TOOL_ACTION_NAMES)}
+    for axis, what, unit in zip(axes[len(cameras):], ('tool_[xy]', 'tool_z', 'tool_rz', 'gripper'), ('m', 'm', 'rad', 'm')):
+        for name in slots([f'*/{what}'], TOOL_ACTION_NAMES):
+            line, = axis.plot(time, label[name], label=f'{name} label')
+            axis.plot(time, state[f'command/{name}'], ':', color=line.get_color())
+        axis.plot(time[arrays['kicked'] > 0], np.full((arrays['kicked'] > 0).sum(), axis.get_ylim()[0]), 'kx')
+        axis.set_ylabel(f'{what.replace("[xy]", "x, y")} ({unit})')
+        axis.legend(loc='upper right', ncols=4, fontsize=7)
+    for t in np.flatnonzero(np.diff(arrays['subtask_id'], prepend=-1)):
+        axes[len(cameras)].annotate(header['subtasks'][arrays['subtask_id'][t]], (time[t], axes[len(cameras)].get_ylim()[0]),
+                                    rotation=90, fontsize=7, va='bottom')
+    axes[-1].set_xlabel('time (s); dotted: command in force; crosses: kicked')
+    figure.suptitle(f'{path}\n{header["task"]} seed {header["seed"]}: {header["instruction"]} '
+                    f'({"success" if header["success"] else "failure"}, {len(time)} rows)')
+    figure.savefig(out, dpi=70)
+    plt.close(figure)
+
+
+def main(argv):
+    usage = __doc__.split('\n\n')[1]
+    options = dict(a[2:].split('=', 1) for a in argv if a.startswith('--') and '=' in a)
+    words = [a for a in argv if not a.startswith('--')]
+    if words == ['tokenizer'] and set(options) <= {'from', 'out'}:
+        headers = [read_episode(p)[1] for p in episode_paths(options['from'])] if 'from' in options else []
+        out = options.get('out', 'assets/tokenizer.json')
+        texts = {text for h in headers for text in [h['instruction'], *h['subtasks']]}
+        tokenizer, split = make_tokenizer(texts, out)
+        print(f'{out}: {tokenizer.get_vocab_size()} entries; words of more than one token: {" ".join(split) or "none"}')
+    elif len(words) == 2 and words[0] == 'check' and not options:
+        faulty = 0
+        paths = episode_paths(words[1])
+        for path in paths:
+            faults = check_episode(path)
+            faulty += bool(faults)
+            print(*(f'{path}: {fault}' for fault in faults), sep='\n', end='\n' if faults else '')
+        print(f'{len(paths)} episodes, {faulty} with faults')
+        return 1 if faulty else 0
+    elif len(words) == 2 and words[0] == 'stats' and not options:
+        print_stats(episode_paths(words[1]))
+    elif len(words) == 2 and words[0] == 'show' and not options:
+        for path in episode_paths(words[1]):
+            out = os.path.splitext(path)[0] + '.png'
+            draw_episode(path, out)
+            print(out)
+    else:
+        print(usage)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,482 @@
+"""Drive the world with a policy: record the expert, score a checkpoint, replay an episode, film any of them.
+
+python sim_rollout.py config/demo_collect.py                  # record demonstrations; kill and repeat to go on
+python sim_rollout.py --ckpt=out/demo --episodes=100          # score a checkpoint on the held-out seeds
+python sim_rollout.py --ckpt=out/demo --episodes=100 --instruction=    # the same with the instruction blanked
+python sim_rollout.py --ckpt=out/demo --episodes=20 --video=4          # films: up to two successes, two failures
+python sim_rollout.py --task=join --episodes=1 --video=1      # watch the expert
+python sim_rollout.py --policy=episodes/demo                  # replay every episode of a folder, bit for bit
+1 GPU, 8 GPU: the same commands; the network goes to a GPU if there is one; --workers=16 gives each core a world.
+2 nodes: seeds are independent: an array job takes --seeds=0:1000, --seeds=1000:2000, ... into one folder.
+"""
+import os
+os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'  # before numpy: workers fill the cores, not threads
+import functools, inspect, json, multiprocessing, multiprocessing.connection, signal, subprocess, sys, time
+from pathlib import Path
+import imageio
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+from world import PHASES, World  # before anything that might import mujoco: world chooses the GL backend
+from expert import Expert, Kicks
+import data
+# -----------------------------------------------------------------------------
+# policy
+policy = 'expert'    # expert, hold, zero, random, a checkpoint folder, or a replay: an episode file or a folder of them
+ckpt = ''            # --ckpt=out/demo is the same as --policy=out/demo
+kicks = 0.0          # expert: probability per step that a disturbance starts; it is executed, the label stays clean
+execute = 2          # checkpoint: rows of each predicted chunk that are executed before it looks again
+steps = 5            # checkpoint: denoising steps per chunk
+read_text = False    # checkpoint: decode the subtask text and act having read it
+instruction = None   # replaces the world's; --instruction= (empty) blanks it: does the policy use language?
+device = None        # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
+# world; None: what the checkpoint or the episode was made with, else the defaults of World
+task = None          # 'place', 'join'
+brick_scale = None   # 1.0 LEGO, 2.0 DUPLO
+cameras = None       # tuple of names, see world.py
+image_size = None    # px
+control_hz = None
+# seeds: those of `seeds`, else `episodes` from seed0 on
+seeds = None         # 'a:b', half open
+seed0 = None         # None: 0 when recording, else 1_000_000; from there on seeds are for testing, never recorded
+episodes = 10
+workers = 2          # processes, each with a world of its own
+# output
+record = ''          # folder for the successful episodes; what is there already is skipped
+video = 0            # episodes to film: half successes, half failures where there are enough
+out = ''             # for rollouts.jsonl and films; '': the record folder, <checkpoint>/rollout, or out/<policy>
+exec(open('configurator.py').read())  # overrides from a config file or the command line
+# -----------------------------------------------------------------------------
+TEST_SEED0 = 1_000_000
+WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz')
+FILM_VIEWS = ('head', 'overhead', 'left/wrist', 'right/wrist')
+FILM_PX, BANNER_PX = 480, 64  # a film is 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 wants multiples of 16
+# -----------------------------------------------------------------------------
+# Policies. Each gives start(seed) -> act, and act(obs) -> None when it has nothing left to do, else a dict of
+#   executed (15,) f32    what the world gets            action (15,) f32   the label: the expert's clean answer
+#   kicked bool, subtask str    and where they apply:    chunk_ms   time it took to predict a new chunk
+#   difference   largest |qpos - recorded qpos| of a replay
+
+
+def constant_policy(kind):
+    """hold: the command in force; zero: all slots zero; random: a random walk of the command in force."""
+    sigma = np.array([.02, *2 * (.01, .01, .01, .05, .05, .05, .004)])  # per step: rad, then m and rad per arm
+
+    def start(seed):
+        rng = np.random.default_rng(seed)
+
+        def act(obs):
+            command = np.zeros(15) if kind == 'zero' else obs['tool_command'].astype(float)
+            command += sigma * rng.standard_normal(15) * (kind == 'random')
+            return dict(executed=command.astype(np.float32), action=command, kicked=False, subtask='')
+        return act
+    return start
+
+
+def expert_policy(world, probability):
+    def start(seed):
+        expert, disturbance = Expert(), Kicks(seed, probability=probability)
+
+        def act(obs):
+            action, info = expert.act(world)
+            executed, kicked = disturbance.apply(world, action, info)
+            return dict(executed=executed, action=action, kicked=kicked, subtask=info['subtask'])
+        return act
+    return start
+
+
+def replay_policy(world, files):
+    """Executes what the world got when the episode was recorded, and compares the physics with that of then."""
+    def start(seed):
+        episode, header = data.read_episode(files[seed])
+        rows = iter(range(len(episode['time'])))
+
+        def act(obs):
+            if (t := next(rows, None)) is None:
+                return None
+            return dict(executed=episode['tool_executed'][t], action=episode['tool_action'][t],
+                        kicked=bool(episode['kicked'][t]), subtask=header['subtasks'][episode['subtask_id'][t]],
+                        difference=float(np.abs(world.data.qpos - episode['qpos'][t]).max()))
+        return act
+    return start
+
+
+def checkpoint_policy(world, folder, execute, steps, read_text, device):
+    """A trained model: predicts a chunk, executes its first rows, looks again."""
+    import torch, model  # here: recording does without them
+    torch.set_num_threads(1)
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    net, meta = model.VLA.load(folder)
+    net = net.to(device).eval()
+    processor = data.Processor.from_dict(meta['processor'])
+    processor.check_world(world.metadata())
+    if not 1 <= execute <= processor.horizon:
+        raise ValueError(f'execute={execute}: the chunks of {folder} have {processor.horizon} rows')
+
+    def start(seed):
+        pending, subtask = [], ''
+
+        def act(obs):
+            nonlocal subtask
+            choice = {}
+            if not pending:
+                began = time.perf_counter()
+                batch = {k: v.to(device) for k, v in processor.encode([obs]).items()}
+                if read_text:
+                    chunk, tokens = net.plan_and_act(batch, steps=steps)                                  # (1, H, A)
+                    subtask = processor.decode_text(tokens[0])
+                else:
+                    chunk = net.act(batch, steps=steps)                                                   # (1, H, A)
+                chunk = processor.decode_actions(chunk.float().cpu().numpy(), obs['tool_command'][None])  # (1, H, 15)
+                pending.extend(chunk[0, :execute])
+                choice['chunk_ms'] = (time.perf_counter() - began) * 1e3
+            action = pending.pop(0)
+            return dict(choice, executed=action, action=action, kicked=False, subtask=subtask)
+        return act
+    return start
+
+
+# -----------------------------------------------------------------------------
+# The one stepping loop
+
+
+def run_episode(world, start, seed, instruction=None, record=False, film=False):
+    """One episode -> (result dict, rows of its file if record, frames if film)."""
+    began = time.perf_counter()
+    obs, info = world.reset(seed)
+    act = start(seed)
+    rows, frames, chunk_ms, difference, n_steps, stop = [], [], [], [], 0, False
+    while not stop:
+        if instruction is not None:
+            obs['instruction'] = instruction
+        choice = act(obs)
+        if choice is None:
+            break
+        if record:
+            rows.append(record_row(world, obs, info, choice))
+        if film:
+            frames.append(film_frame(world, obs, info, choice['subtask']))
+        obs, _, terminated, truncated, info = world.step(choice['executed'])
+        if record:
+            rows[-1]['joint_action'] = obs['joint_command']
+        chunk_ms += [choice['chunk_ms']] if 'chunk_ms' in choice else []
+        difference += [choice['difference']] if 'difference' in choice else []
+        n_steps += 1
+        stop = terminated or truncated
+    if film:  # hold the last picture for a second, with the verdict
+        frames += [film_frame(world, obs, info, 'SUCCESS' if info['success'] else 'FAILED')] * world.control_hz
+    result = dict(seed=seed, success=bool(info['success']), phase=PHASES[info['phase']], phase_id=int(info['phase']),
+                  steps=n_steps, fault=info['fault'], metrics=info['metrics'], instruction=obs['instruction'],
+                  wall_s=round(time.perf_counter() - began, 3))
+    if chunk_ms:
+        result['chunk_ms'] = [round(x, 2) for x in chunk_ms]
+    if difference:
+        result['differs_at'] = next((t for t, x in enumerate(difference) if x > 0), None)
+        result['max_difference'] = max(difference)
+    return result, rows, frames
+
+
+def record_row(world, obs, info, choice):
+    """What an episode file keeps of one step, taken before the step; the loop adds joint_action after it."""
+    return dict(time=obs['time'], state=data.state_vector(obs), tool_action=choice['action'],
+                tool_executed=choice['executed'], kicked=choice['kicked'], subtask=choice['subtask'],
+                qpos=world.data.qpos.copy(), qvel=world.data.qvel.copy(), ctrl=world.data.ctrl.copy(),
+                connections=len(world.connections()), phase=info['phase'], goal=info['goal'],
+                **{k: v for k, v in obs.items() if k.startswith('image/')})
+
+
+# -----------------------------------------------------------------------------
+# Films
+
+
+def film_frame(world, obs, info, subtask):
+    """(FILM_PX + BANNER_PX, 2 FILM_PX, 3) u8: text above, third person on the left, the robot's cameras on the right."""
+    half, font = FILM_PX // 2, ImageFont.load_default
+    head, overhead, left, right = (world.render(name, half) for name in FILM_VIEWS)
+    robot = np.vstack([np.hstack([head, overhead]), np.hstack([left, right])])
+    image = Image.new('RGB', (2 * FILM_PX, FILM_PX + BANNER_PX), (24, 24, 28))
+    image.paste(Image.fromarray(np.hstack([world.render('third_person', FILM_PX), robot])), (0, BANNER_PX))
+    draw = ImageDraw.Draw(image)
+    links = ', '.join(f"{c['upper']} on {c['lower']}: {c['studs']} studs" for c in world.connections())
+    draw.text((10, 4), obs['instruction'] or '(no instruction)', (255, 255, 255), font(22))
+    draw.text((10, 35), subtask, (255, 210, 90), font(18))
+    draw.text((FILM_PX + 100, 35), f"{obs['time']:.1f} s   {PHASES[info['phase']]}   {links}", (150, 200, 255), font(18))
+    for i, name in enumerate(FILM_VIEWS):
+        at = FILM_PX + half * (i % 2) + 6, BANNER_PX + half * (i // 2) + 4
+        draw.text(at, name, (255, 255, 255), font(14), stroke_width=1, stroke_fill=(0, 0, 0))
+    return np.asarray(image)
+
+
+def write_video(path, frames, fps):
+    """An mp4 that every player and browser opens, in real time."""
+    with imageio.get_writer(path, fps=fps, codec='libx264', pixelformat='yuv420p', quality=7) as writer:
+        for frame in frames:
+            writer.append_data(frame)
+
+
+def thumbnails(frames, n=6, width=480):
+    """n moments of a film side by side, for the contact sheet."""
+    moments = [Image.fromarray(frames[i]) for i in np.linspace(0, len(frames) - 1, n).round().astype(int)]
+    return np.hstack([np.asarray(m.resize((width, width * m.height // m.width), Image.LANCZOS)) for m in moments])
+
+
+def choose_films(results, count):
+    """Seeds to film: half failures, half successes, more of one where the other runs out."""
+    good, bad = ([r['seed'] for r in results if r['success'] == kind] for kind in (True, False))
+    n_bad = min(len(bad), max(count // 2, count - len(good)))
+    return good[:count - n_bad] + bad[:n_bad]
+
+
+# -----------------------------------------------------------------------------
+# Processes. A job is (seed, path of its film or None). Everything a worker needs comes by argument, because a spawned
+# process imports this script with its default settings.
+
+
+def setup(world_settings, kind, path, files, kicks, execute, steps, read_text, device):
+    """-> world, start; called once per process."""
+    world = World(**world_settings)
+    if kind == 'checkpoint':
+        return world, checkpoint_policy(world, path, execute, steps, read_text, device)
+    if kind == 'replay':
+        return world, replay_policy(world, files)
+    return world, expert_policy(world, kicks) if kind == 'expert' else constant_policy(kind)
+
+
+def run_job(world, start, job, instruction, record):
+    """Run, write what is to be written, return the result for the parent."""
+    seed, film = job
+    recording = bool(record) and not film  # a film repeats an episode that was recorded before
+    result, rows, frames = run_episode(world, start, seed, instruction, recording, bool(film))
+    if recording and result['success']:
+        data.write_episode(episode_file(record, world.task, seed), *pack(world, result, rows))
+    if film:
+        film = film.with_name(f"{film.name}_{'success' if result['success'] else 'failure'}.mp4")
+        write_video(film, frames, world.control_hz)
+        result |= dict(film=str(film), thumbnails=thumbnails(frames))
+    return result
+
+
+def pack(world, result, rows):
+    """Rows of one episode -> (arrays, header) of its file."""
+    subtasks = sorted({row['subtask'] for row in rows})
+    arrays = {k: np.stack([row[k] for row in rows]) for k in rows[0] if k != 'subtask'}
+    arrays['subtask_id'] = np.array([subtasks.index(row['subtask']) for row in rows])
+    return arrays, dict(task=world.task, instruction=world.instruction, subtasks=subtasks, seed=result['seed'],
+                        control_hz=world.control_hz, success=result['success'], metrics=result['metrics'],
+                        world=world.metadata(), git_rev=git_rev())
+
+
+def work(pipe, setup_args, instruction, record):
+    """A worker's life: set up, say so, answer jobs until the pipe breaks (the parent closed it, or is gone)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    try:
+        world, start = setup(**setup_args)
+    except (ValueError, FileNotFoundError) as refusal:
+        pipe.send(refusal)
+        return
+    try:
+        pipe.send('ready')
+        while True:
+            pipe.send(run_job(world, start, pipe.recv(), instruction, record))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        world.close()
+
+
+def start_workers(n, *args):
+    """-> {our end of the pipe: process}, all ready for jobs."""
+    context, pool = multiprocessing.get_context('spawn'), {}
+    for _ in range(n):
+        ours, theirs = context.Pipe()
+        pool[ours] = context.Process(target=work, args=(theirs, *args), daemon=True)
+        pool[ours].start()
+        theirs.close()
+    for pipe in pool:
+        if isinstance(answer := receive(pipe, 'being set up'), Exception):
+            raise SystemExit(str(answer))
+    return pool
+
+
+def receive(pipe, doing):
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise SystemExit(f'a worker died {doing}; its reason is above, or the system ran out of memory') from None
+
+
+def stop_workers(pool):
+    """Closing the pipes ends them once the episode in hand is over and written."""
+    for pipe in pool:
+        pipe.close()
+    for process in pool.values():
+        process.join(timeout=20)
+
+
+def dispatch(pool, jobs):
+    """Hand jobs out one at a time and yield results as they come: no worker waits for a slower one."""
+    jobs, idle, busy = iter(jobs), list(pool), {}
+    while True:
+        for pipe, job in zip(idle, jobs):  # takes a job only for a pipe that is there
+            pipe.send(job)
+            busy[pipe] = job
+        if not busy:
+            return
+        idle = multiprocessing.connection.wait(list(busy))
+        for pipe in idle:
+            yield receive(pipe, f'running seed {busy.pop(pipe)[0]}')
+
+
+# -----------------------------------------------------------------------------
+# Files, numbers, words
+
+
+@functools.cache
+def git_rev():
+    """Short commit, with + when the working tree differs; 'none' outside a repository."""
+    run = subprocess.run(['git', 'describe', '--always', '--dirty=+'], capture_output=True, text=True)
+    return run.stdout.strip() or 'none'
+
+
+def episode_file(folder, task, seed):
+    return Path(folder) / f'{task}_{seed:07d}.safetensors'
+
+
+def resolve(policy):
+    """-> kind, {seed: episode file} of a replay, world settings the checkpoint or the episode was made with."""
+    if policy in ('expert', 'hold', 'zero', 'random'):
+        return policy, {}, {}
+    path = Path(policy)
+    if (path / 'meta.json').exists():
+        made = json.loads((path / 'meta.json').read_text())['world']
+        return 'checkpoint', {}, {k: made[k] for k in WORLD_KEYS}
+    files = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
+    if not files:
+        raise SystemExit(f'policy={policy}: neither expert, hold, zero or random, nor a checkpoint folder (meta.json), '
+                         'nor an episode (*.safetensors) or a folder of them')
+    headers = [data.read_episode(file)[1] for file in files]
+    return 'replay', {h['seed']: f for h, f in zip(headers, files)}, {k: headers[0]['world'][k] for k in WORLD_KEYS}
+
+
+def known_results(record, task, seeds, made_with):
+    """{seed: result} of an earlier recording into the same folder, which must have been made with the same settings."""
+    log, logged, known = Path(record) / 'rollouts.jsonl', {}, {}
+    for line in log.read_text().splitlines() if log.exists() else ():
+        if not line.endswith('}}'):  # cut off by a kill
+            continue
+        row = json.loads(line)
+        if other := [f'{k} was {v}, is {made_with.get(k)}' for k, v in row['made_with'].items() if v != made_with.get(k)]:
+            raise SystemExit(f'{record} was recorded with other settings: {", ".join(other)}; take another folder')
+        logged[row['seed']] = row
+    for seed in seeds:
+        file = episode_file(record, task, seed)
+        if seed in logged and logged[seed]['success'] == file.exists():
+            known[seed] = logged[seed]  # a success whose file was deleted is recorded again
+        elif file.exists():  # killed between writing the file and logging it
+            steps = data.read_episode(file)[1]['metrics']['steps']
+            known[seed] = dict(seed=seed, success=True, phase_id=len(PHASES) - 1, steps=steps, fault=None)
+    return known
+
+
+def wilson(k, n, z=1.96):
+    """95 % confidence interval of a rate: honest for few trials, and near 0 and 1."""
+    centre, half = k + z * z / 2, z * np.sqrt(k * (n - k) / n + z * z / 4)
+    return (centre - half) / (n + z * z), (centre + half) / (n + z * z)
+
+
+def watch(results, total):
+    """Pass results through and show progress: a bar on a terminal, else a line every 10 s."""
+    bar = tqdm(total=total, unit='ep', disable=not sys.stderr.isatty())
+    began = said = time.time()
+    k = 0
+    for n, result in enumerate(results, 1):
+        k += result['success']
+        bar.update()
+        bar.set_postfix_str(f'{k} ok')
+        if bar.disable and time.time() - said > 10:
+            said = time.time()
+            rate = n / (said - began)
+            print(f'{n}/{total} episodes, {k} ok, {60 * rate:.0f}/min, {(total - n) / rate:.0f} s left', file=sys.stderr)
+        yield result
+    bar.close()
+
+
+def summary(task, results, new, wall_s):
+    """Lines for the end of a run; results: those of all seeds asked for, new: those of this run."""
+    k, n, numbers = sum(r['success'] for r in results), len(results), [r['seed'] for r in results]
+    low, high = wilson(k, n)
+    yield f'{task} {k}/{n} ({100 * k / n:.0f}%, 95% CI {100 * low:.0f}-{100 * high:.0f}) seeds {min(numbers)}-{max(numbers)}'
+    reached = [f"{phase} {sum(r['phase_id'] >= i for r in results)}" for i, phase in enumerate(PHASES)]
+    yield '  got as far as: ' + ', '.join(reached[1:])
+    if k:
+        yield f"  a success takes {np.mean([r['steps'] for r in results if r['success']]):.1f} steps on average"
+    if new:
+        yield f"  {sum(r['steps'] for r in new) / wall_s:.0f} control steps/s, {60 * len(new) / wall_s:.0f} episodes/min"
+    if latency := [x for r in new for x in r.get('chunk_ms', ())]:
+        yield f'  chunk latency {np.median(latency):.1f} ms median, {np.percentile(latency, 95):.1f} ms p95'
+    if replayed := [r for r in new if 'differs_at' in r]:
+        off = [r for r in replayed if r['differs_at'] is not None]
+        yield f'  replay bit-equal in {len(replayed) - len(off)}/{len(replayed)} episodes'
+        yield from (f"  seed {r['seed']} differs from step {r['differs_at']} on, at most {r['max_difference']:.2g}" for r in off[:5])
+    yield from (f"  seed {r['seed']} fault: {r['fault']}" for r in [r for r in results if r['fault']][:5])
+
+
+if __name__ == '__main__':
+    # ---- who drives what, from where
+    policy = ckpt or policy
+    kind, files, made = resolve(policy)
+    asked = dict(task=task, brick_scale=brick_scale, cameras=cameras, image_size=image_size, control_hz=control_hz)
+    default = {k: v.default for k, v in inspect.signature(World).parameters.items() if k in WORLD_KEYS}
+    world_settings = default | made | {k: v for k, v in asked.items() if v is not None}
+    task, name = world_settings['task'], Path(record).name
+    seed0 = seed0 if seed0 is not None else 0 if record else TEST_SEED0
+    first, end = map(int, seeds.split(':')) if seeds else (seed0, seed0 + episodes)
+    todo = sorted(files) if files else list(range(first, end))
+    if record and kind not in ('expert', 'replay'):
+        raise SystemExit(f'record={record}: only the expert gives labels worth learning, policy is {policy}')
+    if record and max(todo) >= TEST_SEED0:
+        raise SystemExit(f'record={record}: seeds from {TEST_SEED0} on are for testing, never recorded; got {max(todo)}')
+    out = Path(out or record or (Path(policy) / 'rollout' if kind == 'checkpoint' else Path('out') / kind))
+    out.mkdir(parents=True, exist_ok=True)
+    # ---- what is there already
+    made_with = dict(world_settings, policy=policy, kicks=kicks, instruction=instruction)
+    made_with |= dict(execute=execute, steps=steps, read_text=read_text) if kind == 'checkpoint' else {}
+    made_with = json.loads(json.dumps(made_with))  # tuples to lists, as they come back from the log
+    done = known_results(record, task, todo, made_with) if record else {}
+    todo = [seed for seed in todo if seed not in done]
+    if done:
+        print(f'{record}: {len(done)} seeds are done, {len(todo)} to go')
+    # ---- run
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill and SLURM's time limit end it like Ctrl-C
+    results, films, pool = list(done.values()), [], {}
+    try:
+        if todo or video:
+            pool = start_workers(min(workers, max(len(todo), video)), dict(
+                world_settings=world_settings, kind=kind, path=policy, files=files, kicks=kicks, execute=execute,
+                steps=steps, read_text=read_text, device=device), instruction, record)
+        began = time.time()
+        with open(out / 'rollouts.jsonl', 'a') as log:
+            for result in watch(dispatch(pool, [(seed, None) for seed in todo]), len(todo)):
+                results.append(result)
+                log.write(json.dumps(dict(result, made_with=made_with)) + '\n')
+                log.flush()
+        print('\n'.join(summary(task, results, results[len(done):], time.time() - began)), flush=True)
+        success = {r['seed']: r['success'] for r in results}
+        for film in dispatch(pool, [(seed, out / f'{task}_{seed:07d}') for seed in choose_films(results, video)]):
+            films.append(film)
+            print(f"  film: {film['film']}", flush=True)
+            if film['success'] != success[film['seed']]:
+                print(f"  seed {film['seed']} ended differently when it was filmed: something is not deterministic")
+    except KeyboardInterrupt:
+        again = f'; the same command goes on: python {" ".join(sys.argv)}' if record else ''
+        raise SystemExit(f'\nstopped, {len(results)} episodes are safe{again}') from None
+    finally:
+        stop_workers(pool)
+    # ---- what there is to see, and what to type next
+    if films:
+        films.sort(key=lambda film: (film['success'], film['seed']))
+        Image.fromarray(np.vstack([film['thumbnails'] for film in films])).save(out / 'sheet.png')
+        print(f"  contact sheet: {out / 'sheet.png'}")
+    if record:
+        train = f'config/{name}.py' if Path(f'config/{name}.py').exists() else f'--episodes={record}'
+        print(f'next: python data.py check {record} && python train.py {train}')
+    elif not video:
+        print(f'next: see it: python {" ".join(sys.argv)} --video=4')

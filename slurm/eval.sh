@@ -1,0 +1,18 @@
+#!/bin/bash
+# Score a checkpoint in closed loop. From the repository root:
+#   sbatch slurm/eval.sh --ckpt=out/demo --episodes=100 --seed0=1000000
+# Partition and account: export SBATCH_PARTITION=... SBATCH_ACCOUNT=...
+#SBATCH --job-name=vla-eval
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --time=01:00:00
+#SBATCH --output=slurm-%x-%j.out
+set -euo pipefail
+cd "$SLURM_SUBMIT_DIR"
+[ -z "${MODULES:-}" ] || module load $MODULES
+source .venv/bin/activate
+
+export OMP_NUM_THREADS=1
+exec srun python sim_rollout.py "$@" --workers="$SLURM_CPUS_PER_TASK"

@@ -1,0 +1,62 @@
+"""What every test file shares: the repository root as working folder, one thread per process, reasons for skips.
+
+    make test                       everything but `slow`
+    python -m pytest --slow         everything
+    python -m pytest -m smoke       the quick selection
+"""
+import os
+os.environ['OMP_NUM_THREADS'] = '1' # before torch or numpy load: tests start processes, and threads would fight over cores
+
+import importlib.util
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+os.chdir(ROOT) # scripts and relative paths run from the root, and so do the subprocesses that tests start
+
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help='also run the tests marked slow')
+
+def has_gpu():
+    import torch
+    return None if torch.cuda.is_available() else 'no CUDA device'
+
+def has_renderer():
+    if importlib.util.find_spec('mujoco') is None:
+        return 'mujoco is not installed'
+    import world
+    return 'no GL backend renders: apt-get install libegl1 libgl1 libgl1-mesa-dri libopengl0' \
+        if world.gl_backend() == 'disable' else None
+
+def has_display():
+    if sys.platform.startswith('linux') and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
+        return 'no display'
+    return None
+
+def has_gloo():
+    import torch.distributed as dist
+    return None if dist.is_available() and dist.is_gloo_available() else 'torch was built without gloo'
+
+REQUIRES = {'gpu': has_gpu, 'mujoco': has_renderer, 'viewer': has_display, 'dist': has_gloo}
+
+def pytest_collection_modifyitems(config, items):
+    reasons = {} # each question is asked once, and only if a test needs the answer
+    for item in items:
+        if 'slow' in item.keywords and not config.getoption('--slow'):
+            item.add_marker(pytest.mark.skip(reason='slow: run with --slow'))
+        for mark, question in REQUIRES.items():
+            if mark not in item.keywords:
+                continue
+            if mark not in reasons:
+                reasons[mark] = question()
+            if reasons[mark] is not None:
+                # where the machine was set up by us a missing renderer is a broken install, not a reason to skip
+                assert mark != 'mujoco' or not os.environ.get('CI'), reasons[mark]
+                item.add_marker(pytest.mark.skip(reason=f'{mark}: {reasons[mark]}'))
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    """A test may change the folder; the next one starts at the root again."""
+    monkeypatch.chdir(ROOT)

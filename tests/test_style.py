@@ -1,0 +1,194 @@
+"""Keeps the house style: who imports whom, how big a file may grow, and that every command we print can be typed.
+
+    python -m pytest tests/test_style.py
+"""
+import ast
+import functools
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NOUNS = {'model', 'vision', 'data', 'world', 'expert', 'clutch'} # importable; vision.py may split from model.py
+MAY_IMPORT = {'expert': {'world'}, 'world': {'clutch'}, 'model': {'vision'}}
+MUST_NOT_SEE = {'model': {'mujoco', 'transformers'}, 'vision': {'mujoco', 'transformers'}, 'data': {'mujoco'},
+                'world': {'torch'}, 'expert': {'torch', 'mujoco'}, 'clutch': {'torch'}}
+LINES = {'noun': 750, 'script': 520, 'config': 60} # where a file has to split; 600, 400 and 40 are the aim
+FUNCTION_LINES = 80
+COLUMNS = 136 # where a line has to break; 110 is the aim
+PYTHON = sorted(p for p in ROOT.glob('*.py'))
+SCRIPTS = [p for p in PYTHON if p.stem not in NOUNS | {'configurator'}]
+CONFIGS = sorted(ROOT.glob('config/*.py'))
+SHELL = sorted([*ROOT.glob('slurm/*.sh'), ROOT / '.ci' / 'run'])
+ids = dict(ids=lambda p: str(p.relative_to(ROOT)) if isinstance(p, pathlib.Path) else None)
+
+@functools.cache
+def tree(path):
+    return ast.parse(path.read_text(), str(path))
+
+def imports(path):
+    """Top-level module names imported anywhere in the file, also inside functions."""
+    names = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split('.')[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path.name}:{node.lineno}: relative import, but the repository is not a package'
+            names.add(node.module.split('.')[0])
+    return names
+
+def is_main_guard(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+def settings(path):
+    """Names of a script's settings: lowercase assignments before exec(open('configurator.py').read())."""
+    names = set()
+    for node in tree(path).body:
+        if isinstance(node, ast.Expr) and 'configurator.py' in ast.unparse(node):
+            return names
+        if isinstance(node, ast.Assign):
+            names |= {t.id for t in node.targets if isinstance(t, ast.Name) and t.id.islower()}
+    return None # takes subcommands, not settings
+
+# -----------------------------------------------------------------------------
+# files
+
+@pytest.mark.parametrize('path', [p for p in PYTHON if p.stem in NOUNS], **ids)
+def test_nouns_import_only_what_the_dag_allows(path):
+    ours = {p.stem for p in PYTHON}
+    extra = imports(path) & ours - MAY_IMPORT.get(path.stem, set())
+    assert not extra, f'{path.name} imports {sorted(extra)}; allowed: {sorted(MAY_IMPORT.get(path.stem, []))}'
+    seen = imports(path) & MUST_NOT_SEE.get(path.stem, set())
+    assert not seen, f'{path.name} must not see {sorted(seen)}'
+
+@pytest.mark.parametrize('path', SCRIPTS, **ids)
+def test_scripts_import_no_script_and_hold_no_class(path):
+    extra = imports(path) & ({p.stem for p in SCRIPTS} | {'configurator'})
+    assert not extra, f'{path.name} imports the script {sorted(extra)}: move what they share into a noun'
+    classes = [n.name for n in ast.walk(tree(path)) if isinstance(n, ast.ClassDef)]
+    assert not classes, f'{path.name} holds {classes}: classes belong in nouns ({", ".join(sorted(NOUNS))})'
+
+@pytest.mark.parametrize('path', [p for p in PYTHON if p.stem in NOUNS], **ids)
+def test_nouns_read_no_argv_and_no_environment(path):
+    # world picks MuJoCo's GL backend, which is only to be had through the environment
+    forbidden = ['sys.argv', 'argparse', 'os.getcwd', 'Path.cwd'] + ([] if path.stem == 'world' else ['os.environ', 'os.getenv'])
+    for node in tree(path).body:
+        if not is_main_guard(node):
+            found = [word for word in forbidden if word in ast.unparse(node)]
+            assert not found, f'{path.name}:{node.lineno}: {found}; a noun gets everything by argument'
+
+@pytest.mark.parametrize('name', sorted(p.stem for p in PYTHON if p.stem in NOUNS))
+def test_nouns_print_nothing_when_imported(name):
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', f'import {name}', '--surprise=1'], cwd=ROOT,
+                         capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout, run.stderr) == (0, '', '')
+
+@pytest.mark.parametrize('path', PYTHON + CONFIGS, **ids)
+def test_files_and_functions_fit_on_a_desk(path):
+    kind = 'config' if path in CONFIGS else 'noun' if path.stem in NOUNS else 'script'
+    lines = path.read_text().splitlines()
+    assert len(lines) <= LINES[kind], f'{path.name}: {len(lines)} lines, a {kind} splits at {LINES[kind]}'
+    wide = [i for i, line in enumerate(lines, 1) if len(line) > COLUMNS]
+    assert not wide, f'{path.name}: lines {wide} are wider than {COLUMNS} columns'
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef):
+            n = node.end_lineno - node.lineno + 1
+            assert n <= FUNCTION_LINES, f'{path.name}:{node.lineno} {node.name}: {n} lines'
+
+@pytest.mark.parametrize('path', PYTHON, **ids)
+def test_no_error_is_swallowed(path):
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else 'everything'
+            assert caught not in ('everything', 'Exception', 'BaseException'), f'{path.name}:{node.lineno} catches {caught}'
+
+@pytest.mark.parametrize('path', SHELL, **ids)
+def test_shell_scripts_parse(path):
+    run = subprocess.run(['bash', '-n', path], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    text = path.read_text()
+    assert text.startswith('#!/bin/bash\n')
+    homes = re.findall(r'(?:/home|/scratch|/data|/root)/\w+', text)
+    assert not homes, f'{path.name} holds somebody\'s paths: {homes}'
+
+def test_requirements_are_pinned_with_a_reason():
+    for line in (ROOT / 'requirements.txt').read_text().splitlines():
+        if line and not line.startswith('#'):
+            assert re.fullmatch(r'[\w-]+(\[\w+\])?==[\w.]+ +# .+', line), f'want name==version  # reason: {line}'
+
+# -----------------------------------------------------------------------------
+# commands: whatever we tell people to type exists
+
+def commands(path):
+    """(line number, script, arguments) of every `python x.py ...` or `torchrun ... x.py ...` in a file."""
+    text = re.sub(r'\\\n', ' \x00', path.read_text()) # join continued lines, keep the count
+    for number, line in enumerate(text.split('\n'), 1):
+        number += text[:text.find(line)].count('\x00')
+        for match in re.finditer(r'(?:\bpython3?|\btorchrun|\$\((?:PY|TRAIN)\))\s+([^`|;&>#)]*)', line.replace('\x00', '')):
+            words = match[1].split()
+            at = next((i for i, w in enumerate(words) if re.fullmatch(r'[\w/]+\.py', w)), None)
+            if at is not None:
+                yield number, words[at], words[at + 1:]
+
+SPEAKERS = [ROOT / 'README.md', ROOT / 'Makefile', *SHELL, *PYTHON, *CONFIGS, *sorted(ROOT.glob('assets/**/*.md'))]
+
+@pytest.mark.parametrize('path', SPEAKERS, **ids)
+def test_every_command_names_files_and_settings_that_exist(path):
+    for number, script, words in commands(path):
+        where = f'{path.relative_to(ROOT)}:{number}: {script}'
+        assert (ROOT / script).exists(), f'{where} does not exist'
+        known = settings(ROOT / script)
+        for word in words:
+            word = word.strip('"\',.')
+            if re.fullmatch(r'config/\w+\.py', word):
+                assert (ROOT / word).exists(), f'{where}: {word} does not exist'
+            key = re.match(r'--(\w+)', word)
+            if key and known is not None and key[1] != 'help':
+                assert key[1] in known, f'{where}: no setting {key[1]}; it has {", ".join(sorted(known))}'
+
+def test_slurm_scripts_say_commands_that_exist():
+    """`sbatch slurm/x.sh arguments` hands its arguments to the one script in x.sh."""
+    for path in [*SHELL, ROOT / 'README.md']:
+        for line in path.read_text().splitlines():
+            match = re.search(r'sbatch\b.*?(slurm/\w+\.sh)([^`]*)', line)
+            if match is None:
+                continue
+            assert (ROOT / match[1]).exists(), f'{path.name}: {match[1]} does not exist'
+            scripts = {script for _, script, _ in commands(ROOT / match[1])}
+            assert len(scripts) == 1, f'{match[1]} runs {sorted(scripts)}'
+            known = settings(ROOT / scripts.pop())
+            for word in match[2].split():
+                assert not word.endswith('.py') or (ROOT / word).exists(), f'{path.name}: {word} does not exist'
+                assert not word.startswith('--') or word[2:].split('=')[0] in known, f'{path.name}: no setting {word}'
+
+@pytest.mark.parametrize('path', CONFIGS, **ids)
+def test_configs_set_only_what_their_script_has(path):
+    text = path.read_text()
+    head = text[:re.search(r'^[^#\n]', text, re.M).start()] # the comments on top: purpose, command, expected result
+    own = [script for script, words in ((s, w) for _, s, w in commands(path)) if str(path.relative_to(ROOT)) in words]
+    assert own and own[0] in head, f'{path.name}: say the command that uses it in a comment on top'
+    known = settings(ROOT / own[0])
+    for node in tree(path).body:
+        assert isinstance(node, ast.Assign), f'{path.name}:{node.lineno}: a config holds assignments only'
+        for target in node.targets:
+            assert target.id in known, f'{path.name}:{node.lineno}: {own[0]} has no setting {target.id}'
+
+def test_make_targets_in_the_readme_exist():
+    targets = set(re.search(r'^\.PHONY: (.*)', (ROOT / 'Makefile').read_text(), re.M)[1].split())
+    said = set(re.findall(r'(?:^|`)make ([\w-]+)', (ROOT / 'README.md').read_text(), re.M))
+    assert said and said <= targets, f'README names {sorted(said - targets)}; the Makefile has {sorted(targets)}'
+    for run in ('demo', 'join'): # the Makefile composes these names
+        for name in (f'config/{run}.py', f'config/{run}_collect.py'):
+            assert (ROOT / name).exists(), f'make {run} needs {name}'
+
+def test_file_tree_in_the_readme_exists():
+    tree_text = re.search(r'## Files\n+```\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)[1]
+    for line in tree_text.splitlines():
+        name = line.split()[0]
+        assert (ROOT / name).exists(), f'README lists {name}, which does not exist'
+    listed = {line.split()[0] for line in tree_text.splitlines()}
+    missing = {p.name for p in PYTHON} - listed
+    assert not missing, f'README does not say what {sorted(missing)} are for'
