@@ -1,0 +1,102 @@
+"""Protects the expert: it solves every task, recovers, depends on the state alone; join needs both hands. python -m pytest tests/test_expert.py"""
+import numpy as np
+import pytest
+
+from expert import Expert, Hand, Kicks
+from world import HANDS, PHASES, TASKS, TOOL, World
+
+
+def rollout(world, seed, policy):
+    world.reset(seed)
+    while True:
+        *_, terminated, truncated, info = world.step(policy(world))
+        if terminated or truncated:
+            return info
+
+
+@pytest.mark.parametrize('scale', [1., 2.])
+@pytest.mark.parametrize('task', TASKS)
+def test_expert_succeeds(task, scale):
+    world, expert = World(task, scale, cameras=()), Expert()
+    results = [rollout(world, seed, lambda w: expert.act(w)[0]) for seed in range(500_000, 500_012)]
+    assert all(r['success'] for r in results)
+    assert max(r['metrics']['steps'] for r in results) < 75 and all(PHASES[r['phase']] == 'success' for r in results)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_expert_recovers_from_kicks(task):
+    world, expert, kicked_share = World(task, cameras=()), Expert(), []
+
+    def policy(w):
+        action, info = expert.act(w)
+        executed, kicked = kicks.apply(w, action, info)
+        assert kicked or np.array_equal(executed, action)
+        kicked_share.append(kicked)
+        return executed
+    ok = 0
+    for seed in range(510_000, 510_020):
+        kicks = Kicks(seed, .1)
+        ok += rollout(world, seed, policy)['success']
+    assert ok >= 19 and .08 < np.mean(kicked_share) < .4
+
+
+def test_expert_is_a_function_of_the_state_alone():
+    world, used = World('place', cameras=()), Expert()
+    world.reset(1)
+    for step in range(40):
+        action, info = used.act(world)
+        fresh, fresh_info = Expert().act(world)
+        assert np.array_equal(action, fresh) and info == fresh_info
+        assert len(info['subtask'].split()) <= 14
+        world.step(action)
+
+
+def test_dropped_brick_is_picked_up_again():
+    world, expert = World('place', cameras=()), Expert()
+    world.reset(2)
+    side = TOOL[world.goal.hand]
+    while True:      # until just before the press, then the hand lets go and rises
+        action, info = expert.act(world)
+        if 'press' in info['phase']:
+            break
+        world.step(action)
+    for _ in range(4):
+        action = world.tool_command.copy()
+        action[side][6], action[side][2] = world.max_opening_m, action[side][2] + .015
+        world.step(action)
+    assert not world.joined()
+    while not world.success() and world.steps < world.max_steps:
+        world.step(expert.act(world)[0])
+    assert world.success()
+
+
+def test_speeds_stay_within_limits():
+    world, expert = World('join', cameras=()), Expert()
+    world.reset(4)
+    for _ in range(45):
+        before = world.tool_command.copy()
+        world.step(expert.act(world)[0])
+        for hand in HANDS:
+            d = (world.tool_command - before)[TOOL[hand]]
+            assert np.hypot(*d[:2]) <= .0301 and abs(d[2]) <= .0301 and abs(d[5]) <= .201
+
+
+def test_join_fails_with_one_hand():
+    """Each hand alone with the expert's answers, and one that tries to press on the table instead of in the air."""
+    world, expert = World('join', cameras=()), Expert()
+
+    def only(hand):
+        def policy(w):
+            action = w.tool_command.copy()
+            action[TOOL[hand]] = expert.act(w)[0][TOOL[hand]]
+            return action
+        return policy
+
+    def on_the_table(w):
+        action, h = w.tool_command.copy(), Hand(w, 'right', 'blue')
+        (h.let_go(.14) if w.joined() else h.bring() if h.held else h.pick())
+        action[TOOL['right']] = h.new
+        return action
+    for policy in (only('left'), only('right'), on_the_table):
+        assert not any(rollout(world, seed, policy)['success'] for seed in range(520_000, 520_004))
+    assert 'air' in TASKS['join'].two_hands

@@ -1,0 +1,150 @@
+"""Protects the world: names, control, determinism, snapshots, cameras, guard rails. python -m pytest tests/test_world.py"""
+import numpy as np
+import pytest
+
+import data
+from expert import Expert
+from world import (CAMERAS, HANDS, JOINT_ACTION_NAMES, TASKS, TOOL, TOOL_ACTION_NAMES, World, matrix_to_rotvec, mujoco,
+                   rotvec_to_matrix)
+
+
+@pytest.fixture(scope='module')
+def worlds():
+    made = {}
+
+    def get(task='place', scale=2.):
+        if (task, scale) not in made:
+            made[task, scale] = World(task, scale, cameras=())
+        return made[task, scale]
+    yield get
+    for w in made.values():
+        w.close()
+
+
+def run_expert(world, steps):
+    expert = Expert()
+    for _ in range(steps):
+        world.step(expert.act(world)[0])
+
+
+def test_slot_names_equal_the_table_in_data():
+    assert TOOL_ACTION_NAMES == tuple(data.TOOL_ACTION_NAMES)
+    assert JOINT_ACTION_NAMES == tuple(data.JOINT_ACTION_NAMES)
+
+
+@pytest.mark.parametrize('slot', range(15))
+def test_a_command_moves_its_own_hand_only(worlds, slot):
+    world = worlds('join')
+    obs, _ = world.reset(3)
+    for _ in range(3):      # random starts settle
+        obs, *_ = world.step(obs['tool_command'])
+    before, action = obs, obs['tool_command'].copy()
+    name = TOOL_ACTION_NAMES[slot]
+    action[slot] += -.02 if 'gripper' in name else .03
+    for _ in range(4):
+        obs, *_ = world.step(action)
+    moved = np.abs(obs['joint_pos'] - before['joint_pos'])
+    if name == 'spine_z':
+        assert obs['joint_pos'][0] - before['joint_pos'][0] == pytest.approx(.03, abs=2e-3) and moved[1:].max() < 5e-3
+        return
+    mine, other = (0, 1) if name.startswith('left') else (1, 0)
+    assert moved[1 + 7 * other:8 + 7 * other].max() < 1e-3 and abs(obs['gripper'] - before['gripper'])[other] < 1e-4
+    if 'gripper' in name:
+        assert obs['gripper'][mine] - before['gripper'][mine] == pytest.approx(-.02, abs=2e-3)
+        return
+    assert moved[1 + 7 * mine:8 + 7 * mine].max() > 5e-3
+    pos = obs['tool_pos'][mine] - action[TOOL[HANDS[mine]]][:3]
+    assert np.abs(pos).max() < 1e-3, 'the tool reaches the commanded position'
+    R = world.tool_pose(HANDS[mine])[1] @ rotvec_to_matrix(action[TOOL[HANDS[mine]]][3:6].astype(float)).T
+    assert np.linalg.norm(matrix_to_rotvec(R)) < .01, 'and orientation'
+
+
+def test_same_seed_same_bits_in_two_worlds():
+    a, b = World('place', cameras=()), World('place', cameras=())
+    for seed in (0, 7, 0):      # seed 0 again: nothing of an earlier episode is left behind
+        for w in (a, b):
+            w.reset(seed)
+            run_expert(w, 30)
+        assert np.array_equal(a.data.qpos, b.data.qpos)
+        if seed == 0:
+            first = a.data.qpos.copy() if 'first' not in locals() else first
+            assert np.array_equal(first, a.data.qpos)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_a_snapshot_restores_exactly_at_any_moment(worlds, task):
+    world = worlds(task)
+    world.reset(11)
+    expert = Expert()
+    saved = {}
+    while not world.success() and world.steps < world.max_steps:
+        if world.steps % 7 == 0 or world.connections():
+            saved[world.steps] = world.state()
+        world.step(expert.act(world)[0])
+    assert world.success()
+    end, steps, events = world.data.qpos.copy(), world.steps, list(world.clutch.events)
+    for at in (0, 14, max(saved) - 9):      # before the grasp, with the brick in the hand, after the snap
+        world.set_state(saved[at])
+        while world.steps < steps:
+            world.step(expert.act(world)[0])
+        assert np.array_equal(world.data.qpos, end) and world.clutch.events == events and world.success()
+
+
+def test_every_camera_shows_something_else():
+    world = World('place', image_size=64, cameras=CAMERAS)
+    obs, _ = world.reset(0)
+    pictures = [obs[f'image/{c}'] for c in CAMERAS]
+    assert all(p.shape == (64, 64, 3) and p.dtype == np.uint8 and p.std() > 10 for p in pictures)
+    assert all(np.abs(p.astype(int) - q).mean() > 5 for i, p in enumerate(pictures) for q in pictures[:i])
+    red = obs['image/overhead'].astype(int)
+    assert ((red[..., 0] > 120) & (red[..., 1] < 60)).sum() >= 4, 'the red brick is in view'
+    assert world.render('head', (48, 80)).shape == (48, 80, 3)
+    world.close()
+
+
+@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('scale', [1., 2.])
+def test_episodes_start_apart_and_within_reach(worlds, task, scale):
+    world, texts, goals = worlds(task, scale), set(), set()
+    for seed in range(40):
+        world.reset(seed)
+        texts.add(world.instruction)
+        goals.add((world.goal.upper, world.goal.cell, world.goal.hand))
+        names = {b.name for b in world.bricks}
+        for g in world.data.contact.geom:
+            bodies = {world.model.body(world.model.geom_bodyid[i]).rootid[0] for i in g}
+            assert len(bodies & {world.model.body(n).id for n in names}) < 2, 'bricks touch at the start'
+        assert not world.connections() and world.fault is None and world.phase == 0
+        assert all(np.abs(world.brick_pose(n)[0][2]) < 1e-3 for n in names)
+    assert len(texts) >= (20 if task == 'place' else 5) and len(goals) >= (12 if task == 'place' else 1)
+
+
+def test_bad_input_names_what_is_wrong(worlds):
+    with pytest.raises(ValueError, match="task='stak'.*place"):
+        World('stak')
+    with pytest.raises(ValueError, match='top.*overhead'):
+        World(cameras=('top',))
+    with pytest.raises(FileNotFoundError, match='atlas.xml'):
+        World(robot='atlas')
+    world = worlds()
+    world.reset(0)
+    for bad in (np.zeros(14), np.full(15, np.nan)):
+        with pytest.raises(ValueError, match='15 finite numbers'):
+            world.step(bad)
+
+
+def test_divergence_ends_the_episode_with_a_reason(worlds):
+    world = worlds('join')
+    obs, _ = world.reset(0)
+    world.data.qvel[:] = 1e9
+    *_, terminated, _, info = world.step(obs['tool_command'])
+    assert terminated and not info['success'] and 'warning' in info['fault']
+    assert world.reset(0)[1]['fault'] is None
+
+
+def test_holding_still_gets_nowhere(worlds):
+    world = worlds()
+    obs, _ = world.reset(5)
+    for _ in range(20):
+        obs, reward, terminated, truncated, info = world.step(obs['tool_command'])
+    assert not terminated and reward == 0 and info['phase'] == 0 and world.metadata()['mujoco'] == mujoco.__version__
