@@ -12,15 +12,15 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 CORES := $(shell nproc 2>/dev/null || echo 1)
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c . || true)
-# Two processes of half the cores each train faster than one process of all of them, to the same numbers.
+# One training process per GPU; two on CPUs, each with half the cores. The numbers do not depend on how many.
 RANKS := $(shell if [ $(GPUS) -gt 0 ]; then echo $(GPUS); elif [ $(CORES) -ge 2 ]; then echo 2; else echo 1; fi)
 TRAIN := OMP_NUM_THREADS=$(shell echo $$(( $(CORES) / $(RANKS) > 0 ? $(CORES) / $(RANKS) : 1 ))) \
-  $(if $(filter 1,$(RANKS)),$(PY),$(VENV)/bin/torchrun --nproc_per_node=$(RANKS))
+  $(if $(filter 1,$(RANKS)),$(PY),$(VENV)/bin/torchrun --standalone --nproc_per_node=$(RANKS))
 
 setup: $(VENV)/.ready
 
 # Without a GPU, torch's CPU build (0.2 GB) is taken from its own index where that can be reached: PyPI's build for
-# Linux brings 3 GB of CUDA libraries. --no-compile: Python compiles what is imported, 0.2 GB less on disk.
+# Linux brings 3 GB of CUDA libraries. --no-compile: Python compiles what is imported, 0.3 GB less on disk.
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 GL := libegl1 libgl1 libgl1-mesa-dri libopengl0
 RENDERS := $(PY) -c 'import world; raise SystemExit(world.gl_backend() == "disable")'
@@ -28,7 +28,8 @@ RENDERS := $(PY) -c 'import world; raise SystemExit(world.gl_backend() == "disab
 $(VENV)/.ready: requirements.txt
 	@$(PYTHON) -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; name it with: make setup PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ $$(id -u) = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { [ $$(id -u) = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
 	  || { echo "Python's venv is missing; an administrator installs it with: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@extra=""; \
@@ -41,13 +42,13 @@ $(VENV)/.ready: requirements.txt
 	@du -sh $(VENV)
 	@touch $@
 
-# A stage: print the command, run it, keep what it says in out/<run>/<stage>.txt, note the minutes.
+# A stage: print the command, run it, keep what it says in out/<run>/<stage>.txt, note the minutes (of failed tries too).
 # $(1) stage, $(2) command; $* is the run
 define stage
 @mkdir -p out/$*; began=$$(date +%s); echo; echo "== $* $(1): $(2)"; \
-$(2) | tee -i out/$*/$(1).txt; \
+failed=0; $(2) | tee -i out/$*/$(1).txt || failed=$$?; \
 awk -v s=$$(( $$(date +%s) - began )) 'BEGIN { printf "$(1) %.1f min\n", s / 60 }' | tee -a out/$*/minutes.txt; \
-touch $@
+[ $$failed = 0 ] && touch $@
 endef
 
 out/%/collect.done: config/%_collect.py | setup

@@ -3,12 +3,13 @@ Episodes on disk, and the one road from an observation to model input.
 
 python data.py check episodes/demo         # names every fault in every file; exit code 1 when there is one
 python data.py stats episodes/demo         # counts, and mean, spread and range per slot, in physical units
-python data.py show  episodes/demo/X.safetensors        # contact sheet and plots: X.png beside the file
-python data.py tokenizer --from=episodes/demo --out=assets/tokenizer.json    # without --from: the words below only
+python data.py show episodes/demo          # contact sheet and plots of a file or of each in a folder: X.png beside X
+python data.py tokenizer                   # remakes assets/tokenizer.json; --from=FOLDER adds its words, --out=FILE
 
-An episode is one safetensors file: arrays whose row t holds the observation before action t, and a JSON header under
-the metadata key "header". It holds SI units and raw pixels, nothing normalised. Windows, anchoring, normalising and
-the token sequence happen here, at load time, in the same functions for a recorded frame and for a live observation.
+An episode is one safetensors file: arrays whose row t holds the observation before action t, and a JSON
+header under the metadata key "header". It holds SI units and raw pixels, nothing normalised. Windows,
+anchoring, normalising and the token sequence happen here, at load time, in the same functions for a recorded
+frame and for a live observation.
 
 T rows, S state slots, A action slots, H horizon, B batch, N cameras, K draws of (noise, time), L tokens
 """
@@ -29,10 +30,10 @@ import torch
 
 # -----------------------------------------------------------------------------
 # The observation/action table. Everything else refers to slots by name.
-# Poses are those of the tool (between the fingertips) in the torso frame: x forward, y left, z up, table top at z = 0.
-# The tool frame equals the torso frame when the hand points straight down at rest; orientation in an action is the
-# rotation vector r from there, R = exp(r). A gripper command below zero squeezes harder.
-# `floor` is the smallest spread the normaliser will divide by: what moves less than that carries no signal.
+# Poses are those of the tool (between the fingertips) in the torso frame: x forward, y left, z up, table top at
+# z = 0. The tool frame equals the torso frame when the hand points straight down at rest; orientation in an
+# action is the rotation vector r from there, R = exp(r). A gripper command below zero squeezes harder.
+# `floor` is the smallest spread the normaliser divides by: what moves less than that carries no signal.
 
 SPEC_VERSION = 1
 ARMS = ('left', 'right')
@@ -55,35 +56,39 @@ _ROTATION = [(f'tool_r{a}', 'rad', -6.3, 6.3, 0.01) for a in 'xyz']
 _GRIPPER = [('gripper', 'm', -0.05, 0.20, 0.001)]
 _ARM_JOINTS = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
 
-JOINT_NAMES = ('spine_z',) + tuple(f'{arm}/{joint}' for arm in ARMS for joint in _ARM_JOINTS)             # 15
-JOINT_ACTION = tuple(Slot(n, 'rad', -6.3, 6.3, 0.01) for n in JOINT_NAMES) + _per_arm(_GRIPPER)           # 17
-TOOL_ACTION = (Slot('spine_z', 'rad', -3.2, 3.2, 0.005),) + _per_arm(_XYZ + _ROTATION + _GRIPPER)         # 15
-STATE = (                                                                                                 # 79
-    tuple(Slot(n, 'rad', -6.3, 6.3, 0.01) for n in JOINT_NAMES)
-    + tuple(Slot(f'velocity/{n}', 'rad/s', -100.0, 100.0, 0.05) for n in JOINT_NAMES)
+JOINT_NAMES = ('spine_z',) + tuple(f'{arm}/{joint}' for arm in ARMS for joint in _ARM_JOINTS)
+_JOINTS = tuple(Slot(name, 'rad', -6.3, 6.3, 0.01) for name in JOINT_NAMES)
+JOINT_ACTION = _JOINTS + _per_arm(_GRIPPER)
+TOOL_ACTION = (Slot('spine_z', 'rad', -3.2, 3.2, 0.005),) + _per_arm(_XYZ + _ROTATION + _GRIPPER)
+STATE = (
+    _JOINTS
+    + tuple(Slot(f'velocity/{name}', 'rad/s', -100.0, 100.0, 0.05) for name in JOINT_NAMES)
     + _per_arm(_GRIPPER)
     + _per_arm(_XYZ)
     + _per_arm([(f'tool_q{a}', '', -1.001, 1.001, 0.01) for a in 'wxyz'])
     + _per_arm([(f'tool_v{a}', 'm/s', -50.0, 50.0, 0.02) for a in 'xyz'])
-    + tuple(Slot('command/' + s.name, s.unit, s.low, s.high, s.floor) for s in TOOL_ACTION)    # the command in force
+    + tuple(slot._replace(name=f'command/{slot.name}') for slot in TOOL_ACTION)    # the command in force
     # measured minus commanded: a press, a jam or a missed grasp shows here first
     + _per_arm([(n, u, -2.0, 2.0, f) for n, u, _, _, f in _XYZ] + _ROTATION, prefix='error/'))
-JOINT_ACTION_NAMES = tuple(s.name for s in JOINT_ACTION)
-TOOL_ACTION_NAMES = tuple(s.name for s in TOOL_ACTION)
-STATE_NAMES = tuple(s.name for s in STATE)
+JOINT_ACTION_NAMES = tuple(slot.name for slot in JOINT_ACTION)      # 17
+TOOL_ACTION_NAMES = tuple(slot.name for slot in TOOL_ACTION)        # 15
+STATE_NAMES = tuple(slot.name for slot in STATE)                    # 79
+TABLES = {'state': STATE, 'tool_action': TOOL_ACTION, 'tool_executed': TOOL_ACTION, 'joint_action': JOINT_ACTION}
 
-# array name: dtype and what its columns are (None: one number per row)
+# array: dtype, and the number of columns (None: one value per row; 0: whatever the robot has)
 ARRAYS = {
-    'time': ('float64', None), 'state': ('float32', STATE_NAMES),
-    'tool_action': ('float32', TOOL_ACTION_NAMES),      # the label: what the expert would do, seeing row t
-    'tool_executed': ('float32', TOOL_ACTION_NAMES),    # what the world got: differs from the label where kicked
-    'joint_action': ('float32', JOINT_ACTION_NAMES), 'kicked': ('uint8', None),
-    'qpos': ('float64', 'nq'), 'qvel': ('float64', 'nv'), 'ctrl': ('float64', 'nu'),
+    'time': ('float64', None),
+    'state': ('float32', 79),
+    'tool_action': ('float32', 15),      # the label: what the expert would do, seeing row t
+    'tool_executed': ('float32', 15),    # what the world got: differs from the label where kicked
+    'joint_action': ('float32', 17),     # joint command in force after the step
+    'kicked': ('uint8', None),
+    'qpos': ('float64', 0), 'qvel': ('float64', 0), 'ctrl': ('float64', 0),
     'connections': ('int32', None), 'phase': ('int32', None), 'subtask_id': ('int32', None), 'goal': ('uint8', None),
 }
-HEADER_KEYS = ('spec', 'task', 'instruction', 'subtasks', 'state_slots', 'state_units', 'tool_action_slots',
-               'tool_action_units', 'joint_action_slots', 'joint_action_units', 'control_hz', 'cameras', 'seed',
-               'success', 'metrics', 'world', 'git_rev', 'qa')
+HEADER_KEYS = (
+    'spec', 'task', 'instruction', 'subtasks', 'control_hz', 'cameras', 'seed', 'success', 'metrics', 'world', 'git_rev',
+    'qa', 'state_slots', 'state_units', 'tool_action_slots', 'tool_action_units', 'joint_action_slots', 'joint_action_units')
 
 
 def slots(patterns, names):
@@ -137,37 +142,34 @@ def quat_rotate(q, v):
 # -----------------------------------------------------------------------------
 # observation -> state vector, and back
 
-_FIELDS = (('joint_pos', (15,)), ('joint_vel', (15,)), ('gripper', (2,)), ('tool_pos', (2, 3)), ('tool_quat', (2, 4)),
-           ('tool_vel', (2, 3)), ('tool_command', (15,)))
+_FIELDS = {'joint_pos': (15,), 'joint_vel': (15,), 'gripper': (2,), 'tool_pos': (2, 3), 'tool_quat': (2, 4),
+           'tool_vel': (2, 3), 'tool_command': (15,)}
 _POSITION = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_{a}') for a in 'xyz'] for arm in ARMS])     # (2, 3)
 _ROTVEC = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_r{a}') for a in 'xyz'] for arm in ARMS])      # (2, 3)
 _SPINE = TOOL_ACTION_NAMES.index('spine_z')
-_COMMAND = STATE_NAMES.index('command/spine_z')
+COMMAND = slice(STATE_NAMES.index('command/spine_z'), STATE_NAMES.index('command/right/gripper') + 1)
 
 
 def state_vector(obs):
     """Observation dict -> (79,) float32 in the order of STATE."""
-    # cast first and compute from the cast values: a recorded row then reproduces its own tracking error bit for bit
-    parts = [np.asarray(obs[name], np.float32).reshape(shape) for name, shape in _FIELDS]
-    pos, quat, command = (parts[i].astype(np.float64) for i in (3, 4, 6))
-    wanted = quat_from_rotvec(command[_ROTVEC])      # (2, 4)
-    error = np.concatenate([pos - command[_POSITION], rotvec_from_quat(quat_mul(quat, quat_inv(wanted)))], -1)
-    return np.concatenate([p.ravel() for p in parts] + [error.ravel().astype(np.float32)])
+    # cast first and compute from the cast values: a recorded row then reproduces its tracking error bit for bit
+    field = {name: np.asarray(obs[name], np.float32).reshape(shape) for name, shape in _FIELDS.items()}
+    pos, quat, command = (field[name].astype(np.float64) for name in ('tool_pos', 'tool_quat', 'tool_command'))
+    turn = quat_mul(quat, quat_inv(quat_from_rotvec(command[_ROTVEC])))                                  # (2, 4)
+    error = np.concatenate([pos - command[_POSITION], rotvec_from_quat(turn)], -1).astype(np.float32)     # (2, 6)
+    return np.concatenate([*(value.ravel() for value in field.values()), error.ravel()])
 
 
 def observation_from_state(state):
     """(79,) state row -> the observation dict it came from, without images, time and instruction."""
-    obs, at = {}, 0
-    for name, shape in _FIELDS:
-        size = int(np.prod(shape))
-        obs[name] = np.array(state[at:at + size]).reshape(shape)
-        at += size
-    return obs
+    ends = np.cumsum([np.prod(shape) for shape in _FIELDS.values()])
+    return {name: np.array(part).reshape(shape) for part, (name, shape) in zip(np.split(state, ends), _FIELDS.items())}
 
 
 # -----------------------------------------------------------------------------
-# tool actions relative to the command in force when the chunk starts: small numbers around zero, the same for a brick
-# anywhere on the table. Position and rotation in the frame of the commanded tool, spine as difference, gripper absolute.
+# tool actions relative to the command in force when the chunk starts: small numbers around zero, the same for a
+# brick anywhere on the table. Position and rotation in the frame of the commanded tool, spine as a difference,
+# gripper absolute.
 
 def anchor(actions, command):
     """(..., H, 15) absolute tool actions, (..., 15) command in force -> (..., H, 15) relative, float64."""
@@ -213,18 +215,19 @@ def write_atomic(path, blob):
 
 def write_episode(path, arrays, header):
     """
-    Save one episode. `arrays` holds the keys of ARRAYS plus 'image/<camera>' uint8 (T, h, w, 3); they are cast to the
-    table's dtypes. `header` gives task, instruction, subtasks, control_hz, seed, success, metrics and world (that is
-    World.metadata()), and may give git_rev and qa; spec version, slots, units and cameras are added here.
+    Save one episode. `arrays` holds the keys of ARRAYS plus 'image/<camera>' uint8 (T, h, w, 3), cast to the
+    table's dtypes. `header` gives task, instruction, subtasks, control_hz, seed, success, metrics and world
+    (World.metadata()), and may give git_rev and qa; spec version, slots, units and cameras are added here.
     """
     path = os.fspath(path)
-    arrays = {k: np.ascontiguousarray(v, dtype=ARRAYS[k][0] if k in ARRAYS else None) for k, v in arrays.items()}
+    arrays = {k: np.ascontiguousarray(v, ARRAYS[k][0] if k in ARRAYS else None) for k, v in arrays.items()}
     header = {'qa': [], 'git_rev': header['world'].get('git_rev'), **header, 'spec': SPEC_VERSION}
-    for key, table in (('state', STATE), ('tool_action', TOOL_ACTION), ('joint_action', JOINT_ACTION)):
-        header[f'{key}_slots'], header[f'{key}_units'] = [s.name for s in table], [s.unit for s in table]
-    sizes = {k[6:]: {'height': v.shape[1], 'width': v.shape[2]} for k, v in arrays.items() if k.startswith('image/')}
+    for key in ('state', 'tool_action', 'joint_action'):
+        header[f'{key}_slots'] = [slot.name for slot in TABLES[key]]
+        header[f'{key}_units'] = [slot.unit for slot in TABLES[key]]
     fovy = header['world'].get('camera_fovy_deg', {})
-    header['cameras'] = {k: {**size, 'fovy_deg': fovy.get(k)} for k, size in sizes.items()}
+    header['cameras'] = {k[6:]: {'height': v.shape[1], 'width': v.shape[2], 'fovy_deg': fovy.get(k[6:])}
+                         for k, v in arrays.items() if k.startswith('image/')}
     faults = find_faults(arrays, header)
     if faults:
         raise ValueError(f'{path} not written: ' + '; '.join(faults))
@@ -232,7 +235,7 @@ def write_episode(path, arrays, header):
 
 
 def read_episode(path):
-    """-> ({name: array}, header dict); the arrays are views of the mapped file: touching one row reads one row."""
+    """-> ({name: array}, header dict). Arrays are views of the mapped file: touching one row reads one row."""
     size = os.path.getsize(path)
     with open(path, 'rb') as f:
         n = int.from_bytes(f.read(8), 'little')
@@ -264,8 +267,7 @@ def find_faults(arrays, header):
     T = len(arrays['time'])
     if T == 0:
         return ['no rows']
-    expected = {name: (dtype, (len(columns),) if isinstance(columns, tuple) else () if columns is None else None)
-                for name, (dtype, columns) in ARRAYS.items()}
+    expected = {name: (dtype, () if columns is None else (columns,)) for name, (dtype, columns) in ARRAYS.items()}
     for camera, size in header['cameras'].items():
         expected[f'image/{camera}'] = ('uint8', (size['height'], size['width'], 3))
     faults += [f'header names camera {k[6:]!r}, no array {k!r}' for k in expected if k not in arrays]
@@ -277,10 +279,10 @@ def find_faults(arrays, header):
             faults.append(f'{name} is {a.dtype}, not {dtype}')
         if len(a) != T:
             faults.append(f'{name} has {len(a)} rows, time has {T}')
-        elif tail is None and a.ndim != 2 or tail is not None and a.shape[1:] != tail:
-            faults.append(f'{name} has shape {a.shape}, not {(T, *(tail or ("any",)))}')
-    for key, table in (('state', STATE), ('tool_action', TOOL_ACTION), ('joint_action', JOINT_ACTION)):
-        if header[f'{key}_slots'] != [s.name for s in table]:
+        elif a.ndim != 2 if tail == (0,) else a.shape[1:] != tail:
+            faults.append(f'{name} has shape {a.shape}, not {(T, *tail)}')
+    for key in ('state', 'tool_action', 'joint_action'):
+        if header[f'{key}_slots'] != [slot.name for slot in TABLES[key]]:
             faults.append(f'header {key}_slots differ from the table of data.py')
     return sorted(faults) or _find_value_faults(arrays, header)
 
@@ -294,12 +296,11 @@ def _find_value_faults(arrays, header):
             faults.append(f'{name} is not finite, first at row {row[0]} column {row[1]}')
     if faults:
         return faults
-    for name, table in (('state', STATE), ('tool_action', TOOL_ACTION), ('tool_executed', TOOL_ACTION),
-                        ('joint_action', JOINT_ACTION)):
+    for name, table in TABLES.items():
         low, high = np.array([s.low for s in table]), np.array([s.high for s in table])
         for i in np.flatnonzero(((arrays[name] < low) | (arrays[name] > high)).any(0)):
             worst = arrays[name][np.abs(arrays[name][:, i]).argmax(), i]
-            faults.append(f'{name} slot {table[i].name}: {worst:.4g} outside {low[i]}..{high[i]} {table[i].unit}')
+            faults.append(f'{name} slot {table[i].name}: {worst:.4g} is outside {low[i]}..{high[i]} {table[i].unit}')
     step_s, dt_s = np.diff(arrays['time']), 1 / header['control_hz']
     if len(step_s) and (step_s <= 0).any():
         faults.append(f'time does not increase at row {np.flatnonzero(step_s <= 0)[0] + 1}')
@@ -315,13 +316,13 @@ def _find_value_faults(arrays, header):
         faults.append(f'subtask_id {ids.min()}..{ids.max()}, header has {n} subtasks')
     changed = (arrays['tool_executed'] != arrays['tool_action']).any(1) & (arrays['kicked'] == 0)
     if changed.any():
-        faults.append(f'tool_executed differs from tool_action in row {np.flatnonzero(changed)[0]}, which is not kicked')
+        faults.append(f'tool_executed is not tool_action in row {np.flatnonzero(changed)[0]}, which is not kicked')
     if not isinstance(header['instruction'], str) or not header['instruction']:
         faults.append('instruction is empty')
     for camera in header['cameras']:
         flat = np.ptp(arrays[f'image/{camera}'].reshape(len(arrays['time']), -1), axis=1) == 0
         if flat.any():
-            faults.append(f'image/{camera} has one colour only in row {np.flatnonzero(flat)[0]}: not rendered')
+            faults.append(f'image/{camera} is one flat colour in row {np.flatnonzero(flat)[0]}: not rendered')
     return faults
 
 
@@ -340,12 +341,13 @@ def episode_paths(source):
     paths = []
     for item in map(str, sources):
         if os.path.isdir(item):
-            paths += sorted(os.path.join(item, f) for f in os.listdir(item) if f.endswith('.safetensors'))
+            names = sorted(name for name in os.listdir(item) if name.endswith('.safetensors'))
+            paths += [os.path.join(item, name) for name in names]
         elif os.path.isfile(item):
             paths.append(item)
     if not paths:
-        raise FileNotFoundError(f'no *.safetensors episodes in {source}; record some: python sim_rollout.py '
-                                f'config/demo_collect.py')
+        raise FileNotFoundError(f'no *.safetensors episodes in {source}; record some: '
+                                'python sim_rollout.py config/demo_collect.py')
     return paths
 
 
@@ -361,7 +363,10 @@ top to it in and is with over down 2x2 2x3 2x4 2x6 row column 0 1 2 3 4 5 6 7 8 
 
 
 def make_tokenizer(texts, path):
-    """Train on the words of `texts` and of TEMPLATE_WORDS, each word equally often, so that rare ones stay whole too."""
+    """
+    Train on the words of `texts` and TEMPLATE_WORDS, each equally often, so that rare ones stay whole too, and write
+    it to `path`. -> the tokenizer, the words that take more than one token
+    """
     words = sorted({word for text in texts for word in text.split()} | set(TEMPLATE_WORDS))
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces = tokenizers.Regex(r' ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+')      # '2x4' is one piece
@@ -529,7 +534,7 @@ class Processor:
         total, square, count = 0, 0, 0
         for start in range(0, len(dataset.windows), 65_536):      # blocks: a million windows need not fit in memory
             rows = dataset.windows[start:start + 65_536]
-            relative = anchor(dataset.chunk(rows), dataset.state[rows][:, _COMMAND:_COMMAND + 15])[..., self.action_index]
+            relative = anchor(dataset.chunk(rows), dataset.state[rows][:, COMMAND])[..., self.action_index]
             mask = dataset.chunk_mask(rows)[..., None]
             total, square = total + (relative * mask).sum(0), square + (relative ** 2 * mask).sum(0)
             count = count + mask.sum(0)
@@ -650,7 +655,7 @@ class Dataset:
 
     def action_error(self, rows, chunk):
         """Mean absolute error of (B, H, A) normalised chunks against the recorded actions, over the rows that count, in units."""
-        processor, commands = self.processor, self.state[rows][:, _COMMAND:_COMMAND + 15]
+        processor, commands = self.processor, self.state[rows][:, COMMAND]
         error = np.abs(processor.decode_actions(chunk, commands) - self.chunk(rows))[self.chunk_mask(rows)]     # (M, 15)
         groups = {'position_mm': ('*/tool_[xyz]', 1e3), 'rotation_rad': ('*/tool_r[xyz]', 1), 'gripper_mm': ('*/gripper', 1e3),
                   'spine_rad': ('spine_z', 1)}
@@ -705,7 +710,7 @@ class Dataset:
         processor, state = self.processor, self.state[rows]
         batch = processor.assemble(self.gather_images(rows), state, prompts)
         batch = {k: v[:len(rows)] for k, v in batch.items()}
-        batch['actions'] = torch.from_numpy(processor.normalise_actions(self.chunk(rows), state[:, _COMMAND:_COMMAND + 15]))
+        batch['actions'] = torch.from_numpy(processor.normalise_actions(self.chunk(rows), state[:, COMMAND]))
         batch['action_mask'] = torch.from_numpy(self.chunk_mask(rows))
         return batch
 

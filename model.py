@@ -98,8 +98,9 @@ class Layout(NamedTuple):
 
 def attention_bias(query, key):
     """0 where a query may look, MASKED elsewhere: float32 (B, 1, Tq, Tk)."""
-    q, k = [Layout(*(f[..., None] for f in query)), Layout(*(f[..., None, :] for f in key))]
-    seen = (k.order <= q.order) & (k.kind != PAD) & ((k.draw < 0) | (k.draw == q.draw)) & (q.reads | (k.kind != ASSISTANT))
+    q, k = Layout(*(f[..., None] for f in query)), Layout(*(f[..., None, :] for f in key))
+    seen = (k.order <= q.order) & (k.kind != PAD)
+    seen &= ((k.draw < 0) | (k.draw == q.draw)) & (q.reads | (k.kind != ASSISTANT))
     return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, MASKED).unsqueeze(1)
 
 
@@ -414,28 +415,34 @@ class VLA(nn.Module):
 
     # ---- training
 
-    def forward(self, batch):
-        """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens."""
-        cfg, actions, noise, time = self.cfg, batch['actions'], batch['noise'], batch['time']
+    def predict(self, batch):
+        """What the head says of each draw (B, K, H, A), and the hidden states of the prefix (B, L, D)."""
+        actions, noise, time = batch['actions'], batch['noise'], batch['time']
         B, K, H, A = noise.shape
         time = time if time.ndim == 3 else time[..., None].expand(B, K, H)            # a flow time per row
         x_t = time[..., None] * noise + (1 - time[..., None]) * actions[:, None]      # (B, K, H, A)
         prefix = self.prefix_layout(batch)
         x = self.embed_prefix(batch)                                                  # (B, L, D)
         rows = self.head.embed(x_t, time).flatten(1, 2)                               # (B, K*H, D)
-        x, layout = torch.cat([x, rows.to(x.dtype)], 1), prefix.join(self.chunk_layout(prefix, batch['read_text']))
-        hidden, _ = self.decoder(x, layout)                                           # (B, L + K*H, D)
+        layout = prefix.join(self.chunk_layout(prefix, batch['read_text']))
+        hidden, _ = self.decoder(torch.cat([x, rows.to(x.dtype)], 1), layout)         # (B, L + K*H, D)
+        prefix_hidden, hidden = hidden.split([x.shape[1], K * H], 1)
+        return self.head.action_out(hidden).float().view(B, K, H, A), prefix_hidden
 
+    def forward(self, batch):
+        """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens. Where the
+        batch is a share of a larger one, n_rows and n_tokens in it are the counts to divide by."""
+        cfg, actions, noise = self.cfg, batch['actions'], batch['noise']
+        predicted, hidden = self.predict(batch)
         target = actions[:, None] if cfg.predict == 'action' else noise - actions[:, None]
-        error = self.head.action_out(hidden[:, -K * H:]).float().view(B, K, H, A) - target
-        valid = batch['action_mask'].to(error.dtype)                                  # (B, H)
+        valid = batch['action_mask'].float()                                          # (B, H)
         n_rows = batch['n_rows'] if 'n_rows' in batch else valid.sum()
-        flow = (error.square().mean(-1) * valid[:, None]).sum() / (n_rows * K)
+        error = (predicted - target).square().mean(-1)                                # (B, K, H)
+        flow = (error * valid[:, None]).sum() / (n_rows * noise.shape[1])
 
-        labels = batch['labels'][:, 1:]                                               # the token after each token
-        at = (labels != -100).flatten().nonzero().squeeze(1)
-        labels = labels.flatten()[at]
-        logits = self.logits(hidden[:, :prefix.kind.shape[1] - 1].flatten(0, 1)[at])
+        labels = batch['labels'][:, 1:].flatten()                                     # the token after each token
+        at = (labels != -100).nonzero().squeeze(1)
+        logits, labels = self.logits(hidden[:, :-1].flatten(0, 1)[at]), labels[at]
         n_tokens = batch['n_tokens'] if 'n_tokens' in batch else max(len(at), 1)
         text = F.cross_entropy(logits, labels, reduction='sum') / n_tokens
         hits = (logits.detach().argmax(-1) == labels).sum() / n_tokens

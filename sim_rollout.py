@@ -346,8 +346,9 @@ def resolve(policy):
         return policy, {}, {}
     path = Path(policy)
     if (path / 'meta.json').exists():
-        made = json.loads((path / 'meta.json').read_text())['world']
-        return 'checkpoint', {}, {k: made[k] for k in WORLD_KEYS}
+        meta = json.loads((path / 'meta.json').read_text())
+        made = meta.get('world', {}) | meta['processor']  # trained on made-up episodes, it knows of no world
+        return 'checkpoint', {}, {k: made[k] for k in WORLD_KEYS if k in made}
     files = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
     if not files:
         raise SystemExit(f'policy={policy}: neither expert, hold, zero or random, nor a checkpoint folder (meta.json), '

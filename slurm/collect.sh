@@ -20,4 +20,5 @@ source .venv/bin/activate
 seeds=${SEEDS:-250}
 first=$((SLURM_ARRAY_TASK_ID * seeds))
 export OMP_NUM_THREADS=1                 # parallel over episodes, not inside one
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it from sbatch (SLURM 22.05)
 exec srun python sim_rollout.py "$@" --seeds="$first:$((first + seeds))" --workers="$SLURM_CPUS_PER_TASK"

@@ -15,4 +15,5 @@ cd "$SLURM_SUBMIT_DIR"
 source .venv/bin/activate
 
 export OMP_NUM_THREADS=1
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it from sbatch (SLURM 22.05)
 exec srun python sim_rollout.py "$@" --workers="$SLURM_CPUS_PER_TASK"

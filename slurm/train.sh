@@ -20,10 +20,11 @@ source .venv/bin/activate
 
 gpus=${SLURM_GPUS_ON_NODE:-0}
 ranks=$((gpus > 0 ? gpus : 1))           # processes per node: one a GPU; one on a CPU node
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 port=$((20000 + SLURM_JOB_ID % 20000))   # jobs that share a node do not meet
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / ranks > 0 ? SLURM_CPUS_PER_TASK / ranks : 1))
 
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it from sbatch (SLURM 22.05)
 # exec: the step, not this shell, receives the signal 120 s before the time limit
 exec srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="$ranks" \
   --rdzv_id="$SLURM_JOB_ID" --rdzv_backend=c10d --rdzv_endpoint="$head:$port" \

@@ -5,7 +5,8 @@
     python -m pytest -m smoke       the quick selection
 """
 import os
-os.environ['OMP_NUM_THREADS'] = '1' # before torch or numpy load: tests start processes, and threads would fight over cores
+# before torch or numpy load: tests start processes, and threads would fight over cores
+os.environ['OMP_NUM_THREADS'] = '1'
 
 import importlib.util
 import pathlib

@@ -10,7 +10,8 @@ import mujoco
 
 ALEX = 'assets/robots/alex/alex.xml'
 ARM = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
-MIRROR = np.array([1, -1, -1, 1, -1, -1, -1]) # a joint about y keeps its sign in the mirror, one about x or z changes it
+# in the mirror a joint about y keeps its sign, one about x or z changes it
+MIRROR = np.array([1, -1, -1, 1, -1, -1, -1])
 
 @pytest.fixture(scope='module')
 def alex():
@@ -59,9 +60,9 @@ def test_right_arm_mirrors_the_left(alex):
             np.testing.assert_allclose(right.mass, left.mass)
             np.testing.assert_allclose(right.inertia, left.inertia)
             if body != 'finger_1': # the mirror of finger_1 is finger_2
-                np.testing.assert_allclose(state.body(f'right/{body}').xipos, flip @ state.body(f'left/{body}').xipos, atol=1e-9)
-                np.testing.assert_allclose(state.body(f'right/{body}').xmat.reshape(3, 3),
-                                           flip @ state.body(f'left/{body}').xmat.reshape(3, 3) @ flip, atol=1e-6)
+                a, b = state.body(f'left/{body}'), state.body(f'right/{body}')
+                np.testing.assert_allclose(b.xipos, flip @ a.xipos, atol=1e-9)
+                np.testing.assert_allclose(b.xmat.reshape(3, 3), flip @ a.xmat.reshape(3, 3) @ flip, atol=1e-6)
 
 def test_hands_meet_the_scene_and_the_other_arm_only(alex):
     def collide(a, b):
@@ -72,7 +73,8 @@ def test_hands_meet_the_scene_and_the_other_arm_only(alex):
 
     scene = (1, 1)
     for side, other in (('left', 'right'), ('right', 'left')):
-        hand, link = [f'{side}/{n}' for n in ('palm', 'finger_1', 'finger_2')], [f'{side}/{n}' for n in ('upper_arm', 'forearm')]
+        hand = [f'{side}/{n}' for n in ('palm', 'finger_1', 'finger_2')]
+        link = [f'{side}/{n}' for n in ('upper_arm', 'forearm')]
         for name in hand:
             assert collide(bits(name), scene)
             assert collide(bits(name), bits('torso'))

@@ -1,0 +1,385 @@
+"""The model keeps its contract: flow-time convention, who sees whom, caches that change nothing, exact save and load.
+
+    python -m pytest tests/test_model.py
+"""
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import model
+from model import EMA, VLA, VLAConfig
+
+torch.set_num_threads(1)
+PAD, IMAGE, STATE, GO = 0, 1, 2, 3      # token ids; GO is <|action_start|>
+H, A, S = 4, 3, 5
+
+
+def config(**changes):
+    small = dict(vocab_size=40, state_dim=S, action_dim=A, horizon=H, image_pad_id=IMAGE, state_pad_id=STATE,
+                 action_start_id=GO, hidden_size=48, n_layers=2, n_heads=3, n_kv_heads=1, head_dim=16,
+                 intermediate_size=96, mrope_section=(2, 3, 3), image_size=32, n_cameras=2, tokens_per_camera=2)
+    return VLAConfig(**{**small, **changes})
+
+
+def network(seed=0, **changes):
+    """A model whose every parameter matters: no zeros, no tiny initial values that would hide a leak."""
+    torch.manual_seed(seed)
+    net = VLA(config(**changes))
+    for p in net.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.15)
+        else:
+            p.data.add_(0.1 * torch.randn_like(p))
+    return net.eval()
+
+
+def make_batch(B=3, K=2, seed=1, instruction=(3, 5, 4), answer=(3, 2, 4)):
+    """Prefixes of different lengths: images, state, instruction | text, <|action_start|>, padded on the right."""
+    g = torch.Generator().manual_seed(seed)
+    words = torch.randint(4, 40, (B, 12), generator=g).tolist()
+    users = [[IMAGE] * 4 + [STATE] + words[b][:instruction[b % 3]] for b in range(B)]
+    answers = [words[b][-answer[b % 3]:-1] + [GO] for b in range(B)]
+    L = max(len(u) + len(a) for u, a in zip(users, answers)) + 1
+    rows = [u + a + [PAD] * (L - len(u) - len(a)) for u, a in zip(users, answers)]
+    labels = [[-100] * len(u) + a + [-100] * (L - len(u) - len(a)) for u, a in zip(users, answers)]
+    return dict(images=torch.randint(0, 256, (B, 2, 32, 32, 3), generator=g, dtype=torch.uint8),
+                state=torch.randn(B, S, generator=g), input_ids=torch.tensor(rows), labels=torch.tensor(labels),
+                user_len=torch.tensor([len(u) for u in users]),
+                total_len=torch.tensor([len(u) + len(a) for u, a in zip(users, answers)]),
+                actions=torch.randn(B, H, A, generator=g), action_mask=torch.ones(B, H, dtype=torch.bool),
+                noise=torch.randn(B, K, H, A, generator=g), time=torch.rand(B, K, generator=g) * 0.9 + 0.05,
+                read_text=torch.arange(B * K).view(B, K) % 2 == 0)
+
+
+def one(batch, b):
+    """Sample b alone, without its padding."""
+    end = int(batch['total_len'][b])
+    return {k: v[b:b + 1, :end] if k in ('input_ids', 'labels') else v[b:b + 1] for k, v in batch.items()}
+
+
+def close(a, b, tolerance=1e-5):
+    return (a - b).abs().max().item() <= tolerance
+
+
+# -----------------------------------------------------------------------------
+# flow
+
+@pytest.mark.parametrize('predict', ['action', 'velocity'])
+def test_time_one_is_noise_and_time_zero_is_data(predict):
+    net, batch = network(predict=predict), make_batch()
+    other = dict(batch, actions=batch['actions'] + 1)
+    at_one, at_zero = (dict(batch, time=torch.full((3, 2), t)) for t in (1.0, 0.0))
+    assert torch.equal(net.predict(at_one)[0], net.predict(dict(other, time=at_one['time']))[0])
+    other = dict(batch, noise=batch['noise'] + 1)
+    assert torch.equal(net.predict(at_zero)[0], net.predict(dict(other, time=at_zero['time']))[0])
+
+
+@pytest.mark.parametrize('predict,solver', [('action', 'euler'), ('velocity', 'euler'), ('velocity', 'midpoint')])
+def test_a_perfect_head_carries_noise_to_the_action(predict, solver):
+    net, batch = network(predict=predict), make_batch()
+    noise, actions = batch['noise'][:, 0], batch['actions']
+
+    class Oracle(torch.nn.Module):
+        def forward(self, hidden):
+            return actions if predict == 'action' else noise - actions
+    net.head.action_out = Oracle()
+    for steps in (1, 2, 5):
+        assert close(net.act(batch, steps, noise, solver), actions)
+    assert not close(net.act(batch, 5, noise + 1, solver), noise)
+
+
+@pytest.mark.parametrize('predict', ['action', 'velocity'])
+def test_loss_is_zero_for_the_right_answer_only(predict):
+    net, batch = network(predict=predict), make_batch()
+    target = batch['actions'][:, None] if predict == 'action' else batch['noise'] - batch['actions'][:, None]
+    hidden = net.predict(batch)[1]
+    net.predict = lambda batch: (target.expand(3, 2, H, A), hidden)
+    assert net(batch)[1]['flow'] == 0
+    net.predict = lambda batch: (target.expand(3, 2, H, A) + 0.5, hidden)
+    assert close(net(batch)[1]['flow'], torch.tensor(0.25))
+
+
+def test_masked_rows_change_nothing_and_do_not_dilute_the_mean():
+    net, batch = network(), make_batch()
+    batch['action_mask'][0, 2:] = False
+    spoilt = dict(batch, actions=batch['actions'].clone())
+    spoilt['actions'][0, 2:] += 100
+    # the masked rows still enter as noisy inputs, so give both the same ones: t = 1 leaves no trace of the action
+    for b in (batch, spoilt):
+        b['time'] = torch.ones(3, 2)
+    assert torch.equal(net(batch)[0], net(spoilt)[0])
+    error = (net.predict(batch)[0] - batch['actions'][:, None]).square().mean(-1)
+    expected = error[batch['action_mask'][:, None].expand_as(error)].mean()
+    assert close(net(batch)[1]['flow'], expected, 1e-6)
+
+
+def test_a_flow_time_per_row_equals_one_per_draw_when_constant():
+    net, batch = network(), make_batch()
+    rows = dict(batch, time=batch['time'][..., None].expand(3, 2, H))
+    assert torch.equal(net(batch)[0], net(rows)[0])
+
+
+def test_parts_of_a_batch_add_up_when_told_the_global_counts():
+    net, batch = network(), make_batch(B=4)
+    batch['action_mask'][0, 1:] = False
+    counts = dict(n_rows=batch['action_mask'].sum() / 2, n_tokens=(batch['labels'] != -100).sum() / 2)
+    halves = [net({**{k: v[i:i + 2] for k, v in batch.items()}, **counts})[0] for i in (0, 2)]
+    assert close(sum(halves) / 2, net(batch)[0], 1e-6)
+
+
+# -----------------------------------------------------------------------------
+# who sees whom
+
+@pytest.mark.parametrize('chunk', ['bidirectional', 'causal'])
+def test_draws_do_not_see_each_other(chunk):
+    net, batch = network(chunk_attention=chunk), make_batch(K=3)
+    before = net.predict(batch)[0]
+    batch['noise'][:, 1] += 1
+    after = net.predict(batch)[0]
+    assert torch.equal(before[:, [0, 2]], after[:, [0, 2]])
+    assert (before[:, 1] - after[:, 1]).abs().amin() > 0
+
+
+def test_only_draws_that_read_text_see_the_assistant_part():
+    net, batch = network(), make_batch()
+    before = net.predict(batch)[0]
+    for b in range(3):
+        at = batch['user_len'][b]
+        batch['input_ids'][b, at] = (batch['input_ids'][b, at] + 7) % 30 + 4
+    changed = (net.predict(batch)[0] - before).abs().amax((2, 3)) > 0
+    assert torch.equal(changed, batch['read_text'])
+
+
+@pytest.mark.parametrize('prefix', ['bidirectional', 'causal'])
+def test_prefix_attention_does_what_it_says(prefix):
+    net, batch = network(prefix_attention=prefix), make_batch()
+    before = net.predict(batch)[1]
+    last_user = batch['user_len'] - 1
+    ids = batch['input_ids'].clone()
+    ids[range(3), last_user] = (ids[range(3), last_user] + 7) % 30 + 4
+    changed = (net.predict(dict(batch, input_ids=ids))[1] - before).abs().amax(-1) > 0
+    for b in range(3):
+        earlier = changed[b, :last_user[b]]
+        assert earlier.all() if prefix == 'bidirectional' else not earlier.any()
+        assert changed[b, last_user[b]:batch['total_len'][b]].all()
+
+
+def test_assistant_part_is_causal_and_hidden_from_the_user_part():
+    net, batch = network(), make_batch()
+    before = net.predict(batch)[1]
+    ids, at = batch['input_ids'].clone(), batch['user_len'] + 1
+    ids[range(3), at] = (ids[range(3), at] + 7) % 30 + 4
+    changed = (net.predict(dict(batch, input_ids=ids))[1] - before).abs().amax(-1) > 0
+    for b in range(3):
+        assert not changed[b, :at[b]].any() and changed[b, at[b]:batch['total_len'][b]].all()
+
+
+@pytest.mark.parametrize('chunk', ['bidirectional', 'causal'])
+def test_chunk_attention_does_what_it_says(chunk):
+    net, batch = network(chunk_attention=chunk), make_batch()
+    before = net.predict(batch)[0]
+    batch['noise'][:, :, 2] += 1
+    changed = (net.predict(batch)[0] - before).abs().amax((0, 1, 3)) > 0
+    assert changed.tolist() == ([True] * H if chunk == 'bidirectional' else [False, False, True, True])
+
+
+def test_padding_contents_do_not_matter():
+    net, batch = network(), make_batch()
+    ids = batch['input_ids'].clone()
+    for b in range(3):
+        ids[b, batch['total_len'][b]:] = 17
+    assert torch.equal(net(batch)[0], net(dict(batch, input_ids=ids))[0])
+
+
+def test_equal_positions_on_three_axes_are_plain_rotary_positions():
+    place = torch.randint(0, 50, (2, 7))
+    plain = model.rotary_tables(place, 16, 1e4, (2, 3, 3), torch.float32)
+    axes = model.rotary_tables(place.expand(3, -1, -1), 16, 1e4, (2, 3, 3), torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(plain, axes))
+    moved = model.rotary_tables(torch.stack([place, place + 1, place]), 16, 1e4, (2, 3, 3), torch.float32)
+    differs = (moved[0] != plain[0])[..., :8].flatten(0, 2).any(0)
+    assert differs.tolist() == [False] * 2 + [True] * 3 + [False] * 3
+
+
+# -----------------------------------------------------------------------------
+# inference
+
+@pytest.mark.parametrize('attention', ['bidirectional', 'causal'])
+def test_a_padded_batch_equals_one_by_one(attention):
+    net, batch = network(prefix_attention=attention, chunk_attention=attention), make_batch()
+    together = [net.predict(batch)[0], net.act(batch, 3), net.act(batch, 3, read_text=False), net.plan_and_act(batch, 3, 5)]
+    for b in range(3):
+        single = one(batch, b)
+        assert close(together[0][b], net.predict(single)[0][0])
+        assert close(together[1][b], net.act(single, 3)[0])
+        assert close(together[2][b], net.act(single, 3, read_text=False)[0])
+        actions, texts = net.plan_and_act(single, 3, 5)
+        assert close(together[3][0][b], actions[0]) and together[3][1][b] == texts[0]
+
+
+@pytest.mark.parametrize('predict', ['action', 'velocity'])
+@pytest.mark.parametrize('read', [True, False])
+def test_cached_act_equals_the_training_forward(predict, read):
+    net, batch = network(predict=predict), make_batch(K=1)
+    batch['read_text'] = torch.full((3, 1), read)
+    x = noise = batch['noise'][:, 0]
+    for i in range(4):      # t = 1 - i/4; (noise, time) and action are chosen so that the draw's x_t is x
+        t = 1 - i / 4
+        out = net.predict(dict(batch, noise=x[:, None], actions=x, time=torch.full((3, 1), t)))[0][:, 0]
+        x = x - ((x - out) / t if predict == 'action' else out) / 4
+    assert close(net.act(batch, 4, noise, read_text=read), x)
+
+
+def test_generate_equals_recomputing_the_whole_row_per_token():
+    net, batch = network(), make_batch()
+    texts = net.generate(batch, 6)
+    assert len({tuple(t) for t in texts}) == 3      # else the test would show little
+    for b in range(3):
+        ids, expected = one(batch, b)['input_ids'][:, :batch['user_len'][b]], []
+        for _ in range(6):
+            row = dict(one(batch, b), input_ids=ids, total_len=torch.tensor([ids.shape[1]]))
+            layout = net.prefix_layout(row)
+            token = net.logits(net.decoder(net.embed_prefix(row), layout)[0])[0, -1].argmax()
+            if token == GO:
+                break
+            expected.append(int(token))
+            ids = torch.cat([ids, token.view(1, 1)], 1)
+        assert texts[b] == expected
+
+
+def test_plan_and_act_acts_as_if_its_text_had_been_given():
+    net, batch = network(), make_batch()
+    actions, texts = net.plan_and_act(batch, 2, 4, noise=batch['noise'][:, 0])
+    for b in range(3):
+        user = one(batch, b)['input_ids'][:, :batch['user_len'][b]]
+        ids = torch.cat([user, torch.tensor([texts[b] + [GO]])], 1)
+        given = dict(one(batch, b), input_ids=ids, total_len=torch.tensor([ids.shape[1]]))
+        assert close(net.act(given, 2, batch['noise'][b:b + 1, 0])[0], actions[b])
+
+
+def test_acting_leaves_the_noise_alone():
+    net, batch = network(), make_batch()
+    noise = batch['noise'][:, 0].clone()
+    net.act(batch, 2, noise)
+    assert torch.equal(noise, batch['noise'][:, 0])
+
+
+# -----------------------------------------------------------------------------
+# training
+
+@pytest.mark.parametrize('changes', [{}, dict(norm='layer', mlp='gelu', predict='velocity', row_embedding=False),
+                                     dict(mlp='swiglu', tie_embeddings=False)])
+def test_gradient_reaches_every_parameter(changes):
+    net = network(**changes)
+    net(make_batch())[0].backward()
+    silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not silent
+
+
+def test_one_batch_is_learnt_by_heart():
+    torch.manual_seed(0)
+    net, batch = VLA(config(text_weight=1.0)), make_batch(B=2, K=4)
+    optimizers, ema = model.configure_optimizers(net, 3e-3, 0.02), EMA(net, 0.9)
+    for step in range(120):      # the same two samples, new noise each time
+        fresh = dict(batch, noise=torch.randn(2, 4, H, A), time=1 - 0.999 * torch.rand(2, 4) ** 1.5)
+        loss, parts = net(fresh)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        ema.update(net)
+        if step == 90:      # close in
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group['lr'] = 0.1 * group['peak_lr']
+    assert parts['flow'] < 0.05 and parts['text'] < 0.05 and parts['text_acc'] == 1
+    ema.swap(net)
+    answers = [[t for t in row if t not in (-100, GO)] for row in batch['labels'].tolist()]
+    actions, texts = net.plan_and_act(batch, 5)
+    assert texts == answers
+    assert (actions - batch['actions']).abs().mean() < 0.2
+    assert (net.act(batch, 5, read_text=False) - batch['actions']).abs().mean() < 0.2
+
+
+def test_every_parameter_is_optimized_once_and_vectors_do_not_decay():
+    net = network()
+    groups = [g for o in model.configure_optimizers(net) for g in o.param_groups]
+    ours = [id(p) for g in groups for p in g['params']]
+    assert sorted(ours) == sorted(id(p) for p in net.parameters())
+    assert all(p.ndim > 1 for g in groups if g['weight_decay'] for p in g['params'])
+    assert {id(p) for b in net.decoder.blocks for p in b.parameters() if p.ndim == 2} == {id(p) for p in groups[-1]['params']}
+
+
+def test_average_warms_up_then_follows_its_decay():
+    net = network()
+    ema = EMA(net, 0.5)
+    first = [p.detach().clone() for p in net.parameters()]
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 1
+    ema.update(net)      # decay min(0.5, 1 / 10): the average is nearly the new weights
+    assert all(close(a, p + 0.9) for a, p in zip(ema.weights, first))
+    ema.swap(net)
+    assert all(close(q, p + 0.9) for q, p in zip(net.parameters(), first))
+    ema.swap(net)
+    assert all(close(q, p + 1) for q, p in zip(net.parameters(), first))
+
+
+@pytest.mark.parametrize('fast,plain,shape,call', [
+    (model.RMSNorm(24, eps=1e-6), torch.nn.RMSNorm(24, eps=1e-6), (5, 7, 24), lambda norm, x: norm(x)),
+    (torch.nn.GroupNorm(4, 24), torch.nn.GroupNorm(4, 24), (5, 24, 3, 3), lambda norm, x: model.group_norm(x, norm))])
+def test_fast_norms_equal_the_library(fast, plain, shape, call):
+    torch.manual_seed(0)
+    for p in fast.parameters():
+        torch.nn.init.normal_(p)
+    plain.load_state_dict(fast.state_dict())
+    x = torch.randn(shape)
+    if len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    results = []
+    for norm, f in ((fast, call), (plain, lambda norm, x: norm(x))):
+        y = x.clone().requires_grad_()
+        out = f(norm, y)
+        out.backward(torch.sin(torch.arange(out.numel()).view(out.shape)))
+        results.append([out, y.grad, *(p.grad for p in norm.parameters())])
+    assert all(close(a, b) for a, b in zip(*results))
+
+
+# -----------------------------------------------------------------------------
+# disk
+
+def test_a_saved_model_comes_back_the_same(tmp_path):
+    net, batch, folder = network(tie_embeddings=False, mlp='swiglu'), make_batch(), str(tmp_path / 'run')
+    net.save(folder, {'step': 7})
+    back, meta = VLA.load(folder)
+    assert back.cfg == net.cfg and meta['step'] == 7 and not back.training
+    assert torch.equal(back(batch)[0], net(batch)[0])
+    ema = EMA(net)
+    for average in ema.weights:
+        average.mul_(0.5)
+    net.save(folder, {'step': 8}, ema)
+    average, meta = VLA.load(folder)
+    assert meta['step'] == 8 and json.load(open(f'{folder}/meta.json'))['model'] == json.loads(json.dumps(dataclasses.asdict(net.cfg)))
+    assert all(torch.equal(a, p / 2) for a, p in zip(average.parameters(), net.parameters()))
+    assert torch.equal(VLA.load(folder, ema=False)[0](batch)[0], net(batch)[0])
+    assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == ['ema.safetensors', 'meta.json', 'model.safetensors']
+
+
+def test_wrong_settings_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="predict = 'noise'"):
+        config(predict='noise')
+    with pytest.raises(ValueError, match='mrope_section'):
+        config(mrope_section=(1, 1, 1))
+    with pytest.raises(FileNotFoundError, match='meta.json'):
+        VLA.load(str(tmp_path))
+
+
+def test_flops_agree_with_the_profiler():
+    from torch.utils.flop_counter import FlopCounterMode
+    net, batch = network(n_kv_heads=3), make_batch(B=2)
+    with FlopCounterMode(display=False) as counter:
+        net(batch)[0].backward()
+    ours = 2 * model.flops_per_sample(net.cfg, batch['input_ids'].shape[1], 2)
+    assert abs(counter.get_total_flops() / ours - 1) < 0.1
