@@ -1,13 +1,14 @@
 """LEGO bricks and the clutch that holds them: geometry, MJCF text, and welds that form and break by force.
 
-Dry stud friction cannot be had from rigid contacts at a useful time step (it creeps, or it needs ~100 contact rows per
-brick), so a brick is one box plus one thin slab that stands for its studs, and a *pool* of inactive welds is compiled
-into the model. When an upper brick is pressed onto aligned studs hard enough, a weld from the pool is pointed at the
-pair and pulls it into the grid; when the load on it exceeds what the studs can hold, it lets go again.
+Dry stud friction cannot be had from rigid contacts at a useful time step (it creeps, or it needs ~100 contact
+rows per brick), so a brick is one box plus one thin slab that stands for its studs, and a *pool* of inactive
+welds is compiled into the model. When an upper brick is pressed onto aligned studs hard enough, a weld from
+the pool is pointed at the pair and pulls it into the grid; when the load on it exceeds what the studs can
+hold, it lets go again.
 
-Frames: a brick's origin is the middle of its bottom face, z up along the studs. Indices a = lower brick, b = upper brick.
-SI units throughout. Dimensions of the LEGO system: pitch 8 mm, stud 4.8 x 1.7 mm, brick height 9.6 mm, plate 3.2 mm;
-DUPLO is the same system at twice the size.
+Frames: a brick's origin is the middle of its bottom face, z up along the studs. Indices a = lower brick,
+b = upper brick. SI units throughout. Dimensions of the LEGO system: pitch 8 mm, stud 4.8 x 1.7 mm, brick
+height 9.6 mm, plate 3.2 mm; DUPLO is the same system at twice the size.
 """
 from dataclasses import dataclass
 
@@ -19,13 +20,17 @@ STUD_HEIGHT_M = 0.0017
 STUD_RADIUS_M = 0.0024
 BRICK_HEIGHT_M = 0.0096
 PLATE_HEIGHT_M = 0.0032
-SIDE_GAP_M = 3e-4      # the collision box is this much smaller per side, so that neighbours on the grid do not touch
-BOTTOM_GAP_M = 1e-4    # and starts this much above the bottom face: a seated brick carries load by its weld, not by contact
-MASS_KG = {(2, 2): .00115, (2, 4): .00216, (2, 6): .00323}   # weighed LEGO bricks; others from their stud count
+# The collision box is smaller by SIDE_GAP_M per side, so that neighbours on the grid do not touch, and starts
+# BOTTOM_GAP_M above the bottom face: a seated brick carries load by its weld, not by contact.
+SIDE_GAP_M = 3e-4
+BOTTOM_GAP_M = 1e-4
+# weighed LEGO bricks; others from their stud count
+MASS_KG = {(2, 2): .00115, (2, 4): .00216, (2, 6): .00323}
 MASS_PER_STUD_KG = .0003
 DUPLO_MASS_EXPONENT = 2.5      # a 2x4 DUPLO brick weighs ~12 g against 2.2 g: walls do not thicken with size
 CONTACT = 'solref="0.004 1" solimp="0.98 0.995 0.0005 0.5 2" friction="0.6 0.002 0.0001" condim="4"'
-NO_BODY = (1 << 31) - 1        # pads model.exclude_signature; larger than any real signature, keeps the array sorted
+# pads model.exclude_signature; larger than any real signature, keeps the array sorted
+NO_BODY = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Brick:
 
 
 def brick_xml(brick, scale, pos=(0, 0, 0)):
-    """MJCF body of a brick. The stud slab sits in a child body because excludes work between bodies, not geoms."""
+    """MJCF body of a brick.
+    The stud slab sits in a child body because excludes work between bodies, not geoms."""
     (nx, ny), name, h, pitch = brick.studs, brick.name, brick.height_m(scale), scale * STUD_PITCH_M
     mass = MASS_KG.get(tuple(sorted(brick.studs)), MASS_PER_STUD_KG * nx * ny) * scale ** DUPLO_MASS_EXPONENT
     mass *= .45 if brick.plate else 1
@@ -50,18 +56,22 @@ def brick_xml(brick, scale, pos=(0, 0, 0)):
     r, sh = scale * STUD_RADIUS_M, scale * STUD_HEIGHT_M
     slab = f'{(nx - 1) * pitch / 2 + r:.6g} {(ny - 1) * pitch / 2 + r:.6g} {sh / 2:.6g}'
     studs = ''.join(
-        f'<geom type="cylinder" size="{r:.6g} {sh / 2:.6g}" rgba="{brick.rgba}" mass="0" contype="0" conaffinity="0"'
-        f' group="2" pos="{(i - (nx - 1) / 2) * pitch:.6g} {(j - (ny - 1) / 2) * pitch:.6g} {h + sh / 2:.6g}"/>'
+        f'<geom type="cylinder" size="{r:.6g} {sh / 2:.6g}" rgba="{brick.rgba}" mass="0" contype="0"'
+        f' conaffinity="0" group="2"'
+        f' pos="{(i - (nx - 1) / 2) * pitch:.6g} {(j - (ny - 1) / 2) * pitch:.6g} {h + sh / 2:.6g}"/>'
         for i in range(nx) for j in range(ny))
-    return (f'<body name="{name}" pos="{pos[0]} {pos[1]} {pos[2]}">' + ('' if brick.fixed else '<freejoint/>') +
-            f'<geom name="{name}/box" type="box" size="{box}" pos="0 0 {(h + BOTTOM_GAP_M) / 2:.6g}" rgba="{brick.rgba}"'
-            f' mass="{.9 * mass:.6g}" group="2" {CONTACT}/>{studs}<body name="{name}/slab">'
-            f'<geom name="{name}/slab" type="box" size="{slab}" pos="0 0 {h + sh / 2:.6g}" mass="{.1 * mass:.6g}"'
-            f' group="3" rgba="0 1 0 .3" {CONTACT}/></body></body>')
+    joint = '' if brick.fixed else '<freejoint/>'
+    return (f'<body name="{name}" pos="{pos[0]} {pos[1]} {pos[2]}">{joint}'
+            f'<geom name="{name}/box" type="box" size="{box}" pos="0 0 {(h + BOTTOM_GAP_M) / 2:.6g}"'
+            f' rgba="{brick.rgba}" mass="{.9 * mass:.6g}" group="2" {CONTACT}/>{studs}'
+            f'<body name="{name}/slab">'
+            f'<geom name="{name}/slab" type="box" size="{slab}" pos="0 0 {h + sh / 2:.6g}"'
+            f' mass="{.1 * mass:.6g}" group="3" rgba="0 1 0 .3" {CONTACT}/></body></body>')
 
 
 def pool_xml(n_slots):
-    """(bodies, excludes, equalities) MJCF of the weld pool: n_slots inactive welds and excludes between dummy bodies."""
+    """(bodies, excludes, equalities) MJCF of the weld pool:
+    n_slots inactive welds and excludes between dummy bodies."""
     bodies = ''.join(f'<body name="clutch/dummy_{i}" pos="0 0 -2"/>' for i in range(2 * n_slots))
     pair = 'body1="clutch/dummy_{}" body2="clutch/dummy_{}"'
     excludes = ''.join(f'<exclude {pair.format(2 * k, 2 * k + 1)}/>' for k in range(n_slots))
@@ -76,38 +86,43 @@ def wrap(angle, period=2 * np.pi):
 
 
 class Clutch:
-    """The weld pool at work. Call `update()` after every physics step or two; `links` is a numpy record array with one
-    row per pool slot, which is the clutch's whole memory: copying it (with the model's eq_* arrays) is a snapshot.
+    """The weld pool at work. Call `update()` after every physics step or two; `links` is a numpy record array
+    with one row per pool slot, which is the clutch's whole memory: copying it (with the model's eq_* arrays)
+    is a snapshot.
 
-    insertion_force_n, pull_force_n: axial force per stud to seat and to pull off (StableLego reports 0.98 N of friction
-    per knob, hobbyists 2-5 N). shear_force_n: per stud. tolerance_xy_m scales with the bricks.
+    insertion_force_n, pull_force_n: axial force per stud to seat and to pull off (StableLego reports 0.98 N
+    of friction per knob, hobbyists 2-5 N). shear_force_n: per stud. tolerance_xy_m scales with the bricks.
     """
     DWELL = 2              # consecutive updates a condition must hold: rides over single-step contact spikes
     SNAP_TIME_S = .04      # the weld's target moves from the pose found to the grid pose over this time
     GRACE_S = .2           # no breaking so soon after forming, while the pose is still being pulled in
     RESEAT_AFTER_S = .05
 
-    def __init__(self, model, data, bricks, scale=1., insertion_force_n=1., pull_force_n=2., shear_force_n=10.,
-                 tolerance_xy_m=.0015, tolerance_rad=np.radians(5)):
+    def __init__(self, model, data, bricks, scale=1., insertion_force_n=1., pull_force_n=2.,
+                 shear_force_n=10., tolerance_xy_m=.0015, tolerance_rad=np.radians(5)):
         self.model, self.data, self.scale = model, data, scale
         self.names = [b.name for b in bricks]
-        self.dims = np.array([[*b.studs, b.height_m(scale)] for b in bricks])         # (N, 3): nx, ny, height in m
+        self.dims = np.array([[*b.studs, b.height_m(scale)] for b in bricks])    # (N, 3): nx, ny, height in m
         self.body_id = np.array([model.body(n).id for n in self.names])
         self.slab_id = np.array([model.body(n + '/slab').id for n in self.names])
         self.brick_of_geom = np.full(model.ngeom, -1)
         for i, n in enumerate(self.names):
             self.brick_of_geom[[model.geom(n + '/box').id, model.geom(n + '/slab').id]] = i
-        self.slot_eq_id = np.array([e for e in range(model.neq) if model.equality(e).name.startswith('clutch/weld_')])
+        self.slot_eq_id = np.array([e for e in range(model.neq)
+                                    if model.equality(e).name.startswith('clutch/weld_')])
         self.pitch_m, self.radius_m = scale * STUD_PITCH_M, scale * STUD_RADIUS_M
         self.stud_height_m = scale * STUD_HEIGHT_M
-        self.insertion_force_n, self.pull_force_n, self.shear_force_n = insertion_force_n, pull_force_n, shear_force_n
+        self.insertion_force_n, self.pull_force_n = insertion_force_n, pull_force_n
+        self.shear_force_n = shear_force_n
         self.tolerance_xy_m, self.tolerance_rad = tolerance_xy_m * scale, tolerance_rad
         self.links = np.zeros(len(self.slot_eq_id), dtype=[
-            ('used', '?'), ('loose', '?'), ('seated', '?'), ('a', 'i4'), ('b', 'i4'), ('studs', 'i4'), ('over', 'i4'),
+            ('used', '?'), ('loose', '?'), ('seated', '?'),
+            ('a', 'i4'), ('b', 'i4'), ('studs', 'i4'), ('over', 'i4'),
             ('cell', 'f8', 2), ('turns', 'i4'), ('time', 'f8'), ('half', 'f8', 2), ('inertia', 'f8', 2),
-            ('pos0', 'f8', 3), ('quat0', 'f8', 4), ('pos1', 'f8', 3), ('quat1', 'f8', 4), ('load', 'f8', 6), ('use', 'f8')])
-        self.pending = np.zeros(len(bricks), int)     # updates in a row that upper brick b was pressed hard enough
-        self.events = []                              # (time s, 'form' | 'break' | 'reseat' | 'part', lower, upper)
+            ('pos0', 'f8', 3), ('quat0', 'f8', 4), ('pos1', 'f8', 3), ('quat1', 'f8', 4),
+            ('load', 'f8', 6), ('use', 'f8')])
+        self.pending = np.zeros(len(bricks), int)     # updates in a row that upper b was pressed hard enough
+        self.events = []     # (time s, 'form' | 'break' | 'reseat' | 'part', lower, upper)
         self._write_excludes()
 
     def reset(self):
@@ -117,11 +132,11 @@ class Clutch:
         self.data.eq_active[self.slot_eq_id] = 0
         self._write_excludes()
 
-    # -- queries ------------------------------------------------------------------------------------------------------
+    # -- queries ---------------------------------------------------------------------------------------------
     def connections(self):
-        """List of dicts, one per live link: lower, upper, studs, cell (upper's centre in studs from lower's centre),
-        turns (quarter turns), load (Fx Fy Fz Mx My Mz on the link in the lower brick's frame, N and N m), utilisation
-        (1 = breaks)."""
+        """List of dicts, one per live link: lower, upper, studs, cell (upper's centre in studs from lower's
+        centre), turns (quarter turns), load (Fx Fy Fz Mx My Mz on the link in the lower brick's frame, N and
+        N m), utilisation (1 = breaks)."""
         return [dict(lower=self.names[r['a']], upper=self.names[r['b']], studs=int(r['studs']),
                      cell=tuple(float(c) for c in r['cell']), turns=int(r['turns']),
                      load=tuple(float(x) for x in r['load']), utilisation=float(r['use']))
@@ -141,7 +156,8 @@ class Clutch:
         return Ra.T @ (self.data.xpos[self.body_id[b]] - self.data.xpos[self.body_id[a]]), Ra.T @ Rb
 
     def nearest_cell(self, a, b, pos, R):
-        """Where b would sit on a: dict(cell studs, turns, error_m, yaw_error, tilt, lo, hi studs) or None if no stud overlaps."""
+        """Where b would sit on a: dict(cell studs, turns, error_m, yaw_error, tilt, lo, hi studs)
+        or None if no stud overlaps."""
         yaw = np.arctan2(R[1, 0], R[0, 0])
         turns = int(np.round(yaw / (np.pi / 2)))
         na, nb = self.dims[a, :2], self.dims[b, :2] if turns % 2 == 0 else self.dims[b, 1::-1]
@@ -150,10 +166,11 @@ class Clutch:
         lo, hi = np.maximum(-na / 2, cell - nb / 2), np.minimum(na / 2, cell + nb / 2)
         if np.any(hi - lo < .5):
             return None
-        return dict(cell=cell, turns=turns, error_m=np.linalg.norm(pos[:2] - cell * self.pitch_m), lo=lo, hi=hi,
+        return dict(cell=cell, turns=turns, lo=lo, hi=hi,
+                    error_m=np.linalg.norm(pos[:2] - cell * self.pitch_m),
                     yaw_error=yaw - turns * np.pi / 2, tilt=np.arccos(np.clip(R[2, 2], -1, 1)))
 
-    # -- one update ---------------------------------------------------------------------------------------------------
+    # -- one update ------------------------------------------------------------------------------------------
     def update(self):
         """Form, load, break and re-seat links from the state after a physics step."""
         live = self.links['used'].any()
@@ -193,12 +210,14 @@ class Clutch:
                 if (a, b) in linked or (b, a) in linked:
                     continue
                 pos, R = self.relative_pose(a, b)
-                gap_m = pos[2] - self.dims[a, 2] + BOTTOM_GAP_M - self.stud_height_m    # 0 when resting on the stud tops
+                # 0 when resting on the stud tops
+                gap_m = pos[2] - self.dims[a, 2] + BOTTOM_GAP_M - self.stud_height_m
                 if not -self.stud_height_m < gap_m < .0006:
                     continue
                 fit = self.nearest_cell(a, b, pos, R)
-                if fit and fit['error_m'] <= self.tolerance_xy_m and abs(fit['yaw_error']) <= self.tolerance_rad \
-                        and fit['tilt'] <= self.tolerance_rad:
+                if (fit and fit['error_m'] <= self.tolerance_xy_m
+                        and abs(fit['yaw_error']) <= self.tolerance_rad
+                        and fit['tilt'] <= self.tolerance_rad):
                     by_upper.setdefault(b, []).append((a, self._axial(force, a), fit))
         for b in np.flatnonzero(self.pending):
             if b not in by_upper:
@@ -213,21 +232,24 @@ class Clutch:
                     self.connect(a, b, fit)
 
     def connect(self, a, b, fit, instant=False):
-        """Point a free weld at bricks a (lower) and b (upper) with the grid pose of `fit` (from nearest_cell)."""
+        """Point a free weld at bricks a (lower) and b (upper)
+        with the grid pose of `fit` (from nearest_cell)."""
         free = np.flatnonzero(~self.links['used'])
         if not len(free):
-            raise RuntimeError(f'all {len(self.links)} clutch welds are in use; build the world with more clutch slots')
+            raise RuntimeError(f'all {len(self.links)} clutch welds are in use; '
+                               'build the world with more clutch slots')
         slot, model = free[0], self.model
         nx, ny = np.round(fit['hi'] - fit['lo'])
-        centre = np.array([*(fit['lo'] + fit['hi']) / 2 * self.pitch_m, self.dims[a, 2]])      # anchor, in a's frame
+        # anchor, in a's frame
+        centre = np.array([*(fit['lo'] + fit['hi']) / 2 * self.pitch_m, self.dims[a, 2]])
         yaw = fit['turns'] * np.pi / 2
         Rz = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
         anchor_b = Rz.T @ (centre - [*fit['cell'] * self.pitch_m, self.dims[a, 2]])
-        # Bolt group: four friction points per stud, a stud radius from its axis along x and y. Second moments of n studs
-        # in a row of pitch p about the middle: n (n^2 - 1) p^2 / 12.
+        # Bolt group: four friction points per stud, a stud radius from its axis along x and y. Second moments
+        # of n studs in a row of pitch p about the middle: n (n^2 - 1) p^2 / 12.
         n, p, r = nx * ny, self.pitch_m, self.radius_m
-        inertia = [4 * ny * nx * (nx ** 2 - 1) * p ** 2 / 12 + 2 * n * r ** 2,
-                   4 * nx * ny * (ny ** 2 - 1) * p ** 2 / 12 + 2 * n * r ** 2]                  # sum x^2, sum y^2
+        inertia = [4 * ny * nx * (nx ** 2 - 1) * p ** 2 / 12 + 2 * n * r ** 2,      # sum x^2
+                   4 * nx * ny * (ny ** 2 - 1) * p ** 2 / 12 + 2 * n * r ** 2]      # sum y^2
         eq = self.slot_eq_id[slot]
         model.eq_obj1id[eq], model.eq_obj2id[eq] = self.body_id[a], self.body_id[b]
         model.eq_data[eq] = 0
@@ -267,23 +289,26 @@ class Clutch:
         data, ne = self.data, self.data.ne
         if not len(slots) or ne == 0:
             return
-        rows = np.searchsorted(data.efc_id[:ne], self.slot_eq_id[slots])     # equality rows are ordered by equality id
+        # equality rows are ordered by equality id
+        rows = np.searchsorted(data.efc_id[:ne], self.slot_eq_id[slots])
         ok = (rows < ne) & (data.efc_id[np.minimum(rows, ne - 1)] == self.slot_eq_id[slots])
         slots, rows = slots[ok], rows[ok]
-        efc = data.efc_force[rows[:, None] + np.arange(6)]                                         # (n, 6)
+        efc = data.efc_force[rows[:, None] + np.arange(6)]           # (n, 6)
         link = self.links[slots]
         Ra = data.xmat[self.body_id[link['a']]].reshape(-1, 3, 3)
         Rb = data.xmat[self.body_id[link['b']]].reshape(-1, 3, 3)
-        F = np.einsum('nji,nj->ni', Ra, efc[:, :3])                                                # in the lower frame
+        F = np.einsum('nji,nj->ni', Ra, efc[:, :3])                  # in the lower frame
         # A weld's rotational rows act on half the quaternion difference in the second body's frame.
         M = np.einsum('nji,njk,nk->ni', Ra, Rb, .5 * efc[:, 3:])
         n = link['studs']
-        # Axial force of friction point (x, y): F_z/4n + x cx + y cy with cx = -My/sum x^2, cy = Mx/sum y^2; the largest is at
-        # a corner stud, on its radius.
+        # Axial force of friction point (x, y): F_z/4n + x cx + y cy with cx = -My/sum x^2, cy = Mx/sum y^2;
+        # the largest is at a corner stud, on its radius.
         cx, cy = np.abs(M[:, 1]) / link['inertia'][:, 0], np.abs(M[:, 0]) / link['inertia'][:, 1]
-        tension = F[:, 2] / (4 * n) + cx * link['half'][:, 0] + cy * link['half'][:, 1] + self.radius_m * np.maximum(cx, cy)
-        use = np.maximum(tension, 0) / (self.pull_force_n / 4) + np.hypot(F[:, 0], F[:, 1]) / (n * self.shear_force_n) \
-            + np.abs(M[:, 2]) / (n * self.shear_force_n * 4 * self.radius_m)
+        tension = (F[:, 2] / (4 * n) + cx * link['half'][:, 0] + cy * link['half'][:, 1]
+                   + self.radius_m * np.maximum(cx, cy))
+        use = (np.maximum(tension, 0) / (self.pull_force_n / 4)
+               + np.hypot(F[:, 0], F[:, 1]) / (n * self.shear_force_n)
+               + np.abs(M[:, 2]) / (n * self.shear_force_n * 4 * self.radius_m))
         over = np.where((use > 1) & (data.time - link['time'] > self.GRACE_S), link['over'] + 1, 0)
         self.links['load'][slots] = np.concatenate([F, M], 1)
         self.links['use'][slots] = use
@@ -295,7 +320,8 @@ class Clutch:
             self.events.append((float(data.time), 'break', self.names[row['a']], self.names[row['b']]))
 
     def _settle_loose(self, forces):
-        """A broken link keeps its exclude (the studs are still inside) until the bricks have parted; pressed again, it re-seats."""
+        """A broken link keeps its exclude (the studs are still inside) until the bricks have parted;
+        pressed again, it re-seats."""
         parted = False
         for slot in np.flatnonzero(self.links['loose']):
             row = self.links[slot]
@@ -306,8 +332,8 @@ class Clutch:
                 row['used'] = row['loose'] = False
                 parted = True
                 self.events.append((float(self.data.time), 'part', self.names[a], self.names[b]))
-            elif gap_m < 3e-4 and fit['error_m'] < self.tolerance_xy_m and fit['tilt'] < self.tolerance_rad \
-                    and self.data.time - row['time'] > self.RESEAT_AFTER_S:
+            elif (gap_m < 3e-4 and fit['error_m'] < self.tolerance_xy_m and fit['tilt'] < self.tolerance_rad
+                    and self.data.time - row['time'] > self.RESEAT_AFTER_S):
                 force = forces.get((min(a, b), max(a, b)))
                 if force is not None and self._axial(force, a) >= self.insertion_force_n * row['studs']:
                     row['loose'], row['over'] = False, 0
@@ -316,10 +342,12 @@ class Clutch:
             self._write_excludes()
 
     def _write_excludes(self):
-        """The lower brick's stud slab is inside the upper brick's box while linked: exclude that body pair."""
+        """The lower brick's stud slab is inside the upper brick's box while linked:
+        exclude that body pair."""
         rows = self.links[self.links['used']]
         i, j = self.slab_id[rows['a']], self.body_id[rows['b']]
-        signature = np.sort((np.minimum(i, j) << 16) + np.maximum(i, j))       # MuJoCo searches this array by bisection
+        # MuJoCo searches this array by bisection
+        signature = np.sort((np.minimum(i, j) << 16) + np.maximum(i, j))
         self.model.exclude_signature[:] = NO_BODY
         self.model.exclude_signature[:len(signature)] = signature
 

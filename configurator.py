@@ -1,17 +1,16 @@
-"""
-Overrides the settings of the script that runs it, from config files and the command line, in the order given:
-
-python train.py config/demo.py --batch_size=32 --out_dir out/small       # --key=value and --key value
-python train.py --help                                                   # the settings, with their comments
-
-A script calls `exec(open('configurator.py').read())` right below its settings. Settings are its lowercase globals of
-type bool, int, float, str, tuple or None; imports, functions and UPPERCASE facts are not. Afterwards the globals hold
-the new values, and `config` holds all settings as a dict, for log and checkpoint.
-"""
+# Overrides the settings of the script that runs it, from config files and the command line, in order:
+#
+# python train.py config/demo.py --batch_size=32 --out_dir out/small       # --key=value and --key value
+# python train.py --help                                                   # the settings, with their comments
+#
+# A script calls `exec(open('configurator.py').read())` right below its settings. Settings are its lowercase
+# globals of type bool, int, float, str, tuple or None; imports, functions and UPPERCASE facts are not. Afterwards
+# the globals hold the new values, and `config` holds all settings as a dict, for log and checkpoint.
+# (Comments, because a docstring here would replace the __doc__ of the script.)
 
 
 def _configure(settings, doc, script, argv):
-    """-> the settings as a new dict. Everything is checked against `settings`, the defaults; mistakes end the program."""
+    """-> the settings as a new dict. All is checked against `settings`, the defaults; mistakes end the program."""
     import ast, difflib, os, re, sys, textwrap
     result = dict(settings)
 
@@ -23,12 +22,12 @@ def _configure(settings, doc, script, argv):
         if isinstance(default, float) and type(value) is int:
             value = float(value)
         if default is not None and type(value) is not type(default):
-            sys.exit(f'{where}: {name} = {value!r} is {type(value).__name__}, expected {type(default).__name__} like the '
-                     f'default {default!r}')
+            sys.exit(f'{where}: {name} = {value!r} is {type(value).__name__}, expected {type(default).__name__} '
+                     f'like the default {default!r}')
         result[name] = value
 
     def parse(name, text):
-        """Text of a command-line value -> value; what is no Python literal stays text and is left to the type check."""
+        """Text of the command line -> value. What is no Python literal stays text, for the type check to judge."""
         default = settings.get(name)
         if isinstance(default, str):
             return text
@@ -64,7 +63,8 @@ def _configure(settings, doc, script, argv):
                 assign(name, value, word)
     if os.environ.get('RANK', '0') == '0':
         pairs = [f'{k}={v!r}' + ('' if v == settings[k] else '*') for k, v in result.items()]
-        print(textwrap.fill('settings (* changed): ' + ', '.join(pairs), 110, subsequent_indent='  ', break_long_words=False))
+        text = 'settings (* changed): ' + ', '.join(pairs)
+        print(textwrap.fill(text, 110, subsequent_indent='  ', break_long_words=False))
     return result
 
 

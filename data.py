@@ -3,8 +3,8 @@ Episodes on disk, and the one road from an observation to model input.
 
 python data.py check episodes/demo         # names every fault in every file; exit code 1 when there is one
 python data.py stats episodes/demo         # counts, and mean, spread and range per slot, in physical units
-python data.py show episodes/demo          # contact sheet and plots of a file or of each in a folder: X.png beside X
-python data.py tokenizer                   # remakes assets/tokenizer.json; --from=FOLDER adds its words, --out=FILE
+python data.py show episodes/demo          # contact sheet and plots of a file, or of each in a folder: *.png
+python data.py tokenizer                   # makes assets/tokenizer.json; --from=FOLDER adds words, --out=FILE
 
 An episode is one safetensors file: arrays whose row t holds the observation before action t, and a JSON
 header under the metadata key "header". It holds SI units and raw pixels, nothing normalised. Windows,
@@ -30,8 +30,8 @@ import torch
 
 # -----------------------------------------------------------------------------
 # The observation/action table. Everything else refers to slots by name.
-# Poses are those of the tool (between the fingertips) in the torso frame: x forward, y left, z up, table top at
-# z = 0. The tool frame equals the torso frame when the hand points straight down at rest; orientation in an
+# Poses are those of the tool (between the fingertips) in the torso frame: x forward, y left, z up, table top
+# at z = 0. The tool frame equals the torso frame when the hand points straight down at rest; orientation in an
 # action is the rotation vector r from there, R = exp(r). A gripper command below zero squeezes harder.
 # `floor` is the smallest spread the normaliser divides by: what moves less than that carries no signal.
 
@@ -73,7 +73,8 @@ STATE = (
 JOINT_ACTION_NAMES = tuple(slot.name for slot in JOINT_ACTION)      # 17
 TOOL_ACTION_NAMES = tuple(slot.name for slot in TOOL_ACTION)        # 15
 STATE_NAMES = tuple(slot.name for slot in STATE)                    # 79
-TABLES = {'state': STATE, 'tool_action': TOOL_ACTION, 'tool_executed': TOOL_ACTION, 'joint_action': JOINT_ACTION}
+TABLES = {'state': STATE, 'tool_action': TOOL_ACTION, 'tool_executed': TOOL_ACTION,
+          'joint_action': JOINT_ACTION}
 
 # array: dtype, and the number of columns (None: one value per row; 0: whatever the robot has)
 ARRAYS = {
@@ -84,11 +85,13 @@ ARRAYS = {
     'joint_action': ('float32', 17),     # joint command in force after the step
     'kicked': ('uint8', None),
     'qpos': ('float64', 0), 'qvel': ('float64', 0), 'ctrl': ('float64', 0),
-    'connections': ('int32', None), 'phase': ('int32', None), 'subtask_id': ('int32', None), 'goal': ('uint8', None),
+    'connections': ('int32', None), 'phase': ('int32', None), 'subtask_id': ('int32', None),
+    'goal': ('uint8', None),
 }
 HEADER_KEYS = (
-    'spec', 'task', 'instruction', 'subtasks', 'control_hz', 'cameras', 'seed', 'success', 'metrics', 'world', 'git_rev',
-    'qa', 'state_slots', 'state_units', 'tool_action_slots', 'tool_action_units', 'joint_action_slots', 'joint_action_units')
+    'spec', 'task', 'instruction', 'subtasks', 'control_hz', 'cameras', 'seed', 'success', 'metrics', 'world',
+    'git_rev', 'qa', 'state_slots', 'state_units', 'tool_action_slots', 'tool_action_units',
+    'joint_action_slots', 'joint_action_units')
 
 
 def slots(patterns, names):
@@ -144,32 +147,33 @@ def quat_rotate(q, v):
 
 _FIELDS = {'joint_pos': (15,), 'joint_vel': (15,), 'gripper': (2,), 'tool_pos': (2, 3), 'tool_quat': (2, 4),
            'tool_vel': (2, 3), 'tool_command': (15,)}
-_POSITION = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_{a}') for a in 'xyz'] for arm in ARMS])     # (2, 3)
-_ROTVEC = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_r{a}') for a in 'xyz'] for arm in ARMS])      # (2, 3)
+_POSITION = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_{a}') for a in 'xyz'] for arm in ARMS])  # (2, 3)
+_ROTVEC = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_r{a}') for a in 'xyz'] for arm in ARMS])   # (2, 3)
 _SPINE = TOOL_ACTION_NAMES.index('spine_z')
 COMMAND = slice(STATE_NAMES.index('command/spine_z'), STATE_NAMES.index('command/right/gripper') + 1)
 
 
 def state_vector(obs):
     """Observation dict -> (79,) float32 in the order of STATE."""
-    # cast first and compute from the cast values: a recorded row then reproduces its tracking error bit for bit
+    # cast first, compute from the cast values: a recorded row then reproduces its tracking error bit for bit
     field = {name: np.asarray(obs[name], np.float32).reshape(shape) for name, shape in _FIELDS.items()}
     pos, quat, command = (field[name].astype(np.float64) for name in ('tool_pos', 'tool_quat', 'tool_command'))
-    turn = quat_mul(quat, quat_inv(quat_from_rotvec(command[_ROTVEC])))                                  # (2, 4)
-    error = np.concatenate([pos - command[_POSITION], rotvec_from_quat(turn)], -1).astype(np.float32)     # (2, 6)
-    return np.concatenate([*(value.ravel() for value in field.values()), error.ravel()])
+    turn = quat_mul(quat, quat_inv(quat_from_rotvec(command[_ROTVEC])))                    # (2, 4)
+    error = np.concatenate([pos - command[_POSITION], rotvec_from_quat(turn)], -1)          # (2, 6)
+    return np.concatenate([*(value.ravel() for value in field.values()), error.ravel().astype(np.float32)])
 
 
 def observation_from_state(state):
     """(79,) state row -> the observation dict it came from, without images, time and instruction."""
     ends = np.cumsum([np.prod(shape) for shape in _FIELDS.values()])
-    return {name: np.array(part).reshape(shape) for part, (name, shape) in zip(np.split(state, ends), _FIELDS.items())}
+    parts = zip(np.split(state, ends), _FIELDS.items())
+    return {name: np.array(part).reshape(shape) for part, (name, shape) in parts}
 
 
 # -----------------------------------------------------------------------------
-# tool actions relative to the command in force when the chunk starts: small numbers around zero, the same for a
-# brick anywhere on the table. Position and rotation in the frame of the commanded tool, spine as a difference,
-# gripper absolute.
+# tool actions relative to the command in force when the chunk starts: small numbers around zero, the same for
+# a brick anywhere on the table. Position and rotation in the frame of the commanded tool, spine as a
+# difference, gripper absolute.
 
 def anchor(actions, command):
     """(..., H, 15) absolute tool actions, (..., 15) command in force -> (..., H, 15) relative, float64."""
@@ -198,8 +202,8 @@ def unanchor(relative, command):
 # -----------------------------------------------------------------------------
 # episode files
 
-_DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'I64': 'int64', 'I32': 'int32', 'I16': 'int16',
-           'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool'}
+_DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'I64': 'int64', 'I32': 'int32',
+           'I16': 'int16', 'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool'}
 
 
 def write_atomic(path, blob):
@@ -248,7 +252,7 @@ def read_episode(path):
     end = 8 + n + max(entry['data_offsets'][1] for entry in table.values())
     if end != size:
         raise ValueError(f'{path}: {size} bytes, its own table says {end}: cut off or damaged')
-    raw = np.memmap(path, mode='r', dtype=np.uint8)
+    raw = np.memmap(path, mode='r', dtype=np.uint8).view(np.ndarray)      # a plain array: slicing is 5 times faster
     arrays = {}
     for name, entry in table.items():
         start, stop = (8 + n + offset for offset in entry['data_offsets'])
@@ -267,7 +271,7 @@ def find_faults(arrays, header):
     T = len(arrays['time'])
     if T == 0:
         return ['no rows']
-    expected = {name: (dtype, () if columns is None else (columns,)) for name, (dtype, columns) in ARRAYS.items()}
+    expected = {k: (dtype, () if columns is None else (columns,)) for k, (dtype, columns) in ARRAYS.items()}
     for camera, size in header['cameras'].items():
         expected[f'image/{camera}'] = ('uint8', (size['height'], size['width'], 3))
     faults += [f'header names camera {k[6:]!r}, no array {k!r}' for k in expected if k not in arrays]
@@ -300,7 +304,7 @@ def _find_value_faults(arrays, header):
         low, high = np.array([s.low for s in table]), np.array([s.high for s in table])
         for i in np.flatnonzero(((arrays[name] < low) | (arrays[name] > high)).any(0)):
             worst = arrays[name][np.abs(arrays[name][:, i]).argmax(), i]
-            faults.append(f'{name} slot {table[i].name}: {worst:.4g} is outside {low[i]}..{high[i]} {table[i].unit}')
+            faults.append(f'{name} slot {table[i].name}: {worst:.4g} is outside {low[i]}..{high[i]}')
     step_s, dt_s = np.diff(arrays['time']), 1 / header['control_hz']
     if len(step_s) and (step_s <= 0).any():
         faults.append(f'time does not increase at row {np.flatnonzero(step_s <= 0)[0] + 1}')
@@ -316,7 +320,7 @@ def _find_value_faults(arrays, header):
         faults.append(f'subtask_id {ids.min()}..{ids.max()}, header has {n} subtasks')
     changed = (arrays['tool_executed'] != arrays['tool_action']).any(1) & (arrays['kicked'] == 0)
     if changed.any():
-        faults.append(f'tool_executed is not tool_action in row {np.flatnonzero(changed)[0]}, which is not kicked')
+        faults.append(f'tool_executed differs from tool_action in unkicked row {np.flatnonzero(changed)[0]}')
     if not isinstance(header['instruction'], str) or not header['instruction']:
         faults.append('instruction is empty')
     for camera in header['cameras']:
@@ -352,27 +356,30 @@ def episode_paths(source):
 
 
 # -----------------------------------------------------------------------------
-# tokenizer: byte-level BPE small enough for a model trained from scratch, every word of our templates one token
+# tokenizer: byte-level BPE small enough to train from scratch; every word of our templates is one token
 
 SPECIAL_TOKENS = ('<|pad|>', '<|image_pad|>', '<|state_pad|>', '<|vla|>', '<|action_start|>', '<|action_pad|>',
                   '<|action_pass|>', '<|action_end|>', '<|im_start|>', '<|im_end|>')
 VOCABULARY_SIZE = 512
-TEMPLATE_WORDS = '''take goes air bricks lower upper put press place the red blue yellow green white orange brick on onto corner cell near far left right
-front back of plate baseplate hand both hands : ; , . reach grasp lift carry align release retreat hold wait join end
-top to it in and is with over down 2x2 2x3 2x4 2x6 row column 0 1 2 3 4 5 6 7 8 9'''.split()
+TEMPLATE_WORDS = '''the a of on onto in into to with and is it its both over under down up at from then now
+put press place take goes join hold keep give pull apart off reach grasp lift carry align release retreat wait
+rest hand hands left right near far front back top end corner cell row column plate baseplate brick bricks stud
+studs air lower upper red blue yellow green white orange : ; , . ? 2x2 2x3 2x4 2x6 2x8 2x10
+0 1 2 3 4 5 6 7 8 9'''.split()
 
 
 def make_tokenizer(texts, path):
     """
-    Train on the words of `texts` and TEMPLATE_WORDS, each equally often, so that rare ones stay whole too, and write
-    it to `path`. -> the tokenizer, the words that take more than one token
+    Train on the words of `texts` and TEMPLATE_WORDS, each equally often, so that rare ones stay whole too, and
+    write it to `path`. -> the tokenizer, the words that take more than one token
     """
     words = sorted({word for text in texts for word in text.split()} | set(TEMPLATE_WORDS))
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces = tokenizers.Regex(r' ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+')      # '2x4' is one piece
+    tokenizer.normalizer = tokenizers.normalizers.Prepend(' ')      # the first word is spelt like the others
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
         tokenizers.pre_tokenizers.Split(pieces, 'isolated'),
-        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)])
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
@@ -390,8 +397,8 @@ class Processor:
     """
     cameras        names, in the order the model sees them
     image_size     pixels, square
-    state_slots    names out of STATE_NAMES
-    action_slots   names out of TOOL_ACTION_NAMES; the command in force is held in the others
+    state_slots    names or patterns out of STATE_NAMES
+    action_slots   names or patterns out of TOOL_ACTION_NAMES; the command in force is held in the others
     horizon        H, rows of a chunk, at control_hz
     tokenizer      the JSON text of a `tokenizers` file
     stats          mean and spread per state slot, (S,), and per row and action slot, (H, A): see `fit`
@@ -399,12 +406,12 @@ class Processor:
 
     def __init__(self, cameras, image_size, state_slots, action_slots, horizon, control_hz, tokenizer,
                  tokens_per_camera=4, action_space='tool', template='minimal', stats=None):
-        if action_space != 'tool':
-            raise ValueError(f"action_space {action_space!r}, expected 'tool'")
-        if template != 'minimal':
-            raise ValueError(f"template {template!r}, expected 'minimal'")
+        for name, value, known in (('action_space', action_space, 'tool'), ('template', template, 'minimal')):
+            if value != known:
+                raise ValueError(f'{name} {value!r}, expected {known!r}')
         self.cameras, self.image_size = tuple(cameras), image_size
-        self.state_slots, self.action_slots = slots(state_slots, STATE_NAMES), slots(action_slots, TOOL_ACTION_NAMES)
+        self.state_slots = slots(state_slots, STATE_NAMES)
+        self.action_slots = slots(action_slots, TOOL_ACTION_NAMES)
         self.horizon, self.control_hz, self.tokens_per_camera = horizon, control_hz, tokens_per_camera
         self.action_space, self.template = action_space, template
         self.tokenizer_json, self.tokenizer = tokenizer, tokenizers.Tokenizer.from_str(tokenizer)
@@ -417,62 +424,66 @@ class Processor:
         self.stats = stats and {k: np.asarray(v, np.float64) for k, v in stats.items()}
 
     def to_dict(self):
-        return {'cameras': list(self.cameras), 'image_size': self.image_size, 'state_slots': list(self.state_slots),
-                'action_slots': list(self.action_slots), 'horizon': self.horizon, 'control_hz': self.control_hz,
-                'tokenizer': self.tokenizer_json, 'tokens_per_camera': self.tokens_per_camera,
-                'action_space': self.action_space, 'template': self.template,
+        plain = ('cameras', 'image_size', 'state_slots', 'action_slots', 'horizon', 'control_hz',
+                 'tokens_per_camera', 'action_space', 'template')
+        return {**{k: list(v) if isinstance(v := getattr(self, k), tuple) else v for k in plain},
+                'tokenizer': self.tokenizer_json,
+                'stats': self.stats and {k: v.tolist() for k, v in self.stats.items()},
                 'state_units': [STATE[i].unit for i in self.state_index],
-                'action_units': [TOOL_ACTION[i].unit for i in self.action_index],
-                'stats': self.stats and {k: v.tolist() for k, v in self.stats.items()}}
+                'action_units': [TOOL_ACTION[i].unit for i in self.action_index]}
 
     @classmethod
     def from_dict(cls, d):
         return cls(**{k: v for k, v in d.items() if k not in ('state_units', 'action_units')})
 
-    # ---- agreement with a recorded or simulated world
-
+    # ---- agreement with a simulated world or a recorded episode
     def check_world(self, metadata):
-        """Raise ValueError, with the differences, where a world (World.metadata()) cannot feed this processor."""
+        """Raise ValueError, naming the differences, where a world (World.metadata()) does not fit."""
         size = {'height': metadata['image_size'], 'width': metadata['image_size']}
-        self._compare(dict.fromkeys(metadata['cameras'], size), metadata['control_hz'], metadata['tool_action_names'], 'the world')
+        self._compare('the world', dict.fromkeys(metadata['cameras'], size), metadata['control_hz'],
+                      metadata['tool_action_names'])
 
     def check_header(self, header, path):
-        """The same for a recorded episode."""
-        self._compare(header['cameras'], header['control_hz'], header['tool_action_slots'], path)
+        self._compare(path, header['cameras'], header['control_hz'], header['tool_action_slots'])
 
-    def _compare(self, cameras, control_hz, action_names, where):
-        faults = [f'camera {c!r} is missing (there are: {", ".join(cameras)})' for c in self.cameras if c not in cameras]
-        faults += [f'camera {c!r} is {cameras[c]["height"]}x{cameras[c]["width"]} px, the policy sees {self.image_size}x'
-                   f'{self.image_size}' for c in self.cameras if c in cameras
-                   and (cameras[c]['height'], cameras[c]['width']) != (self.image_size, self.image_size)]
+    def _compare(self, where, cameras, control_hz, action_names):
+        faults = []
+        for name in self.cameras:
+            if name not in cameras:
+                faults.append(f'no camera {name!r} (there are: {", ".join(cameras)})')
+            elif {cameras[name]['height'], cameras[name]['width']} != {self.image_size}:
+                faults.append(f'camera {name!r} gives {cameras[name]["height"]}x{cameras[name]["width"]} px, '
+                              f'the policy sees {self.image_size} px squares')
         if control_hz != self.control_hz:
             faults.append(f'control rate {control_hz} Hz, the policy acts at {self.control_hz} Hz')
         if tuple(action_names) != TOOL_ACTION_NAMES:
-            faults.append(f'action slots {", ".join(action_names)}, the policy gives {", ".join(TOOL_ACTION_NAMES)}')
+            faults.append(f'action slots {", ".join(action_names)}, expected {", ".join(TOOL_ACTION_NAMES)}')
         if faults:
             raise ValueError(f'{where} does not fit the policy: ' + '; '.join(faults))
 
     # ---- text
-
     def prompt(self, instruction, subtask=None):
         """-> user part, assistant part ('' without subtask): the token sequence as text."""
         for text in (instruction, subtask or ''):
             if '<|' in text:
-                raise ValueError(f'{text!r}: instructions and subtasks must not contain "<|"')
+                raise ValueError(f'{text!r}: "<|" would forge a special token')
         images = '<|image_pad|>' * (self.tokens_per_camera * len(self.cameras))
-        return (f'{images}<|state_pad|>{instruction}<|vla|>', '' if subtask is None else f'{subtask}<|action_start|>')
+        assistant = '' if subtask is None else f'{subtask}<|action_start|>'
+        return f'{images}<|state_pad|>{instruction}<|vla|>', assistant
 
     @functools.lru_cache(maxsize=100_000)
     def prompt_ids(self, instruction, subtask=None):
         """-> token ids of the user part, of the assistant part."""
-        return tuple(tuple(self.tokenizer.encode(part).ids) if part else () for part in self.prompt(instruction, subtask))
+        parts = self.prompt(instruction, subtask)
+        return tuple(tuple(self.tokenizer.encode(part).ids) if part else () for part in parts)
 
     def decode_text(self, ids):
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def pad(self, prompts):
-        """[(user ids, assistant ids)] -> input_ids, labels (B, L), user_len, total_len (B,), padded on the right."""
-        user_len, total_len = (torch.tensor([len(u) for u, _ in prompts]), torch.tensor([len(u) + len(a) for u, a in prompts]))
+        """[(user ids, assistant ids)] -> input_ids, labels (B, L), user_len, total_len (B,), right-padded."""
+        user_len = torch.tensor([len(user) for user, _ in prompts])
+        total_len = torch.tensor([len(user) + len(assistant) for user, assistant in prompts])
         shape = (len(prompts), int(total_len.max()))
         ids, labels = torch.full(shape, self.token_id['<|pad|>']), torch.full(shape, -100)
         for i, (user, assistant) in enumerate(prompts):
@@ -481,10 +492,10 @@ class Processor:
         return {'input_ids': ids, 'labels': labels, 'user_len': user_len, 'total_len': total_len}
 
     # ---- numbers
-
     def normalise_state(self, states):
         """(B, 79) -> (B, S) float32."""
-        return ((states[:, self.state_index] - self.stats['state_mean']) / self.stats['state_std']).astype(np.float32)
+        centred = states[:, self.state_index] - self.stats['state_mean']
+        return (centred / self.stats['state_std']).astype(np.float32)
 
     def normalise_actions(self, actions, commands):
         """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) float32."""
@@ -492,22 +503,22 @@ class Processor:
         return ((relative - self.stats['action_mean']) / self.stats['action_std']).astype(np.float32)
 
     def decode_actions(self, chunk, commands):
-        """Inverse: (B, H, A) normalised, (B, 15) command in force -> (B, H, 15) absolute tool actions, float32."""
+        """Inverse: (B, H, A) normalised, (B, 15) command in force -> (B, H, 15) absolute actions, float32."""
         chunk, commands = np.asarray(chunk, np.float64), np.asarray(commands, np.float64)
         hold = np.repeat(commands[:, None], chunk.shape[1], 1)     # (B, H, 15)
         relative = anchor(hold, commands)
         relative[..., self.action_index] = chunk * self.stats['action_std'] + self.stats['action_mean']
         out = unanchor(relative, commands)
-        for columns in _ROTVEC:      # no rotation slot of this arm is predicted: exactly the commanded one, no rounding
+        for columns in _ROTVEC:      # an arm that predicts no rotation keeps exactly the commanded one
             if not set(columns) & set(self.action_index):
                 out[..., columns] = hold[..., columns]
         return out.astype(np.float32)
 
     def encode(self, rows, subtasks=None):
         """
-        Observations -> batch for the model. `rows` are observation dicts, live from the world or `Dataset.row(i)`;
-        only image/<camera> of our cameras, the state fields and the instruction are read. With `subtasks`, one text
-        per row, the batch contains the assistant part and the model acts having read it.
+        Observations -> batch for the model. `rows` are observation dicts, live from the world or `Dataset.row`:
+        the images of our cameras, the state fields and the instruction are read. With `subtasks`, one text per
+        row, the batch contains the assistant part and the model acts having read it.
         """
         for camera in self.cameras:
             shape = np.shape(rows[0][f'image/{camera}'])
@@ -520,34 +531,33 @@ class Processor:
         return self.assemble(images, states, prompts)
 
     def assemble(self, images, states, prompts):
-        """(B, N, h, w, 3) uint8, (B, 79), prompt ids -> batch. The one place where model inputs are put together."""
-        return {'images': torch.from_numpy(images), 'state': torch.from_numpy(self.normalise_state(states)), **self.pad(prompts)}
-
-    # ---- normaliser
+        """(B, N, h, w, 3) uint8, (B, 79), prompt ids -> batch. The one place to put model inputs together."""
+        state = torch.from_numpy(self.normalise_state(states))
+        return {'images': torch.from_numpy(images), 'state': state, **self.pad(prompts)}
 
     def fit(self, dataset):
         """
-        Mean and spread of exactly the tensors the loss sees: anchored, masked, the sampled windows. A spread below the
-        slot's floor becomes the floor: a slot that does not move must not turn noise into signal.
+        Mean and spread of exactly the tensors the loss sees: anchored, masked, the sampled windows. A spread
+        below the slot's floor becomes the floor: a slot that does not move must not turn noise into signal.
+        -> names of those slots, which are constant as far as the model is concerned
         """
         state = dataset.state[dataset.windows][:, self.state_index].astype(np.float64)
         total, square, count = 0, 0, 0
-        for start in range(0, len(dataset.windows), 65_536):      # blocks: a million windows need not fit in memory
+        for start in range(0, len(dataset.windows), 65_536):      # in blocks: a million windows take gigabytes
             rows = dataset.windows[start:start + 65_536]
             relative = anchor(dataset.chunk(rows), dataset.state[rows][:, COMMAND])[..., self.action_index]
             mask = dataset.chunk_mask(rows)[..., None]
-            total, square = total + (relative * mask).sum(0), square + (relative ** 2 * mask).sum(0)
-            count = count + mask.sum(0)
+            total = total + (relative * mask).sum(0)           # (H, A)
+            square = square + (relative ** 2 * mask).sum(0)    # (H, A)
+            count = count + mask.sum(0)                        # (H, 1)
         mean = total / np.maximum(count, 1)
         spread = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean ** 2, 0))
-        self.stats = {'state_mean': state.mean(0), 'state_std': state.std(0), 'action_mean': mean, 'action_std': spread}
         state_floor = np.array([STATE[i].floor for i in self.state_index])
         action_floor = np.array([TOOL_ACTION[i].floor for i in self.action_index])
-        dead = [n for n, s, f in zip(self.state_slots, self.stats['state_std'], state_floor) if s < f]
-        dead += [f'action {n}' for n, s, f in zip(self.action_slots, spread.max(0), action_floor) if s < f]
-        self.stats['state_std'] = np.maximum(self.stats['state_std'], state_floor)
-        self.stats['action_std'] = np.maximum(spread, action_floor)
-        return dead      # names of slots that move less than their floor: constant, as far as the model is concerned
+        self.stats = {'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
+                      'action_mean': mean, 'action_std': np.maximum(spread, action_floor)}
+        return ([n for n, low in zip(self.state_slots, state.std(0) < state_floor) if low]
+                + [f'action {n}' for n, low in zip(self.action_slots, spread.max(0) < action_floor) if low])
 
 
 # -----------------------------------------------------------------------------
@@ -558,17 +568,12 @@ def in_validation(task, seed, fraction):
     return zlib.crc32(f'{task}/{seed}'.encode()) / 2 ** 32 < fraction
 
 
-def generator(*key):
-    """torch generator seeded by integers."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-
-
 class Dataset:
     """
-    Windows of H actions over a folder of episodes. Low-dimensional arrays are in memory; images stay in the mapped
-    files and one row is read per sample. `batch` is a pure function of (seed, step).
+    Windows of H actions over a folder of episodes. Low-dimensional arrays are in memory; images stay in the
+    mapped files and one row is read per sample. `batch` is a pure function of (seed, step).
 
-    split        'train', 'val' or None (all episodes); val_fraction of them is held out, by hash of task and seed
+    split        'train', 'val' or None (all); val_fraction of the episodes is held out, by hash of the seed
     tail         windows that start more than `tail` rows after the goal was reached for good are not sampled
     draws        K, (noise, time) draws per chunk; they share one reading of the images
     read_text    probability that a draw sees the subtask text
@@ -578,9 +583,10 @@ class Dataset:
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
                  gain=0.0, brightness=0.0, shift=0, state_noise=0.0):
-        self.processor, self.draws, self.read_text, self.tail = processor, draws, read_text, tail
+        self.processor, self.draws, self.read_text = processor, draws, read_text
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
-        parts, self.paths, self.headers, self.images = {}, [], [], []
+        self.paths, self.headers, self.images = [], [], []
+        parts = {name: [] for name in ('state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal')}
         for path in episode_paths(source):
             arrays, header = read_episode(path)
             if split and (split == 'val') != in_validation(header['task'], header['seed'], val_fraction):
@@ -589,22 +595,23 @@ class Dataset:
             self.paths.append(path)
             self.headers.append(header)
             self.images.append([arrays[f'image/{camera}'] for camera in processor.cameras])
-            for name in ('state', 'tool_action', 'kicked', 'subtask_id', 'time', 'goal'):
-                parts.setdefault(name, []).append(np.array(arrays[name]))
+            for name, part in parts.items():
+                part.append(np.array(arrays[name]))
         if not self.paths:
-            raise ValueError(f'no episode of {source} falls into the {split!r} part (val_fraction {val_fraction})')
+            raise ValueError(f'no episode of {source} is in the {split!r} part (val_fraction {val_fraction})')
         lengths = np.array([len(t) for t in parts['time']])
-        self.start = np.concatenate([[0], np.cumsum(lengths)])                     # (E+1,) first row of each episode
-        self.episode = np.repeat(np.arange(len(lengths)), lengths)                 # (n,)
         self.state, self.tool_action, self.time, self.subtask_id = (
             np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
-        self.last = self.start[1:][self.episode] - 1                               # (n,) last row of the row's episode
-        self.held = np.array([bool(h['success']) for h in self.headers])[self.episode]
-        self.kicks_before = np.concatenate([[0], np.cumsum(np.concatenate(parts['kicked']) > 0)])    # (n+1,)
-        done = [len(g) - np.argmin(g[::-1]) if not g.all() else 0 for g in parts['goal']]  # goal true from here to the end
-        keep = np.concatenate([np.arange(n) <= d + tail for n, d in zip(lengths, done)])
-        self.windows = np.flatnonzero(keep)
-        self._order = functools.lru_cache(maxsize=2)(self._shuffled)               # an epoch boundary needs two
+        self.start = np.concatenate([[0], np.cumsum(lengths)])           # (E+1,) first row of each episode
+        self.episode = np.repeat(np.arange(len(lengths)), lengths)       # (n,) row -> its episode
+        self.last = self.start[1:][self.episode] - 1                     # (n,) row -> last row of its episode
+        self.held = np.array([bool(h['success']) for h in self.headers])[self.episode]      # (n,)
+        self.kicks_before = np.concatenate([[0], np.cumsum(np.concatenate(parts['kicked']) > 0)])      # (n+1,)
+        # first row from which on the goal holds to the end
+        settled = [0 if goal.all() else n - np.argmin(goal[::-1]) for n, goal in zip(lengths, parts['goal'])]
+        sampled = [np.arange(n) <= at + tail for n, at in zip(lengths, settled)]
+        self.windows = np.flatnonzero(np.concatenate(sampled))           # rows at which a window may start
+        self._order = functools.lru_cache(maxsize=2)(self._shuffled)     # a batch across epochs needs two
 
     def __len__(self):
         return len(self.windows)
@@ -612,167 +619,177 @@ class Dataset:
     def fingerprint(self):
         """Short hash of what is in the files: resuming on other data would not be resuming."""
         digest = hashlib.sha256(np.ascontiguousarray(self.tool_action))
-        digest.update(json.dumps([[os.path.basename(p), h['seed'], h['task']] for p, h in zip(self.paths, self.headers)]).encode())
+        for path, header in zip(self.paths, self.headers):
+            digest.update(f'{os.path.basename(path)} {header["task"]} {header["seed"]} '.encode())
         return digest.hexdigest()[:16]
 
-    # ---- windows, by arrays of global row numbers
-
+    # ---- windows, by arrays of row numbers that count through all episodes
     def chunk(self, rows):
         """-> (B, H, 15) absolute actions; past the end of the episode the last command is held."""
-        j = np.arange(self.processor.horizon)
-        return self.tool_action[np.minimum(rows[:, None] + j, self.last[rows][:, None])]
+        at = rows[:, None] + np.arange(self.processor.horizon)
+        return self.tool_action[np.minimum(at, self.last[rows][:, None])]
 
     def chunk_mask(self, rows):
         """
-        -> (B, H) bool. Row j counts if nothing kicked the robot in rows 0..j-1 of the window: from a kick on, the
-        recorded actions answer another situation. Past the end rows count if the episode ended in success (hold).
+        -> (B, H) bool. Row j counts if nothing kicked the robot in rows 0..j-1 of the window: from a kick on,
+        the recorded actions answer another situation. Past the end rows count if the episode was a success.
         """
         at, last = rows[:, None] + np.arange(self.processor.horizon), self.last[rows][:, None]
         undisturbed = self.kicks_before[np.minimum(at, last + 1)] == self.kicks_before[rows][:, None]
         return undisturbed & ((at <= last) | self.held[rows][:, None])
 
-    def subtask(self, row):
-        return self.headers[self.episode[row]]['subtasks'][self.subtask_id[row]]
-
     def instruction(self, row):
         return self.headers[self.episode[row]]['instruction']
 
+    def subtask(self, row):
+        return self.headers[self.episode[row]]['subtasks'][self.subtask_id[row]]
+
     def row(self, row):
         """Recorded frame as the observation dict the world gave."""
-        e = self.episode[row]
-        obs = {'time': float(self.time[row]), **observation_from_state(self.state[row]), 'instruction': self.instruction(row)}
-        return obs | {f'image/{c}': np.array(im[row - self.start[e]]) for c, im in zip(self.processor.cameras, self.images[e])}
+        obs = {'time': float(self.time[row]), **observation_from_state(self.state[row])}
+        obs |= {f'image/{c}': image for c, image in zip(self.processor.cameras, self.gather_images([row])[0])}
+        return obs | {'instruction': self.instruction(row)}
 
     def gather_images(self, rows):
         """-> (B, N, h, w, 3) uint8."""
         size = self.processor.image_size
         out = np.empty((len(rows), len(self.processor.cameras), size, size, 3), np.uint8)
         for i, row in enumerate(rows):
-            e = self.episode[row]
-            for n, images in enumerate(self.images[e]):
-                out[i, n] = images[row - self.start[e]]
+            episode = self.episode[row]
+            for n, images in enumerate(self.images[episode]):
+                out[i, n] = images[row - self.start[episode]]
         return out
 
     def action_error(self, rows, chunk):
-        """Mean absolute error of (B, H, A) normalised chunks against the recorded actions, over the rows that count, in units."""
-        processor, commands = self.processor, self.state[rows][:, COMMAND]
-        error = np.abs(processor.decode_actions(chunk, commands) - self.chunk(rows))[self.chunk_mask(rows)]     # (M, 15)
-        groups = {'position_mm': ('*/tool_[xyz]', 1e3), 'rotation_rad': ('*/tool_r[xyz]', 1), 'gripper_mm': ('*/gripper', 1e3),
-                  'spine_rad': ('spine_z', 1)}
-        columns = {g: [i for i in processor.action_index if fnmatch.fnmatchcase(TOOL_ACTION_NAMES[i], p)] for g, (p, _) in groups.items()}
-        return {g: float(error[:, c].mean() * groups[g][1]) for g, c in columns.items() if c}
+        """Mean absolute error of (B, H, A) chunks over the rows that count, by kind of slot, in its unit."""
+        processor = self.processor
+        predicted = processor.decode_actions(chunk, self.state[rows][:, COMMAND])
+        error = np.abs(predicted - self.chunk(rows))[self.chunk_mask(rows)]      # (rows that count, 15)
+        result = {}
+        for name, pattern, scale in (('position_mm', '*/tool_[xyz]', 1e3), ('rotation_rad', '*/tool_r?', 1),
+                                     ('gripper_mm', '*/gripper', 1e3), ('spine_rad', 'spine_z', 1)):
+            names = fnmatch.filter(processor.action_slots, pattern)
+            if names:
+                columns = [TOOL_ACTION_NAMES.index(slot) for slot in names]
+                result[name] = float(error[:, columns].mean() * scale)
+        return result
 
     # ---- batches
-
     def _shuffled(self, seed, epoch):
         return np.random.default_rng([seed, epoch]).permutation(len(self.windows))
 
     def sample_rows(self, step, batch_size, seed):
-        """Rows of the global batch of a step: one permutation of the windows per epoch, no window left out."""
+        """Rows of the global batch of a step: a permutation of the windows per epoch, none left out."""
         n = len(self.windows)
         at = np.arange(step * batch_size, (step + 1) * batch_size)
-        picks = np.concatenate([self._order(seed, int(e))[at[at // n == e] % n] for e in np.unique(at // n)])
-        return self.windows[picks]
+        order = [self._order(seed, int(epoch))[at[at // n == epoch] % n] for epoch in np.unique(at // n)]
+        return self.windows[np.concatenate(order)]
 
     def batch(self, step, batch_size, rank=0, world_size=1, seed=0):
         """
-        Slice `rank` of the global batch of `step`: the keys model.VLA reads (images uint8 or, augmented, float 0..255).
+        Slice `rank` of the global batch of `step`: the keys model.VLA reads, and those `augment` takes out.
         Everything random is drawn for the global batch, so that the number of ranks changes no number.
         n_rows and n_tokens are the loss's denominators: global counts divided by world_size.
         """
         if batch_size % world_size:
             raise ValueError(f'global batch {batch_size} does not divide into {world_size} slices')
-        processor, B, K, rng = self.processor, batch_size, self.draws, generator(seed, step)
-        H, A, S, N = processor.horizon, len(processor.action_slots), len(processor.state_slots), len(processor.cameras)
+        processor, B, K = self.processor, batch_size, self.draws
+        H, A, S = processor.horizon, len(processor.action_slots), len(processor.state_slots)
+        rng = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
         draws = {
             'noise': torch.randn(B, K, H, A, generator=rng),
-            'time': 0.001 + 0.999 * torch.rand(B, K, generator=rng) ** (1 / 1.5),      # Beta(1.5, 1) by its inverse
+            'time': 0.001 + 0.999 * torch.rand(B, K, generator=rng) ** (1 / 1.5),    # Beta(1.5, 1) by inversion
             'read_text': torch.rand(B, K, generator=rng) < self.read_text,
             'gain': 1 + self.gain * torch.randn(B, 1, 1, 1, 3, generator=rng),
             'offset': self.brightness * torch.randn(B, 1, 1, 1, 1, generator=rng),
-            'shift': torch.randint(-self.shift, self.shift + 1, (B, N, 2), generator=rng),
+            'shift': torch.randint(-self.shift, self.shift + 1, (B, len(processor.cameras), 2), generator=rng),
             'state_noise': self.state_noise * torch.randn(B, S, generator=rng)}
         rows = self.sample_rows(step, batch_size, seed)
-        mask = self.chunk_mask(rows)
         prompts = [processor.prompt_ids(self.instruction(row), self.subtask(row)) for row in rows]
-        longest = max(prompts, key=lambda p: len(p[0]) + len(p[1]))
+        longest = max(prompts, key=lambda parts: len(parts[0]) + len(parts[1]))
         mine = slice(rank * B // world_size, (rank + 1) * B // world_size)
-        draws = {k: v[mine] for k, v in draws.items()}
-        batch = self.make_batch(rows[mine], prompts[mine] + [longest])     # the longest of all ranks sets the width
-        batch['state'] += draws['state_noise']
-        batch['images'] = self.augment(batch['images'], draws['gain'], draws['offset'], draws['shift'])
-        return batch | {'noise': draws['noise'], 'time': draws['time'], 'read_text': draws['read_text'],
+        n, state = len(rows[mine]), self.state[rows[mine]]
+        # the longest prompt of all ranks sets the width of every rank's batch
+        batch = processor.assemble(self.gather_images(rows[mine]), state, prompts[mine] + [longest])
+        batch = {k: v[:n] for k, v in batch.items()} | {k: v[mine] for k, v in draws.items()}
+        batch['state'] += batch.pop('state_noise')
+        actions = processor.normalise_actions(self.chunk(rows[mine]), state[:, COMMAND])
+        mask = self.chunk_mask(rows)
+        n_tokens = sum(len(assistant) for _, assistant in prompts)
+        return batch | {'actions': torch.from_numpy(actions), 'action_mask': torch.from_numpy(mask[mine]),
                         'n_rows': torch.tensor(mask.sum() / world_size, dtype=torch.float32),
-                        'n_tokens': torch.tensor(sum(len(a) for _, a in prompts) / world_size, dtype=torch.float32)}
+                        'n_tokens': torch.tensor(n_tokens / world_size, dtype=torch.float32)}
 
-    def make_batch(self, rows, prompts):
-        """Inputs and labels of given rows, without draws; prompts may be longer than rows, which only widens the padding."""
-        processor, state = self.processor, self.state[rows]
-        batch = processor.assemble(self.gather_images(rows), state, prompts)
-        batch = {k: v[:len(rows)] for k, v in batch.items()}
-        batch['actions'] = torch.from_numpy(processor.normalise_actions(self.chunk(rows), state[:, COMMAND]))
-        batch['action_mask'] = torch.from_numpy(self.chunk_mask(rows))
-        return batch
 
-    def augment(self, images, gain, offset, shift):
-        """(B, N, h, w, 3) uint8 -> shifted by whole pixels (edges repeated), colour gain and brightness; float 0..255."""
-        if self.shift:
-            size = torch.arange(images.shape[2])
-            y, x = ((size + shift[..., axis, None]).clamp(0, len(size) - 1) for axis in (0, 1))        # (B, N, h)
-            b, n = torch.arange(len(images))[:, None, None, None], torch.arange(images.shape[1])[:, None, None]
-            images = images[b, n, y[..., :, None], x[..., None, :]]
-        if self.gain or self.brightness:
-            images = images.float().mul_(gain).add_(offset)      # not clipped: clipping is one more pass for nothing
-        return images
+def augment(batch):
+    """
+    Apply the batch's own draws to its images, on whatever device they are: shift by whole pixels (edges
+    repeated), colour gain, brightness. Images come out as float 0..255, not clipped: one pass less.
+    """
+    batch = dict(batch)
+    images, gain, offset, shift = (batch.pop(k) for k in ('images', 'gain', 'offset', 'shift'))
+    if shift.any():
+        size = torch.arange(images.shape[2], device=images.device)
+        y, x = ((size + shift[..., axis, None]).clamp(0, len(size) - 1) for axis in (0, 1))      # (B, N, h)
+        b, n = (torch.arange(k, device=images.device) for k in images.shape[:2])
+        images = images[b[:, None, None, None], n[:, None, None], y[..., :, None], x[..., None, :]]
+    if offset.any() or (gain != 1).any():
+        flat = images.flatten(3).float()      # (B, N, h, w*3): an inner loop of 3 channels would be 3 times slower
+        flat = flat.mul_(gain.repeat(1, 1, 1, images.shape[3], 1).flatten(3)).add_(offset[..., 0])
+        images = flat.view(images.shape)
+    return batch | {'images': images}
 
 
 def prefetch(make, steps):
-    """Yield make(step) for each step, the next one being made by a thread meanwhile; order and numbers are unchanged."""
-    with concurrent.futures.ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    """Yield make(step) for each step; a thread makes the next one meanwhile. Order and numbers stay."""
+    with concurrent.futures.ThreadPoolExecutor(1, initializer=torch.set_num_threads,
+                                               initargs=(torch.get_num_threads(),)) as pool:
         ahead = None
         for step in steps:
-            now = ahead if ahead is not None else pool.submit(make, step)
+            now = ahead or pool.submit(make, step)
             ahead = pool.submit(make, step + 1) if step + 1 in steps else None
             yield now.result()
 
 
 # -----------------------------------------------------------------------------
-# synthetic episodes: a coloured square to move a point to. For config/debug.py and the tests; no simulator needed.
+# synthetic episodes, for config/debug.py and the tests; no simulator needed
 
 def write_synthetic_episodes(folder, count, cameras, image_size, control_hz=10, kicks=0.1, seed0=0):
-    """Random but learnable: the named square lies somewhere, the tool goes to it in bounded steps and the hand closes."""
     for seed in range(seed0, seed0 + count):
-        write_episode(os.path.join(folder, f'synthetic_{seed:06d}.safetensors'),
-                      *synthetic_episode(seed, cameras, image_size, control_hz, kicks))
+        path = os.path.join(folder, f'synthetic_{seed:06d}.safetensors')
+        write_episode(path, *synthetic_episode(seed, cameras, image_size, control_hz, kicks))
 
 
 def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
-    """-> arrays, header."""
+    """
+    -> arrays, header. Random but learnable: the square of the named colour lies somewhere in the picture, the
+    right tool goes there in bounded steps, and the hand closes.
+    """
     rng = np.random.default_rng(seed)
     colours = {'red': (200, 40, 40), 'blue': (40, 60, 200)}
     name = list(colours)[rng.integers(2)]
-    places = {c: np.array([0.25, -0.1, 0]) + rng.random(3) * [0.2, 0.2, 0] for c in colours}
+    places = {colour: rng.uniform([0.25, -0.1, 0], [0.45, 0.1, 0]) for colour in colours}
     command = np.zeros(15, np.float32)
     command[_POSITION] = rng.uniform([0.25, -0.1, 0.05], [0.45, 0.1, 0.15], (2, 3))
     command[_ROTVEC[:, 2]] = rng.uniform(-0.5, 0.5, 2)
     command[[7, 14]] = 0.06
-    rows, grid, settled = [], np.stack(np.meshgrid(np.arange(image_size), np.arange(image_size), indexing='ij'), -1), 0
+    rows, settled, grid = [], 0, np.stack(np.indices((image_size, image_size)), -1)      # grid (h, w, 2)
     while len(rows) < 60 and settled < 4:
         pos = command[_POSITION] + rng.normal(0, 0.0005, (2, 3))
-        obs = {'joint_pos': np.zeros(15), 'joint_vel': np.zeros(15), 'gripper': command[[7, 14]], 'tool_pos': pos,
-               'tool_quat': quat_from_rotvec(command[_ROTVEC]), 'tool_vel': np.zeros((2, 3)), 'tool_command': command}
+        obs = {'joint_pos': np.zeros(15), 'joint_vel': np.zeros(15), 'tool_vel': np.zeros((2, 3)), 'tool_pos': pos,
+               'tool_quat': quat_from_rotvec(command[_ROTVEC]), 'gripper': command[[7, 14]], 'tool_command': command}
         away = places[name] - command[_POSITION][1]
         near = np.abs(away).max() < 0.002
         settled += bool(near and command[14] < 0.03)
-        action = command.copy()
+        action, kicked = command.copy(), not near and rng.random() < kicks
         action[_POSITION[1]] += np.clip(away, -0.03, 0.03)
         action[14] = 0.02 if near else 0.06
-        kicked = not near and rng.random() < kicks
         executed = action.copy()
         executed[_POSITION[1]] += kicked * rng.normal(0, 0.02, 3)
-        row = {'time': len(rows) / control_hz, 'state': state_vector(obs), 'tool_action': action, 'tool_executed': executed,
-               'joint_action': np.zeros(17), 'kicked': kicked, 'qpos': np.zeros(3), 'qvel': np.zeros(3), 'ctrl': np.zeros(3),
-               'connections': 0, 'phase': int(near), 'subtask_id': int(near), 'goal': settled > 0}
+        row = {'time': len(rows) / control_hz, 'state': state_vector(obs), 'tool_action': action,
+               'tool_executed': executed, 'joint_action': np.zeros(17), 'kicked': kicked, 'goal': settled > 0,
+               'connections': 0, 'phase': int(near), 'subtask_id': int(near),
+               **{k: np.zeros(3) for k in ('qpos', 'qvel', 'ctrl')}}
         for camera in cameras:
             image = np.full((image_size, image_size, 3), 128, np.uint8)
             centre = pos[ARMS.index(camera.split('/')[0])] if '/' in camera else np.array([0.35, 0, 0])
@@ -793,82 +810,81 @@ def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
 # commands
 
 def print_stats(paths):
-    """One line per slot: mean, spread and range over all rows of all files."""
+    """Counts, instructions, and one line per slot: mean, spread and range over all rows of all files."""
     loaded = [read_episode(path) for path in paths]
-    rows = sum(len(a['time']) for a, _ in loaded)
-    kicked = sum(int(a['kicked'].sum()) for a, _ in loaded)
-    print(f'{len(paths)} episodes, {sum(h["success"] for _, h in loaded)} successful, {rows} rows, {kicked} kicked, '
-          f'{sum(os.path.getsize(p) for p in paths) / 1e9:.2f} GB; {rows / len(paths):.1f} rows per episode')
-    for text in sorted({h['instruction'] for _, h in loaded}):
-        print(f'  {sum(h["instruction"] == text for _, h in loaded):5d} x {text}')
-    for key, table in (('state', STATE), ('tool_action', TOOL_ACTION), ('joint_action', JOINT_ACTION)):
+    kicked = np.concatenate([a['kicked'] for a, _ in loaded])
+    successes = sum(bool(h['success']) for _, h in loaded)
+    print(f'{len(paths)} episodes, {successes} successful, {len(kicked)} rows, '
+          f'{len(kicked) / len(paths):.1f} per episode, {kicked.sum(dtype=int)} kicked, '
+          f'{sum(map(os.path.getsize, paths)) / 1e9:.2f} GB')
+    texts = [h['instruction'] for _, h in loaded]
+    print(*(f'{texts.count(text):6d} x {text}' for text in sorted(set(texts))), sep='\n')
+    for key in ('state', 'tool_action', 'joint_action'):
         values = np.concatenate([a[key] for a, _ in loaded]).astype(np.float64)
         print(f'\n{key:32s}{"unit":>6s}{"mean":>10s}{"std":>10s}{"min":>10s}{"max":>10s}')
-        for slot, v in zip(table, values.T):
+        for slot, v in zip(TABLES[key], values.T):
+            numbers = ''.join(f'{x:10.4f}' for x in (v.mean(), v.std(), v.min(), v.max()))
             dead = '  below its floor' if v.std() < slot.floor else ''
-            print(f'{slot.name:32s}{slot.unit:>6s}{v.mean():10.4f}{v.std():10.4f}{v.min():10.4f}{v.max():10.4f}{dead}')
+            print(f'{slot.name:32s}{slot.unit:>6s}{numbers}{dead}')
 
 
 def draw_episode(path, out):
-    """Contact sheet (a row per camera, 12 moments) over plots of commanded and measured tool motion."""
+    """Contact sheet (a row per camera, 12 moments) over plots of labels and commands in force."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     arrays, header = read_episode(path)
-    cameras, time = list(header['cameras']), arrays['time']
-    moments = np.linspace(0, len(time) - 1, 12).astype(int)
-    figure, axes = plt.subplots(len(cameras) + 4, 1, figsize=(18, 1.6 * len(cameras) + 8), constrained_layout=True)
-    for axis, camera in zip(axes, cameras):
+    time, n = arrays['time'], len(header['cameras'])
+    figure, axes = plt.subplots(n + 4, 1, figsize=(18, 1.6 * n + 9), constrained_layout=True)
+    for axis, camera in zip(axes, header['cameras']):
+        moments = np.linspace(0, len(time) - 1, 12).astype(int)
         axis.imshow(np.concatenate([arrays[f'image/{camera}'][t] for t in moments], 1))
-        axis.set_ylabel(camera)
-        axis.set_xticks([]), axis.set_yticks([])
-    state = {n: arrays['state'][:, i] for i, n in enumerate(STATE_NAMES)}
-    label = {n: arrays['tool_action'][:, i] for i, n in enumerate(TOOL_ACTION_NAMES)}
-    for axis, what, unit in zip(axes[len(cameras):], ('tool_[xy]', 'tool_z', 'tool_rz', 'gripper'), ('m', 'm', 'rad', 'm')):
-        for name in slots([f'*/{what}'], TOOL_ACTION_NAMES):
-            line, = axis.plot(time, label[name], label=f'{name} label')
-            axis.plot(time, state[f'command/{name}'], ':', color=line.get_color())
-        axis.plot(time[arrays['kicked'] > 0], np.full((arrays['kicked'] > 0).sum(), axis.get_ylim()[0]), 'kx')
-        axis.set_ylabel(f'{what.replace("[xy]", "x, y")} ({unit})')
+        axis.set(ylabel=camera, xticks=[], yticks=[])
+    curves = {'tool_[xy]': 'x, y (m)', 'tool_z': 'z (m)', 'tool_rz': 'yaw (rad)', 'gripper': 'grip (m)'}
+    for axis, (pattern, title) in zip(axes[n:], curves.items()):
+        for name in slots([f'*/{pattern}'], TOOL_ACTION_NAMES):
+            line, = axis.plot(time, arrays['tool_action'][:, TOOL_ACTION_NAMES.index(name)], label=name)
+            in_force = arrays['state'][:, STATE_NAMES.index(f'command/{name}')]
+            axis.plot(time, in_force, ':', color=line.get_color())
+        for t in np.flatnonzero(arrays['kicked']):
+            axis.axvline(time[t], color='0.8', zorder=0)
+        axis.set_ylabel(title)
         axis.legend(loc='upper right', ncols=4, fontsize=7)
     for t in np.flatnonzero(np.diff(arrays['subtask_id'], prepend=-1)):
-        axes[len(cameras)].annotate(header['subtasks'][arrays['subtask_id'][t]], (time[t], axes[len(cameras)].get_ylim()[0]),
-                                    rotation=90, fontsize=7, va='bottom')
-    axes[-1].set_xlabel('time (s); dotted: command in force; crosses: kicked')
-    figure.suptitle(f'{path}\n{header["task"]} seed {header["seed"]}: {header["instruction"]} '
-                    f'({"success" if header["success"] else "failure"}, {len(time)} rows)')
+        words = header['subtasks'][arrays['subtask_id'][t]]
+        axes[n].annotate(words, (time[t], axes[n].get_ylim()[0]), rotation=90, fontsize=7, va='bottom')
+    axes[-1].set_xlabel('time (s). Lines: label; dotted: command in force; grey: kicked')
+    outcome = 'success' if header['success'] else 'failure'
+    figure.suptitle(f'{path}\n{header["task"]} seed {header["seed"]}: {header["instruction"]} ({outcome})')
     figure.savefig(out, dpi=70)
     plt.close(figure)
 
 
 def main(argv):
-    usage = __doc__.split('\n\n')[1]
-    options = dict(a[2:].split('=', 1) for a in argv if a.startswith('--') and '=' in a)
-    words = [a for a in argv if not a.startswith('--')]
-    if words == ['tokenizer'] and set(options) <= {'from', 'out'}:
-        headers = [read_episode(p)[1] for p in episode_paths(options['from'])] if 'from' in options else []
+    """-> exit code."""
+    options = dict(word[2:].split('=', 1) for word in argv if word.startswith('--') and '=' in word)
+    command, *rest = [word for word in argv if not word.startswith('--')] or ['help']
+    if command == 'tokenizer' and not rest and set(options) <= {'from', 'out'}:
         out = options.get('out', 'assets/tokenizer.json')
-        texts = {text for h in headers for text in [h['instruction'], *h['subtasks']]}
+        headers = [read_episode(p)[1] for p in (episode_paths(options['from']) if 'from' in options else [])]
+        texts = {text for header in headers for text in [header['instruction'], *header['subtasks']]}
         tokenizer, split = make_tokenizer(texts, out)
-        print(f'{out}: {tokenizer.get_vocab_size()} entries; words of more than one token: {" ".join(split) or "none"}')
-    elif len(words) == 2 and words[0] == 'check' and not options:
-        faulty = 0
-        paths = episode_paths(words[1])
-        for path in paths:
-            faults = check_episode(path)
-            faulty += bool(faults)
-            print(*(f'{path}: {fault}' for fault in faults), sep='\n', end='\n' if faults else '')
-        print(f'{len(paths)} episodes, {faulty} with faults')
-        return 1 if faulty else 0
-    elif len(words) == 2 and words[0] == 'stats' and not options:
-        print_stats(episode_paths(words[1]))
-    elif len(words) == 2 and words[0] == 'show' and not options:
-        for path in episode_paths(words[1]):
+        print(f'{out}: {tokenizer.get_vocab_size()} entries; cut into pieces: {" ".join(split) or "no word"}')
+    elif command == 'check' and len(rest) == 1 and not options:
+        faults = {path: check_episode(path) for path in episode_paths(rest[0])}
+        print(*(f'{path}: {fault}\n' for path in faults for fault in faults[path]), sep='', end='')
+        faulty = sum(map(bool, faults.values()))
+        print(f'{len(faults)} episodes, {faulty} with faults')
+        return int(faulty > 0)
+    elif command == 'stats' and len(rest) == 1 and not options:
+        print_stats(episode_paths(rest[0]))
+    elif command == 'show' and len(rest) == 1 and not options:
+        for path in episode_paths(rest[0]):
             out = os.path.splitext(path)[0] + '.png'
             draw_episode(path, out)
             print(out)
     else:
-        print(usage)
+        print(__doc__.split('\n\n')[1])
         return 2
     return 0
 

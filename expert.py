@@ -1,21 +1,23 @@
-"""The scripted expert: reads ground truth, returns the next tool action; and the kicks that make it show recoveries.
+"""The scripted expert: reads ground truth, returns the next tool action; and the kicks that make it show
+recoveries.
 
-The action is a function of the world's current state alone: which phase a hand is in is read off the state (is the brick
-between my fingers? how far is it from its place? does the clutch hold it?), never off a clock or a counter. So whatever
-knocks the arm about, the next answer is right for what is seen now, and a learner sees everything the answer depends on.
-Heights follow funnels: the hand may be low only where it is also laterally right.
+The action is a function of the world's current state alone: which phase a hand is in is read off the state
+(is the brick between my fingers? how far is it from its place? does the clutch hold it?), never off a clock
+or a counter. So whatever knocks the arm about, the next answer is right for what is seen now, and a learner
+sees everything the answer depends on. Heights follow funnels: the hand may be low only where it is also
+laterally right.
 
-All numbers are m, rad, s in the torso frame (spine at zero: the same as the world frame). Lengths that belong to a brick
-scale with it.
+All numbers are m, rad, s in the torso frame (spine at zero: the same as the world frame). Lengths that belong
+to a brick scale with it.
 """
 import numpy as np
 
-from world import (BRICK_HEIGHT_M, CELLS, HANDS, STUD_HEIGHT_M, STUD_PITCH_M, TOOL, TOOL_HIGH, TOOL_LOW, matrix_to_rotvec,
+from world import (BRICK_HEIGHT_M, CELLS, HANDS, STUD_HEIGHT_M, STUD_PITCH_M, TOOL, TOOL_HIGH, TOOL_LOW,
                    rot_z, wrap)
 
-SPEED_M_S, PRESS_SPEED_M_S, TURN_RAD_S = .3, .04, 2.       # the press speed is per unit of brick scale
-CLOSED_M = -.02                                  # commanded opening of a gripping hand: squeezes with the spring's full reach
-CLOSE_STEP, OPEN_STEP = .34, .5                  # share of the stroke per action: three actions to close, two to open
+SPEED_M_S, PRESS_SPEED_M_S, TURN_RAD_S = .3, .04, 2.     # the press speed is per unit of brick scale
+CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes with the spring's full reach
+CLOSE_STEP, OPEN_STEP = .34, .5                  # share of the stroke per action: three to close, two to open
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
 WAITING_POINT_M = np.array([.37, -.13, .19])     # where the other hand waits for it
 VERBS = ('reach', 'grasp', 'carry', 'wait', 'align', 'press', 'release', 'retreat', 'hold', 'rest')
@@ -33,16 +35,18 @@ class Hand:
         self.yaw = np.arctan2(R[1, 0], R[0, 0])
         self.brick, Rb = world.brick_pose(brick)
         self.brick_yaw = np.arctan2(Rb[1, 0], Rb[0, 0])
-        self.grip = self.brick + Rb @ grip_point                                     # bottom of where to hold it
+        self.grip = self.brick + Rb @ grip_point                       # bottom of where to hold it
         self.in_hand = rot_z(self.yaw).T @ (self.grip - self.tool)
         self.open_m, self.opening_m = world.max_opening_m, world.opening_m(hand)
-        self.stroke = (self.command[6] - CLOSED_M) / (self.open_m - CLOSED_M)        # 0 closed .. 1 open, as commanded
+        # 0 closed .. 1 open, as commanded
+        self.stroke = (self.command[6] - CLOSED_M) / (self.open_m - CLOSED_M)
         width = 2 * s * STUD_PITCH_M
         self.height = world.grasp_height_m
         self.near = np.hypot(*self.in_hand[:2]) < .012 * s and abs(self.in_hand[2] + self.height) < .007 * s
         self.held = self.near and self.opening_m < width + .003
         self.closed = self.opening_m < width + .008 * s
-        self.grasp_yaw = wrap(self.brick_yaw - np.pi / 2, np.pi)      # fingers on the long sides, the turn nearest to rest
+        # fingers on the long sides, the turn nearest to rest
+        self.grasp_yaw = wrap(self.brick_yaw - np.pi / 2, np.pi)
         self.dt = 1 / world.control_hz
 
     def go(self, xy, yaw, z, speed=SPEED_M_S, z_speed=SPEED_M_S):
@@ -60,16 +64,20 @@ class Hand:
 
     def pick(self):
         """Reach for the brick and close on it. Used whenever the brick is not in this hand."""
-        s, error = self.scale, np.hypot(*(self.grip - self.tool)[:2]) + .03 * abs(wrap(self.grasp_yaw - self.yaw))
+        s = self.scale
+        error = np.hypot(*(self.grip - self.tool)[:2]) + .03 * abs(wrap(self.grasp_yaw - self.yaw))
         above = self.tool[2] - self.grip[2] - self.height
-        if self.near and error < .004 * s and abs(above) < .004 * s and (self.stroke < .9 or error < .0025 * s):
+        in_place = self.near and error < .004 * s and abs(above) < .004 * s
+        if in_place and (self.stroke < .9 or error < .0025 * s):
             self.go(self.grip[:2], self.grasp_yaw, self.grip[2] + self.height, .05)
             self.gripper(-CLOSE_STEP)
             return 'grasp'
         z = self.grip[2] + self.height + np.clip(1.5 * (error - .004 * s), 0, .07)
-        if self.closed and error < .03 * s and above < BRICK_HEIGHT_M * s:      # closed fingers beside the brick: up first
+        # closed fingers beside the brick: up first
+        if self.closed and error < .03 * s and above < BRICK_HEIGHT_M * s:
             z = self.grip[2] + self.height + .05
-        slow = 1. if error < .012 else np.clip(above / .025, .1, 1)             # low and off to the side: rise before moving on
+        # low and off to the side: rise before moving on
+        slow = 1. if error < .012 else np.clip(above / .025, .1, 1)
         self.go(self.grip[:2], self.grasp_yaw, z, SPEED_M_S * slow, .2 if error < .03 else SPEED_M_S)
         self.gripper(CLOSE_STEP)
         return 'reach'
@@ -88,7 +96,8 @@ class Hand:
         return 'retreat'
 
     def hold_at(self, middle, yaw):
-        """Keep the held brick's middle at a point and its yaw at `yaw`, following the measured pose in the hand."""
+        """Keep the held brick's middle at a point and its yaw at `yaw`,
+        following the measured pose in the hand."""
         offset = rot_z(self.yaw).T @ (self.brick - self.tool)
         turn = self.command[5] + wrap(yaw - self.brick_yaw, np.pi)
         target = middle - rot_z(turn) @ offset
@@ -103,13 +112,14 @@ class Hand:
         e = (target - self.brick)[:2]
         turn = self.command[5] + wrap(target_yaw - self.brick_yaw, np.pi)
         error = np.hypot(*e) + .03 * abs(wrap(target_yaw - self.brick_yaw, np.pi))
-        seat_z, stud = target[2] + self.height, s * STUD_HEIGHT_M              # tool height with the brick seated
+        seat_z, stud = target[2] + self.height, s * STUD_HEIGHT_M       # tool height with the brick seated
         phase = 'align' if error < .02 else 'carry'
-        # Far away the command aims at the place itself, allowing for how the brick lies in the hand; close by it moves by
-        # a share of the measured error, which also removes what is left of the tracking error.
+        # Far away the command aims at the place itself, allowing for how the brick lies in the hand; close by
+        # it moves by a share of the measured error, which also removes what is left of the tracking error.
         xy = self.command[:2] + .6 * e if error < .006 * s else target[:2] - (rot_z(turn) @ self.in_hand)[:2]
         above_studs = self.tool[2] - seat_z - stud
-        if error < (.0009 if above_studs > .003 else .0014) * s and self.command[2] < seat_z + stud + .012 * s:
+        tolerance = (.0009 if above_studs > .003 else .0014) * s
+        if error < tolerance and self.command[2] < seat_z + stud + .012 * s:
             phase = 'press'
             # From the tool, not from the command: a stuck brick must not wind the command up sideways.
             self.go(self.tool[:2] + .6 * e, turn, seat_z - .015, SPEED_M_S, PRESS_SPEED_M_S * s)
@@ -124,13 +134,14 @@ class Expert:
     """Ground-truth policy for every task whose goal is one connection."""
 
     def act(self, world):
-        """Returns the next tool action (15,) float32 and info: `phase` (left, right) verbs, `phase_id` index of the leading
-        hand's verb in VERBS, `subtask` narration."""
+        """Returns the next tool action (15,) float32 and info: `phase` (left, right) verbs, `phase_id` index
+        of the leading hand's verb in VERBS, `subtask` narration."""
         goal, action, verbs = world.goal, world.tool_command.astype(float), dict.fromkeys(HANDS, 'rest')
         joined, names = world.joined(), {}
         holder_ready = True
         if goal.holder:
-            grip = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0])     # the other end of the brick
+            # the other end of the brick
+            grip = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0])
             h = Hand(world, goal.holder, goal.lower, grip)
             verbs[goal.holder] = h.hold_at(MEETING_POINT_M, np.pi / 2) if h.held else h.pick()
             action[TOOL[goal.holder]], names[goal.holder] = h.new, goal.lower
@@ -165,15 +176,18 @@ def narrate(goal, verbs, names):
 
 
 class Kicks:
-    """Sparse displacements of the executed command while demonstrating. The expert's clean answer stays the label, so the
-    recording shows how to come back from where a learner will end up: off to the side, too low, off-centre in the grasp,
-    brick let go before it snapped. `probability` per control step and hand; scales 6, 20 and 50 mm."""
+    """Sparse displacements of the executed command while demonstrating. The expert's clean answer stays the
+    label, so the recording shows how to come back from where a learner will end up: off to the side, too low,
+    off-centre in the grasp, brick let go before it snapped. `probability` per control step and hand; scales
+    6, 20 and 50 mm."""
 
     def __init__(self, seed, probability=.1):
         self.rng = np.random.default_rng([7919, seed])
         self.probability = probability
-        self.queue = {h: [] for h in HANDS}          # what is left of a burst: offsets (7,) to add to the command in force
-        self.grasped, self.dropped = set(), set()    # at most one off-centre grasp and one early release per hand and episode
+        # what is left of a burst: offsets (7,) to add to the command in force
+        self.queue = {h: [] for h in HANDS}
+        # at most one off-centre grasp and one early release per hand and episode
+        self.grasped, self.dropped = set(), set()
 
     def apply(self, world, action, info):
         """Returns the action to execute (15,) float32 and whether it differs from the expert's."""
@@ -205,13 +219,16 @@ class Kicks:
         if rng.random() >= chance:
             return
         held = verb in ('carry', 'align', 'wait')
-        if verb == 'press':      # let go before the brick has snapped, a little to the side, and rise: it has to be picked up again
+        if verb == 'press':
+            # let go before the brick has snapped, a little to the side, and rise:
+            # it has to be picked up again
             self.dropped.add(hand)
             side, rise = rng.normal(0, .0015 * s, 2), rng.uniform(.01, .03)
             first = np.array([*side, 0, 0, 0, rng.normal(0, .03)])
             up = np.array([0, 0, rise, 0, 0, 0])
             n = rng.integers(2, 4)
-            self.queue[hand] = [(first, None), (np.zeros(6), world.max_opening_m)] + [(up, world.max_opening_m)] * n
+            open_m = world.max_opening_m
+            self.queue[hand] = [(first, None), (np.zeros(6), open_m)] + [(up, open_m)] * n
             return
         if verb == 'grasp':      # off-centre along the brick
             self.grasped.add(hand)
@@ -238,4 +255,6 @@ class Kicks:
             return .02
         target = world.goal_pose()[0]
         xy = world.tool_command[TOOL[hand]][:2]
-        return max(0., float(target[2])) if world.goal.holder is None or np.hypot(*(xy - target[:2])) < .1 else .02
+        if world.goal.holder is None or np.hypot(*(xy - target[:2])) < .1:
+            return max(0., float(target[2]))
+        return .02

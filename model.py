@@ -198,8 +198,9 @@ class Block(nn.Module):
         self.up = nn.Linear(cfg.hidden_size, cfg.intermediate_size * (2 if cfg.mlp == 'swiglu' else 1), bias=False)
         self.down = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, bias, past=None):
-        """x (B, T, D); past: keys and values (B, h_kv, T_past, c) seen before. Returns x and the extended pair."""
+    def forward(self, x, cos, sin, bias, past=None, skip=0):
+        """x (B, T, D); past: keys and values (B, h_kv, T_past, c) seen before. Returns x without its first `skip` tokens,
+        which others may look at all the same, and the extended keys and values."""
         B, T, _ = x.shape
         qkv = self.qkv(self.norm1(x)).view(B, T, -1, self.head_dim)                    # (B, T, h + 2 h_kv, c)
         qk, v = qkv.split([sum(self.heads[:2]), self.heads[2]], 2)
@@ -207,8 +208,8 @@ class Block(nn.Module):
         v = v.transpose(1, 2)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        y = attend(q, k, v, bias).transpose(1, 2).reshape(B, T, -1)
-        x = x + self.out(y)
+        y = attend(q[:, :, skip:], k, v, bias[:, :, skip:])                            # (B, h, T - skip, c)
+        x = x[:, skip:] + self.out(y.transpose(1, 2).flatten(2))
         y = self.up(self.norm2(x))
         if self.mlp == 'swiglu':
             gate, y = y.chunk(2, -1)
@@ -225,15 +226,17 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = make_norm(cfg)
 
-    def forward(self, x, layout, past=None, past_layout=None):
+    def forward(self, x, layout, past=None, past_layout=None, skip=0):
         """x (B, T, D), described by layout. `past` is what an earlier call returned (one (k, v) per block), described by
-        past_layout. Returns the normed hidden states (B, T, D) and keys and values including the past."""
+        past_layout. Returns the normed hidden states (B, T - skip, D) and keys and values including the past. Nobody
+        asks what the first `skip` tokens become in the last block (a tenth of the work at the demo's size)."""
         cfg = self.cfg
         cos, sin = rotary_tables(layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, compute_dtype(x))
         bias = attention_bias(layout, layout if past is None else past_layout.join(layout))
         cache = []
         for i, block in enumerate(self.blocks):
-            x, kv = block(x, cos, sin, bias, None if past is None else past[i])
+            last = i == len(self.blocks) - 1
+            x, kv = block(x, cos, sin, bias, None if past is None else past[i], skip if last else 0)
             cache.append(kv)
         return self.norm(x), cache
 
@@ -415,8 +418,8 @@ class VLA(nn.Module):
 
     # ---- training
 
-    def predict(self, batch):
-        """What the head says of each draw (B, K, H, A), and the hidden states of the prefix (B, L, D)."""
+    def predict(self, batch, skip=0):
+        """What the head says of each draw (B, K, H, A), and the hidden states of the prefix (B, L - skip, D)."""
         actions, noise, time = batch['actions'], batch['noise'], batch['time']
         B, K, H, A = noise.shape
         time = time if time.ndim == 3 else time[..., None].expand(B, K, H)            # a flow time per row
@@ -425,24 +428,26 @@ class VLA(nn.Module):
         x = self.embed_prefix(batch)                                                  # (B, L, D)
         rows = self.head.embed(x_t, time).flatten(1, 2)                               # (B, K*H, D)
         layout = prefix.join(self.chunk_layout(prefix, batch['read_text']))
-        hidden, _ = self.decoder(torch.cat([x, rows.to(x.dtype)], 1), layout)         # (B, L + K*H, D)
-        prefix_hidden, hidden = hidden.split([x.shape[1], K * H], 1)
+        x = torch.cat([x, rows.to(x.dtype)], 1)                                       # (B, L + K*H, D)
+        prefix_hidden, hidden = self.decoder(x, layout, skip=skip)[0].split([x.shape[1] - K * H - skip, K * H], 1)
         return self.head.action_out(hidden).float().view(B, K, H, A), prefix_hidden
 
     def forward(self, batch):
         """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens. Where the
         batch is a share of a larger one, n_rows and n_tokens in it are the counts to divide by."""
         cfg, actions, noise = self.cfg, batch['actions'], batch['noise']
-        predicted, hidden = self.predict(batch)
+        labels = batch['labels'][:, 1:]                                               # the token after each token
+        supervised = labels != -100
+        skip = int(supervised.any(0).int().argmax())                                  # nobody asks for those before
+        predicted, hidden = self.predict(batch, skip)
         target = actions[:, None] if cfg.predict == 'action' else noise - actions[:, None]
         valid = batch['action_mask'].float()                                          # (B, H)
         n_rows = batch['n_rows'] if 'n_rows' in batch else valid.sum()
         error = (predicted - target).square().mean(-1)                                # (B, K, H)
         flow = (error * valid[:, None]).sum() / (n_rows * noise.shape[1])
 
-        labels = batch['labels'][:, 1:].flatten()                                     # the token after each token
-        at = (labels != -100).nonzero().squeeze(1)
-        logits, labels = self.logits(hidden[:, :-1].flatten(0, 1)[at]), labels[at]
+        at = supervised[:, skip:].flatten().nonzero().squeeze(1)
+        logits, labels = self.logits(hidden[:, :-1].flatten(0, 1)[at]), labels[:, skip:].flatten()[at]
         n_tokens = batch['n_tokens'] if 'n_tokens' in batch else max(len(at), 1)
         text = F.cross_entropy(logits, labels, reduction='sum') / n_tokens
         hits = (logits.detach().argmax(-1) == labels).sum() / n_tokens
@@ -456,7 +461,7 @@ class VLA(nn.Module):
         A sample with an assistant part in the batch has read it, unless read_text is False."""
         batch = batch if read_text else user_part(batch)
         layout = self.prefix_layout(batch)
-        _, cache = self.decoder(self.embed_prefix(batch), layout)
+        _, cache = self.decoder(self.embed_prefix(batch), layout, skip=layout.kind.shape[1])
         return self.denoise(cache, layout, steps, noise, solver)
 
     @torch.no_grad()
@@ -474,9 +479,9 @@ class VLA(nn.Module):
         """Every text ends with <|action_start|> in the cache, also one that ran into max_new_tokens."""
         batch = user_part(batch)
         layout, end = self.prefix_layout(batch), batch['user_len']
-        hidden, cache = self.decoder(self.embed_prefix(batch), layout)
-        B, device = len(end), end.device
-        logits = self.logits(hidden[torch.arange(B, device=device), end - 1])         # (B, V)
+        skip, (B, device) = int(end.min()) - 1, (len(end), end.device)
+        hidden, cache = self.decoder(self.embed_prefix(batch), layout, skip=skip)
+        logits = self.logits(hidden[torch.arange(B, device=device), end - 1 - skip])  # (B, V)
         done, texts = torch.zeros(B, dtype=torch.bool, device=device), [[] for _ in range(B)]
         for i in range(max_new_tokens + 1):
             token = logits.argmax(-1) if i < max_new_tokens else torch.full_like(end, self.cfg.action_start_id)
@@ -603,10 +608,13 @@ class EMA:
 
 
 def flops_per_sample(cfg, prefix_len, draws):
-    """Multiply-adds x 2 of one training sample, forward and backward (3x forward): for the share of peak reported."""
+    """Multiply-adds x 2 of one training sample, forward and backward (3x forward), for the share of peak reported."""
     T, D, c = prefix_len + draws * cfg.horizon, cfg.hidden_size, cfg.head_dim
-    linear = D * c * (2 * cfg.n_heads + 2 * cfg.n_kv_heads) + D * cfg.intermediate_size * (3 if cfg.mlp == 'swiglu' else 2)
-    decoder = cfg.n_layers * T * (linear + 2 * T * cfg.n_heads * c)
+    unread = cfg.n_cameras * cfg.tokens_per_camera + 1         # image and state tokens stop before the last block's MLP
+    queries = cfg.n_layers * T - unread
+    keys_values = cfg.n_layers * T * D * c * (cfg.n_heads + 2 * cfg.n_kv_heads)
+    mlp = D * cfg.intermediate_size * (3 if cfg.mlp == 'swiglu' else 2)
+    decoder = keys_values + queries * (D * c * cfg.n_heads + mlp + 2 * T * cfg.n_heads * c)
     conv = 256 * (3 * (cfg.image_size // 16) ** 2 * 64 + 64 * 64 * 9) + 64 * 64 * 32 * 9
     vision = cfg.n_cameras * (conv + (128 + 2048) * cfg.tokens_per_camera * D)
     head = draws * cfg.horizon * (2 * cfg.action_dim * D + 3 * D * D)

@@ -1,10 +1,9 @@
-"""
-What a checkpoint says on recorded frames: its text and its action chunk beside the recorded ones, errors in mm and rad.
+"""What a checkpoint says on recorded frames: text and action chunk beside the recorded ones, in mm and rad.
 
 python sample.py --ckpt=out/demo                                # one held-out frame -> out/demo/sample.png
 python sample.py --ckpt=out/demo --episode=episodes/demo/place_0000003.safetensors --step=20
 python sample.py --ckpt=out/demo --samples=20                   # spread over the noise the flow starts from
-python sample.py --ckpt=out/demo --count=200                    # mean error over held-out windows, against holding still
+python sample.py --ckpt=out/demo --count=200                    # mean error over held-out windows
 Everything runs on one CPU core or one GPU in seconds; no simulation is involved.
 """
 from pathlib import Path
@@ -25,7 +24,7 @@ episodes = ''        # folder; '': the one the checkpoint was trained on
 count = 0            # held-out windows to average the error over
 seed = 0             # which held-out windows, which noise
 # how to ask
-samples = 0          # chunks drawn from random noise, beside the deterministic one that starts from zero noise
+samples = 0          # chunks drawn from random noise, beside the one that starts from zero noise
 steps = 5            # denoising steps
 read_text = True     # act having read the text that was decoded, as sim_rollout.py --read_text=True does
 instruction = None   # instead of the recorded one; --instruction= blanks it
@@ -44,16 +43,18 @@ def ask(net, processor, observations, steps, read_text, noise=None):
     """Observations of B frames -> absolute chunks (B, H, 15), decoded texts (B)."""
     device = next(net.parameters()).device
     batch = {k: v.to(device) for k, v in processor.encode(observations).items()}
-    if read_text:
-        chunk, tokens = net.plan_and_act(batch, steps=steps, noise=noise)
-    else:
-        chunk, tokens = net.act(batch, steps=steps, noise=noise), net.generate(batch)
+    with torch.inference_mode():
+        if read_text:
+            chunk, tokens = net.plan_and_act(batch, steps=steps, noise=noise)             # (B, H, A)
+        else:
+            chunk, tokens = net.act(batch, steps=steps, noise=noise), net.generate(batch)
     commands = np.stack([obs['tool_command'] for obs in observations])  # (B, 15)
-    return processor.decode_actions(chunk.float().cpu().numpy(), commands), [processor.decode_text(t) for t in tokens]
+    chunk = processor.decode_actions(chunk.float().cpu().numpy(), commands)
+    return chunk, [processor.decode_text(t) for t in tokens]
 
 
 def mean_error(predicted, recorded, mask):
-    """(B, H, 15) twice, (B, H) -> mean absolute error per slot (15,), mean tool distance per row of the chunk (H, 2 arms) in m."""
+    """(B, H, 15) twice, (B, H) -> mean |error| per slot (15,), mean tool distance per row (H, 2 arms) in m."""
     weight = mask / np.maximum(mask.sum(0), 1)                                        # (B, H)
     distance = np.linalg.norm((predicted - recorded)[..., XYZ], axis=-1)              # (B, H, 2)
     per_slot = (np.abs(predicted - recorded) * mask[..., None]).sum((0, 1)) / max(mask.sum(), 1)
@@ -65,7 +66,13 @@ def print_slots(processor, columns):
     print(f'{"slot":18}' + ''.join(f'{title:>16}' for title in columns))
     for i in processor.action_index:
         unit, factor = SHOWN[data.TOOL_ACTION[i].unit]
-        print(f'{data.TOOL_ACTION[i].name:18}' + ''.join(f'{values[i] * factor:16.3f}' for values in columns.values()) + f' {unit}')
+        numbers = ''.join(f'{values[i] * factor:16.3f}' for values in columns.values())
+        print(f'{data.TOOL_ACTION[i].name:18}{numbers} {unit}')
+
+
+def as_decoded(processor, text):
+    """A recorded text the way the tokenizer gives it back."""
+    return processor.decode_text(processor.prompt_ids('', text)[1])
 
 
 def draw(obs, recorded, predicted, spread, mask, title, path):
@@ -88,13 +95,15 @@ def draw(obs, recorded, predicted, spread, mask, title, path):
             axes[arm].plot(-chunk[:, y] * 1e3, chunk[:, x] * 1e3, style, color=colour, label=label)
             axes[2].plot(rows, chunk[:, z] * 1e3, style, color=colour, label=f'{ARMS[arm]} {label}')
             axes[3].plot(rows, chunk[:, GRIPPER[arm]] * 1e3, style, color=colour)
-        axes[arm].plot(-obs['tool_command'][y] * 1e3, obs['tool_command'][x] * 1e3, 'k*', ms=12, label='command in force')
+        here = np.array([-obs['tool_command'][y], obs['tool_command'][x]]) * 1e3
+        axes[arm].plot(*here, 'k*', ms=12, label='command in force')
+        axes[arm].plot(here[0] + [-10, 10], here[1] + [-10, 10], alpha=0)  # never shows less than 20 mm
         axes[arm].set(title=f'{ARMS[arm]} tool from above', xlabel='to the right, mm', ylabel='forward, mm')
-        axes[arm].margins(0.3)
+        axes[arm].set_aspect('equal', adjustable='datalim')
         axes[arm].legend(fontsize=8)
     if not mask.all():
         for axis in axes[2:]:
-            axis.axvspan(np.argmin(mask) - 0.5, len(mask) - 0.5, color='0.93', label='after a kick: not trained')
+            axis.axvspan(np.argmin(mask) - 0.5, len(mask) - 0.5, color='0.93', label='after a kick')
     axes[2].set(title='tool height', xlabel='row of the chunk', ylabel='mm')
     axes[2].legend(fontsize=8)
     axes[3].set(title='gripper opening', xlabel='row of the chunk', ylabel='mm')
@@ -116,8 +125,8 @@ if __name__ == '__main__':
             raise SystemExit(f'step={step}: {episode} has rows 0 to {len(dataset.time) - 1}')
         row = step
     else:
-        settings = meta['settings']
-        dataset = data.Dataset(episodes or settings['episodes'], processor, split='val', val_fraction=settings['val_fraction'])
+        folder, fraction = episodes or meta['settings']['episodes'], meta['settings']['val_fraction']
+        dataset = data.Dataset(folder, processor, split='val', val_fraction=fraction)
         row = int(rng.choice(dataset.windows))
     # ---- one frame
     at = int(row - dataset.start[dataset.episode[row]])
@@ -128,11 +137,11 @@ if __name__ == '__main__':
     (predicted,), (text,) = ask(net, processor, [obs], steps, read_text)
     print(f'{dataset.paths[dataset.episode[row]]} row {at}, {ckpt} at step {meta["step"]}')
     print(f'instruction        {obs["instruction"]}')
-    print(f'subtask recorded   {dataset.subtask(row)}')
+    print(f'subtask recorded   {as_decoded(processor, dataset.subtask(row))}')
     print(f'subtask decoded    {text}')
     error = np.abs(predicted - recorded)[mask]                                        # (valid rows, 15)
-    print_slots(processor, {'command': obs['tool_command'], 'recorded row 0': recorded[0], 'predicted row 0': predicted[0],
-                            'mean |error|': error.mean(0), 'max |error|': error.max(0)})
+    columns = {'command': obs['tool_command'], 'recorded row 0': recorded[0], 'predicted row 0': predicted[0]}
+    print_slots(processor, columns | {'mean |error|': error.mean(0), 'max |error|': error.max(0)})
     spread = np.empty((0, H, 15))
     if samples:
         noise = torch.randn(samples, H, A, generator=noise_rng).to(device)
@@ -147,12 +156,13 @@ if __name__ == '__main__':
             part = windows[start:start + 32]
             chunk, texts = ask(net, processor, [dataset.row(r) for r in part], steps, read_text)
             chunks.append(chunk)
-            hits += sum(t == dataset.subtask(r) for t, r in zip(texts, part))
+            hits += sum(t == as_decoded(processor, dataset.subtask(r)) for t, r in zip(texts, part))
         truth, masks = dataset.chunk(windows), dataset.chunk_mask(windows)
         commands = np.stack([dataset.row(r)['tool_command'] for r in windows])
         slot_error, tool_error = mean_error(np.concatenate(chunks), truth, masks)
         hold_error, hold_tool = mean_error(np.repeat(commands[:, None], H, 1), truth, masks)
-        print(f'\n{len(windows)} held-out windows: mean |error|; text exactly right in {hits / len(windows):.0%}')
+        what = 'of this episode' if episode else 'held-out'
+        print(f'\n{len(windows)} {what} windows: mean |error|; text exactly right in {hits / len(windows):.0%}')
         print_slots(processor, {'predicted': slot_error, 'holding still': hold_error})
         for arm in range(2):
             print(f'{ARMS[arm]} tool, mm from the label in rows 0, 1, ...: '
@@ -160,5 +170,6 @@ if __name__ == '__main__':
                   + '   holding still: ' + ' '.join(f'{x * 1e3:.1f}' for x in hold_tool[:, arm]))
     # ---- picture
     path = Path(out or Path(ckpt) / 'sample.png')
-    draw(obs, recorded, predicted, spread, mask, f'{obs["instruction"]}\nrecorded: {dataset.subtask(row)}   decoded: {text}', path)
+    title = f'{obs["instruction"]}\nrecorded: {dataset.subtask(row)}   decoded: {text}'
+    draw(obs, recorded, predicted, spread, mask, title, path)
     print(f'picture: {path}\nnext: python sim_rollout.py --ckpt={ckpt} --video=4')

@@ -1,19 +1,19 @@
 """Drive the world with a policy: record the expert, score a checkpoint, replay an episode, film any of them.
 
-python sim_rollout.py config/demo_collect.py                  # record demonstrations; kill and repeat to go on
-python sim_rollout.py --ckpt=out/demo --episodes=100          # score a checkpoint on the held-out seeds
+python sim_rollout.py config/demo_collect.py             # record demonstrations; kill and repeat to go on
+python sim_rollout.py --ckpt=out/demo --episodes=100     # score a checkpoint on the held-out seeds
 python sim_rollout.py --ckpt=out/demo --episodes=100 --instruction=    # the same with the instruction blanked
-python sim_rollout.py --ckpt=out/demo --episodes=20 --video=4          # films: up to two successes, two failures
-python sim_rollout.py --task=join --episodes=1 --video=1      # watch the expert
-python sim_rollout.py --policy=episodes/demo                  # replay every episode of a folder, bit for bit
-1 GPU, 8 GPU: the same commands; the network goes to a GPU if there is one; --workers=16 gives each core a world.
+python sim_rollout.py --ckpt=out/demo --episodes=20 --video=4          # film two successes, two failures
+python sim_rollout.py --task=join --episodes=1 --video=1 # watch the expert
+python sim_rollout.py --policy=episodes/demo             # replay every episode of a folder, bit for bit
+1 GPU, 8 GPU: the same commands: networks go to a GPU if there is one; --workers=16 gives each core a world.
 2 nodes: seeds are independent: an array job takes --seeds=0:1000, --seeds=1000:2000, ... into one folder.
 """
 import os
-os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'  # before numpy: workers fill the cores, not threads
+os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'  # before numpy: one thread per worker
 import functools, inspect, json, multiprocessing, multiprocessing.connection, signal, subprocess, sys, time
 from pathlib import Path
-import imageio
+import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
@@ -22,9 +22,9 @@ from expert import Expert, Kicks
 import data
 # -----------------------------------------------------------------------------
 # policy
-policy = 'expert'    # expert, hold, zero, random, a checkpoint folder, or a replay: an episode file or a folder of them
+policy = 'expert'    # expert, hold, zero, random; checkpoint folder; replay: episode file or folder of them
 ckpt = ''            # --ckpt=out/demo is the same as --policy=out/demo
-kicks = 0.0          # expert: probability per step that a disturbance starts; it is executed, the label stays clean
+kicks = 0.0          # expert: probability per step that a disturbance starts; the recorded label stays clean
 execute = 2          # checkpoint: rows of each predicted chunk that are executed before it looks again
 steps = 5            # checkpoint: denoising steps per chunk
 read_text = False    # checkpoint: decode the subtask text and act having read it
@@ -33,24 +33,24 @@ device = None        # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
 # world; None: what the checkpoint or the episode was made with, else the defaults of World
 task = None          # 'place', 'join'
 brick_scale = None   # 1.0 LEGO, 2.0 DUPLO
-cameras = None       # tuple of names, see world.py
+cameras = None       # names, comma separated, see world.py; --cameras= (empty) renders none
 image_size = None    # px
 control_hz = None
 # seeds: those of `seeds`, else `episodes` from seed0 on
 seeds = None         # 'a:b', half open
-seed0 = None         # None: 0 when recording, else 1_000_000; from there on seeds are for testing, never recorded
+seed0 = None         # None: 0 when recording, else 1_000_000: from there on seeds are for testing only
 episodes = 10
 workers = 2          # processes, each with a world of its own
 # output
 record = ''          # folder for the successful episodes; what is there already is skipped
 video = 0            # episodes to film: half successes, half failures where there are enough
-out = ''             # for rollouts.jsonl and films; '': the record folder, <checkpoint>/rollout, or out/<policy>
+out = ''             # for rollouts.jsonl and films; '': record folder, <checkpoint>/rollout or out/<policy>
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
 TEST_SEED0 = 1_000_000
 WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz')
 FILM_VIEWS = ('head', 'overhead', 'left/wrist', 'right/wrist')
-FILM_PX, BANNER_PX = 480, 64  # a film is 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 wants multiples of 16
+FILM_PX, BANNER_PX = 480, 64  # films: 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 likes multiples of 16
 # -----------------------------------------------------------------------------
 # Policies. Each gives start(seed) -> act, and act(obs) -> None when it has nothing left to do, else a dict of
 #   executed (15,) f32    what the world gets            action (15,) f32   the label: the expert's clean answer
@@ -86,7 +86,7 @@ def expert_policy(world, probability):
 
 
 def replay_policy(world, files):
-    """Executes what the world got when the episode was recorded, and compares the physics with that of then."""
+    """Executes what the world got when the episode was recorded, and compares the physics with then."""
     def start(seed):
         episode, header = data.read_episode(files[seed])
         rows = iter(range(len(episode['time'])))
@@ -122,13 +122,14 @@ def checkpoint_policy(world, folder, execute, steps, read_text, device):
             if not pending:
                 began = time.perf_counter()
                 batch = {k: v.to(device) for k, v in processor.encode([obs]).items()}
-                if read_text:
-                    chunk, tokens = net.plan_and_act(batch, steps=steps)                                  # (1, H, A)
-                    subtask = processor.decode_text(tokens[0])
-                else:
-                    chunk = net.act(batch, steps=steps)                                                   # (1, H, A)
-                chunk = processor.decode_actions(chunk.float().cpu().numpy(), obs['tool_command'][None])  # (1, H, 15)
-                pending.extend(chunk[0, :execute])
+                with torch.inference_mode():
+                    if read_text:
+                        chunk, tokens = net.plan_and_act(batch, steps=steps)                     # (1, H, A)
+                        subtask = processor.decode_text(tokens[0])
+                    else:
+                        chunk = net.act(batch, steps=steps)                                      # (1, H, A)
+                rows = processor.decode_actions(chunk.float().cpu().numpy(), obs['tool_command'][None])
+                pending.extend(rows[0, :execute])                                                # (execute, 15)
                 choice['chunk_ms'] = (time.perf_counter() - began) * 1e3
             action = pending.pop(0)
             return dict(choice, executed=action, action=action, kicked=False, subtask=subtask)
@@ -163,10 +164,12 @@ def run_episode(world, start, seed, instruction=None, record=False, film=False):
         difference += [choice['difference']] if 'difference' in choice else []
         n_steps += 1
         stop = terminated or truncated
+    instruction = world.instruction if instruction is None else instruction
     if film:  # hold the last picture for a second, with the verdict
+        obs['instruction'] = instruction
         frames += [film_frame(world, obs, info, 'SUCCESS' if info['success'] else 'FAILED')] * world.control_hz
-    result = dict(seed=seed, success=bool(info['success']), phase=PHASES[info['phase']], phase_id=int(info['phase']),
-                  steps=n_steps, fault=info['fault'], metrics=info['metrics'], instruction=obs['instruction'],
+    result = dict(seed=seed, success=bool(info['success']), phase=PHASES[info['phase']], phase_id=info['phase'],
+                  steps=n_steps, fault=info['fault'], metrics=info['metrics'], instruction=instruction,
                   wall_s=round(time.perf_counter() - began, 3))
     if chunk_ms:
         result['chunk_ms'] = [round(x, 2) for x in chunk_ms]
@@ -190,7 +193,7 @@ def record_row(world, obs, info, choice):
 
 
 def film_frame(world, obs, info, subtask):
-    """(FILM_PX + BANNER_PX, 2 FILM_PX, 3) u8: text above, third person on the left, the robot's cameras on the right."""
+    """(FILM_PX + BANNER_PX, 2 FILM_PX, 3) u8: text, third person on the left, robot cameras on the right."""
     half, font = FILM_PX // 2, ImageFont.load_default
     head, overhead, left, right = (world.render(name, half) for name in FILM_VIEWS)
     robot = np.vstack([np.hstack([head, overhead]), np.hstack([left, right])])
@@ -200,7 +203,8 @@ def film_frame(world, obs, info, subtask):
     links = ', '.join(f"{c['upper']} on {c['lower']}: {c['studs']} studs" for c in world.connections())
     draw.text((10, 4), obs['instruction'] or '(no instruction)', (255, 255, 255), font(22))
     draw.text((10, 35), subtask, (255, 210, 90), font(18))
-    draw.text((FILM_PX + 100, 35), f"{obs['time']:.1f} s   {PHASES[info['phase']]}   {links}", (150, 200, 255), font(18))
+    facts = f"{obs['time']:.1f} s   {PHASES[info['phase']]}   {links}"
+    draw.text((FILM_PX + 100, 35), facts, (150, 200, 255), font(18))
     for i, name in enumerate(FILM_VIEWS):
         at = FILM_PX + half * (i % 2) + 6, BANNER_PX + half * (i // 2) + 4
         draw.text(at, name, (255, 255, 255), font(14), stroke_width=1, stroke_fill=(0, 0, 0))
@@ -217,7 +221,8 @@ def write_video(path, frames, fps):
 def thumbnails(frames, n=6, width=480):
     """n moments of a film side by side, for the contact sheet."""
     moments = [Image.fromarray(frames[i]) for i in np.linspace(0, len(frames) - 1, n).round().astype(int)]
-    return np.hstack([np.asarray(m.resize((width, width * m.height // m.width), Image.LANCZOS)) for m in moments])
+    size = width, width * moments[0].height // moments[0].width
+    return np.hstack([np.asarray(moment.resize(size, Image.LANCZOS)) for moment in moments])
 
 
 def choose_films(results, count):
@@ -228,8 +233,8 @@ def choose_films(results, count):
 
 
 # -----------------------------------------------------------------------------
-# Processes. A job is (seed, path of its film or None). Everything a worker needs comes by argument, because a spawned
-# process imports this script with its default settings.
+# Processes. A job is (seed, path of its film or None). Everything a worker needs comes by argument, because a
+# spawned process imports this script with its default settings.
 
 
 def setup(world_settings, kind, path, files, kicks, execute, steps, read_text, device):
@@ -267,7 +272,7 @@ def pack(world, result, rows):
 
 
 def work(pipe, setup_args, instruction, record):
-    """A worker's life: set up, say so, answer jobs until the pipe breaks (the parent closed it, or is gone)."""
+    """A worker's life: set up, say so, answer jobs until the pipe breaks (the parent closed it or is gone)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     try:
         world, start = setup(**setup_args)
@@ -300,7 +305,7 @@ def receive(pipe, doing):
     try:
         return pipe.recv()
     except EOFError:
-        raise SystemExit(f'a worker died {doing}; its reason is above, or the system ran out of memory') from None
+        raise SystemExit(f'a worker died {doing}: the reason is above, or memory ran out') from None
 
 
 def stop_workers(pool):
@@ -341,31 +346,35 @@ def episode_file(folder, task, seed):
 
 
 def resolve(policy):
-    """-> kind, {seed: episode file} of a replay, world settings the checkpoint or the episode was made with."""
+    """-> kind, {seed: episode file} of a replay, world settings that checkpoint or episode was made with."""
     if policy in ('expert', 'hold', 'zero', 'random'):
         return policy, {}, {}
     path = Path(policy)
     if (path / 'meta.json').exists():
         meta = json.loads((path / 'meta.json').read_text())
-        made = meta.get('world', {}) | meta['processor']  # trained on made-up episodes, it knows of no world
+        made = meta.get('world', {}) | meta['processor']
+        if 'task' not in made:  # trained on made-up episodes
+            print(f'{policy} does not say which task it was trained on: taking the default unless --task is given')
         return 'checkpoint', {}, {k: made[k] for k in WORLD_KEYS if k in made}
     files = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
     if not files:
-        raise SystemExit(f'policy={policy}: neither expert, hold, zero or random, nor a checkpoint folder (meta.json), '
-                         'nor an episode (*.safetensors) or a folder of them')
+        raise SystemExit(f'policy={policy}: neither expert, hold, zero or random, nor a checkpoint folder '
+                         '(meta.json), nor an episode (*.safetensors) or a folder of them')
     headers = [data.read_episode(file)[1] for file in files]
-    return 'replay', {h['seed']: f for h, f in zip(headers, files)}, {k: headers[0]['world'][k] for k in WORLD_KEYS}
+    made = {k: headers[0]['world'][k] for k in WORLD_KEYS}
+    return 'replay', {h['seed']: f for h, f in zip(headers, files) if h['task'] == made['task']}, made
 
 
 def known_results(record, task, seeds, made_with):
-    """{seed: result} of an earlier recording into the same folder, which must have been made with the same settings."""
+    """{seed: result} of an earlier recording into this folder, which must have been made in the same way."""
     log, logged, known = Path(record) / 'rollouts.jsonl', {}, {}
     for line in log.read_text().splitlines() if log.exists() else ():
         if not line.endswith('}}'):  # cut off by a kill
             continue
         row = json.loads(line)
-        if other := [f'{k} was {v}, is {made_with.get(k)}' for k, v in row['made_with'].items() if v != made_with.get(k)]:
-            raise SystemExit(f'{record} was recorded with other settings: {", ".join(other)}; take another folder')
+        then = row['made_with']
+        if other := [f'{k} was {then[k]}, is {made_with.get(k)}' for k in then if then[k] != made_with.get(k)]:
+            raise SystemExit(f'{record} was made with other settings: {", ".join(other)}; take another folder')
         logged[row['seed']] = row
     for seed in seeds:
         file = episode_file(record, task, seed)
@@ -395,7 +404,8 @@ def watch(results, total):
         if bar.disable and time.time() - said > 10:
             said = time.time()
             rate = n / (said - began)
-            print(f'{n}/{total} episodes, {k} ok, {60 * rate:.0f}/min, {(total - n) / rate:.0f} s left', file=sys.stderr)
+            print(f'{n}/{total} episodes, {k} ok, {60 * rate:.0f}/min, {(total - n) / rate:.0f} s left',
+                  file=sys.stderr)
         yield result
     bar.close()
 
@@ -404,19 +414,23 @@ def summary(task, results, new, wall_s):
     """Lines for the end of a run; results: those of all seeds asked for, new: those of this run."""
     k, n, numbers = sum(r['success'] for r in results), len(results), [r['seed'] for r in results]
     low, high = wilson(k, n)
-    yield f'{task} {k}/{n} ({100 * k / n:.0f}%, 95% CI {100 * low:.0f}-{100 * high:.0f}) seeds {min(numbers)}-{max(numbers)}'
+    yield (f'{task} {k}/{n} ({100 * k / n:.0f}%, 95% CI {100 * low:.0f}-{100 * high:.0f}) '
+           f'seeds {min(numbers)}-{max(numbers)}')
     reached = [f"{phase} {sum(r['phase_id'] >= i for r in results)}" for i, phase in enumerate(PHASES)]
     yield '  got as far as: ' + ', '.join(reached[1:])
     if k:
-        yield f"  a success takes {np.mean([r['steps'] for r in results if r['success']]):.1f} steps on average"
+        mean = np.mean([r['steps'] for r in results if r['success']])
+        yield f'  a success takes {mean:.1f} steps on average'
     if new:
-        yield f"  {sum(r['steps'] for r in new) / wall_s:.0f} control steps/s, {60 * len(new) / wall_s:.0f} episodes/min"
+        rate = sum(r['steps'] for r in new) / wall_s
+        yield f'  {rate:.0f} control steps/s, {60 * len(new) / wall_s:.0f} episodes/min'
     if latency := [x for r in new for x in r.get('chunk_ms', ())]:
         yield f'  chunk latency {np.median(latency):.1f} ms median, {np.percentile(latency, 95):.1f} ms p95'
     if replayed := [r for r in new if 'differs_at' in r]:
         off = [r for r in replayed if r['differs_at'] is not None]
         yield f'  replay bit-equal in {len(replayed) - len(off)}/{len(replayed)} episodes'
-        yield from (f"  seed {r['seed']} differs from step {r['differs_at']} on, at most {r['max_difference']:.2g}" for r in off[:5])
+        yield from (f"  seed {r['seed']} differs from step {r['differs_at']} on, by {r['max_difference']:.2g}"
+                    for r in off[:5])
     yield from (f"  seed {r['seed']} fault: {r['fault']}" for r in [r for r in results if r['fault']][:5])
 
 
@@ -424,9 +438,9 @@ if __name__ == '__main__':
     # ---- who drives what, from where
     policy = ckpt or policy
     kind, files, made = resolve(policy)
-    asked = dict(task=task, brick_scale=brick_scale, cameras=cameras, image_size=image_size, control_hz=control_hz)
+    config['cameras'] = tuple(filter(None, cameras.split(','))) if isinstance(cameras, str) else cameras
     default = {k: v.default for k, v in inspect.signature(World).parameters.items() if k in WORLD_KEYS}
-    world_settings = default | made | {k: v for k, v in asked.items() if v is not None}
+    world_settings = default | made | {k: config[k] for k in WORLD_KEYS if config[k] is not None}
     task, name = world_settings['task'], Path(record).name
     seed0 = seed0 if seed0 is not None else 0 if record else TEST_SEED0
     first, end = map(int, seeds.split(':')) if seeds else (seed0, seed0 + episodes)
@@ -434,7 +448,7 @@ if __name__ == '__main__':
     if record and kind not in ('expert', 'replay'):
         raise SystemExit(f'record={record}: only the expert gives labels worth learning, policy is {policy}')
     if record and max(todo) >= TEST_SEED0:
-        raise SystemExit(f'record={record}: seeds from {TEST_SEED0} on are for testing, never recorded; got {max(todo)}')
+        raise SystemExit(f'record={record}: seeds from {TEST_SEED0} on are for testing, never recorded')
     out = Path(out or record or (Path(policy) / 'rollout' if kind == 'checkpoint' else Path('out') / kind))
     out.mkdir(parents=True, exist_ok=True)
     # ---- what is there already
@@ -453,19 +467,22 @@ if __name__ == '__main__':
             pool = start_workers(min(workers, max(len(todo), video)), dict(
                 world_settings=world_settings, kind=kind, path=policy, files=files, kicks=kicks, execute=execute,
                 steps=steps, read_text=read_text, device=device), instruction, record)
-        began = time.time()
-        with open(out / 'rollouts.jsonl', 'a') as log:
+        began, path = time.time(), out / 'rollouts.jsonl'
+        torn = path.exists() and not path.read_text().endswith('\n')  # a kill cut the last line
+        with open(path, 'a') as log:
+            log.write('\n' * torn)
             for result in watch(dispatch(pool, [(seed, None) for seed in todo]), len(todo)):
                 results.append(result)
                 log.write(json.dumps(dict(result, made_with=made_with)) + '\n')
                 log.flush()
         print('\n'.join(summary(task, results, results[len(done):], time.time() - began)), flush=True)
         success = {r['seed']: r['success'] for r in results}
-        for film in dispatch(pool, [(seed, out / f'{task}_{seed:07d}') for seed in choose_films(results, video)]):
+        jobs = [(seed, out / f'{task}_{seed:07d}') for seed in choose_films(results, video)]
+        for film in dispatch(pool, jobs):
             films.append(film)
             print(f"  film: {film['film']}", flush=True)
             if film['success'] != success[film['seed']]:
-                print(f"  seed {film['seed']} ended differently when it was filmed: something is not deterministic")
+                print(f"  seed {film['seed']} ended differently this time: something is not deterministic")
     except KeyboardInterrupt:
         again = f'; the same command goes on: python {" ".join(sys.argv)}' if record else ''
         raise SystemExit(f'\nstopped, {len(results)} episodes are safe{again}') from None

@@ -1,18 +1,21 @@
 """
 Train the VLA by behaviour cloning on a folder of episodes; killed, the same command goes on where it stopped.
 
-python train.py config/debug.py                                       # any machine, under a minute, no simulator
+python train.py config/debug.py                                       # any machine, seconds, no simulator
 python train.py config/demo.py                                        # 1 CPU process or 1 GPU
 torchrun --standalone --nproc_per_node=2 train.py config/demo.py      # 2 CPU cores: two one-thread processes
 torchrun --standalone --nproc_per_node=8 train.py config/demo.py      # 8 GPUs
-torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=$HEAD:29500 train.py config/demo.py    # 2 nodes
+# 2 nodes, on each: HEAD is the name of the first
+torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=$HEAD:29500 train.py config/demo.py
 """
 import contextlib
+import ctypes
 import dataclasses
 import io
 import json
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -23,13 +26,13 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-import data as data_module
-import model as model_module
+import data
+import model
 
 # -----------------------------------------------------------------------------
 # where and what
 out_dir = 'out/run'           # checkpoint, log.jsonl, loss.png
-episodes = 'episodes/demo'    # folder written by sim_rollout.py
+episodes = 'episodes/demo'    # folder of episodes, see data.py; sim_rollout.py records them
 synthetic = 0                 # episodes to make up when that folder is missing; 0: the folder has to exist
 tokenizer = 'assets/tokenizer.json'
 init_from = ''                # checkpoint folder whose weights and normaliser are the starting point
@@ -41,16 +44,16 @@ image_size = 96               # pixels, square
 control_hz = 10               # rows per second of the episodes
 horizon = 8                   # H, actions per chunk; 8 rows at 10 Hz = 0.8 s
 state_slots = ('*',)          # names or patterns out of data.STATE_NAMES
-action_slots = ('*',)         # names or patterns out of data.TOOL_ACTION_NAMES; in the others the command in force is held
+action_slots = ('*',)         # out of data.TOOL_ACTION_NAMES; the command in force is held in the others
 tail = 3                      # rows after the goal is reached for good that still start a window
 val_fraction = 0.05           # of the episodes, chosen by hash of task and seed
 draws = 4                     # K, (noise, time) draws per chunk that share one reading of the images
 read_text = 0.5               # probability that a draw sees the subtask text
-gain = 0.1                    # augmentation: spread of the colour gain per channel
-brightness = 6.0              # spread of the brightness offset, of 255
+gain = 0.1                    # augmentation: spread of the colour gain, per channel
+brightness = 6.0              # spread of the brightness offset, out of 255
 shift = 0                     # largest image shift, pixels
 state_noise = 0.05            # in normalised units
-# model; the settings that name a field of model.VLAConfig go there
+# model: each of these is a field of model.VLAConfig, explained there
 hidden_size = 192
 n_layers = 4
 n_heads = 3
@@ -67,7 +70,7 @@ chunk_attention = 'bidirectional'
 predict = 'action'            # the head gives the clean chunk ('action') or the velocity
 text_weight = 0.1             # of the text loss
 # optimizer
-batch_size = 128              # chunks per step over all processes and accumulation steps; more processes leave it alone
+batch_size = 128              # chunks per step, over all processes and accumulation steps together
 accumulate = 1                # backward passes per step
 max_steps = 2_600
 learning_rate = 2e-3          # AdamW, peak
@@ -81,7 +84,7 @@ final_lr = 0.02               # the cosine ends at this fraction of the peak
 ema = 0.995                   # decay of the averaged weights, which are the ones that act
 # running
 device = 'auto'               # 'cpu', 'cuda'
-dtype = 'auto'                # 'float32', 'bfloat16' (autocast); auto: bfloat16 where the hardware multiplies it
+dtype = 'auto'                # 'float32', 'bfloat16' (autocast); auto: bfloat16 where the hardware is fast at it
 threads = 1                   # CPU threads per process; two one-thread processes beat one two-thread process
 compile_model = False         # torch.compile: +20 % on CPU after 77 s of compiling
 log_interval = 20             # steps
@@ -91,8 +94,9 @@ checkpoint_interval = 200     # steps
 max_minutes = 0.0             # stop and save after so long; 0: no limit
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
-MAY_CHANGE = {'out_dir', 'resume', 'device', 'threads', 'compile_model', 'log_interval', 'eval_interval', 'eval_batches',
-              'checkpoint_interval', 'max_minutes'}      # settings a resumed run may change: they touch no number of it
+# settings a resumed run may change, because no weight depends on them
+MAY_CHANGE = {'out_dir', 'resume', 'device', 'threads', 'compile_model', 'log_interval', 'eval_interval',
+              'eval_batches', 'checkpoint_interval', 'max_minutes'}
 
 
 def get_lr(step, max_steps, warmup_steps, final_lr):
@@ -110,26 +114,37 @@ def pick_dtype(name, device):
     return {'float32': torch.float32, 'bfloat16': torch.bfloat16}[name]
 
 
+def keep_freed_memory():
+    """
+    Tell glibc not to hand freed memory back to the kernel: every step asks for the same tens of MB again, and
+    mapping and clearing those pages took 10-20 % of a CPU step. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == 'glibc':
+        libc = ctypes.CDLL('libc.so.6')
+        for parameter, value in ((-4, 0), (-1, 2 ** 31 - 1)):      # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+            libc.mallopt(parameter, value)
+
+
 def git_rev():
     """Short revision, '+' when the tree has changes, '' outside a repository."""
     try:
-        run = subprocess.run(['git', 'describe', '--always', '--dirty=+', '--abbrev=7'], capture_output=True, text=True)
+        return subprocess.run(['git', 'describe', '--always', '--dirty=+', '--abbrev=7'],
+                              capture_output=True, text=True).stdout.strip()
     except FileNotFoundError:      # no git on this machine
         return ''
-    return run.stdout.strip()
 
 
 def settings_that_differ(old, new):
     """Text naming each setting in which a resumed run may not differ; '' when there is none."""
-    clean = json.loads(json.dumps({k: v for k, v in new.items() if k not in MAY_CHANGE}))      # tuples become lists
-    return ', '.join(f'{k} {old.get(k)!r} -> {v!r}' for k, v in clean.items() if old.get(k) != v)
+    changed = [k for k in new if k not in MAY_CHANGE and old.get(k) != new[k]]
+    return ', '.join(f'{k} {old.get(k)!r} -> {new[k]!r}' for k in changed)
 
 
 def average(values):
     """Mean over processes of a dict of numbers, as floats."""
-    packed = torch.stack([torch.as_tensor(v, dtype=torch.float64).detach().cpu() for v in values.values()])
+    packed = torch.stack([torch.as_tensor(v).detach().cpu().double() for v in values.values()])
     if dist.is_initialized():
-        packed = packed.to('cuda' if dist.get_backend() == 'nccl' else 'cpu', torch.float64)
+        packed = packed.to('cuda' if dist.get_backend() == 'nccl' else 'cpu')
         dist.all_reduce(packed)
         packed /= dist.get_world_size()
     return dict(zip(values, packed.tolist()))
@@ -137,16 +152,17 @@ def average(values):
 
 @torch.no_grad()
 def evaluate(net, dataset, batches, batch_size, rank, world_size, device, autocast):
-    """Held-out windows, the same rows, noise and times every time: losses, and the error of the acted chunk in units."""
+    """Losses on held-out windows, the same rows, noise and times every time, and the acted chunk's error."""
     net.eval()
+    mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
     sums = {}
     for i in range(batches):
         batch = dataset.batch(i, batch_size, rank, world_size, seed=0)
-        batch = {k: v.to(device) for k, v in batch.items()}
+        batch = data.augment({k: v.to(device) for k, v in batch.items()})
         with autocast:
             loss, parts = net(batch)
             chunk = net.act(batch, read_text=False)      # (B, H, A)
-        rows = dataset.sample_rows(i, batch_size, seed=0)[rank * batch_size // world_size:(rank + 1) * batch_size // world_size]
+        rows = dataset.sample_rows(i, batch_size, seed=0)[mine]
         errors = dataset.action_error(rows, chunk.float().cpu().numpy())
         for name, value in {'loss': loss, **parts, **errors}.items():
             sums[name] = sums.get(name, 0) + torch.as_tensor(value).float().cpu() / batches
@@ -155,14 +171,16 @@ def evaluate(net, dataset, batches, batch_size, rank, world_size, device, autoca
 
 
 def save_checkpoint(out_dir, net, average_weights, optimizers, meta):
-    """What acts (weights, EMA, meta.json), then what resumes: state/ alone suffices for that, so that a kill between
-    two files never mixes two steps."""
+    """
+    First what acts (weights, EMA, meta.json), then what resumes: state/ suffices for that by itself, so that a
+    kill between two files never mixes two steps.
+    """
     net.save(out_dir, meta, average_weights)
     buffer = io.BytesIO()
-    torch.save({'model': net.state_dict(), 'ema': average_weights.state_dict(net), 'ema_step': average_weights.step,
-                'optimizers': [o.state_dict() for o in optimizers],
+    torch.save({'model': net.state_dict(), 'optimizers': [o.state_dict() for o in optimizers],
+                'ema': average_weights.state_dict(net), 'ema_step': average_weights.step,
                 **{k: meta[k] for k in ('step', 'settings', 'processor', 'fingerprint')}}, buffer)
-    data_module.write_atomic(f'{out_dir}/state/state.pt', buffer.getvalue())
+    data.write_atomic(f'{out_dir}/state/state.pt', buffer.getvalue())
 
 
 def plot_losses(log_path, out):
@@ -172,9 +190,9 @@ def plot_losses(log_path, out):
     import matplotlib.pyplot as plt
     with open(log_path) as f:
         entries = [json.loads(line) for line in f]
-    panels = (('flow', 'flow loss'), ('text', 'text loss'), ('position_mm', 'open-loop position error (mm)'), ('lr', 'rate / peak'))
+    panels = {'flow': 'flow loss', 'text': 'text loss', 'position_mm': 'position error (mm)', 'lr': 'rate / peak'}
     figure, axes = plt.subplots(1, len(panels), figsize=(18, 4), constrained_layout=True)
-    for axis, (name, title) in zip(axes, panels):
+    for axis, (name, title) in zip(axes, panels.items()):
         for key, label in ((name, 'training'), (f'val_{name}', 'held out')):
             points = [(e['step'], e[key]) for e in entries if key in e]
             if points:
@@ -189,9 +207,30 @@ def plot_losses(log_path, out):
 
 if __name__ == '__main__':
     # -----------------------------------------------------------------------------
-    # processes, device
-    rank, local_rank, world_size = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
+    # a run to go on with?
+    rank, local_rank, world_size = (int(os.environ.get(k, d)) for k, d in
+                                    (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
     master = rank == 0
+    state, state_path = None, f'{out_dir}/state/state.pt'
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}      # as JSON keeps them
+    if resume == 'auto' and os.path.exists(state_path):
+        state = torch.load(state_path, map_location='cpu', weights_only=True)
+        changed = settings_that_differ(state['settings'], settings)
+        if changed:
+            sys.exit(f'{out_dir} holds a run with other settings ({changed}): --resume=never starts over, '
+                     f'another --out_dir keeps both, --init_from={out_dir} starts from its weights')
+        if state['step'] >= max_steps:
+            if master:
+                print(f'{out_dir} is finished at step {state["step"]}; --resume=never starts over\n'
+                      f'next: python sim_rollout.py --ckpt={out_dir}')
+            sys.exit(0)
+    elif resume not in ('auto', 'never'):
+        sys.exit(f"resume {resume!r}, expected 'auto' or 'never'")
+
+    # -----------------------------------------------------------------------------
+    # processes, device
+    if batch_size % (world_size * accumulate):
+        sys.exit(f'batch_size {batch_size} does not divide by {world_size} processes x accumulate {accumulate}')
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if device == 'cuda':
@@ -199,79 +238,66 @@ if __name__ == '__main__':
         torch.cuda.set_device(device)
     if world_size > 1:
         dist.init_process_group('nccl' if device.startswith('cuda') else 'gloo')
-    if batch_size % (world_size * accumulate):
-        sys.exit(f'batch_size {batch_size} does not divide by {world_size} processes x accumulate {accumulate}')
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
+    keep_freed_memory()
     amp = pick_dtype(dtype, device)
-    autocast = (contextlib.nullcontext() if amp == torch.float32 else torch.autocast(device.split(':')[0], amp))
-
-    # -----------------------------------------------------------------------------
-    # a run to go on with?
-    state_path = f'{out_dir}/state/state.pt'
-    state = None
-    if resume == 'auto' and os.path.exists(state_path):
-        state = torch.load(state_path, map_location='cpu', weights_only=True)
-        changed = settings_that_differ(state['settings'], config)
-        if changed:
-            sys.exit(f'{out_dir} holds a run with other settings ({changed}); --resume=never starts over, another '
-                     f'--out_dir keeps both, --init_from={out_dir} starts from its weights')
-        if state['step'] >= max_steps:
-            if master:
-                print(f'{out_dir} is finished at step {state["step"]}; --resume=never starts over\n'
-                      f'next: python sim_rollout.py --ckpt={out_dir}')
-            sys.exit(0)
+    autocast = torch.autocast(device.split(':')[0], amp, enabled=amp != torch.float32)
 
     # -----------------------------------------------------------------------------
     # data
     if synthetic and not os.path.isdir(episodes):
         if master:
-            data_module.write_synthetic_episodes(episodes + '.tmp', synthetic, cameras, image_size, control_hz)
+            data.write_synthetic_episodes(episodes + '.tmp', synthetic, cameras, image_size, control_hz)
             os.replace(episodes + '.tmp', episodes)
         if world_size > 1:
             dist.barrier()
-    initial = model_module.VLA.load(init_from) if init_from else None
+    initial = model.VLA.load(init_from) if init_from else None
     if state or initial:
-        processor = data_module.Processor.from_dict(state['processor'] if state else initial[1]['processor'])
+        processor = data.Processor.from_dict(state['processor'] if state else initial[1]['processor'])
     else:
         with open(tokenizer) as f:
-            processor = data_module.Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz, f.read(),
-                                              tokens_per_camera)
-    train_data = data_module.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text, gain, brightness,
-                                     shift, state_noise)
-    val_data = data_module.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text) if val_fraction else None
+            processor = data.Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz,
+                                       f.read(), tokens_per_camera)
+    train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
+                              gain, brightness, shift, state_noise)
+    val_data = None
+    if val_fraction:
+        val_data = data.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text)
     dead = processor.fit(train_data) if processor.stats is None else []
     fingerprint = train_data.fingerprint()
     if state and state['fingerprint'] != fingerprint:
-        sys.exit(f'{episodes} has changed since {out_dir} was started: going on would not be the same run; --resume=never '
-                 f'starts over, --init_from={out_dir} starts from its weights')
+        sys.exit(f'{episodes} has changed since {out_dir} was started, going on would not be the same run: '
+                 f'--resume=never starts over, --init_from={out_dir} starts from its weights')
 
     # -----------------------------------------------------------------------------
     # model and optimizers
-    fields = {f.name for f in dataclasses.fields(model_module.VLAConfig)}
-    cfg = model_module.VLAConfig(
-        **{k: v for k, v in config.items() if k in fields - {'horizon', 'image_size', 'tokens_per_camera'}},
+    given = dict(      # by the data
         vocab_size=processor.tokenizer.get_vocab_size(), state_dim=len(processor.state_slots),
         action_dim=len(processor.action_slots), horizon=processor.horizon, image_size=processor.image_size,
         n_cameras=len(processor.cameras), tokens_per_camera=processor.tokens_per_camera,
         image_pad_id=processor.token_id['<|image_pad|>'], state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'])
-    net = model_module.VLA(cfg)
+    fields = {f.name for f in dataclasses.fields(model.VLAConfig)}
+    cfg = model.VLAConfig(**{**{k: v for k, v in config.items() if k in fields}, **given})
+    net = model.VLA(cfg)
     if state or initial:
         net.load_state_dict(state['model'] if state else initial[0].state_dict())
     net = net.to(device).train()
-    optimizers = model_module.configure_optimizers(net, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
-    average_weights = model_module.EMA(net, ema)
+    optimizers = model.configure_optimizers(net, learning_rate, muon_learning_rate, weight_decay,
+                                            (beta1, beta2))
+    average_weights = model.EMA(net, ema)
     start = 0
     if state:
         for optimizer, saved in zip(optimizers, state['optimizers'], strict=True):
             optimizer.load_state_dict(saved)
-        average_weights.load_state_dict(net, {k: v.to(device) for k, v in state['ema'].items()}, state['ema_step'])
+        averages = {k: v.to(device) for k, v in state['ema'].items()}
+        average_weights.load_state_dict(net, averages, state['ema_step'])
         start = state['step']
     forward = torch.compile(net) if compile_model else net
     if world_size > 1:
-        forward = DistributedDataParallel(forward, device_ids=[local_rank] if device.startswith('cuda') else None,
-                                          gradient_as_bucket_view=True)
+        device_ids = [local_rank] if device.startswith('cuda') else None
+        forward = DistributedDataParallel(forward, device_ids, gradient_as_bucket_view=True)
     del state, initial
 
     # -----------------------------------------------------------------------------
@@ -284,11 +310,13 @@ if __name__ == '__main__':
         if start:      # lines written after the checkpoint describe steps that are about to be taken again
             with open(log_path) as f:
                 kept = [line for line in f if line.endswith('\n') and json.loads(line)['step'] <= start]
-        data_module.write_atomic(log_path, ''.join(kept).encode())
-        print(f'rev {rev or "?"}, {net.n_parameters / 1e6:.2f} M parameters, {amp} on {device}, {world_size} x '
-              f'{batch_size // world_size // accumulate} x {accumulate} accumulated = {batch_size} chunks per step')
-        print(f'{len(train_data.paths)} episodes, {len(train_data)} windows, {max_steps * batch_size / len(train_data):.1f} epochs; '
-              f'{len(val_data.paths) if val_data else 0} episodes held out; {batch_size * horizon / control_hz:.0f} s of motion per step')
+        data.write_atomic(log_path, ''.join(kept).encode())
+        part = batch_size // world_size // accumulate
+        print(f'rev {rev or "?"}, {net.n_parameters / 1e6:.2f} M parameters, {amp} on {device}, {world_size} '
+              f'processes x {part} x {accumulate} accumulated = {batch_size} chunks per step')
+        epochs = max_steps * batch_size / len(train_data)
+        print(f'{len(train_data.paths)} episodes, {len(train_data)} windows, {epochs:.1f} epochs; '
+              f'{len(val_data.paths) if val_data else 0} episodes held out')
         print(f'slots: {len(processor.state_slots)} state, {len(processor.action_slots)} action'
               + (f'; do not move: {", ".join(dead)}' if dead else ''))
         print(f'starting at step {start}' if start else 'starting', flush=True)
@@ -305,13 +333,13 @@ if __name__ == '__main__':
         signal.signal(number, ask_to_stop)
 
     def make_batches(step):
-        return [train_data.batch(step, batch_size, rank * accumulate + i, world_size * accumulate, seed) for i in range(accumulate)]
+        return [train_data.batch(step, batch_size, rank * accumulate + i, world_size * accumulate, seed)
+                for i in range(accumulate)]
 
-    meta = {'settings': {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}, 'fingerprint': fingerprint,
-            'processor': processor.to_dict(), 'git_rev': rev}
+    meta = {'settings': settings, 'fingerprint': fingerprint, 'processor': processor.to_dict(), 'git_rev': rev}
     began = since = time.perf_counter()
     waited, sums, step = 0.0, {}, start
-    batches = iter(data_module.prefetch(make_batches, range(start, max_steps)))
+    batches = iter(data.prefetch(make_batches, range(start, max_steps)))
     while step < max_steps:
         asked = time.perf_counter()
         micro_batches = next(batches)
@@ -325,7 +353,7 @@ if __name__ == '__main__':
             last = i == accumulate - 1
             with contextlib.nullcontext() if last or world_size == 1 else forward.no_sync():
                 with autocast:
-                    loss, parts = forward(batch)
+                    loss, parts = forward(data.augment(batch))
                 (loss / accumulate).backward()
             for name, value in {'loss': loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0) + value / accumulate
@@ -346,20 +374,20 @@ if __name__ == '__main__':
 
         line = {}
         if step % log_interval == 0 or step == max_steps:
-            n = (step - 1) % log_interval + 1
-            n = min(n, step - start)
+            n = min((step - 1) % log_interval + 1, step - start)      # steps since the last line
             now = time.perf_counter()
             rate = n * batch_size / (now - since)
-            line = {'step': step, **{k: v / n for k, v in average(sums).items()}, 'lr': fraction, 'samples_per_s': rate,
-                    'gflops': rate * model_module.flops_per_sample(cfg, batch['input_ids'].shape[1], draws) / 1e9,
-                    'data_wait': waited / (now - since)}
+            gflop = model.flops_per_sample(cfg, batch['input_ids'].shape[1], draws) / 1e9
+            line = {'step': step, **{k: v / n for k, v in average(sums).items()}, 'lr': fraction,
+                    'samples_per_s': rate, 'gflops': rate * gflop, 'data_wait': waited / (now - since)}
             if not math.isfinite(line['loss']):
-                sys.exit(f'step {step}: loss is {line["loss"]}; the last checkpoint in {out_dir} is older and sound')
+                sys.exit(f'step {step}: loss is {line["loss"]}; the checkpoint in {out_dir} is older and sound')
             if master:
                 eta = (max_steps - step) * batch_size / rate
-                print(f'step {step:6d}/{max_steps}  loss {line["loss"]:.4f}  flow {line["flow"]:.4f}  text {line["text"]:.4f}  '
-                      f'acc {line["text_acc"]:.3f}  lr {fraction:.3f}  grad {line["grad_norm"]:6.2f}  {rate:6.0f} samples/s  '
-                      f'{line["gflops"]:6.0f} GFLOP/s  data {100 * line["data_wait"]:4.1f}%  eta {eta / 60:5.1f} min', flush=True)
+                print(f'step {step:6d}/{max_steps}  loss {line["loss"]:.4f}  flow {line["flow"]:.4f}  '
+                      f'text {line["text"]:.4f}  acc {line["text_acc"]:.3f}  lr {fraction:.3f}  '
+                      f'grad {line["grad_norm"]:5.2f}  {rate:5.0f} samples/s  {line["gflops"]:5.0f} GFLOP/s  '
+                      f'data {100 * line["data_wait"]:4.1f}%  eta {eta / 60:5.1f} min', flush=True)
             since, waited, sums = now, 0.0, {}
         if val_data and (step % eval_interval == 0 or step == max_steps):
             paused = time.perf_counter()
@@ -368,7 +396,8 @@ if __name__ == '__main__':
             average_weights.swap(net)
             line = {'step': step, **line, **scores}
             if master:
-                print(f'held out at {step}: ' + '  '.join(f'{k[4:]} {v:.4g}' for k, v in scores.items()), flush=True)
+                print(f'held out at {step}:  ' + '  '.join(f'{k[4:]} {v:.4g}' for k, v in scores.items()),
+                      flush=True)
             since += time.perf_counter() - paused
         if master and line:
             with open(log_path, 'a') as f:
@@ -388,7 +417,8 @@ if __name__ == '__main__':
             print(f'stopped at step {step}, saved; the same command goes on from here')
         else:
             plot_losses(log_path, f'{out_dir}/loss.png')
-            print(f'{step - start} steps in {(time.perf_counter() - began) / 60:.1f} min; curves in {out_dir}/loss.png\n'
+            minutes = (time.perf_counter() - began) / 60
+            print(f'{step - start} steps in {minutes:.1f} min; curves: {out_dir}/loss.png\n'
                   f'next: python sim_rollout.py --ckpt={out_dir}')
     if world_size > 1:
         dist.destroy_process_group()

@@ -4,11 +4,12 @@
     obs, info = world.reset(seed=0)
     obs, reward, terminated, truncated, info = world.step(action)     # Gymnasium's signature
 
-Frames: world = foot of the torso, x forward, y left, z up, z = 0 on the table top. The torso frame turns with `spine_z`;
-tool poses and tool actions are given in it. The tool frame sits between the fingertips, and equals the torso frame when
-the hand points straight down at rest; fingers close along its y. SI units, rad, quaternions wxyz.
-One control step is 1/control_hz s: the tool action is turned into joint targets by damped least squares once, the targets
-are interpolated at 50 Hz, and physics runs at physics_dt_s with a clutch update every 8 ms.
+Frames: world = foot of the torso, x forward, y left, z up, z = 0 on the table top. The torso frame turns with
+`spine_z`; tool poses and tool actions are given in it. The tool frame sits between the fingertips, and equals
+the torso frame when the hand points straight down at rest; fingers close along its y. SI units, rad,
+quaternions wxyz.
+One control step is 1/control_hz s: the tool action is turned into joint targets by damped least squares once,
+the targets are interpolated at 50 Hz, and physics runs at physics_dt_s with a clutch update every 8 ms.
 """
 import os
 import subprocess
@@ -21,19 +22,23 @@ import numpy as np
 ASSETS = Path(__file__).parent / 'assets'
 _PROBE = '''
 import mujoco, numpy
-m = mujoco.MjModel.from_xml_string('<mujoco><worldbody><light pos="0 0 3"/><geom size="1"/></worldbody></mujoco>')
+m = mujoco.MjModel.from_xml_string(
+    '<mujoco><worldbody><light pos="0 0 3"/><geom size="1"/></worldbody></mujoco>')
 d = mujoco.MjData(m); mujoco.mj_forward(m, d); r = mujoco.Renderer(m, 16, 16); r.update_scene(d)
 raise SystemExit(0 if r.render().any() else 1)
 '''
 
 
 def gl_backend():
-    """Name of the rendering backend: the user's MUJOCO_GL, else the first of EGL, OSMesa that renders in a subprocess,
-    else 'disable' (physics only). Sets MUJOCO_GL, which child processes inherit, so the probe runs once per command."""
+    """Name of the rendering backend: the user's MUJOCO_GL, else the first of EGL, OSMesa that renders in a
+    subprocess, else 'disable' (physics only). Sets MUJOCO_GL, which child processes inherit, so the probe
+    runs once per command."""
     if 'MUJOCO_GL' not in os.environ and sys.platform == 'linux':
         for name in ('egl', 'osmesa', 'disable'):
             os.environ['MUJOCO_GL'] = name
-            if name == 'disable' or not subprocess.run([sys.executable, '-c', _PROBE], capture_output=True).returncode:
+            if name == 'disable':
+                break
+            if not subprocess.run([sys.executable, '-c', _PROBE], capture_output=True).returncode:
                 break
     return os.environ.get('MUJOCO_GL', 'default')
 
@@ -41,17 +46,19 @@ def gl_backend():
 gl_backend()           # mujoco reads MUJOCO_GL when it is imported
 import mujoco  # noqa: E402
 
-from clutch import BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Brick, Clutch, brick_xml, pool_xml, wrap  # noqa: E402
+from clutch import (  # noqa: E402
+    BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Brick, Clutch, brick_xml, pool_xml, wrap)
 
 HANDS = ('left', 'right')
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
 ARM_JOINTS = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
-JOINT_NAMES = ('spine_z', *(f'{h}/{j}' for h in HANDS for j in ARM_JOINTS))                              # 15
-JOINT_ACTION_NAMES = (*JOINT_NAMES, 'left/gripper', 'right/gripper')                                     # 17
+JOINT_NAMES = ('spine_z', *(f'{h}/{j}' for h in HANDS for j in ARM_JOINTS))                        # 15
+JOINT_ACTION_NAMES = (*JOINT_NAMES, 'left/gripper', 'right/gripper')                               # 17
 TOOL_ACTION_NAMES = ('spine_z', *(f'{h}/{s}' for h in HANDS for s in (
-    'tool_x', 'tool_y', 'tool_z', 'tool_rx', 'tool_ry', 'tool_rz', 'gripper')))                          # 15
+    'tool_x', 'tool_y', 'tool_z', 'tool_rx', 'tool_ry', 'tool_rz', 'gripper')))                    # 15
 TOOL = {'left': slice(1, 8), 'right': slice(8, 15)}        # a hand's slots in the tool action
-# Commands outside these bounds are clipped: torso frame, m and rad. A negative opening squeezes harder (kp 1500 N/m per finger).
+# Commands outside these bounds are clipped: torso frame, m and rad. A negative opening squeezes harder
+# (kp 1500 N/m per finger).
 TOOL_LOW = np.array([-.5236, *[.15, -.45, .002, -.8, -.8, -np.pi, -.02] * 2])
 TOOL_HIGH = np.array([.5236, *[.56, .45, .40, .8, .8, np.pi, .08] * 2])
 PHASES = ('start', 'reach', 'lift', 'carry', 'align', 'press', 'release', 'success')
@@ -59,16 +66,16 @@ HOLD_S = 1.            # success: the goal holds for this long
 INTERPOLATION_HZ = 50
 CLUTCH_PERIOD_S = .008
 MAX_PENETRATION_M = .05
-RGBA = dict(red='0.80 0.10 0.10 1', blue='0.10 0.25 0.85 1', yellow='0.95 0.80 0.10 1', white='0.90 0.90 0.90 1',
-            orange='0.95 0.45 0.05 1', green='0.30 0.55 0.30 1')
+RGBA = dict(red='0.80 0.10 0.10 1', blue='0.10 0.25 0.85 1', yellow='0.95 0.80 0.10 1',
+            white='0.90 0.90 0.90 1', orange='0.95 0.45 0.05 1', green='0.30 0.55 0.30 1')
 
 
-# -- tasks as data ----------------------------------------------------------------------------------------------------
+# -- tasks as data -------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Goal:
-    """What one episode asks for: `upper` sits on `lower` with its centre `cell` studs from lower's centre and its long
-    side along quarter turn `turns` (modulo the brick's symmetry), pressed by `hand`. `holder`: hand that has to keep
-    `lower` in the air while they are joined, None where lower is fixed."""
+    """What one episode asks for: `upper` sits on `lower` with its centre `cell` studs from lower's centre and
+    its long side along quarter turn `turns` (modulo the brick's symmetry), pressed by `hand`. `holder`: hand
+    that has to keep `lower` in the air while they are joined, None where lower is fixed."""
     upper: str
     lower: str
     cell: tuple
@@ -79,23 +86,30 @@ class Goal:
 
 @dataclass(frozen=True)
 class Task:
-    """A task as data. `bricks(scale)` lists what lies on the table; `sample(rng, scale)` draws (poses {brick: (x, y, yaw)},
-    Goal, instruction)."""
+    """A task as data. `bricks(scale)` lists what lies on the table; `sample(rng, scale)` draws
+    (poses {brick: (x, y, yaw)}, Goal, instruction)."""
     bricks: object
     sample: object
     time_limit_s: float
     two_hands: str          # why one hand does not suffice, or why it does
 
 
-CELLS = {'near left': (-2, 3), 'near right': (-2, -3), 'far left': (2, 3), 'far right': (2, -3)}   # 2x4 along x on the 8x8 plate
+# 2x4 along x on the 8x8 plate
+CELLS = {'near left': (-2, 3), 'near right': (-2, -3), 'far left': (2, 3), 'far right': (2, -3)}
 PLACE_TEMPLATES = (
-    'put the {colour} brick on the {cell} corner of the plate', 'place the {colour} brick on the {cell} corner',
-    'press the {colour} brick onto the {cell} corner of the plate', 'the {colour} brick goes on the {cell} corner',
-    'take the {colour} brick and press it onto the {cell} corner', 'on the {cell} corner put the {colour} brick')
+    'put the {colour} brick on the {cell} corner of the plate',
+    'place the {colour} brick on the {cell} corner',
+    'press the {colour} brick onto the {cell} corner of the plate',
+    'the {colour} brick goes on the {cell} corner',
+    'take the {colour} brick and press it onto the {cell} corner',
+    'on the {cell} corner put the {colour} brick')
 JOIN_TEMPLATES = (
-    'join the {upper} brick onto the end of the {lower} brick', 'hold the {lower} brick and press the {upper} brick onto it',
-    'put the {upper} brick on the end of the {lower} brick in the air', 'press the {upper} brick onto the {lower} brick',
-    'take both bricks and join {upper} onto {lower}', 'the {upper} brick goes on the end of the {lower} brick')
+    'join the {upper} brick onto the end of the {lower} brick',
+    'hold the {lower} brick and press the {upper} brick onto it',
+    'put the {upper} brick on the end of the {lower} brick in the air',
+    'press the {upper} brick onto the {lower} brick',
+    'take both bricks and join {upper} onto {lower}',
+    'the {upper} brick goes on the end of the {lower} brick')
 
 
 def _place_bricks(scale):
@@ -108,35 +122,42 @@ def _place_sample(rng, scale):
     rng.shuffle(colours)
     hand, cell = HANDS[rng.integers(2)], list(CELLS)[rng.integers(len(CELLS))]
     side = 1 if hand == 'left' else -1
-    poses = {c: (rng.uniform(.26, .40), s * rng.uniform(.13, .26), np.pi / 2 + np.radians(rng.uniform(-60, 60)))
-             for c, s in zip(colours, (side, -side))}
+    poses = {
+        c: (rng.uniform(.26, .40), s * rng.uniform(.13, .26), np.pi / 2 + np.radians(rng.uniform(-60, 60)))
+        for c, s in zip(colours, (side, -side))}
     text = PLACE_TEMPLATES[rng.integers(len(PLACE_TEMPLATES))].format(colour=colours[0], cell=cell)
     return poses, Goal(colours[0], 'plate', CELLS[cell], 1, hand), text
 
 
 def _join_bricks(scale):
-    # Two hands side by side: the right palm and the left forearm need ~70 mm between the two grips (96 and 64 mm here).
+    # Two hands side by side: the right palm and the left forearm need ~70 mm between the two grips
+    # (96 and 64 mm here).
     return (Brick('red', (2, 8 if scale > 1.5 else 10), RGBA['red']), Brick('blue', (2, 2), RGBA['blue']))
 
 
 def _join_sample(rng, scale):
-    poses = {c: (rng.uniform(.29, .38), s * rng.uniform(.15, .24), np.pi / 2 + np.radians(rng.uniform(-35, 35)))
-             for c, s in (('red', 1), ('blue', -1))}
+    poses = {
+        c: (rng.uniform(.29, .38), s * rng.uniform(.15, .24), np.pi / 2 + np.radians(rng.uniform(-35, 35)))
+        for c, s in (('red', 1), ('blue', -1))}
     text = JOIN_TEMPLATES[rng.integers(len(JOIN_TEMPLATES))].format(upper='blue', lower='red')
     return poses, Goal('blue', 'red', (0, -3 if scale > 1.5 else -4), 0, 'right', holder='left'), text
 
 
 TASKS = {
-    'place': Task(_place_bricks, _place_sample, 12.,
-                  'one hand does: the baseplate is screwed to the table. Which hand follows from where the brick lies.'),
-    'join': Task(_join_bricks, _join_sample, 16.,
-                 'the bricks must snap together while the lower one is in the air (5 cm or more): one hand has to hold it '
-                 'against the press of the other, and a single gripper cannot be on both bricks at once.'),
+    'place': Task(
+        _place_bricks, _place_sample, 12.,
+        'one hand does: the baseplate is screwed to the table. '
+        'Which hand follows from where the brick lies.'),
+    'join': Task(
+        _join_bricks, _join_sample, 16.,
+        'the bricks must snap together while the lower one is in the air (5 cm or more): '
+        'one hand has to hold it against the press of the other, '
+        'and a single gripper cannot be on both bricks at once.'),
 }
 MIN_JOIN_HEIGHT_M = .05
 
 
-# -- rotations --------------------------------------------------------------------------------------------------------
+# -- rotations -----------------------------------------------------------------------------------------------
 def rotvec_to_matrix(v):
     """Rotation vector (3,) rad -> matrix (3, 3)."""
     quat, R, angle = np.zeros(4), np.zeros(9), np.linalg.norm(v)
@@ -166,7 +187,8 @@ class ArmIK:
         self.model, self.data, self.site = model, mujoco.MjData(model), model.site(f'{hand}/tool').id
         joints = [model.joint(f'{hand}/{j}') for j in ARM_JOINTS]
         self.qadr, self.vadr = [j.qposadr[0] for j in joints], [j.dofadr[0] for j in joints]
-        self.low, self.high = np.array([j.range for j in joints]).T + [[.02], [-.02]]      # stay off the hard stops
+        # stay off the hard stops
+        self.low, self.high = np.array([j.range for j in joints]).T + [[.02], [-.02]]
         self.home = model.key('home').qpos[self.qadr]
         self.jac = np.zeros((6, model.nv))
 
@@ -177,7 +199,8 @@ class ArmIK:
         return self.data.site_xpos[self.site].copy(), self.data.site_xmat[self.site].reshape(3, 3).copy()
 
     def solve(self, q, pos, R, iterations=20, null_gain=.05, tol_m=1e-4, tol_rad=1e-3):
-        """Joints (7,) rad that bring the tool to pos, R, starting from q; the best found where it is out of reach."""
+        """Joints (7,) rad that bring the tool to pos, R, starting from q;
+        the best found where it is out of reach."""
         model, data, eye = self.model, self.data, np.eye(7)
         q = np.clip(q, self.low, self.high)
         for _ in range(iterations):
@@ -187,7 +210,8 @@ class ArmIK:
                 break
             mujoco.mj_comPos(model, data)
             mujoco.mj_jacSite(model, data, self.jac[:3], self.jac[3:], self.site)
-            J = self.jac[:, self.vadr] * [[1], [1], [1], [.3], [.3], [.3]]       # 0.3 m/rad weighs rotation against position
+            # 0.3 m/rad weighs rotation against position
+            J = self.jac[:, self.vadr] * [[1], [1], [1], [.3], [.3], [.3]]
             e = np.concatenate([np.clip(e_pos, -.1, .1), .3 * np.clip(e_rot, -1, 1)])
             size = np.linalg.norm(e)
             pinv = J.T @ np.linalg.inv(J @ J.T + .03 ** 2 * min(1, 10 * size + 1e-3) * np.eye(6))
@@ -199,23 +223,26 @@ class ArmIK:
 class World:
     """One robot, one table, one task. Not shared between processes; call `close()` when done.
 
-    brick_scale 1 (LEGO) or 2 (DUPLO): dimensions and snap tolerance scale, forces per stud do not. cameras: those rendered
-    into observations; () renders nothing. image_size in pixels (square)."""
+    brick_scale 1 (LEGO) or 2 (DUPLO): dimensions and snap tolerance scale, forces per stud do not. cameras:
+    those rendered into observations; () renders nothing. image_size in pixels (square)."""
 
-    def __init__(self, task='place', brick_scale=2., cameras=('overhead', 'left/wrist', 'right/wrist'), image_size=96,
-                 control_hz=10, physics_dt_s=.004, robot='alex', insertion_force_n=1., pull_force_n=2.):
+    def __init__(self, task='place', brick_scale=2., cameras=('overhead', 'left/wrist', 'right/wrist'),
+                 image_size=96, control_hz=10, physics_dt_s=.004, robot='alex', insertion_force_n=1.,
+                 pull_force_n=2.):
         if task not in TASKS:
             raise ValueError(f'task={task!r}: expected one of {sorted(TASKS)}')
         for name in cameras:
             if name not in CAMERAS:
                 raise ValueError(f'camera {name!r}: expected some of {CAMERAS}')
         self.task, self.spec, self.brick_scale = task, TASKS[task], float(brick_scale)
-        self.cameras, self.image_size, self.control_hz, self.robot = tuple(cameras), image_size, control_hz, robot
+        self.cameras, self.image_size = tuple(cameras), image_size
+        self.control_hz, self.robot = control_hz, robot
         self.bricks = self.spec.bricks(self.brick_scale)
         self.max_steps = round(self.spec.time_limit_s * control_hz)
         self.model, robot_model = build_model(self.bricks, self.brick_scale, robot, physics_dt_s)
         self.data = mujoco.MjData(self.model)
-        self.clutch = Clutch(self.model, self.data, self.bricks, self.brick_scale, insertion_force_n, pull_force_n)
+        self.clutch = Clutch(self.model, self.data, self.bricks, self.brick_scale,
+                             insertion_force_n, pull_force_n)
         self.ik = {h: ArmIK(robot_model, h) for h in HANDS}
         m = self.model
         joints = [m.joint(n) for n in JOINT_NAMES]
@@ -234,10 +261,12 @@ class World:
         self._clutch_phase = 0
         self._renderers = {}
         self.max_opening_m = 2 * (.016 + .008 * self.brick_scale)      # what a released hand opens to
-        # Tool above the held brick's bottom face. The fingertips reach 6 mm below the tool and must clear the studs beside it.
-        self.grasp_height_m = max(.8 * self.brick_scale * BRICK_HEIGHT_M, .0075 + self.brick_scale * STUD_HEIGHT_M)
+        # Tool above the held brick's bottom face. The fingertips reach 6 mm below the tool and must clear the
+        # studs beside it.
+        self.grasp_height_m = max(.8 * self.brick_scale * BRICK_HEIGHT_M,
+                                  .0075 + self.brick_scale * STUD_HEIGHT_M)
 
-    # -- reset, step --------------------------------------------------------------------------------------------------
+    # -- reset, step -----------------------------------------------------------------------------------------
     def reset(self, seed):
         """Draw the episode of `seed`. Returns obs, info (see observe, info)."""
         rng, m, d = np.random.default_rng(seed), self.model, self.data
@@ -251,7 +280,8 @@ class World:
         for source, target in self._robot_joints:
             d.qpos[target] = self._robot_home[source]
         command = np.zeros(15)
-        for hand in HANDS:      # random starts around home: part of what makes demonstrations cover the state space
+        # random starts around home: part of what makes demonstrations cover the state space
+        for hand in HANDS:
             pos, R = self.ik[hand].forward(self.ik[hand].home)
             start = rng.normal(0, 1, 4) * [.02, .02, .015, .1]
             command[TOOL[hand]] = [*pos + start[:3], 0, 0, start[3], self.max_opening_m]
@@ -278,10 +308,12 @@ class World:
         return self.observe(), self.info()
 
     def step(self, action):
-        """action: tool action (15,), cast to float32 (so that a recorded action replays bit-equal) and clipped to bounds."""
+        """action: tool action (15,), cast to float32 (so that a recorded action replays bit-equal) and
+        clipped to bounds."""
         action = np.asarray(action, np.float32)
         if action.shape != (15,) or not np.isfinite(action).all():
-            raise ValueError(f'action: expected 15 finite numbers {TOOL_ACTION_NAMES}, got shape {action.shape}: {action}')
+            raise ValueError(f'action: expected 15 finite numbers {TOOL_ACTION_NAMES}, '
+                             f'got shape {action.shape}: {action}')
         new = np.clip(action, TOOL_LOW, TOOL_HIGH).astype(np.float32)
         before, target = self.joint_command.copy(), self.joint_command.copy()
         target[0] = new[0]
@@ -305,7 +337,8 @@ class World:
 
     def _send(self, joint_command):
         self.data.ctrl[self._joint_act_id[:15]] = joint_command[:15]
-        self.data.ctrl[self._joint_act_id[15:]] = joint_command[15:] / 2          # actuators drive one finger; the other follows
+        # a gripper's actuator drives one finger by half the opening; the other follows
+        self.data.ctrl[self._joint_act_id[15:]] = joint_command[15:] / 2
 
     def _physics(self, n):
         done = 0
@@ -318,7 +351,8 @@ class World:
                 self.clutch.update()
 
     def _refresh(self):
-        """Poses and velocities of *this* instant: mj_step leaves those of the moment before its last integration."""
+        """Poses and velocities of *this* instant:
+        mj_step leaves those of the moment before its last integration."""
         for compute in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight, mujoco.mj_comVel):
             compute(self.model, self.data)
 
@@ -335,7 +369,7 @@ class World:
         elif depth > MAX_PENETRATION_M:
             self.fault = f'penetration {1e3 * depth:.0f} mm at t={d.time:.2f} s'
 
-    # -- what is where ------------------------------------------------------------------------------------------------
+    # -- what is where ---------------------------------------------------------------------------------------
     def brick_pose(self, name):
         """Position of the brick's bottom centre (3,) m and rotation (3, 3), world frame."""
         b = self._body_id[name]
@@ -352,10 +386,12 @@ class World:
         return 2 * self.data.qpos[self._finger_qadr[HANDS.index(hand)]]
 
     def goal_pose(self):
-        """Where the upper brick has to be now: position (3,) m, yaw rad (modulo pi), world frame; moves with the lower brick."""
+        """Where the upper brick has to be now: position (3,) m, yaw rad (modulo pi), world frame;
+        moves with the lower brick."""
         pos, R = self.brick_pose(self.goal.lower)
         lower = next(b for b in self.bricks if b.name == self.goal.lower)
-        offset = np.array([*np.array(self.goal.cell) * self.brick_scale * STUD_PITCH_M, lower.height_m(self.brick_scale)])
+        offset = np.array([*np.array(self.goal.cell) * self.brick_scale * STUD_PITCH_M,
+                           lower.height_m(self.brick_scale)])
         return pos + R @ offset, np.arctan2(R[1, 0], R[0, 0]) + self.goal.turns * np.pi / 2
 
     def goal_error(self):
@@ -367,7 +403,8 @@ class World:
     def joined(self):
         """True while the goal connection holds."""
         link = self.clutch.link(self.goal.lower, self.goal.upper)
-        return link is not None and np.allclose(link['cell'], self.goal.cell) and (link['turns'] - self.goal.turns) % 2 == 0
+        return (link is not None and np.allclose(link['cell'], self.goal.cell)
+                and (link['turns'] - self.goal.turns) % 2 == 0)
 
     def released(self, hand):
         """True when the hand is open and its tool is 3 cm above where it would hold the upper brick."""
@@ -378,7 +415,8 @@ class World:
         """The goal's conditions at this instant; success needs them for HOLD_S."""
         if not (self.joined() and self.released(self.goal.hand)):
             return False
-        return self.goal.holder is None or (self._in_air_link and self.brick_pose(self.goal.lower)[0][2] > MIN_JOIN_HEIGHT_M)
+        return self.goal.holder is None or (
+            self._in_air_link and self.brick_pose(self.goal.lower)[0][2] > MIN_JOIN_HEIGHT_M)
 
     def success(self):
         return self._held_steps >= HOLD_S * self.control_hz
@@ -417,7 +455,8 @@ class World:
                              broken=sum(e[1] == 'break' for e in self.clutch.events))
 
     def _offset_along(self, hand, brick):
-        """Vector from where the hand grips best to the tool; long bricks may be held anywhere along their length. World frame."""
+        """Vector from where the hand grips best to the tool, world frame;
+        long bricks may be held anywhere along their length."""
         pos, R = self.brick_pose(brick)
         spec = next(b for b in self.bricks if b.name == brick)
         v = R.T @ (self.tool_pose(hand)[0] - pos) - [0, 0, self.grasp_height_m]
@@ -426,11 +465,12 @@ class World:
         v[axis] -= np.clip(v[axis], -half, half)
         return v
 
-    # -- observations -------------------------------------------------------------------------------------------------
+    # -- observations ----------------------------------------------------------------------------------------
     def observe(self):
-        """Dict of measured quantities, order left, right, torso frame: time s; joint_pos (15,) rad; joint_vel (15,) rad/s;
-        gripper (2,) m; tool_pos (2, 3) m; tool_quat (2, 4) wxyz; tool_vel (2, 3) m/s; tool_command (15,) and joint_command
-        (17,), the commands in force; image/<camera> (h, w, 3) uint8; instruction."""
+        """Dict of measured quantities, order left, right, torso frame: time s; joint_pos (15,) rad;
+        joint_vel (15,) rad/s; gripper (2,) m; tool_pos (2, 3) m; tool_quat (2, 4) wxyz; tool_vel (2, 3) m/s;
+        tool_command (15,) and joint_command (17,), the commands in force; image/<camera> (h, w, 3) uint8;
+        instruction."""
         d, vel6 = self.data, np.zeros(6)
         Rt = d.xmat[self._torso_id].reshape(3, 3)
         poses, quats, vels = [], [], []
@@ -451,19 +491,22 @@ class World:
         return obs
 
     def info(self):
-        """Dict: success (goal held 1 s), goal (conditions true now), phase (furthest, index into PHASES), metrics, fault."""
-        return dict(success=self.success(), goal=self._held_steps > 0, phase=self.phase, metrics=dict(self._metrics),
-                    fault=self.fault)
+        """Dict: success (goal held 1 s), goal (conditions true now), phase (furthest, index into PHASES),
+        metrics, fault."""
+        return dict(success=self.success(), goal=self._held_steps > 0, phase=self.phase,
+                    metrics=dict(self._metrics), fault=self.fault)
 
     def render(self, camera, size=None, shadows=False):
         """RGB picture (h, w, 3) uint8 of a named camera; size int or (height, width), default image_size."""
         h, w = (size, size) if isinstance(size, int) else size or (self.image_size, self.image_size)
         if os.environ.get('MUJOCO_GL') == 'disable':
-            raise RuntimeError('no headless OpenGL found, cannot render: on Debian/Ubuntu run "apt-get install libegl1 libgl1 '
-                               'libgl1-mesa-dri libopengl0" (or libosmesa6), or set MUJOCO_GL; cameras=() runs without pictures')
+            raise RuntimeError('no headless OpenGL found, cannot render: on Debian/Ubuntu run '
+                               '"apt-get install libegl1 libgl1 libgl1-mesa-dri libopengl0" (or libosmesa6), '
+                               'or set MUJOCO_GL; cameras=() runs without pictures')
         key = h, w, shadows
         if key not in self._renderers:
-            # an offscreen buffer larger than the picture is cleared and resolved with it: 2.2 against 1.3 ms at 96 px
+            # an offscreen buffer larger than the picture is cleared and resolved with it:
+            # 2.2 against 1.3 ms at 96 px
             self.model.vis.global_.offwidth, self.model.vis.global_.offheight = w, h
             r = self._renderers[key] = mujoco.Renderer(self.model, h, w)
             r.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows       # shadows cost 3-4 times the picture
@@ -472,25 +515,31 @@ class World:
         r.update_scene(self.data, self._camera_id[camera])
         return r.render().copy()
 
-    # -- snapshots, facts ---------------------------------------------------------------------------------------------
+    # -- snapshots, facts ------------------------------------------------------------------------------------
     def state(self):
-        """Snapshot that set_state restores exactly: full physics, the clutch's table and the model arrays it edits."""
+        """Snapshot that set_state restores exactly:
+        full physics, the clutch's table and the model arrays it edits."""
         m, d, kind = self.model, self.data, mujoco.mjtState.mjSTATE_INTEGRATION
         physics = np.zeros(mujoco.mj_stateSize(m, kind))
         mujoco.mj_getState(m, d, physics, kind)
-        return dict(physics=physics, links=self.clutch.links.copy(), pending=self.clutch.pending.copy(),
-                    events=list(self.clutch.events), eq_obj1id=m.eq_obj1id.copy(), eq_obj2id=m.eq_obj2id.copy(),
-                    eq_data=m.eq_data.copy(), eq_active=d.eq_active.copy(), exclude=m.exclude_signature.copy(),
-                    memory=dict(seed=self.seed, goal=self.goal, instruction=self.instruction, steps=self.steps, phase=self.phase,
-                                tool_command=self.tool_command.copy(), joint_command=self.joint_command.copy(),
-                                fault=self.fault, _held_steps=self._held_steps, _carried=self._carried,
-                                _in_air_link=self._in_air_link, _metrics=dict(self._metrics),
-                                _clutch_phase=self._clutch_phase))
+        return dict(
+            physics=physics,
+            links=self.clutch.links.copy(), pending=self.clutch.pending.copy(),
+            events=list(self.clutch.events),
+            eq_obj1id=m.eq_obj1id.copy(), eq_obj2id=m.eq_obj2id.copy(), eq_data=m.eq_data.copy(),
+            eq_active=d.eq_active.copy(), exclude=m.exclude_signature.copy(),
+            memory=dict(
+                seed=self.seed, goal=self.goal, instruction=self.instruction,
+                steps=self.steps, phase=self.phase, fault=self.fault,
+                tool_command=self.tool_command.copy(), joint_command=self.joint_command.copy(),
+                _held_steps=self._held_steps, _carried=self._carried, _in_air_link=self._in_air_link,
+                _metrics=dict(self._metrics), _clutch_phase=self._clutch_phase))
 
     def set_state(self, state):
         """Restore a snapshot of state() of a world built with the same arguments."""
         m, d = self.model, self.data
-        m.eq_obj1id[:], m.eq_obj2id[:], m.eq_data[:] = state['eq_obj1id'], state['eq_obj2id'], state['eq_data']
+        m.eq_obj1id[:], m.eq_obj2id[:] = state['eq_obj1id'], state['eq_obj2id']
+        m.eq_data[:] = state['eq_data']
         m.exclude_signature[:] = state['exclude']
         mujoco.mj_setState(m, d, state['physics'], mujoco.mjtState.mjSTATE_INTEGRATION)
         d.eq_active[:] = state['eq_active']
@@ -502,7 +551,8 @@ class World:
 
     def metadata(self):
         """JSON-able facts a recording or checkpoint has to agree on."""
-        return dict(task=self.task, brick_scale=self.brick_scale, cameras=list(self.cameras), image_size=self.image_size,
+        return dict(task=self.task, brick_scale=self.brick_scale,
+                    cameras=list(self.cameras), image_size=self.image_size,
                     control_hz=self.control_hz, physics_dt_s=self.model.opt.timestep, robot=self.robot,
                     insertion_force_n=self.clutch.insertion_force_n, pull_force_n=self.clutch.pull_force_n,
                     tool_action_names=list(TOOL_ACTION_NAMES), joint_action_names=list(JOINT_ACTION_NAMES),
@@ -516,7 +566,8 @@ class World:
 
 
 def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
-    """Compile the scene with robot and bricks, and the robot alone (for inverse kinematics). Returns both MjModels."""
+    """Compile the scene with robot and bricks, and the robot alone (for inverse kinematics).
+    Returns both MjModels."""
     path = ASSETS / 'robots' / robot / f'{robot}.xml'
     if not path.exists():
         have = sorted(p.parent.name for p in ASSETS.glob('robots/*/*.xml'))
@@ -528,10 +579,13 @@ def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
         raise ValueError(f'{path}: joints missing: {missing}')
     bodies, excludes, welds = pool_xml(n_slots)
     start = {b.name: (.34, 0, 0) if b.fixed else (.3, .3 - .12 * i, 0) for i, b in enumerate(bricks)}
-    parts = (f'<mujoco><worldbody>{"".join(brick_xml(b, scale, start[b.name]) for b in bricks)}{bodies}</worldbody>'
+    brick_bodies = ''.join(brick_xml(b, scale, start[b.name]) for b in bricks)
+    parts = (f'<mujoco><worldbody>{brick_bodies}{bodies}</worldbody>'
              f'<contact>{excludes}</contact><equality>{welds}</equality></mujoco>')
-    files = {'table.xml': (ASSETS / 'scenes' / 'table.xml').read_bytes(), 'robot.xml': path.read_bytes(), 'bricks.xml': parts.encode()}
-    scene = mujoco.MjSpec.from_string('<mujoco model="vla-lego">' + ''.join(f'<include file="{f}"/>' for f in files) + '</mujoco>',
-                                      include=files)
+    files = {'table.xml': (ASSETS / 'scenes' / 'table.xml').read_bytes(),
+             'robot.xml': path.read_bytes(),
+             'bricks.xml': parts.encode()}
+    includes = ''.join(f'<include file="{f}"/>' for f in files)
+    scene = mujoco.MjSpec.from_string(f'<mujoco model="vla-lego">{includes}</mujoco>', include=files)
     scene.option.timestep = physics_dt_s
     return scene.compile(), robot_model

@@ -1,10 +1,11 @@
-# one brick, named by colour, pressed onto the named corner of the plate by either arm; DUPLO scale, from pixels
+# the brick of the named colour pressed onto the named corner by either arm; DUPLO scale, from pixels
 # torchrun --standalone --nproc_per_node=2 train.py config/demo.py      # 2 CPU cores
 out_dir = 'out/demo'
 episodes = 'episodes/demo'      # python sim_rollout.py config/demo_collect.py
 horizon = 8                     # 0.8 s at 10 Hz; two rows are executed before the policy looks again
-# the smallest state that makes the observation Markovian: what was commanded, how far the hand is from it, and the grip
-state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_[xyz]', 'error/*/tool_rz', '*/gripper')
+# what makes the observation Markovian: the command in force, how far the hand is from it, and the grip
+state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_[xyz]', 'error/*/tool_rz',
+               '*/gripper')
 action_slots = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')      # hands stay top-down, the spine stays put
 draws = 2                       # of (noise, time) per reading of the images
 batch_size = 128                # 128 chunks x 0.8 s = 102 s of motion per step

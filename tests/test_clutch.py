@@ -1,4 +1,7 @@
-"""Protects the clutch: forces per stud, what snaps and what does not, snapshots. python -m pytest tests/test_clutch.py"""
+"""Protects the clutch: forces per stud, what snaps and what does not, snapshots.
+
+    python -m pytest tests/test_clutch.py
+"""
 import numpy as np
 import pytest
 
@@ -13,11 +16,13 @@ class Bench:
         self.bricks = [Brick('plate', (8, 8), '0 1 0 1', plate=True, fixed=True),
                        *(Brick(f'b{i}', s, '1 0 0 1') for i, s in enumerate(studs))]
         dummies, excludes, welds = pool_xml(8)
-        bodies = ''.join(brick_xml(b, scale, (0 if b.fixed else .3 * i, 0, 0)) for i, b in enumerate(self.bricks))
+        bodies = ''.join(brick_xml(b, scale, (0 if b.fixed else .3 * i, 0, 0))
+                         for i, b in enumerate(self.bricks))
         self.model = mujoco.MjModel.from_xml_string(
-            f'<mujoco><compiler angle="radian" boundmass="0"/><option timestep="{dt}" cone="elliptic" impratio="20" '
-            f'integrator="implicitfast"/><worldbody>{bodies}{dummies}</worldbody><contact>{excludes}</contact>'
-            f'<equality>{welds}</equality></mujoco>')
+            '<mujoco><compiler angle="radian" boundmass="0"/>'
+            f'<option timestep="{dt}" cone="elliptic" impratio="20" integrator="implicitfast"/>'
+            f'<worldbody>{bodies}{dummies}</worldbody>'
+            f'<contact>{excludes}</contact><equality>{welds}</equality></mujoco>')
         self.data, self.scale = mujoco.MjData(self.model), scale
         self.clutch = Clutch(self.model, self.data, self.bricks, scale, **forces)
         mujoco.mj_forward(self.model, self.data)
@@ -32,14 +37,16 @@ class Bench:
         self.put(name, x, y, self.scale * (PLATE_HEIGHT_M + STUD_HEIGHT_M), yaw)
 
     def push(self, name, fz, seconds, fx=0., at=(0, 0, 0)):
-        """Force (fx, 0, fz) N at point `at` in the brick's frame, ramped from zero; stops when an event happens. Returns the
-        force share at that moment."""
-        body, events, n = self.model.body(name).id, len(self.clutch.events), int(seconds / self.model.opt.timestep)
+        """Force (fx, 0, fz) N at point `at` in the brick's frame, ramped from zero; stops when an event
+        happens. Returns the force share at that moment."""
+        body, events = self.model.body(name).id, len(self.clutch.events)
+        n = int(seconds / self.model.opt.timestep)
         for i in range(n):
             share = (i + 1) / n
             force, self.data.qfrc_applied[:] = share * np.array([fx, 0, fz]), 0
             R = self.data.xmat[body].reshape(3, 3)
-            mujoco.mj_applyFT(self.model, self.data, force, np.zeros(3), self.data.xpos[body] + R @ at, body, self.data.qfrc_applied)
+            mujoco.mj_applyFT(self.model, self.data, force, np.zeros(3), self.data.xpos[body] + R @ at, body,
+                              self.data.qfrc_applied)
             mujoco.mj_step(self.model, self.data)
             self.clutch.update()
             if len(self.clutch.events) > events:
@@ -117,7 +124,8 @@ def test_the_weaker_of_two_links_breaks_first():
     bench = Bench([(2, 4), (2, 4)])
     bench.on_studs('b0')
     bench.snap('b0')
-    bench.put('b1', y=3 * STUD_PITCH_M, z=PLATE_HEIGHT_M + .0096 + STUD_HEIGHT_M)      # overlaps by one row of two studs
+    # overlaps by one row of two studs
+    bench.put('b1', y=3 * STUD_PITCH_M, z=PLATE_HEIGHT_M + .0096 + STUD_HEIGHT_M)
     bench.snap('b1', at=(0, -1.5 * STUD_PITCH_M, 0))
     assert [c['studs'] for c in bench.clutch.connections()] == [8, 2]
     bench.push('b1', 10., 2., at=(0, -1.5 * STUD_PITCH_M, 0))

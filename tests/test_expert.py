@@ -1,4 +1,7 @@
-"""Protects the expert: it solves every task, recovers, depends on the state alone; join needs both hands. python -m pytest tests/test_expert.py"""
+"""Protects the expert: it solves every task, recovers, depends on the state alone; join needs both hands.
+
+    python -m pytest tests/test_expert.py
+"""
 import numpy as np
 import pytest
 
@@ -20,7 +23,8 @@ def test_expert_succeeds(task, scale):
     world, expert = World(task, scale, cameras=()), Expert()
     results = [rollout(world, seed, lambda w: expert.act(w)[0]) for seed in range(500_000, 500_012)]
     assert all(r['success'] for r in results)
-    assert max(r['metrics']['steps'] for r in results) < 75 and all(PHASES[r['phase']] == 'success' for r in results)
+    assert max(r['metrics']['steps'] for r in results) < 75
+    assert all(PHASES[r['phase']] == 'success' for r in results)
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -82,7 +86,7 @@ def test_speeds_stay_within_limits():
 
 
 def test_join_fails_with_one_hand():
-    """Each hand alone with the expert's answers, and one that tries to press on the table instead of in the air."""
+    """Each hand alone with the expert's answers, and one that presses on the table instead of in the air."""
     world, expert = World('join', cameras=()), Expert()
 
     def only(hand):

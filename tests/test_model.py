@@ -95,9 +95,9 @@ def test_loss_is_zero_for_the_right_answer_only(predict):
     net, batch = network(predict=predict), make_batch()
     target = batch['actions'][:, None] if predict == 'action' else batch['noise'] - batch['actions'][:, None]
     hidden = net.predict(batch)[1]
-    net.predict = lambda batch: (target.expand(3, 2, H, A), hidden)
+    net.predict = lambda batch, skip: (target.expand(3, 2, H, A), hidden[:, skip:])
     assert net(batch)[1]['flow'] == 0
-    net.predict = lambda batch: (target.expand(3, 2, H, A) + 0.5, hidden)
+    net.predict = lambda batch, skip: (target.expand(3, 2, H, A) + 0.5, hidden[:, skip:])
     assert close(net(batch)[1]['flow'], torch.tensor(0.25))
 
 
@@ -183,6 +183,12 @@ def test_chunk_attention_does_what_it_says(chunk):
     batch['noise'][:, :, 2] += 1
     changed = (net.predict(batch)[0] - before).abs().amax((0, 1, 3)) > 0
     assert changed.tolist() == ([True] * H if chunk == 'bidirectional' else [False, False, True, True])
+
+
+def test_skipping_work_nobody_asks_for_changes_nothing():
+    net, batch = network(), make_batch()
+    (rows, hidden), (fewer_rows, fewer) = net.predict(batch), net.predict(batch, skip=5)
+    assert close(rows, fewer_rows) and close(hidden[:, 5:], fewer)
 
 
 def test_padding_contents_do_not_matter():

@@ -1,11 +1,14 @@
-"""Protects the world: names, control, determinism, snapshots, cameras, guard rails. python -m pytest tests/test_world.py"""
+"""Protects the world: names, control, determinism, snapshots, cameras, guard rails.
+
+    python -m pytest tests/test_world.py
+"""
 import numpy as np
 import pytest
 
 import data
 from expert import Expert
-from world import (CAMERAS, HANDS, JOINT_ACTION_NAMES, TASKS, TOOL, TOOL_ACTION_NAMES, World, matrix_to_rotvec, mujoco,
-                   rotvec_to_matrix)
+from world import (CAMERAS, HANDS, JOINT_ACTION_NAMES, TASKS, TOOL, TOOL_ACTION_NAMES, World,
+                   matrix_to_rotvec, mujoco, rotvec_to_matrix)
 
 
 @pytest.fixture(scope='module')
@@ -45,10 +48,12 @@ def test_a_command_moves_its_own_hand_only(worlds, slot):
         obs, *_ = world.step(action)
     moved = np.abs(obs['joint_pos'] - before['joint_pos'])
     if name == 'spine_z':
-        assert obs['joint_pos'][0] - before['joint_pos'][0] == pytest.approx(.03, abs=2e-3) and moved[1:].max() < 5e-3
+        assert obs['joint_pos'][0] - before['joint_pos'][0] == pytest.approx(.03, abs=2e-3)
+        assert moved[1:].max() < 5e-3
         return
     mine, other = (0, 1) if name.startswith('left') else (1, 0)
-    assert moved[1 + 7 * other:8 + 7 * other].max() < 1e-3 and abs(obs['gripper'] - before['gripper'])[other] < 1e-4
+    assert moved[1 + 7 * other:8 + 7 * other].max() < 1e-3
+    assert abs(obs['gripper'] - before['gripper'])[other] < 1e-4
     if 'gripper' in name:
         assert obs['gripper'][mine] - before['gripper'][mine] == pytest.approx(-.02, abs=2e-3)
         return
@@ -147,4 +152,5 @@ def test_holding_still_gets_nowhere(worlds):
     obs, _ = world.reset(5)
     for _ in range(20):
         obs, reward, terminated, truncated, info = world.step(obs['tool_command'])
-    assert not terminated and reward == 0 and info['phase'] == 0 and world.metadata()['mujoco'] == mujoco.__version__
+    assert not terminated and reward == 0 and info['phase'] == 0
+    assert world.metadata()['mujoco'] == mujoco.__version__

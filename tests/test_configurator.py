@@ -1,0 +1,120 @@
+"""
+Protects the configurator's contract: what may override what, and how mistakes are reported.
+
+python -m pytest tests/test_configurator.py
+"""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = '''"""Does nothing well.
+
+python script.py
+"""
+import json
+FACT = 3
+# what
+count = 3              # how many
+rate = 0.1             # 1/s
+fast = False
+name = 'a'
+words = ('x', 'y')
+limit = None           # s
+exec(open('configurator.py').read())
+if __name__ == '__main__':
+    assert count == config['count'] and rate == config['rate'] and limit == config['limit']
+    print(json.dumps({'config': config, 'globals': sorted(k for k in globals() if k[0] != '_')}))
+'''
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs the script above with arguments -> (exit code, what it printed as JSON or None, stdout, stderr)."""
+    script = tmp_path / 'script.py'
+    script.write_text(SCRIPT)
+
+    def go(*words, env=None):
+        done = subprocess.run([sys.executable, script, *map(str, words)], capture_output=True, text=True, env=env)
+        last = done.stdout.strip().splitlines()[-1:]
+        return done.returncode, json.loads(last[0]) if done.returncode == 0 and last[0][0] == '{' else None, done.stdout, done.stderr
+    return go
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_in_config_and_facts_and_imports_are_not(run):
+    code, out, *_ = run()
+    assert out['config'] == {'count': 3, 'rate': 0.1, 'fast': False, 'name': 'a', 'words': ['x', 'y'], 'limit': None}
+    assert out['globals'] == ['FACT', 'config', 'count', 'fast', 'json', 'limit', 'name', 'rate', 'words']   # nothing leaks
+
+
+def test_both_spellings_of_the_command_line_and_values_with_equal_signs(run):
+    _, out, *_ = run('--count=5', '--name', 'b=c', '--rate=2', '--fast=true', '--words=p,q', '--limit=1.5')
+    assert out['config'] == {'count': 5, 'rate': 2.0, 'fast': True, 'name': 'b=c', 'words': ['p', 'q'], 'limit': 1.5}
+    assert isinstance(out['config']['rate'], float)
+    _, out, *_ = run('--name=--x=1', '--fast', 'False', '--words=("p",)', '--limit=None', '--count', '-4')
+    assert (out['config']['name'], out['config']['words'], out['config']['limit'], out['config']['count']) == ('--x=1', ['p'], None, -4)
+    assert run('--name=')[1]['config']['name'] == ''
+    assert run('--name=7')[1]['config']['name'] == '7'
+
+
+def test_a_config_file_sees_the_settings_and_later_words_win(run, tmp_path):
+    config = write(tmp_path / 'c.py', 'count = count * 2   # 6\nname = f"n{count}"\n')
+    assert run(config)[1]['config']['name'] == 'n6'
+    assert run(config, '--count=1')[1]['config']['count'] == 1
+    assert run('--count=1', config)[1]['config']['count'] == 2
+
+
+@pytest.mark.parametrize('word', ['--cuont=5', '--Count=5', '--config=5', '--json=1', '--FACT=1'])
+def test_unknown_names_exit_with_the_nearest_match(run, word):
+    code, _, _, err = run(word)
+    assert code == 1 and f'unknown setting {word[2:].split("=")[0]!r}' in err
+    if word == '--cuont=5':
+        assert "did you mean 'count'" in err
+
+
+@pytest.mark.parametrize('name, text, value', [
+    ('count', '1.5', '1.5'), ('count', 'many', "'many'"), ('fast', '1', '1'), ('rate', 'quick', "'quick'"),
+    ('rate', 'true', 'True'), ('words', '3', '3')])
+def test_wrong_types_exit_with_default_and_value(run, name, text, value):
+    default = {'count': '3', 'rate': '0.1', 'fast': 'False', 'words': "('x', 'y')"}[name]
+    code, _, _, err = run(f'--{name}={text}')
+    assert code == 1 and f'{name} = {value}' in err and f'default {default}' in err
+
+
+def test_mistakes_in_a_config_file_name_the_file(run, tmp_path):
+    code, _, _, err = run(write(tmp_path / 'typo.py', 'cont = 3\n'))
+    assert code == 1 and 'typo.py' in err and "did you mean 'count'" in err
+    code, _, _, err = run(write(tmp_path / 'type.py', 'count = "3"\n'))
+    assert code == 1 and 'type.py' in err and "'3'" in err and 'int' in err
+    code, _, _, err = run(write(tmp_path / 'crash.py', 'count = 3\nrate = 1 / 0\n'))
+    assert code == 1 and 'crash.py", line 2' in err and 'ZeroDivisionError' in err
+
+
+def test_missing_values_and_files_exit(run):
+    assert '--count needs a value' in run('--count')[3]
+    assert '--count needs a value' in run('--count', '--rate=1')[3]
+    assert 'no such config file' in run('config/none.py')[3]
+
+
+def test_help_prints_the_docstring_and_the_settings_with_their_comments(run):
+    code, _, out, _ = run('--help')
+    assert code == 0 and 'Does nothing well.' in out and '--count=3' in out and '# how many' in out and 'FACT' not in out
+
+
+def test_only_rank_zero_prints_the_settings_once(run):
+    assert run('--count=4')[2].count('count=4*') == 1
+    assert 'count=4' not in run('--count=4', env={**os.environ, 'RANK': '1'})[2]
+
+
+def test_an_importing_program_keeps_its_arguments(tmp_path):
+    write(tmp_path / 'script.py', SCRIPT)
+    code = f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import script; print(script.count, script.config["count"])'
+    done = subprocess.run([sys.executable, '-c', code, '--count=9', '--strange'], capture_output=True, text=True)
+    assert done.stdout.split() == ['3', '3'], done.stderr

@@ -1,0 +1,400 @@
+"""
+Protects the way from an episode on disk to model input and back from a chunk to commands.
+
+python -m pytest tests/test_data.py
+"""
+import json
+import mmap
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+
+import data
+
+CAMERAS = ('overhead', 'right/wrist')
+STATE = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_[xyz]', '*/gripper')
+ACTION = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('episodes')
+    data.write_synthetic_episodes(folder, 12, CAMERAS, 16, kicks=0.3)
+    return folder
+
+
+def make_processor(state=STATE, action=ACTION, horizon=8):
+    with open('assets/tokenizer.json') as f:
+        return data.Processor(CAMERAS, 16, state, action, horizon, 10, f.read(), tokens_per_camera=2)
+
+
+@pytest.fixture(scope='module')
+def dataset(folder):
+    dataset = data.Dataset(folder, make_processor(), draws=3, gain=0.1, brightness=6.0, shift=2, state_noise=0.05)
+    dataset.processor.fit(dataset)
+    return dataset
+
+
+def random_actions(rng, *shape):
+    actions = rng.uniform(-0.4, 0.4, (*shape, 15))
+    for columns in data._ROTVEC:
+        axis = rng.normal(size=(*shape, 3))
+        actions[..., columns] = axis / np.linalg.norm(axis, axis=-1, keepdims=True) * rng.uniform(0, 3.1, (*shape, 1))
+    return actions
+
+
+# ---- files
+
+def test_an_episode_comes_back_as_written(tmp_path):
+    arrays, header = data.synthetic_episode(3, CAMERAS, 16)
+    path = tmp_path / 'a' / 'e.safetensors'
+    data.write_episode(path, arrays, header)
+    read, read_header = data.read_episode(path)
+    assert read.keys() == arrays.keys() and os.listdir(tmp_path / 'a') == ['e.safetensors']
+    for name in arrays:
+        assert (read[name] == arrays[name].astype(read[name].dtype)).all()
+    assert read['state'].dtype == np.float32 and read['qpos'].dtype == np.float64 and read['kicked'].dtype == np.uint8
+    assert header.items() <= read_header.items() and read_header['cameras']['overhead']['height'] == 16
+    assert data.check_episode(path) == []
+    with safetensors.safe_open(path, 'numpy') as f:      # any safetensors reader opens it
+        assert (f.get_tensor('tool_action') == read['tool_action']).all()
+
+
+def test_reading_one_row_maps_the_file_instead_of_loading_it(folder):
+    arrays, _ = data.read_episode(data.episode_paths(folder)[0])
+    base = arrays['image/overhead']
+    while isinstance(base, np.ndarray):
+        base = base.base
+    assert isinstance(base, mmap.mmap) and not arrays['image/overhead'].flags.writeable
+
+
+def nan(a): a['state'][2, 7] = np.nan
+
+
+FAULTS = {      # what is done to a sound episode: words of the fault that must be named
+    'no array': (lambda a, h: a.pop('qvel'), ["no array 'qvel'"]),
+    'no key': (lambda a, h: h.pop('seed'), ["header has no 'seed'"]),
+    'version': (lambda a, h: h.update(spec=99), ['spec version 99']),
+    'no rows': (lambda a, h: [a.update({k: v[:0]}) for k, v in list(a.items())], ['no rows']),
+    'dtype': (lambda a, h: a.update(state=a['state'].astype(np.float64)), ['state is float64, not float32']),
+    'row count': (lambda a, h: a.update({'image/overhead': a['image/overhead'][1:]}), ['image/overhead has', 'rows']),
+    'columns': (lambda a, h: a.update(tool_action=a['tool_action'][:, 1:]), ['tool_action has shape']),
+    'dimensions': (lambda a, h: a.update(qpos=a['qpos'][:, 0]), ['qpos has shape']),
+    'image size': (lambda a, h: h['cameras']['overhead'].update(height=8), ['image/overhead has shape']),
+    'lost camera': (lambda a, h: a.pop('image/overhead'), ["no array 'image/overhead'"]),
+    'stray array': (lambda a, h: a.update(extra=a['time']), ["'extra' is not in the specification"]),
+    'slot order': (lambda a, h: h['state_slots'].reverse(), ['state_slots differ']),
+    'not finite': (lambda a, h: nan(a), ['state is not finite, first at row 2 column 7']),
+    'unit mistake': (lambda a, h: a['tool_action'].__setitem__((1, 8), 260.0), ['slot right/tool_x: 260']),
+    'time stands': (lambda a, h: a['time'].__setitem__(3, a['time'][2]), ['time does not increase at row 3']),
+    'time rate': (lambda a, h: a.update(time=a['time'] * 2), ['control_hz says 0.1000']),
+    'flag': (lambda a, h: a['kicked'].__setitem__(0, 7), ['kicked holds 7']),
+    'phase': (lambda a, h: a['phase'].__setitem__(0, -1), ['phase is negative']),
+    'subtask': (lambda a, h: a['subtask_id'].__setitem__(0, 9), ['subtask_id 0..9, header has 2']),
+    'hidden kick': (lambda a, h: a['tool_executed'].__setitem__((0, 8), 0.3), ['in unkicked row 0']),
+    'instruction': (lambda a, h: h.update(instruction=''), ['instruction is empty']),
+    'black image': (lambda a, h: a['image/overhead'].__setitem__(1, 0), ['image/overhead is one flat colour in row 1']),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_check_names_every_kind_of_fault(folder, fault):
+    arrays, header = data.read_episode(data.episode_paths(folder)[0])
+    arrays = {k: np.array(v) for k, v in arrays.items()}
+    arrays['kicked'][0] = 0
+    arrays['tool_executed'][0] = arrays['tool_action'][0]
+    assert data.find_faults(arrays, header) == []
+    damage, words = FAULTS[fault]
+    damage(arrays, header)
+    said = '; '.join(data.find_faults(arrays, header))
+    assert all(word in said for word in words), said
+
+
+def test_check_command_names_damaged_files_and_writing_refuses_faults(folder, tmp_path):
+    arrays, header = data.synthetic_episode(3, CAMERAS, 16)
+    data.write_episode(tmp_path / 'good.safetensors', arrays, header)
+    whole = (tmp_path / 'good.safetensors').read_bytes()
+    (tmp_path / 'cut.safetensors').write_bytes(whole[:-100])
+    (tmp_path / 'garbage.safetensors').write_bytes(b'\xff' * 100)
+    (tmp_path / 'empty.safetensors').write_bytes(b'')
+    nan(arrays)
+    with pytest.raises(ValueError, match='bad.safetensors not written: state is not finite'):
+        data.write_episode(tmp_path / 'bad.safetensors', arrays, header)
+    run = subprocess.run([sys.executable, 'data.py', 'check', tmp_path], capture_output=True, text=True)
+    assert run.returncode == 1 and '4 episodes, 3 with faults' in run.stdout and 'good' not in run.stdout
+    for name in ('cut', 'garbage', 'empty'):
+        assert f'{name}.safetensors: cannot be read' in run.stdout
+    run = subprocess.run([sys.executable, 'data.py', 'check', folder], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, '12 episodes, 0 with faults\n')
+
+
+def test_show_and_stats_run(folder, tmp_path):
+    path = tmp_path / 'e.safetensors'
+    path.write_bytes(open(data.episode_paths(folder)[0], 'rb').read())
+    subprocess.run([sys.executable, 'data.py', 'show', path], check=True, capture_output=True)
+    assert (tmp_path / 'e.png').stat().st_size > 10_000
+    run = subprocess.run([sys.executable, 'data.py', 'stats', folder], check=True, capture_output=True, text=True)
+    assert '12 episodes, 12 successful' in run.stdout and 'command/right/tool_x' in run.stdout
+
+
+# ---- names, rotations, anchoring
+
+def test_slots_are_chosen_by_name_and_pattern_and_typos_are_refused():
+    assert data.slots(['right/tool_x', '*/tool_[xz]', '*/tool_x'], data.TOOL_ACTION_NAMES) == (
+        'right/tool_x', 'left/tool_x', 'left/tool_z', 'right/tool_z')
+    assert (len(data.STATE_NAMES), len(set(data.STATE_NAMES))) == (79, 79)
+    with pytest.raises(ValueError, match="no slot matches 'rigth/tool_x'; the slots are: spine_z, left/tool_x"):
+        data.slots(['rigth/tool_x'], data.TOOL_ACTION_NAMES)
+
+
+def test_rotation_vectors_survive_quaternions_also_near_zero_and_pi():
+    rng = np.random.default_rng(0)
+    axis = rng.normal(size=(1000, 3))
+    axis /= np.linalg.norm(axis, axis=1, keepdims=True)
+    for angle in (0, 1e-15, 1e-9, 1e-4, 1.0, 3.0, np.pi - 1e-7):
+        back = data.rotvec_from_quat(-data.quat_from_rotvec(axis * angle))      # -q is the same rotation
+        assert np.abs(back - axis * angle).max() < 1e-14 + 1e-9 * (angle > 3)
+
+
+def test_unanchor_is_the_exact_inverse_of_anchor():
+    rng = np.random.default_rng(1)
+    actions, command = random_actions(rng, 500, 8), random_actions(rng, 500)
+    assert np.abs(data.unanchor(data.anchor(actions, command), command) - actions).max() < 1e-9
+
+
+def test_anchored_actions_do_not_depend_on_where_and_which_way_the_hand_points():
+    """Moving command and actions together, by any rotation and shift, leaves the relative action as it is."""
+    rng = np.random.default_rng(2)
+    actions, command = random_actions(rng, 50, 4), random_actions(rng, 50)
+    turn, shift = data.quat_from_rotvec(np.array([0.3, -0.5, 1.1])), np.array([0.1, -0.2, 0.3])
+    moved = []
+    for x in (actions, command):
+        y = x.copy()
+        for p, r in zip(data._POSITION, data._ROTVEC):
+            y[..., p] = data.quat_rotate(turn, x[..., p]) + shift
+            y[..., r] = data.rotvec_from_quat(data.quat_mul(turn, data.quat_from_rotvec(x[..., r])))
+        moved.append(y)
+    assert np.abs(data.anchor(*moved) - data.anchor(actions, command)).max() < 1e-9
+
+
+def test_a_turned_hand_sees_forward_motion_in_its_own_frame():
+    command, action = np.zeros(15), np.zeros((1, 15))
+    command[data.TOOL_ACTION_NAMES.index('left/tool_rz')] = np.pi / 2      # the hand's own x now points left (y)
+    action[0] = command
+    action[0, data.TOOL_ACTION_NAMES.index('left/tool_y')] = 0.1
+    moved = dict(zip(data.TOOL_ACTION_NAMES, data.anchor(action, command)[0]))
+    assert moved.pop('left/tool_x') == pytest.approx(0.1) and max(map(abs, moved.values())) < 1e-12
+
+
+def test_decoded_actions_equal_the_recorded_ones_and_hold_what_is_not_predicted(dataset):
+    rows = dataset.windows[:64]
+    commands = dataset.state[rows][:, data.COMMAND]
+    chunk = dataset.processor.normalise_actions(dataset.chunk(rows), commands)
+    assert np.abs(dataset.processor.decode_actions(chunk, commands) - dataset.chunk(rows)).max() < 1e-6
+    assert max(dataset.action_error(rows, chunk).values()) < 1e-3      # mm and rad
+    only_right = data.Processor.from_dict({**dataset.processor.to_dict(), 'action_slots': ['right/tool_x'], 'stats': {
+        **dataset.processor.stats, 'action_mean': np.zeros((8, 1)), 'action_std': np.ones((8, 1))}})
+    command = random_actions(np.random.default_rng(0), 5).astype(np.float32)
+    decoded = only_right.decode_actions(np.full((5, 8, 1), 0.05), command)
+    still = [i for i, n in enumerate(data.TOOL_ACTION_NAMES) if not n.startswith('right/tool_')]
+    assert (decoded[..., still] == command[:, None, still]).all()
+    assert np.linalg.norm((decoded - command[:, None])[..., data._POSITION[1]], axis=-1) == pytest.approx(0.05, abs=1e-6)
+
+
+# ---- windows and normaliser
+
+def hand_made(tmp_path, kicked, goal, success, name='e'):
+    arrays, header = data.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
+    arrays = {k: np.repeat(v[:1], len(kicked), 0) for k, v in arrays.items()}
+    T = len(kicked)
+    arrays |= {'time': np.arange(T) / 10, 'kicked': np.array(kicked), 'goal': np.array(goal)}
+    arrays['tool_action'][:, 8] = 0.3 + 0.01 * np.arange(T)
+    arrays['tool_executed'] = arrays['tool_action']
+    data.write_episode(tmp_path / f'{name}.safetensors', arrays, header | {'success': success})
+
+
+def test_rows_after_a_kick_do_not_count_and_rows_past_the_end_hold_after_success_only(tmp_path):
+    kicked = [0, 0, 1, 0, 0, 0]
+    hand_made(tmp_path, kicked, [0] * 6, True, 'a')
+    hand_made(tmp_path, kicked, [0] * 6, False, 'b')
+    dataset = data.Dataset(tmp_path, make_processor(horizon=4))
+    mask = dataset.chunk_mask(np.arange(12)).astype(int).tolist()
+    assert mask[:6] == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert mask[6:] == mask[:3] + [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
+    x = dataset.chunk(np.arange(12))[:, :, 8]
+    assert x[4].tolist() == pytest.approx([0.34, 0.35, 0.35, 0.35])      # held, and not the next episode's first row
+    assert x[6].tolist() == pytest.approx([0.30, 0.31, 0.32, 0.33])
+
+
+def test_windows_stop_a_few_rows_after_the_goal_is_reached_for_good(tmp_path):
+    hand_made(tmp_path, [0] * 10, [0, 0, 1, 0, 1, 1, 1, 1, 1, 1], True, 'a')
+    hand_made(tmp_path, [0] * 10, [0] * 10, False, 'b')
+    assert data.Dataset(tmp_path, make_processor(), tail=3).windows.tolist() == [*range(8), *range(10, 20)]
+    assert data.Dataset(tmp_path, make_processor(), tail=0).windows.tolist() == [*range(5), *range(10, 20)]
+
+
+def test_normaliser_uses_what_the_loss_sees_and_never_divides_by_less_than_the_floor(dataset):
+    processor, rows = dataset.processor, dataset.windows
+    chunk = processor.normalise_actions(dataset.chunk(rows), dataset.state[rows][:, data.COMMAND])
+    mask = dataset.chunk_mask(rows)
+    floor = np.array([data.TOOL_ACTION[i].floor for i in processor.action_index])
+    assert (processor.stats['action_std'] >= floor).all() and mask.mean() < 0.95
+    for h in range(8):
+        alive = processor.stats['action_std'][h] > floor
+        assert alive.any() and np.abs(chunk[mask[:, h], h].mean(0)).max() < 1e-4
+        assert np.abs(chunk[mask[:, h], h][:, alive].std(0) - 1).max() < 1e-3
+    dead = make_processor().fit(dataset)
+    assert 'action left/tool_x' in dead and 'command/right/tool_x' not in dead      # the left hand never moves
+
+
+def test_held_out_episodes_stay_held_out_when_more_are_recorded(folder):
+    processor = make_processor()
+    train, val = (data.Dataset(folder, processor, split, 0.3) for split in ('train', 'val'))
+    assert sorted(train.paths + val.paths) == data.episode_paths(folder) and len(val.paths) > 0
+    assert data.Dataset(data.episode_paths(folder)[:-2], processor, 'val', 0.3).paths == [
+        p for p in val.paths if p in data.episode_paths(folder)[:-2]]
+
+
+# ---- model input
+
+def test_a_live_observation_and_its_recorded_row_give_identical_model_input(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays, header = data.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
+    obs = {'time': 0.0, 'joint_pos': rng.normal(size=15), 'joint_vel': rng.normal(size=15), 'gripper': rng.random(2) * 0.1,
+           'tool_pos': rng.random((2, 3)), 'tool_quat': data.quat_from_rotvec(rng.normal(size=(2, 3))),
+           'tool_vel': rng.normal(size=(2, 3)), 'tool_command': (rng.random(15) * 0.1).astype(np.float32),
+           'instruction': header['instruction'], **{f'image/{c}': arrays[f'image/{c}'][0] for c in CAMERAS}}
+    arrays['state'][0] = data.state_vector(obs)
+    data.write_episode(tmp_path / 'e.safetensors', arrays, header)
+    dataset = data.Dataset(tmp_path, make_processor(state=('*',)))
+    dataset.processor.fit(dataset)
+    live, recorded = dataset.processor.encode([obs]), dataset.processor.encode([dataset.row(0)])
+    assert live.keys() == recorded.keys() and all(torch.equal(live[k], recorded[k]) for k in live)
+    step = next(s for s in range(99) if dataset.sample_rows(s, 1, 0)[0] == 0)
+    batch = dataset.batch(step, 1)      # and so does a training batch, when nothing is augmented
+    told = dataset.processor.encode([obs], [dataset.subtask(0)])
+    assert all(torch.equal(told[k], batch[k]) for k in told)
+
+
+def test_state_error_is_measured_minus_commanded_in_the_torso_frame():
+    arrays, _ = data.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
+    obs = data.observation_from_state(arrays['state'][0])
+    obs['tool_command'][:] = 0
+    obs['tool_command'][[8, 9, 10, 13]] = 0.3, -0.1, 0.05, 0.4
+    obs['tool_pos'][1] = 0.31, -0.1, 0.04
+    obs['tool_quat'][1] = data.quat_from_rotvec(np.array([0, 0, 0.5]))
+    state = dict(zip(data.STATE_NAMES, data.state_vector(obs)))
+    for name, value in {'x': 0.01, 'y': 0, 'z': -0.01, 'rx': 0, 'ry': 0, 'rz': 0.1}.items():
+        assert state[f'error/right/tool_{name}'] == pytest.approx(value, abs=1e-6)
+
+
+def test_the_token_sequence_is_images_state_instruction_then_supervised_text(dataset):
+    processor = dataset.processor
+    user, assistant = processor.prompt_ids('put the red brick on the near left corner', 'right: reach red')
+    words = [processor.tokenizer.decode([i], skip_special_tokens=False) for i in user + assistant]
+    assert [w.strip() for w in words] == (['<|image_pad|>'] * 4 + ['<|state_pad|>'] + 'put the red brick on the near left corner'.split()
+                                          + ['<|vla|>', 'right', ':', 'reach', 'red', '<|action_start|>'])
+    assert processor.decode_text(assistant) == 'right: reach red'
+    batch = processor.pad([(user, assistant), (user[:-3], ())])
+    n = len(user)
+    assert batch['user_len'].tolist() == [n, n - 3] and batch['total_len'].tolist() == [n + 5, n - 3]
+    assert batch['labels'][0, n:].tolist() == list(assistant) and (batch['labels'][0, :n] == -100).all()
+    assert (batch['labels'][1] == -100).all() and (batch['input_ids'][1, n - 3:] == processor.token_id['<|pad|>']).all()
+    with pytest.raises(ValueError, match='forge'):
+        processor.prompt('put <|vla|>')
+
+
+def test_the_tokenizer_keeps_our_words_whole_and_any_text_intact(tmp_path):
+    tokenizer, split = data.make_tokenizer(['Zzyzx road'], tmp_path / 't.json')
+    assert split == [] and tokenizer.get_vocab_size() <= data.VOCABULARY_SIZE
+    data.make_tokenizer([], tmp_path / 'again.json')
+    assert (tmp_path / 'again.json').read_text() == open('assets/tokenizer.json').read()      # python data.py tokenizer
+    for text in ('left: carry red to near left; right: hold', 'grüße, 日本!', '2x4 at 1.5'):
+        assert tokenizer.decode(tokenizer.encode(text).ids).strip() == text
+
+
+def test_processor_survives_json_and_refuses_a_world_that_differs(dataset):
+    processor = dataset.processor
+    again = data.Processor.from_dict(json.loads(json.dumps(processor.to_dict())))
+    assert again.to_dict() == processor.to_dict()
+    rows = [dataset.row(i) for i in (0, 5)]
+    a, b = processor.encode(rows), again.encode(rows)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    world = {'cameras': [*CAMERAS, 'head'], 'image_size': 16, 'control_hz': 10, 'tool_action_names': data.TOOL_ACTION_NAMES}
+    processor.check_world(world)
+    for change, words in (({'cameras': ['head', 'overhead']}, "no camera 'right/wrist'"), ({'image_size': 32}, '32x32'),
+                          ({'control_hz': 20}, '20 Hz'), ({'tool_action_names': ['x']}, 'action slots x')):
+        with pytest.raises(ValueError, match=words):
+            processor.check_world(world | change)
+
+
+# ---- batches
+
+def test_a_batch_is_a_pure_function_of_seed_and_step(dataset, folder):
+    again = data.Dataset(folder, dataset.processor, draws=3, gain=0.1, brightness=6.0, shift=2, state_noise=0.05)
+    dataset.batch(7, 32, seed=1)      # what was asked before must not matter, nor may the global generators
+    torch.manual_seed(0), np.random.seed(0)
+    a = dataset.batch(3, 32, seed=1)
+    torch.manual_seed(1), np.random.seed(1)
+    b = again.batch(3, 32, seed=1)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    for other in (dataset.batch(4, 32, seed=1), dataset.batch(3, 32, seed=2)):
+        assert not torch.equal(a['noise'], other['noise']) and not torch.equal(a['state'], other['state'])
+
+
+@pytest.mark.parametrize('world_size', [2, 4])
+def test_ranks_share_out_exactly_the_batch_of_one_process(dataset, world_size):
+    whole = dataset.batch(3, 32, seed=1)
+    parts = [dataset.batch(3, 32, rank, world_size, seed=1) for rank in range(world_size)]
+    for name, value in whole.items():
+        if name in ('n_rows', 'n_tokens'):
+            assert all(part[name] * world_size == value for part in parts)
+        else:
+            assert torch.equal(torch.cat([part[name] for part in parts]), value), name
+    assert whole['n_rows'] == whole['action_mask'].sum() and whole['n_tokens'] == (whole['labels'] != -100).sum()
+    with pytest.raises(ValueError, match='does not divide'):
+        dataset.batch(0, 32, 0, 3)
+
+
+def test_an_epoch_visits_every_window_once_also_across_batch_borders(dataset):
+    n = len(dataset)
+    rows = np.concatenate([dataset.sample_rows(step, 7, seed=5) for step in range(3 * n // 7 + 1)])
+    for epoch in range(3):
+        assert sorted(rows[epoch * n:(epoch + 1) * n]) == dataset.windows.tolist()
+    assert rows[:n].tolist() != rows[n:2 * n].tolist()
+
+
+def test_draws_follow_their_distributions(dataset):
+    batch = dataset.batch(0, 4096)
+    t, noise = batch['time'].double(), batch['noise'].double()
+    assert t.min() > 0.001 and t.max() <= 1 and t.mean() == pytest.approx(0.001 + 0.999 * 0.6, abs=0.01)      # Beta(1.5, 1)
+    assert abs(noise.mean()) < 0.01 and noise.std() == pytest.approx(1, abs=0.01)
+    assert batch['read_text'].float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_augmentation_shifts_by_whole_pixels_and_scales_colours():
+    images = torch.arange(2 * 1 * 4 * 4 * 3, dtype=torch.uint8).view(2, 1, 4, 4, 3)
+    still = {'images': images, 'gain': torch.ones(2, 1, 1, 1, 3), 'offset': torch.zeros(2, 1, 1, 1, 1),
+             'shift': torch.zeros(2, 1, 2, dtype=torch.int64)}
+    assert data.augment(still)['images'] is images and data.augment(still).keys() == {'images'}
+    moved = data.augment(still | {'shift': torch.tensor([[[1, 0]], [[0, -2]]])})['images']
+    assert torch.equal(moved[0, 0, :3], images[0, 0, 1:]) and torch.equal(moved[0, 0, 3], images[0, 0, 3])
+    assert torch.equal(moved[1, 0, :, 2:], images[1, 0, :, :2]) and torch.equal(moved[1, 0, :, 0], images[1, 0, :, 0])
+    bright = data.augment(still | {'offset': torch.tensor([0.0, 5.0]).view(2, 1, 1, 1, 1)})['images']
+    assert bright.dtype == torch.float32 and torch.equal(bright[0], images[0].float()) and torch.equal(bright[1], images[1] + 5.0)
+    red = still['gain'] * torch.tensor([2.0, 1.0, 1.0])
+    assert torch.equal(data.augment(still | {'gain': red})['images'][..., 0], images[..., 0] * 2.0)
+
+
+def test_prefetching_changes_neither_order_nor_numbers(dataset):
+    ahead = list(data.prefetch(lambda step: dataset.batch(step, 8), range(3, 9)))
+    assert len(ahead) == 6
+    for step, batch in zip(range(3, 9), ahead):
+        assert torch.equal(batch['noise'], dataset.batch(step, 8)['noise'])
+    with pytest.raises(ZeroDivisionError):
+        list(data.prefetch(lambda step: 1 / (step - 2), range(5)))

@@ -1,0 +1,189 @@
+"""The stepping loop as users run it: recording survives kills, replay is bit-equal, refusals, scores, films.
+
+    python -m pytest tests/test_rollout.py
+"""
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+
+import data
+import sim_rollout
+from world import World
+
+pytestmark = pytest.mark.mujoco
+
+
+def rollout(*arguments, fails=False):
+    """Run sim_rollout.py, return everything it printed."""
+    command = [sys.executable, 'sim_rollout.py', *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert bool(run.returncode) == fails, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / 'rollouts.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def recorded(tmp_path_factory):
+    """Two kicked episodes of `place`."""
+    folder = tmp_path_factory.mktemp('record') / 'episodes'
+    text = rollout('--episodes=2', '--kicks=0.1', f'--record={folder}')
+    assert 'place 2/2 (100%, 95% CI 34-100) seeds 0-1' in text
+    return folder
+
+
+@pytest.fixture(scope='module')
+def checkpoint(recorded, tmp_path_factory):
+    """Hardly trained, but a checkpoint."""
+    folder = tmp_path_factory.mktemp('out') / 'tiny'
+    subprocess.run([sys.executable, 'train.py', f'--episodes={recorded}', f'--out_dir={folder}', '--max_steps=2',
+                    '--batch_size=8', '--n_layers=1', '--val_fraction=0'], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def blind_world():
+    return World('place', cameras=())
+
+
+def test_recorded_episodes_are_sound_and_named_by_task_and_seed(recorded):
+    assert sorted(p.stem for p in recorded.glob('*.safetensors')) == ['place_0000000', 'place_0000001']
+    for path in recorded.glob('*.safetensors'):
+        assert data.check_episode(path) == []
+        arrays, header = data.read_episode(path)
+        assert header['success'] and header['seed'] < 1_000_000
+        assert len(arrays['time']) == header['metrics']['steps']
+        changed = (arrays['tool_action'] != arrays['tool_executed']).any(1)
+        assert changed.any() and np.array_equal(changed, arrays['kicked'] == 1)  # a kick moves the robot, not the label
+    assert [row['success'] for row in log(recorded)] == [True, True]
+
+
+def test_replay_is_bit_equal_also_with_other_cameras(recorded, tmp_path):
+    folder = tmp_path / 'small'
+    text = rollout(f'--policy={recorded}', '--image_size=32', '--cameras=head', f'--record={folder}', '--workers=1')
+    assert 'replay bit-equal in 2/2 episodes' in text
+    small, header = data.read_episode(folder / 'place_0000001.safetensors')
+    large, _ = data.read_episode(recorded / 'place_0000001.safetensors')
+    assert small['image/head'].shape[1:] == (32, 32, 3) and list(header['cameras']) == ['head']
+    for name in large.keys() & small.keys():
+        assert np.array_equal(small[name], large[name]), name
+
+
+def test_replay_notices_the_first_step_that_differs(recorded, blind_world, tmp_path):
+    arrays, header = data.read_episode(recorded / 'place_0000001.safetensors')
+    qpos = np.array(arrays['qpos'])
+    qpos[7:, 3] += 1e-12
+    path = tmp_path / 'place_0000001.safetensors'
+    data.write_episode(path, dict(arrays, qpos=qpos), header)
+    result, _, _ = sim_rollout.run_episode(blind_world, sim_rollout.replay_policy(blind_world, {1: path}), seed=1)
+    assert result['success'] and result['differs_at'] == 7 and 0 < result['max_difference'] < 1e-11
+
+
+def test_a_killed_recording_goes_on_and_repeats_nothing(tmp_path):
+    folder = tmp_path / 'episodes'
+    arguments = ['--episodes=5', '--kicks=0.1', '--workers=1', '--image_size=32', f'--record={folder}']
+    process = subprocess.Popen([sys.executable, 'sim_rollout.py', *arguments], stdout=subprocess.PIPE)
+    while len(list(folder.glob('*.safetensors'))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()  # until its workers, too, have closed stdout: they finish what they have in hand and end
+    before = {p.name: p.stat().st_mtime_ns for p in folder.glob('*.safetensors')}
+    with open(folder / 'rollouts.jsonl', 'a') as f:  # and a line that was cut off
+        f.write('{"seed": 5, "succ')
+    text = rollout(*arguments)
+    assert f'{len(before)} seeds are done, {5 - len(before)} to go' in text and 'place 5/5' in text
+    after = {p.name: p.stat().st_mtime_ns for p in folder.glob('*.safetensors')}
+    assert len(after) == 5 and all(after[name] == stamp for name, stamp in before.items())
+    assert not list(folder.glob('*.tmp'))
+    assert '5 seeds are done, 0 to go' in rollout(*arguments)
+
+
+def test_failed_seeds_are_remembered(tmp_path):
+    made_with = dict(task='place', kicks=0.1)
+    rows = [dict(seed=seed, success=False, made_with=made_with) for seed in (3, 4)]
+    (tmp_path / 'rollouts.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    assert sorted(sim_rollout.known_results(tmp_path, 'place', [2, 3, 4], made_with)) == [3, 4]
+    with pytest.raises(SystemExit, match='kicks was 0.1, is 0.2'):
+        sim_rollout.known_results(tmp_path, 'place', [3], dict(made_with, kicks=0.2))
+
+
+def test_what_makes_no_sense_is_refused_by_name(tmp_path):
+    assert 'never recorded' in rollout('--seeds=999999:1000001', f'--record={tmp_path}', fails=True)
+    assert 'only the expert' in rollout('--policy=random', f'--record={tmp_path}', fails=True)
+    assert 'policy=exprt: neither' in rollout('--policy=exprt', fails=True)
+    assert not list(tmp_path.glob('*.safetensors'))
+
+
+@pytest.mark.parametrize('kind', ['hold', 'zero', 'random'])
+def test_constant_policies_run_to_the_time_limit_without_success(blind_world, kind):
+    result, rows, frames = sim_rollout.run_episode(blind_world, sim_rollout.constant_policy(kind), seed=1_000_003)
+    assert not result['success'] and result['fault'] is None
+    assert result['steps'] == blind_world.max_steps and result['phase'] == 'start'
+    assert rows == [] and frames == []
+
+
+def test_random_policy_repeats_itself(blind_world):
+    ends = []
+    for _ in range(2):
+        sim_rollout.run_episode(blind_world, sim_rollout.constant_policy('random'), seed=1_000_003)
+        ends.append(blind_world.data.qpos.copy())
+    assert np.array_equal(*ends)
+
+
+def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
+    text = rollout(f'--ckpt={checkpoint}', '--episodes=2', '--execute=4', '--read_text=True', '--instruction=',
+                   '--workers=1')
+    assert 'place 0/2 (0%, 95% CI 0-66) seeds 1000000-1000001' in text
+    assert 'chunk latency' in text and 'got as far as: reach ' in text
+    rows = log(checkpoint / 'rollout')
+    assert sorted(row['seed'] for row in rows) == [1_000_000, 1_000_001]
+    assert all(row['instruction'] == '' and row['made_with']['image_size'] == 96 for row in rows)
+    assert all(row['made_with']['execute'] == 4 and row['steps'] == 4 * len(row['chunk_ms']) for row in rows)
+
+
+def test_checkpoint_refuses_a_world_that_does_not_fit(checkpoint):
+    assert '64x64' in rollout(f'--ckpt={checkpoint}', '--image_size=64', '--workers=1', fails=True)
+    policy = dict(kind='checkpoint', path=checkpoint, files={}, kicks=0, steps=1, read_text=False, device='cpu')
+    with pytest.raises(ValueError, match='5 Hz'):
+        sim_rollout.setup(dict(control_hz=5), execute=2, **policy)
+    with pytest.raises(ValueError, match='wrist'):
+        sim_rollout.setup(dict(cameras=('overhead',)), execute=2, **policy)
+    with pytest.raises(ValueError, match='have 8 rows'):
+        sim_rollout.setup({}, execute=9, **policy)
+
+
+def test_film_shows_something_that_moves(tmp_path):
+    text = rollout('--episodes=1', '--video=1', '--workers=1', f'--out={tmp_path}')
+    assert 'place_1000000_success.mp4' in text
+    with imageio.get_reader(tmp_path / 'place_1000000_success.mp4') as reader:
+        frames = [frame for frame in reader]
+    steps = log(tmp_path)[0]['steps']
+    assert len(frames) == steps + 10 and frames[0].shape == (544, 960, 3)
+    views = {'text': np.s_[:64, :480], 'third_person': np.s_[64:, :480], 'wrist': np.s_[304:, 480:720]}
+    for name, view in views.items():
+        assert frames[0][view].std() > 10, f'{name} is empty'
+        assert np.abs(frames[0][view].astype(int) - frames[steps // 2][view]).max() > 50, f'{name} stands still'
+    assert imageio.imread(tmp_path / 'sheet.png').shape == (272, 2880, 3)
+
+
+def test_films_are_half_failures_where_there_are_enough():
+    results = [dict(seed=i, success=i % 5 > 0) for i in range(20)]  # fails: 0 5 10 15
+    assert sim_rollout.choose_films(results, 4) == [1, 2, 0, 5]
+    assert sim_rollout.choose_films(results[:5], 4) == [1, 2, 3, 0]
+    assert sim_rollout.choose_films(results[:2], 4) == [1, 0]
+    assert sim_rollout.choose_films(results, 0) == []
+
+
+def test_wilson_interval_is_the_textbook_one():
+    assert np.allclose(sim_rollout.wilson(37, 50), (0.6045, 0.8413), atol=5e-5)
+    assert np.allclose(sim_rollout.wilson(0, 10), (0, 0.2775), atol=5e-5)
+    assert np.allclose(sim_rollout.wilson(200, 200), (0.9812, 1), atol=5e-5)

@@ -1,0 +1,165 @@
+"""
+Protects training: exact resume, the same numbers for any number of processes, self-sufficient checkpoints.
+
+python -m pytest tests/test_train.py
+"""
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import data
+import model
+import train
+
+TINY = ('--n_layers=1', '--image_size=16', '--cameras=overhead,', '--tokens_per_camera=2', '--max_steps=24', '--batch_size=8',
+        '--log_interval=4', '--eval_interval=12', '--eval_batches=1', '--checkpoint_interval=5', '--dtype=float32')
+
+
+@pytest.fixture(scope='module')
+def episodes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('episodes')
+    data.write_synthetic_episodes(folder, 12, ('overhead',), 16)
+    return folder
+
+
+def command(episodes, out, *words, processes=1):
+    launcher = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}') if processes > 1 else ()
+    return [sys.executable, *launcher, 'train.py', 'config/debug.py', *TINY, f'--episodes={episodes}', f'--out_dir={out}', *words]
+
+
+def run(*args, **kwargs):
+    done = subprocess.run(command(*args, **kwargs), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def wait_for_step(process, log, step):
+    while process.poll() is None:
+        if log.exists() and any(json.loads(line)['step'] >= step for line in log.read_text().splitlines(True) if line.endswith('\n')):
+            return
+        time.sleep(0.005)
+    raise AssertionError(f'ended before step {step}: {process.communicate()[0]}')
+
+
+def same(a, b, tolerance=0.0):
+    """Both weight files of two runs agree."""
+    for name in ('model', 'ema'):
+        x, y = load_file(a / f'{name}.safetensors'), load_file(b / f'{name}.safetensors')
+        assert x.keys() == y.keys()
+        for k in x:
+            assert (x[k] - y[k]).abs().max() <= tolerance, (name, k, float((x[k] - y[k]).abs().max()))
+    return True
+
+
+@pytest.fixture(scope='module')
+def whole(episodes, tmp_path_factory):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp('whole')
+    return out, run(episodes, out)
+
+
+def test_rate_warms_up_then_falls_to_its_end():
+    rates = [train.get_lr(step, 1000, 100, 0.02) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.01, rel=0.01) and max(rates) == pytest.approx(rates[99], abs=0.01) and rates[99] > 0.95
+    assert rates[1000] == pytest.approx(0.02) and all(a > b for a, b in zip(rates[100:], rates[101:]))
+
+
+def test_a_run_writes_a_checkpoint_that_suffices_by_itself(whole, episodes):
+    out, said = whole
+    assert f'next: python sim_rollout.py --ckpt={out}' in said and (out / 'loss.png').stat().st_size > 10_000
+    net, meta = model.VLA.load(out)
+    processor = data.Processor.from_dict(meta['processor'])
+    assert (meta['step'], meta['settings']['batch_size'], processor.control_hz) == (24, 8, 10)
+    dataset = data.Dataset(episodes, processor)
+    obs = dataset.row(0)
+    chunk = net.act(processor.encode([obs]))
+    actions = processor.decode_actions(chunk.numpy(), obs['tool_command'][None])
+    assert actions.shape == (1, 8, 15) and abs(actions[0, 0] - obs['tool_command']).max() < 0.2
+    state = torch.load(out / 'state' / 'state.pt', weights_only=True)      # holds no code
+    assert state['step'] == 24
+
+
+def test_the_log_has_one_line_per_interval_and_held_out_scores(whole):
+    lines = [json.loads(line) for line in (whole[0] / 'log.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines] == [4, 8, 12, 16, 20, 24]
+    assert all(math.isfinite(line['loss']) for line in lines) and lines[-1]['loss'] < lines[0]['loss']
+    assert [line['step'] for line in lines if 'val_position_mm' in line] == [12, 24] and lines[-1]['val_position_mm'] < 60
+
+
+def test_a_killed_run_goes_on_to_bit_equal_weights(whole, episodes, tmp_path):
+    """kill -9 at a moment nobody chose, twice; checkpoints every 5 steps, an epoch border on the way."""
+    for step in (8, 16):
+        process = subprocess.Popen(command(episodes, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wait_for_step(process, tmp_path / 'log.jsonl', step)
+        time.sleep(time.time() % 0.05)
+        process.kill()
+        process.communicate()
+        assert not (tmp_path / 'loss.png').exists()
+    said = run(episodes, tmp_path)
+    assert 'starting at step ' in said and same(whole[0], tmp_path)
+    logs = [[json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()] for folder in (whole[0], tmp_path)]
+    steps = [line['step'] for line in logs[1]]
+    assert steps == sorted(set(steps)) and logs[0][-1]['val_loss'] == logs[1][-1]['val_loss']
+
+
+def test_sigterm_finishes_the_step_saves_and_leaves_in_peace(whole, episodes, tmp_path):
+    process = subprocess.Popen(command(episodes, tmp_path, '--checkpoint_interval=1000'), stdout=subprocess.PIPE, text=True)
+    wait_for_step(process, tmp_path / 'log.jsonl', 4)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[0]
+    assert process.returncode == 0 and 'the same command goes on from here' in said
+    assert 'starting at step ' in run(episodes, tmp_path) and same(whole[0], tmp_path)
+
+
+def test_a_finished_or_different_run_is_not_continued(whole, episodes, tmp_path):
+    out = whole[0]
+    assert 'is finished at step 24' in run(episodes, out)
+    done = subprocess.run(command(episodes, out, '--learning_rate=0.1'), capture_output=True, text=True)
+    assert done.returncode == 1 and 'learning_rate 0.002 -> 0.1' in done.stderr and '--resume=never' in done.stderr
+
+
+def test_gradient_accumulation_changes_nothing_but_rounding(whole, episodes, tmp_path):
+    for name, words in (('one', ()), ('four', ('--accumulate=4',))):
+        run(episodes, tmp_path / name, '--muon_learning_rate=0', '--max_steps=6', *words)
+    assert same(tmp_path / 'one', tmp_path / 'four', 1e-5)
+
+
+@pytest.mark.dist
+def test_two_processes_learn_what_one_learns(episodes, tmp_path):
+    words = ('--max_steps=6', '--muon_learning_rate=0')      # Muon rounds to bfloat16 inside: see the next test
+    run(episodes, tmp_path / 'one', *words)
+    said = run(episodes, tmp_path / 'two', *words, processes=2)
+    assert said.count('next: python') == 1      # one process speaks
+    assert same(tmp_path / 'one', tmp_path / 'two', 1e-5)
+    last = [json.loads((tmp_path / name / 'log.jsonl').read_text().splitlines()[-1]) for name in ('one', 'two')]
+    for key in ('loss', 'flow', 'text', 'text_acc', 'grad_norm', 'val_loss', 'val_flow'):
+        assert last[0][key] == pytest.approx(last[1][key], abs=1e-5), key
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_two_processes_agree_under_muon_and_resume_exactly(whole, episodes, tmp_path):
+    run(episodes, tmp_path / 'two', processes=2)
+    last = [json.loads((folder / 'log.jsonl').read_text().splitlines()[-1]) for folder in (whole[0], tmp_path / 'two')]
+    assert last[0]['loss'] == pytest.approx(last[1]['loss'], rel=0.02)
+    process = subprocess.Popen(command(episodes, tmp_path / 'cut', processes=2), stdout=subprocess.PIPE, text=True)
+    wait_for_step(process, tmp_path / 'cut' / 'log.jsonl', 8)
+    process.send_signal(signal.SIGTERM)      # torchrun passes it on; all ranks leave after the same step
+    process.communicate()
+    run(episodes, tmp_path / 'cut', processes=2)
+    assert same(tmp_path / 'two', tmp_path / 'cut')
+
+
+def test_bfloat16_is_chosen_only_where_the_hardware_has_it():
+    has = torch.cpu.get_capabilities()
+    fast = has.get('avx512_bf16') or has.get('amx_bf16')
+    assert train.pick_dtype('auto', 'cpu') == (torch.bfloat16 if fast else torch.float32)
+    assert train.pick_dtype('float32', 'cuda:0') == torch.float32 and train.pick_dtype('auto', 'cuda:0') == torch.bfloat16
