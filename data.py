@@ -87,6 +87,7 @@ ARRAYS = {
     'qpos': ('float64', 0), 'qvel': ('float64', 0), 'ctrl': ('float64', 0),
     'connections': ('int32', None), 'phase': ('int32', None), 'subtask_id': ('int32', None),
     'goal': ('uint8', None),
+    'geometry': ('float32', 0),          # ground truth about the scene: a training target, never an input
 }
 HEADER_KEYS = (
     'spec', 'task', 'instruction', 'subtasks', 'control_hz', 'cameras', 'seed', 'success', 'metrics', 'world',
@@ -369,10 +370,8 @@ studs air lower upper red blue yellow green white orange : ; , . ? 2x2 2x3 2x4 2
 
 
 def make_tokenizer(texts, path):
-    """
-    Train on the words of `texts` and TEMPLATE_WORDS, each equally often, so that rare ones stay whole too, and
-    write it to `path`. -> the tokenizer, the words that take more than one token
-    """
+    """Train on the words of `texts` and TEMPLATE_WORDS, each equally often: rare ones stay whole, too. Writes `path`.
+    -> the tokenizer, the words that take more than one token"""
     words = sorted({word for text in texts for word in text.split()} | set(TEMPLATE_WORDS))
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces = tokenizers.Regex(r' ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+')      # '2x4' is one piece
@@ -390,11 +389,12 @@ def make_tokenizer(texts, path):
 
 
 # -----------------------------------------------------------------------------
-# Processor: everything that stands between an observation and the model, and between the model and an action.
-# It lives in the checkpoint's meta.json; a rollout takes it from there and from nowhere else.
 
 class Processor:
     """
+    Everything that stands between an observation and the model, and between the model and an action. It lives in
+    the checkpoint's meta.json; a rollout takes it from there and from nowhere else.
+
     cameras        names, in the order the model sees them
     image_size     pixels, square
     state_slots    names or patterns out of STATE_NAMES
@@ -515,11 +515,9 @@ class Processor:
         return out.astype(np.float32)
 
     def encode(self, rows, subtasks=None):
-        """
-        Observations -> batch for the model. `rows` are observation dicts, live from the world or `Dataset.row`:
-        the images of our cameras, the state fields and the instruction are read. With `subtasks`, one text per
-        row, the batch contains the assistant part and the model acts having read it.
-        """
+        """Observations -> batch for the model. `rows` are observation dicts, live from the world or `Dataset.row`: the
+        images of our cameras, the state fields and the instruction are read. With `subtasks`, one text per row, the
+        batch contains the assistant part and the model acts having read it."""
         for camera in self.cameras:
             shape = np.shape(rows[0][f'image/{camera}'])
             if shape != (self.image_size, self.image_size, 3):
@@ -536,11 +534,9 @@ class Processor:
         return {'images': torch.from_numpy(images), 'state': state, **self.pad(prompts)}
 
     def fit(self, dataset):
-        """
-        Mean and spread of exactly the tensors the loss sees: anchored, masked, the sampled windows. A spread
-        below the slot's floor becomes the floor: a slot that does not move must not turn noise into signal.
-        -> names of those slots, which are constant as far as the model is concerned
-        """
+        """Mean and spread of exactly the tensors the loss sees: anchored, masked, the sampled windows. A spread below
+        the slot's floor becomes the floor: a slot that does not move must not turn noise into signal.
+        -> names of those slots, which are constant as far as the model is concerned"""
         state = dataset.state[dataset.windows][:, self.state_index].astype(np.float64)
         total, square, count = 0, 0, 0
         for start in range(0, len(dataset.windows), 65_536):      # in blocks: a million windows take gigabytes
@@ -554,7 +550,9 @@ class Processor:
         spread = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean ** 2, 0))
         state_floor = np.array([STATE[i].floor for i in self.state_index])
         action_floor = np.array([TOOL_ACTION[i].floor for i in self.action_index])
-        self.stats = {'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
+        geometry = dataset.geometry[dataset.windows]
+        self.stats = {'geometry_mean': geometry.mean(0), 'geometry_std': geometry.std(0) + 0.05,
+                      'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
                       'action_mean': mean, 'action_std': np.maximum(spread, action_floor)}
         return ([n for n, low in zip(self.state_slots, state.std(0) < state_floor) if low]
                 + [f'action {n}' for n, low in zip(self.action_slots, spread.max(0) < action_floor) if low])
@@ -586,7 +584,7 @@ class Dataset:
         self.processor, self.draws, self.read_text = processor, draws, read_text
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
         self.paths, self.headers, self.images = [], [], []
-        parts = {name: [] for name in ('state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal')}
+        parts = {name: [] for name in ('state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal', 'geometry')}
         for path in episode_paths(source):
             arrays, header = read_episode(path)
             if split and (split == 'val') != in_validation(header['task'], header['seed'], val_fraction):
@@ -595,6 +593,8 @@ class Dataset:
             self.paths.append(path)
             self.headers.append(header)
             self.images.append([arrays[f'image/{camera}'] for camera in processor.cameras])
+            if parts.keys() - arrays.keys():
+                raise ValueError(f'{path} has no {", ".join(parts.keys() - arrays.keys())}: record it anew')
             for name, part in parts.items():
                 part.append(np.array(arrays[name]))
         if not self.paths:
@@ -602,6 +602,8 @@ class Dataset:
         lengths = np.array([len(t) for t in parts['time']])
         self.state, self.tool_action, self.time, self.subtask_id = (
             np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
+        # millimetres matter when close, decimetres do not when far: linear to 1 cm (0.1 rad), logarithmic beyond
+        self.geometry = np.arcsinh(np.concatenate(parts['geometry']) / 0.01)
         self.start = np.concatenate([[0], np.cumsum(lengths)])           # (E+1,) first row of each episode
         self.episode = np.repeat(np.arange(len(lengths)), lengths)       # (n,) row -> its episode
         self.last = self.start[1:][self.episode] - 1                     # (n,) row -> last row of its episode
@@ -630,10 +632,8 @@ class Dataset:
         return self.tool_action[np.minimum(at, self.last[rows][:, None])]
 
     def chunk_mask(self, rows):
-        """
-        -> (B, H) bool. Row j counts if nothing kicked the robot in rows 0..j-1 of the window: from a kick on,
-        the recorded actions answer another situation. Past the end rows count if the episode was a success.
-        """
+        """-> (B, H) bool. Row j counts if nothing kicked the robot in rows 0..j-1 of the window: from a kick on, the
+        recorded actions answer another situation. Past the end rows count if the episode was a success."""
         at, last = rows[:, None] + np.arange(self.processor.horizon), self.last[rows][:, None]
         undisturbed = self.kicks_before[np.minimum(at, last + 1)] == self.kicks_before[rows][:, None]
         return undisturbed & ((at <= last) | self.held[rows][:, None])
@@ -686,11 +686,9 @@ class Dataset:
         return self.windows[np.concatenate(order)]
 
     def batch(self, step, batch_size, rank=0, world_size=1, seed=0):
-        """
-        Slice `rank` of the global batch of `step`: the keys model.VLA reads, and those `augment` takes out.
+        """Slice `rank` of the global batch of `step`: the keys model.VLA reads, and those `augment` takes out.
         Everything random is drawn for the global batch, so that the number of ranks changes no number.
-        n_rows and n_tokens are the loss's denominators: global counts divided by world_size.
-        """
+        n_rows and n_tokens are the loss's denominators: global counts divided by world_size."""
         if batch_size % world_size:
             raise ValueError(f'global batch {batch_size} does not divide into {world_size} slices')
         processor, B, K = self.processor, batch_size, self.draws
@@ -716,7 +714,9 @@ class Dataset:
         actions = processor.normalise_actions(self.chunk(rows[mine]), state[:, COMMAND])
         mask = self.chunk_mask(rows)
         n_tokens = sum(len(assistant) for _, assistant in prompts)
-        return batch | {'actions': torch.from_numpy(actions), 'action_mask': torch.from_numpy(mask[mine]),
+        geometry = (self.geometry[rows[mine]] - processor.stats['geometry_mean']) / processor.stats['geometry_std']
+        return batch | {'geometry': torch.from_numpy(geometry.astype(np.float32)),
+                        'actions': torch.from_numpy(actions), 'action_mask': torch.from_numpy(mask[mine]),
                         'n_rows': torch.tensor(mask.sum() / world_size, dtype=torch.float32),
                         'n_tokens': torch.tensor(n_tokens / world_size, dtype=torch.float32)}
 
@@ -756,15 +756,12 @@ def prefetch(make, steps):
 
 def write_synthetic_episodes(folder, count, cameras, image_size, control_hz=10, kicks=0.1, seed0=0):
     for seed in range(seed0, seed0 + count):
-        path = os.path.join(folder, f'synthetic_{seed:06d}.safetensors')
-        write_episode(path, *synthetic_episode(seed, cameras, image_size, control_hz, kicks))
+        write_episode(os.path.join(folder, f'synthetic_{seed:06d}.safetensors'),
+                      *synthetic_episode(seed, cameras, image_size, control_hz, kicks))
 
 
 def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
-    """
-    -> arrays, header. Random but learnable: the square of the named colour lies somewhere in the picture, the
-    right tool goes there in bounded steps, and the hand closes.
-    """
+    """-> arrays, header. Random but learnable: the right tool goes to the square of the named colour and closes."""
     rng = np.random.default_rng(seed)
     colours = {'red': (200, 40, 40), 'blue': (40, 60, 200)}
     name = list(colours)[rng.integers(2)]
@@ -789,7 +786,7 @@ def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
         row = {'time': len(rows) / control_hz, 'state': state_vector(obs), 'tool_action': action,
                'tool_executed': executed, 'joint_action': np.zeros(17), 'kicked': kicked, 'goal': settled > 0,
                'connections': 0, 'phase': int(near), 'subtask_id': int(near),
-               **{k: np.zeros(3) for k in ('qpos', 'qvel', 'ctrl')}}
+               'geometry': away, **{k: np.zeros(3) for k in ('qpos', 'qvel', 'ctrl')}}
         for camera in cameras:
             image = np.full((image_size, image_size, 3), 128, np.uint8)
             centre = pos[ARMS.index(camera.split('/')[0])] if '/' in camera else np.array([0.35, 0, 0])
@@ -862,23 +859,24 @@ def draw_episode(path, out):
 
 def main(argv):
     """-> exit code."""
-    options = dict(word[2:].split('=', 1) for word in argv if word.startswith('--') and '=' in word)
+    options = {'from': None, 'out': 'assets/tokenizer.json'}
+    options |= dict(word[2:].split('=', 1) for word in argv if word.startswith('--') and '=' in word)
     command, *rest = [word for word in argv if not word.startswith('--')] or ['help']
-    if command == 'tokenizer' and not rest and set(options) <= {'from', 'out'}:
-        out = options.get('out', 'assets/tokenizer.json')
-        headers = [read_episode(p)[1] for p in (episode_paths(options['from']) if 'from' in options else [])]
+    if command == 'tokenizer' and not rest and len(options) == 2:
+        out, paths = options['out'], episode_paths(options['from']) if options['from'] else []
+        headers = [read_episode(path)[1] for path in paths]
         texts = {text for header in headers for text in [header['instruction'], *header['subtasks']]}
         tokenizer, split = make_tokenizer(texts, out)
         print(f'{out}: {tokenizer.get_vocab_size()} entries; cut into pieces: {" ".join(split) or "no word"}')
-    elif command == 'check' and len(rest) == 1 and not options:
+    elif command == 'check' and len(rest) == 1:
         faults = {path: check_episode(path) for path in episode_paths(rest[0])}
         print(*(f'{path}: {fault}\n' for path in faults for fault in faults[path]), sep='', end='')
         faulty = sum(map(bool, faults.values()))
         print(f'{len(faults)} episodes, {faulty} with faults')
         return int(faulty > 0)
-    elif command == 'stats' and len(rest) == 1 and not options:
+    elif command == 'stats' and len(rest) == 1:
         print_stats(episode_paths(rest[0]))
-    elif command == 'show' and len(rest) == 1 and not options:
+    elif command == 'show' and len(rest) == 1:
         for path in episode_paths(rest[0]):
             out = os.path.splitext(path)[0] + '.png'
             draw_episode(path, out)

@@ -20,6 +20,7 @@ CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes wi
 CLOSE_STEP, OPEN_STEP = .34, .5                  # share of the stroke per action: three to close, two to open
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
 WAITING_POINT_M = np.array([.37, -.13, .19])     # where the other hand waits for it
+CLEAR_Y_M = .16                                  # an idle hand stays at least this far from the middle
 VERBS = ('reach', 'grasp', 'carry', 'wait', 'align', 'press', 'release', 'retreat', 'hold', 'rest')
 
 
@@ -95,6 +96,11 @@ class Hand:
         self.go(self.command[:2], self.command[5], clear_z)
         return 'retreat'
 
+    def keep_clear(self, side):
+        """An idle hand near the plate moves to its own side (+1 left, -1 right); elsewhere it stays."""
+        if side * self.command[1] < CLEAR_Y_M:
+            self.go((self.command[0], side * (CLEAR_Y_M + .02)), self.command[5], max(self.command[2], .10))
+
     def hold_at(self, middle, yaw):
         """Keep the held brick's middle at a point and its yaw at `yaw`,
         following the measured pose in the hand."""
@@ -146,6 +152,11 @@ class Expert:
             verbs[goal.holder] = h.hold_at(MEETING_POINT_M, np.pi / 2) if h.held else h.pick()
             action[TOOL[goal.holder]], names[goal.holder] = h.new, goal.lower
             holder_ready = verbs[goal.holder] == 'hold'
+        else:      # the idle hand keeps out of the way
+            idle = HANDS[1 - HANDS.index(goal.hand)]
+            h = Hand(world, idle, goal.upper)
+            h.keep_clear(1 if idle == 'left' else -1)
+            action[TOOL[idle]] = h.new
         h = Hand(world, goal.hand, goal.upper)
         if joined:
             verbs[goal.hand] = h.let_go(.26 if goal.holder else .14)
@@ -207,7 +218,8 @@ class Kicks:
     def _draw(self, world, hand, verb):
         rng, s, command = self.rng, world.brick_scale, world.tool_command[TOOL[hand]]
         is_open = command[6] > .6 * world.max_opening_m
-        chance = dict(reach=1, carry=1, align=1, wait=.6).get(verb, 0) * self.probability
+        # an idle hand is pushed about as well: else which hand moves would tell a learner which hand is meant
+        chance = dict(reach=1, carry=1, align=1, wait=.6, rest=.5).get(verb, 0) * self.probability
         if world.goal.holder and verb == 'carry' and hand == world.goal.holder:
             chance *= .6
         if verb == 'reach' and world.steps == 0:

@@ -1,15 +1,15 @@
-"""One decoder over [images, state, text, action rows]: it reads, writes text and draws action chunks by flow matching.
+"""One decoder over [images, state, text, action rows]: reads, writes text, draws action chunks by flow matching.
 
     model = VLA(VLAConfig(vocab_size=512, state_dim=79, action_dim=15, ...))
     loss, parts = model(batch)                      # training; batch is described in data.py
-    actions = model.act(batch, steps=5)             # (B, H, A) normalised; the prefix is read once, then `steps` passes
+    actions = model.act(batch, steps=5)             # (B, H, A) normalised; one prefix pass, then `steps` passes
     actions, texts = model.plan_and_act(batch)      # decode the subtask first, act having read it
 
 One row of training is one pass over  user part | assistant part | draw 0 | draw 1 | ...
-    user part       <|image_pad|>* <|state_pad|> instruction <|vla|>; image and state embeddings replace their tokens
+    user part       <|image_pad|>* <|state_pad|> instruction <|vla|>; image and state tokens are replaced
     assistant part  subtask text <|action_start|>; causal, supervised by cross entropy
-    draw k          H action rows made of (noise, time) draw k of the same chunk. A draw sees the user part, the assistant
-                    part only where read_text, and itself: K draws share the cost of one prefix and one image encoding.
+    draw k          H action rows made of (noise, time) draw k of the same chunk. A draw sees the user part, the
+                    assistant part only where read_text, and itself: K draws share one prefix and its images.
 Flow convention (pi0, EO-1), everywhere: t = 1 is noise, t = 0 is data,
     x_t = t * noise + (1 - t) * action,   velocity = noise - action,   Euler from t = 1 down to 0.
 """
@@ -17,6 +17,7 @@ Flow convention (pi0, EO-1), everywhere: t = 1 is noise, t = 0 is data,
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -25,13 +26,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import vision
+
 PAD, USER, ASSISTANT, ACTION = 0, 1, 2, 3      # token kinds in a Layout
-MASKED = -1e4                                  # added to a score: exp() of it is exactly 0, and bf16 can hold it
+MASKED = -1e4                                  # added to a score: its exp() is exactly 0, and bf16 can hold it
 
 
 @dataclass(frozen=True, kw_only=True)
 class VLAConfig:
-    # sizes given by tokenizer and processor
+    # sizes and ids given by tokenizer and processor
     vocab_size: int
     state_dim: int
     action_dim: int
@@ -39,6 +42,8 @@ class VLAConfig:
     image_pad_id: int
     state_pad_id: int
     action_start_id: int              # ends the decoded text
+    action_pad_id: int | None = None  # where the rows of a chunk stand inside the text: EO-1's layout,
+    action_pass_id: int | None = None  # noisy and clean
     # decoder
     hidden_size: int = 192
     n_layers: int = 4
@@ -50,26 +55,40 @@ class VLAConfig:
     norm: str = 'rms'                 # 'rms' | 'layer'
     norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
-    mrope_section: tuple = (8, 12, 12)  # frequencies turned by the time, height and width position; sums to head_dim / 2
-    tie_embeddings: bool = True
+    mrope_section: tuple = (8, 12, 12)  # frequencies turned by time, row and column; sums to head_dim / 2
+    tie_embeddings: bool = False      # one table for reading and writing words; Qwen2.5-VL-3B: True
     # vision
-    vision: str = 'conv'
-    image_size: int = 96              # pixels, square
+    vision: str = 'conv'              # 'conv': stem for small budgets; 'qwen': Qwen2.5-VL's tower
+    image_size: int = 96              # pixels, square; 'conv' takes only these three
     n_cameras: int = 3
     tokens_per_camera: int = 4
+    vision_width: int = 1280          # 'qwen' only, with the sizes of the 3B model
+    vision_layers: int = 32
+    vision_heads: int = 16
+    vision_intermediate: int = 3420
+    vision_full_blocks: tuple = (7, 15, 23, 31)  # the other blocks attend within windows
+    vision_window: int = 112          # pixels
+    patch_size: int = 14              # pixels
+    merge_size: int = 2               # patches on the side of a token
+    patch_frames: int = 2
     # action head
     prefix_attention: str = 'bidirectional'  # user part; 'causal' = EO-1
     chunk_attention: str = 'bidirectional'   # rows of one chunk; 'causal' = EO-1
-    predict: str = 'action'           # 'action': the head gives the clean chunk (small budgets); 'velocity': EO-1
+    predict: str = 'action'           # the head gives the clean chunk (small budgets) or the 'velocity' (EO-1)
+    head_layers: int = 1              # linear maps from hidden state to row; EO-1 has 2 with nothing between
     row_embedding: bool = True        # learnt embedding per row, besides the rotary position
     time_period_min: float = 0.06     # of the sine embedding of t; pi0 and EO-1: 4e-3
     time_period_max: float = 4.0
     text_weight: float = 0.1
+    geometry_dim: int = 0             # numbers about the scene regressed from the user part while training; 0: none
+    geometry_weight: float = 0.3
+    eo1_compat: bool = False          # EO-1's diluted mean, and its sampled time on clean rows
 
     def __post_init__(self):
-        choices = dict(mlp=('swiglu', 'gelu', 'relu2'), norm=('rms', 'layer'), vision=('conv',),
-                       prefix_attention=('bidirectional', 'causal'), chunk_attention=('bidirectional', 'causal'),
-                       predict=('action', 'velocity'))
+        both = ('bidirectional', 'causal')
+        choices = dict(mlp=('swiglu', 'gelu', 'relu2'), norm=('rms', 'layer'), vision=('conv', 'qwen'),
+                       prefix_attention=both, chunk_attention=both, predict=('action', 'velocity'),
+                       head_layers=(1, 2))
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f'VLAConfig.{name} = {getattr(self, name)!r}, expected one of {allowed}')
@@ -86,7 +105,7 @@ class VLAConfig:
 
 class Layout(NamedTuple):
     """One entry per token, all (B, T): the attention mask and the rotary angles follow from these alone."""
-    position: torch.Tensor   # rotary position, (B, T), or (3, B, T) time/height/width where image patches form a grid
+    position: torch.Tensor   # rotary position; (3, B, T) time, row, column where image tokens form a grid
     order: torch.Tensor      # a token sees tokens of the same or lower order
     draw: torch.Tensor       # -1 outside the draws; a draw is seen by itself only
     kind: torch.Tensor       # PAD is seen by nobody
@@ -94,6 +113,11 @@ class Layout(NamedTuple):
 
     def join(self, other):
         return Layout(*(torch.cat(pair, -1) for pair in zip(self, other)))
+
+    def after(self, *kinds):
+        """The first position (B) that no token of these kinds has reached."""
+        position = self.position if self.position.ndim == 2 else self.position.amax(0)
+        return position.masked_fill(sum(self.kind == kind for kind in kinds) == 0, -1).amax(1) + 1
 
 
 def attention_bias(query, key):
@@ -107,42 +131,31 @@ def attention_bias(query, key):
 def rotary_tables(position, head_dim, theta, mrope_section, dtype):
     """cos and signed sin of the rotary angles, (B, T, 1, c). Text has equal positions on the three axes, so that
     a (B, T) position is the common case and (3, B, T) picks for each frequency the axis that turns it."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32) / head_dim)
-    angle = position[..., None].float() * frequency
+    ramp = torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32) / head_dim
+    angle = position[..., None].float() * theta ** -ramp
     if position.ndim == 3:
         parts = angle.split(list(mrope_section), -1)
         angle = torch.cat([part[axis] for axis, part in enumerate(parts)], -1)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat([cos, cos], -1).to(dtype)[:, :, None], torch.cat([-sin, sin], -1).to(dtype)[:, :, None]
-
-
-def rotate(x, cos, sin):
-    """x (B, T, h, c); first and second half of c are the two coordinates of each rotation (Hugging Face layout)."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    return vision.rotation(angle, dtype)
 
 
 def attend(q, k, v, bias):
     """q (B, h, Tq, c), k and v (B, h_kv, Tk, c) -> (B, h, Tq, c)."""
+    grouped = q.shape[1] != k.shape[1]
     if q.device.type != 'cpu':
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=q.shape[1] != k.shape[1])
-    if q.shape[1] != k.shape[1]:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=grouped)
+    if grouped:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    # written out: 2-3x faster backward than SDPA's on CPU; and softmax is 3x faster in float32 than in bf16 there
+    # written out: 2-3x faster backward than SDPA's on CPU, where softmax is 3x faster in float32 than in bf16
     scores = torch.add(bias, q @ k.transpose(-1, -2), alpha=q.shape[-1] ** -0.5)
     return scores.softmax(-1).to(v.dtype) @ v
-
-
-def compute_dtype(x):
-    """What matrix products of x come out as, under autocast or not."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 # -----------------------------------------------------------------------------
 # decoder
 
 class FastRMSNorm(torch.autograd.Function):
-    """RMS norm whose backward is written out: PyTorch's is composed of small operations on CPU, 2 ms against 1.2 ms."""
+    """RMS norm with a written-out backward: PyTorch composes it of small operations on CPU, 2 ms against 1.2."""
 
     @staticmethod
     def forward(ctx, x, weight, eps, dtype):
@@ -157,14 +170,15 @@ class FastRMSNorm(torch.autograd.Function):
         grad = grad.to(unit.dtype)
         along = grad * unit
         mean = (along @ weight)[..., None] / unit.shape[-1]
-        return torch.addcmul(grad * weight, unit, mean, value=-1).mul_(scale), along.flatten(0, -2).sum(0), None, None
+        grad_x = torch.addcmul(grad * weight, unit, mean, value=-1).mul_(scale)
+        return grad_x, along.flatten(0, -2).sum(0), None, None
 
 
 class RMSNorm(nn.RMSNorm):
     def forward(self, x):
         if x.device.type != 'cpu':
             return super().forward(x)
-        return FastRMSNorm.apply(x, self.weight, self.eps, compute_dtype(x))
+        return FastRMSNorm.apply(x, self.weight, self.eps, vision.compute_dtype(x))
 
 
 class SquaredReLU(torch.autograd.Function):
@@ -192,23 +206,24 @@ class Block(nn.Module):
         super().__init__()
         self.heads = (cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads)
         self.head_dim, self.mlp = cfg.head_dim, cfg.mlp
+        up = cfg.intermediate_size * (2 if cfg.mlp == 'swiglu' else 1)                # gate, then up
         self.norm1, self.norm2 = make_norm(cfg), make_norm(cfg)
         self.qkv = nn.Linear(cfg.hidden_size, sum(self.heads) * cfg.head_dim)
         self.out = nn.Linear(cfg.n_heads * cfg.head_dim, cfg.hidden_size, bias=False)
-        self.up = nn.Linear(cfg.hidden_size, cfg.intermediate_size * (2 if cfg.mlp == 'swiglu' else 1), bias=False)
+        self.up = nn.Linear(cfg.hidden_size, up, bias=False)
         self.down = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
 
     def forward(self, x, cos, sin, bias, past=None, skip=0):
-        """x (B, T, D); past: keys and values (B, h_kv, T_past, c) seen before. Returns x without its first `skip` tokens,
-        which others may look at all the same, and the extended keys and values."""
+        """x (B, T, D); past: keys and values (B, h_kv, T_past, c) seen before. Returns x without its first `skip`
+        tokens, which others may look at all the same, and the extended keys and values."""
         B, T, _ = x.shape
-        qkv = self.qkv(self.norm1(x)).view(B, T, -1, self.head_dim)                    # (B, T, h + 2 h_kv, c)
+        qkv = self.qkv(self.norm1(x)).view(B, T, -1, self.head_dim)                   # (B, T, h + 2 h_kv, c)
         qk, v = qkv.split([sum(self.heads[:2]), self.heads[2]], 2)
-        q, k = rotate(qk, cos, sin).transpose(1, 2).split(self.heads[:2], 1)          # (B, h, T, c), (B, h_kv, T, c)
+        q, k = vision.rotate(qk, cos, sin).transpose(1, 2).split(self.heads[:2], 1)   # (B, h, T, c), (B, h_kv, T, c)
         v = v.transpose(1, 2)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        y = attend(q[:, :, skip:], k, v, bias[:, :, skip:])                            # (B, h, T - skip, c)
+        y = attend(q[:, :, skip:], k, v, bias[:, :, skip:])                           # (B, h, T - skip, c)
         x = x[:, skip:] + self.out(y.transpose(1, 2).flatten(2))
         y = self.up(self.norm2(x))
         if self.mlp == 'swiglu':
@@ -227,90 +242,18 @@ class Decoder(nn.Module):
         self.norm = make_norm(cfg)
 
     def forward(self, x, layout, past=None, past_layout=None, skip=0):
-        """x (B, T, D), described by layout. `past` is what an earlier call returned (one (k, v) per block), described by
-        past_layout. Returns the normed hidden states (B, T - skip, D) and keys and values including the past. Nobody
-        asks what the first `skip` tokens become in the last block (a tenth of the work at the demo's size)."""
-        cfg = self.cfg
-        cos, sin = rotary_tables(layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, compute_dtype(x))
+        """x (B, T, D), described by layout. `past` is what an earlier call returned (one (k, v) per block), described
+        by past_layout. Returns the normed hidden states (B, T - skip, D) and keys and values including the past.
+        What the first `skip` tokens become in the last block is not computed (a tenth of the work of the demo)."""
+        cfg, last = self.cfg, len(self.blocks) - 1
+        dtype = vision.compute_dtype(x)
+        cos, sin = rotary_tables(layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, dtype)
         bias = attention_bias(layout, layout if past is None else past_layout.join(layout))
         cache = []
         for i, block in enumerate(self.blocks):
-            last = i == len(self.blocks) - 1
-            x, kv = block(x, cos, sin, bias, None if past is None else past[i], skip if last else 0)
+            x, kv = block(x, cos, sin, bias, None if past is None else past[i], skip if i == last else 0)
             cache.append(kv)
         return self.norm(x), cache
-
-
-# -----------------------------------------------------------------------------
-# vision and action head
-
-class FastGroupNorm(torch.autograd.Function):
-    """Group norm of a map stored channels last, x (M, P, C), where PyTorch's needs 23 ms against 6 on CPU."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, groups, eps):
-        M, P, C = x.shape
-        mean, square = (y.sum(1, dtype=torch.float32).view(M, groups, -1).mean(-1, keepdim=True) / P
-                        for y in (x, x * x))                                          # (M, groups, 1)
-        inv = (square - mean * mean + eps).rsqrt_()
-        scale = inv * weight.view(groups, -1)                                         # (M, groups, C / groups)
-        shift = bias.view(groups, -1) - mean * scale
-        ctx.save_for_backward(x, mean, inv, weight)
-        return torch.addcmul(shift.view(M, 1, C).to(x.dtype), x, scale.view(M, 1, C).to(x.dtype))
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, mean, inv, weight = ctx.saved_tensors
-        (M, P, C), (_, groups, _) = x.shape, mean.shape
-        dot, total = (y.sum(1, dtype=torch.float32).view(M, groups, -1) for y in (grad * x, grad))
-        w, n = weight.view(groups, -1), P * C // groups
-        dot_w, total_w = (dot * w).sum(-1, keepdim=True), (total * w).sum(-1, keepdim=True)
-        slope = (total_w * mean - dot_w) * inv ** 3 / n
-        offset = -slope * mean - total_w * inv / n
-        slope, offset, scale = (y.expand(M, groups, C // groups).reshape(M, 1, C).to(x.dtype) for y in (slope, offset, inv * w))
-        grad_x = torch.addcmul(offset, x, slope).addcmul_(grad, scale)
-        return grad_x, ((dot - total * mean) * inv).sum(0).flatten(), total.sum(0).flatten(), None, None
-
-
-def group_norm(x, norm):
-    """norm(x) for a map x (M, C, h, w) stored channels last."""
-    if x.device.type != 'cpu':
-        return norm(x)
-    flat = FastGroupNorm.apply(x.permute(0, 2, 3, 1).flatten(1, 2), norm.weight, norm.bias, norm.num_groups, norm.eps)
-    return flat.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
-
-
-class ConvStem(nn.Module):
-    """(M, 3, s, s) -> (M, tokens, D). Keypoints (where does each feature fire) beside a flattened coarse map: from
-    scratch this learns positions from few samples, where patch tokens were ignored for the whole budget."""
-
-    def __init__(self, image_size, tokens, width, channels=64, coarse=32):
-        super().__init__()
-        self.tokens, grid = tokens, 16
-        self.patch = nn.Conv2d(3, channels, image_size // grid, stride=image_size // grid)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm = nn.GroupNorm(8, channels)
-        self.coarse = nn.Conv2d(channels, coarse, 3, stride=2, padding=1)
-        self.coarse_norm = nn.LayerNorm(coarse * (grid // 2) ** 2)
-        self.sharpness = nn.Parameter(torch.tensor(2.0))       # inverse temperature of the spatial softmax
-        self.proj = nn.Linear(2 * channels + coarse * (grid // 2) ** 2, tokens * width)
-        at = (torch.arange(grid) + 0.5) / grid * 2 - 1         # cell centres in -1..1
-        where = torch.stack([at.repeat(grid), at.repeat_interleave(grid)], 1)          # (256, 2): x, y
-        self.register_buffer('where', where * 3, persistent=False)  # x3: keypoints then have about unit variance
-
-    def forward(self, images):
-        """images (M, h, w, 3), 0..255. Bytes are exact in bf16: instead of the pixels, the weights that meet them are
-        scaled to the range -1..1, which saves two passes over the largest tensor of the step."""
-        weight = self.patch.weight / 127.5
-        bias = self.patch.bias - self.patch.weight.sum((1, 2, 3))
-        pixels = images.permute(0, 3, 1, 2).to(compute_dtype(weight))                 # (M, 3, h, w), channels last
-        x = F.relu(F.conv2d(pixels, weight, bias, stride=self.patch.stride))          # (M, 64, 16, 16)
-        x = group_norm(x + self.conv(x), self.norm)
-        heat = (x.permute(0, 2, 3, 1).flatten(1, 2) * self.sharpness.to(x.dtype)).softmax(1)   # (M, 256, 64)
-        keypoints = (self.where.to(heat.dtype).t() @ heat).flatten(1)                 # (M, 128)
-        coarse = self.coarse(F.relu(x)).permute(0, 2, 3, 1).flatten(1)                # (M, 2048)
-        features = torch.cat([keypoints.to(coarse.dtype), self.coarse_norm(coarse).to(coarse.dtype)], -1)
-        return self.proj(features).view(len(x), self.tokens, -1)
 
 
 class ActionHead(nn.Module):
@@ -324,6 +267,8 @@ class ActionHead(nn.Module):
         self.time_mlp_out = nn.Linear(D, D)
         self.row = nn.Parameter(torch.zeros(cfg.horizon, D)) if cfg.row_embedding else None
         self.action_out = nn.Linear(D, cfg.action_dim)
+        if cfg.head_layers == 2:
+            self.action_out = nn.Sequential(nn.Linear(D, D), nn.Identity(), self.action_out)
 
     def time_embedding(self, time):
         """(...) in 0..1 -> (..., D), float32: sines and cosines with log-spaced periods."""
@@ -349,25 +294,34 @@ class VLA(nn.Module):
         super().__init__()
         self.cfg, D = cfg, cfg.hidden_size
         self.embed_tokens = nn.Embedding(cfg.vocab_size, D)
-        self.vision = ConvStem(cfg.image_size, cfg.tokens_per_camera, D)
-        self.image_embedding = nn.Parameter(torch.zeros(cfg.n_cameras * cfg.tokens_per_camera, D))
+        if cfg.vision == 'conv':
+            self.vision = vision.ConvStem(cfg.image_size, cfg.tokens_per_camera, D)
+            self.image_embedding = nn.Parameter(torch.zeros(cfg.n_cameras * cfg.tokens_per_camera, D))
+        else:
+            self.vision = vision.QwenVision(cfg.vision_width, cfg.vision_layers, cfg.vision_heads,
+                                            cfg.vision_intermediate, D, cfg.vision_full_blocks, cfg.patch_size,
+                                            cfg.merge_size, cfg.patch_frames, cfg.vision_window)
+            self.image_embedding = None
         self.state_in = nn.Linear(cfg.state_dim, D)
         self.head = ActionHead(cfg)
         self.decoder = Decoder(cfg)
         self.lm_head = None if cfg.tie_embeddings else nn.Linear(D, cfg.vocab_size, bias=False)
+        self.geometry_out = nn.Linear(D, cfg.geometry_dim) if cfg.geometry_dim else None
         self.reset_parameters()
 
     def reset_parameters(self):
-        cfg = self.cfg
-        for table in (self.embed_tokens.weight, self.image_embedding, self.head.row):
+        # a word has to outweigh what attention adds to it, or the model is slow to notice which word it was
+        nn.init.normal_(self.embed_tokens.weight, std=0.02 if self.cfg.tie_embeddings else 1.0)
+        head = None if self.lm_head is None else self.lm_head.weight
+        for table in (self.image_embedding, self.head.row, head):
             if table is not None:
                 nn.init.normal_(table, std=0.02)
         for block in self.decoder.blocks:                      # residual branches start small
             for linear in (block.out, block.down):
-                nn.init.normal_(linear.weight, std=0.02 / cfg.n_layers ** 0.5)
-        nn.init.normal_(self.head.action_out.weight, std=0.002)  # the first prediction is the mean action
-        nn.init.zeros_(self.head.action_out.bias)
-        self.vision.to(memory_format=torch.channels_last)      # convolutions of small maps: 2x on CPU
+                nn.init.normal_(linear.weight, std=0.02 / self.cfg.n_layers ** 0.5)
+        out = self.head.action_out if self.cfg.head_layers == 1 else self.head.action_out[-1]
+        nn.init.normal_(out.weight, std=0.002)                 # the first prediction is the mean action
+        nn.init.zeros_(out.bias)
 
     @property
     def n_parameters(self):
@@ -375,43 +329,65 @@ class VLA(nn.Module):
 
     # ---- reading the batch
 
+    def embed_images(self, batch):
+        """All image tokens of the batch in order of appearance, (n, D)."""
+        cfg = self.cfg
+        if cfg.vision == 'conv':
+            tokens = self.vision(batch['images'].flatten(0, 1))                       # (B*N, P, D)
+            return (tokens.view(len(batch['images']), -1, cfg.hidden_size) + self.image_embedding).flatten(0, 1)
+        if 'patches' in batch:                                                        # pictures of any size
+            return self.vision(batch['patches'], batch['grids'])
+        return self.vision(*vision.patchify(batch['images'].flatten(0, 1), cfg.patch_size, cfg.merge_size,
+                                            cfg.patch_frames))
+
     def embed_prefix(self, batch):
-        """(B, L, D): token embeddings, with images and state at their places."""
-        ids, images = batch['input_ids'], batch['images']
-        B, L = ids.shape
+        """(B, L, D): token embeddings, with images, state and, where they stand in the text, action rows put in."""
+        cfg, ids = self.cfg, batch['input_ids']
         x = self.embed_tokens(ids).flatten(0, 1)                                      # (B*L, D)
-        image = self.vision(images.flatten(0, 1)).view(B, -1, x.shape[-1])            # (B, N*P, D)
-        image = image + self.image_embedding
-        state = self.state_in(batch['state'])                                         # (B, D)
-        for token_id, value in ((self.cfg.image_pad_id, image.flatten(0, 1)), (self.cfg.state_pad_id, state)):
-            at = (ids.flatten() == token_id).nonzero().squeeze(1)
-            assert len(at) == len(value), f'{len(at)} tokens of id {token_id} in input_ids, but {len(value)} embeddings'
+        parts = [(ids == cfg.image_pad_id, self.embed_images(batch)),
+                 (ids == cfg.state_pad_id, self.state_in(batch['state']))]
+        if 'rows' in batch:
+            parts.append((self.row_tokens(ids), self.head.embed(batch['rows'], batch['row_time']).flatten(0, 1)))
+        for where, value in parts:
+            at = where.flatten().nonzero().squeeze(1)
+            assert len(at) == len(value), f'{len(at)} places in input_ids, but {len(value)} embeddings for them'
             x = x.index_copy(0, at, value.to(x.dtype))
-        return x.view(B, L, -1)
+        return x.view(*ids.shape, -1)
+
+    def row_tokens(self, ids):
+        """Where rows of a chunk stand in the text, bool (B, L)."""
+        return (ids == self.cfg.action_pad_id) | (ids == self.cfg.action_pass_id)
 
     def prefix_layout(self, batch):
-        ids = batch['input_ids']
+        cfg, ids = self.cfg, batch['input_ids']
         index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         user, real = index < batch['user_len'][:, None], index < batch['total_len'][:, None]
         kind = torch.where(user, USER, torch.where(real, ASSISTANT, PAD))
+        position = index
+        if cfg.vision == 'qwen':
+            side = cfg.image_size // cfg.patch_size
+            grids = batch['grids'] if 'grids' in batch else [(1, side, side)] * (len(ids) * batch['images'].shape[1])
+            position = vision.grid_positions(ids, cfg.image_pad_id, grids, cfg.merge_size)
         # one order for the whole user part makes it bidirectional; the assistant part counts on and is causal
-        order = index if self.cfg.prefix_attention == 'causal' else torch.where(user, 0, index)
-        return Layout(index, order, torch.full_like(index, -1), kind, torch.ones_like(user))
+        order = index if cfg.prefix_attention == 'causal' else torch.where(user, 0, index)
+        if cfg.action_pad_id is not None and cfg.chunk_attention == 'bidirectional':
+            row = self.row_tokens(ids)
+            order = torch.where(row, order - (row.cumsum(1) - 1) % cfg.horizon, order)
+        return Layout(position, order, torch.full_like(index, -1), kind, torch.ones_like(user))
 
     def chunk_layout(self, prefix, reads):
         """K draws of H rows that follow `prefix`; reads bool (B, K). Positions go on after the part that is read, so
         that training and inference, with or without text, put a row at the same place."""
         H, (B, K) = self.cfg.horizon, reads.shape
-        position = prefix.position if prefix.position.ndim == 2 else prefix.position.amax(0)
-        user_end = position.masked_fill(prefix.kind != USER, -1).amax(1)
-        total_end = position.masked_fill(prefix.kind == PAD, -1).amax(1)
-        start = torch.where(reads, total_end[:, None], user_end[:, None]) + 1         # (B, K)
+        start = torch.where(reads, prefix.after(USER, ASSISTANT)[:, None], prefix.after(USER)[:, None])  # (B, K)
         row = torch.arange(H, device=reads.device).expand(B, K, H)
         place = (start[..., None] + row).flatten(1)                                   # (B, K*H)
-        order = 1 << 30 if self.cfg.chunk_attention == 'bidirectional' else (1 << 30) + row.flatten(1)
+        order = torch.full_like(place, 1 << 30)                                       # after everything
+        if self.cfg.chunk_attention == 'causal':
+            order += row.flatten(1)
         draw = torch.arange(K, device=reads.device)[:, None].expand(B, K, H).flatten(1)
-        return Layout(place if prefix.position.ndim == 2 else place.expand(3, -1, -1), torch.zeros_like(place) + order, draw,
-                      torch.full_like(place, ACTION), reads[..., None].expand(B, K, H).flatten(1))
+        position = place if prefix.position.ndim == 2 else place.expand(3, -1, -1)
+        return Layout(position, order, draw, torch.full_like(place, ACTION), reads.repeat_interleave(H, 1))
 
     def logits(self, hidden):
         return F.linear(hidden, (self.embed_tokens if self.lm_head is None else self.lm_head).weight).float()
@@ -426,39 +402,65 @@ class VLA(nn.Module):
         x_t = time[..., None] * noise + (1 - time[..., None]) * actions[:, None]      # (B, K, H, A)
         prefix = self.prefix_layout(batch)
         x = self.embed_prefix(batch)                                                  # (B, L, D)
-        rows = self.head.embed(x_t, time).flatten(1, 2)                               # (B, K*H, D)
+        L, rows = x.shape[1], self.head.embed(x_t, time).flatten(1, 2)                # (B, K*H, D)
         layout = prefix.join(self.chunk_layout(prefix, batch['read_text']))
-        x = torch.cat([x, rows.to(x.dtype)], 1)                                       # (B, L + K*H, D)
-        prefix_hidden, hidden = self.decoder(x, layout, skip=skip)[0].split([x.shape[1] - K * H - skip, K * H], 1)
+        hidden, _ = self.decoder(torch.cat([x, rows.to(x.dtype)], 1), layout, skip=skip)
+        prefix_hidden, hidden = hidden.split([L - skip, K * H], 1)
         return self.head.action_out(hidden).float().view(B, K, H, A), prefix_hidden
 
     def forward(self, batch):
-        """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens. Where the
-        batch is a share of a larger one, n_rows and n_tokens in it are the counts to divide by."""
+        """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens. Where
+        the batch is a share of a larger one, n_rows and n_tokens in it are the counts to divide by."""
         cfg, actions, noise = self.cfg, batch['actions'], batch['noise']
-        labels = batch['labels'][:, 1:]                                               # the token after each token
-        supervised = labels != -100
-        skip = int(supervised.any(0).int().argmax())                                  # nobody asks for those before
+        skip = int((batch['labels'][:, 1:] != -100).any(0).int().argmax())            # the first token asked for text
         predicted, hidden = self.predict(batch, skip)
         target = actions[:, None] if cfg.predict == 'action' else noise - actions[:, None]
         valid = batch['action_mask'].float()                                          # (B, H)
         n_rows = batch['n_rows'] if 'n_rows' in batch else valid.sum()
         error = (predicted - target).square().mean(-1)                                # (B, K, H)
         flow = (error * valid[:, None]).sum() / (n_rows * noise.shape[1])
+        loss, parts = self.total_loss(flow, hidden, batch['labels'][:, skip:], batch)
+        if self.geometry_out is not None:      # asked of the last token of the user part, which has seen all of it
+            last = hidden[torch.arange(len(hidden), device=hidden.device), batch['user_len'] - 1 - skip]
+            geometry = (self.geometry_out(last).float() - batch['geometry']).square().mean()
+            loss, parts = loss + cfg.geometry_weight * geometry, parts | dict(geometry=geometry.detach())
+        return loss, parts
 
-        at = supervised[:, skip:].flatten().nonzero().squeeze(1)
-        logits, labels = self.logits(hidden[:, :-1].flatten(0, 1)[at]), labels[:, skip:].flatten()[at]
+    def forward_inline(self, batch):
+        """Loss of rows that stand inside the text, EO-1's layout and its interleaved samples: <|action_pad|> tokens
+        are a noisy chunk, <|action_pass|> tokens one given clean. actions and noise (n, H, A), time (n) and
+        action_mask (n, H) list the chunks of the batch in order of appearance."""
+        cfg, ids, actions, noise = self.cfg, batch['input_ids'], batch['actions'], batch['noise']
+        at = self.row_tokens(ids)
+        clean = (ids[at] == cfg.action_pass_id).view(actions.shape[:2])               # (n, H)
+        time = batch['time'][:, None].expand(clean.shape)
+        per_row = time.masked_fill(clean, 0.0)
+        x_t = per_row[..., None] * noise + (1 - per_row[..., None]) * actions
+        rows = dict(rows=x_t, row_time=time if cfg.eo1_compat else per_row)
+        hidden, _ = self.decoder(self.embed_prefix(batch | rows), self.prefix_layout(batch))  # (B, L, D)
+        target = actions if cfg.predict == 'action' else noise - actions
+        valid = batch['action_mask'] & ~clean
+        error = (self.head.action_out(hidden[at]).float().view(actions.shape) - target).square().mean(-1)
+        flow = (error * valid).sum() / (valid.numel() if cfg.eo1_compat else valid.sum())
+        return self.total_loss(flow, hidden, batch['labels'], batch)
+
+    def total_loss(self, flow, hidden, labels, batch):
+        """Add the text loss; hidden (B, L, D) and labels (B, L) belong to the same tokens."""
+        labels = labels[:, 1:].flatten()                                              # the token after each token
+        at = (labels != -100).nonzero().squeeze(1)
+        logits, labels = self.logits(hidden[:, :-1].flatten(0, 1)[at]), labels[at]
         n_tokens = batch['n_tokens'] if 'n_tokens' in batch else max(len(at), 1)
         text = F.cross_entropy(logits, labels, reduction='sum') / n_tokens
         hits = (logits.detach().argmax(-1) == labels).sum() / n_tokens
-        return flow + cfg.text_weight * text, dict(flow=flow.detach(), text=text.detach(), text_acc=hits)
+        parts = dict(flow=flow.detach(), text=text.detach(), text_acc=hits)
+        return flow + self.cfg.text_weight * text, parts
 
     # ---- inference
 
     @torch.no_grad()
     def act(self, batch, steps=5, noise=None, solver='euler', read_text=True):
-        """Action chunk (B, H, A), normalised. noise (B, H, A) starts the flow; None = zeros, the deterministic answer.
-        A sample with an assistant part in the batch has read it, unless read_text is False."""
+        """Action chunk (B, H, A), normalised. noise (B, H, A) starts the flow; None = zeros, deterministic. A sample
+        with an assistant part in the batch has read it, unless read_text is False."""
         batch = batch if read_text else user_part(batch)
         layout = self.prefix_layout(batch)
         _, cache = self.decoder(self.embed_prefix(batch), layout, skip=layout.kind.shape[1])
@@ -471,43 +473,45 @@ class VLA(nn.Module):
 
     @torch.no_grad()
     def plan_and_act(self, batch, steps=5, max_new_tokens=24, noise=None, solver='euler'):
-        """Decode the text, then act having read it; one prefix pass serves both. Returns (actions, token ids)."""
+        """Decode the text, then act having read it; one prefix pass serves both. -> (actions, token ids)."""
         texts, cache, layout = self.decode_text(batch, max_new_tokens)
         return self.denoise(cache, layout, steps, noise, solver), texts
 
     def decode_text(self, batch, max_new_tokens):
         """Every text ends with <|action_start|> in the cache, also one that ran into max_new_tokens."""
         batch = user_part(batch)
-        layout, end = self.prefix_layout(batch), batch['user_len']
-        skip, (B, device) = int(end.min()) - 1, (len(end), end.device)
+        go, layout, end = self.cfg.action_start_id, self.prefix_layout(batch), batch['user_len']
+        B, skip, start = len(end), int(end.min()) - 1, layout.after(USER)
         hidden, cache = self.decoder(self.embed_prefix(batch), layout, skip=skip)
-        logits = self.logits(hidden[torch.arange(B, device=device), end - 1 - skip])  # (B, V)
-        done, texts = torch.zeros(B, dtype=torch.bool, device=device), [[] for _ in range(B)]
+        logits = self.logits(hidden[torch.arange(B, device=end.device), end - 1 - skip])  # (B, V)
+        done, texts = torch.zeros_like(end, dtype=torch.bool), [[] for _ in range(B)]
         for i in range(max_new_tokens + 1):
-            token = logits.argmax(-1) if i < max_new_tokens else torch.full_like(end, self.cfg.action_start_id)
-            for text, t, d in zip(texts, token.tolist(), (done | (token == self.cfg.action_start_id)).tolist()):
-                text += [] if d else [t]
+            token = logits.argmax(-1) if i < max_new_tokens else torch.full_like(end, go)
+            for text, t, d in zip(texts, token.tolist(), done.tolist()):
+                text += [] if d or t == go else [t]
             # a finished sample rides along as padding until all are done
-            one = Layout((end + i)[:, None], (end + i)[:, None], torch.full_like(end, -1)[:, None],
-                         torch.where(done, PAD, ASSISTANT)[:, None], torch.ones_like(done)[:, None])
+            place, kind = (start + i)[:, None], torch.where(done, PAD, ASSISTANT)[:, None]
+            position = place if layout.position.ndim == 2 else place.expand(3, -1, -1)
+            order, draw = (end + i)[:, None], torch.full_like(place, -1)
+            one = Layout(position, order, draw, kind, torch.ones_like(kind, dtype=torch.bool))
             hidden, cache = self.decoder(self.embed_tokens(token)[:, None], one, cache, layout)
-            layout, done = layout.join(one), done | (token == self.cfg.action_start_id)
+            layout, done = layout.join(one), done | (token == go)
             if done.all():
                 break
             logits = self.logits(hidden[:, 0])
         return texts, cache, layout
 
     def denoise(self, cache, prefix, steps, noise, solver):
-        cfg, B = self.cfg, len(prefix.kind)
-        layout = self.chunk_layout(prefix, torch.ones(B, 1, dtype=torch.bool, device=prefix.kind.device))
-        dtype, device = self.state_in.weight.dtype, prefix.kind.device
-        x = torch.zeros(B, cfg.horizon, cfg.action_dim, dtype=dtype, device=device) if noise is None else noise.clone()
+        cfg, kind, dtype = self.cfg, prefix.kind, self.state_in.weight.dtype
+        layout = self.chunk_layout(prefix, torch.ones_like(kind[:, :1], dtype=torch.bool))
+        shape = len(kind), cfg.horizon, cfg.action_dim
+        x = torch.zeros(shape, dtype=dtype, device=kind.device) if noise is None else noise
 
         def velocity(x, t):
-            rows = self.head.embed(x, torch.full(x.shape[:2], t, device=device))
+            rows = self.head.embed(x, torch.full(shape[:2], t, device=x.device))
             hidden, _ = self.decoder(rows.to(dtype), layout, cache, prefix)
             out = self.head.action_out(hidden).to(x.dtype)
-            return (x - out) / t if cfg.predict == 'action' else out   # a clean chunk c means velocity (x_t - c) / t
+            return (x - out) / t if cfg.predict == 'action' else out   # clean chunk c: velocity (x_t - c) / t
         for i in range(steps):
             t, dt = 1 - i / steps, 1 / steps
             v = velocity(x, t)
@@ -526,8 +530,7 @@ class VLA(nn.Module):
         write_tensors(f'{folder}/model.safetensors', self.state_dict())
         if ema is not None:
             write_tensors(f'{folder}/ema.safetensors', ema.state_dict(self))
-        write_atomic(f'{folder}/meta.json',
-                     lambda tmp: open(tmp, 'w').write(json.dumps(dict(meta, model=asdict(self.cfg)), indent=1)))
+        write_json(f'{folder}/meta.json', dict(meta, model=asdict(self.cfg)))
 
     @classmethod
     def load(cls, folder, ema=True):
@@ -541,10 +544,56 @@ class VLA(nn.Module):
         model.load_state_dict(load_file(f'{folder}/{name}.safetensors'))
         return model.eval(), meta
 
+    @classmethod
+    def from_pretrained(cls, folder, **changes):
+        """Read a Hugging Face folder of Qwen2.5-VL, whose action head is then new, or of EO-1. `changes` are fields
+        of VLAConfig, among them those the folder does not tell (always action_start_id)."""
+        with open(f'{folder}/config.json') as f:
+            cfg = VLAConfig(**(config_from_hf(json.load(f)) | changes))
+        with torch.device('meta'):
+            model = cls(cfg)
+        model.state_in, model.head = nn.Linear(cfg.state_dim, cfg.hidden_size), ActionHead(cfg)
+        theirs, index = {}, f'{folder}/model.safetensors.index.json'
+        files = ['model.safetensors']
+        if os.path.exists(index):
+            with open(index) as f:
+                files = sorted(set(json.load(f)['weight_map'].values()))
+        for name in files:
+            theirs |= {hub_name(key): tensor for key, tensor in load_file(f'{folder}/{name}').items()}
+        if cfg.tie_embeddings:
+            theirs.pop('lm_head.weight', None)
+        ours, shapes = {}, {name: p.shape for name, p in model.named_parameters()}
+        for name, parts in hub_names(cfg).items():
+            if all(part in theirs for part in parts):
+                ours[name] = torch.cat([theirs.pop(part) for part in parts]).view(shapes[name])
+        missing = [name for name in shapes if name not in ours and not name.startswith(('state_in.', 'head.'))]
+        if missing or theirs:
+            raise ValueError(f'{folder} does not fit config.json: missing {missing[:5]}, unused {list(theirs)[:5]}')
+        model.load_state_dict(ours, strict=False, assign=True)
+        return model.eval()
+
+    def save_pretrained(self, folder):
+        """Write model.safetensors and config.json as transformers' Qwen2.5-VL (and from_pretrained) read them; the
+        action head lies in the same file under EO-1's names, which transformers reports as unexpected."""
+        os.makedirs(folder, exist_ok=True)
+        cfg, tensors, config = self.cfg, {}, config_to_hf(self.cfg)
+        sizes = {'qkv': [n * cfg.head_dim for n in (cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads)]}
+        state = self.state_dict()
+        for name, parts in hub_names(cfg).items():
+            if name in state:
+                split = sizes['qkv'] if len(parts) == 3 else state[name].shape[0] // len(parts)
+                for part, tensor in zip(parts, state[name].split(split)):
+                    tensors[part] = tensor
+        patch = 'visual.patch_embed.proj.weight'
+        tensors[patch] = tensors[patch].view(-1, 3, cfg.patch_frames, cfg.patch_size, cfg.patch_size)
+        write_tensors(f'{folder}/model.safetensors', tensors, {'format': 'pt'})
+        write_json(f'{folder}/config.json', config)
+
 
 def user_part(batch):
     """The batch without its assistant part."""
-    return dict(batch, total_len=batch['user_len'], input_ids=batch['input_ids'][:, :int(batch['user_len'].max())])
+    L = int(batch['user_len'].max())
+    return dict(batch, total_len=batch['user_len'], input_ids=batch['input_ids'][:, :L])
 
 
 def write_atomic(path, write):
@@ -554,9 +603,91 @@ def write_atomic(path, write):
     os.replace(path + '.tmp', path)
 
 
-def write_tensors(path, tensors):
+def write_tensors(path, tensors, metadata=None):
     tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
-    write_atomic(path, lambda tmp: save_file(tensors, tmp))
+    write_atomic(path, lambda tmp: save_file(tensors, tmp, metadata))
+
+
+def write_json(path, value):
+    def write(tmp):
+        with open(tmp, 'w') as f:
+            json.dump(value, f, indent=1)
+    write_atomic(path, write)
+
+
+# -----------------------------------------------------------------------------
+# Hugging Face layout
+
+def hub_name(key):
+    """Any generation's name of a tensor -> the one in the published Qwen2.5-VL files; the head keeps EO-1's names:
+    vlm_backbone.model.* (EO-1), model.language_model.* (transformers 5), model.vlm_backbone.* (LeRobot)."""
+    for pattern, start in ((r'.*\bvisual\.', 'visual.'), (r'.*\blanguage_model\.', 'model.'),
+                           (r'.*\bvlm_backbone\.', ''), (r'.*\b(?=state_proj|action_)', '')):
+        key, found = re.subn('^' + pattern, start, key)
+        if found:
+            break
+    return key
+
+
+def hub_names(cfg):
+    """Our parameter -> the tensors it is made of, stacked along the first axis."""
+    modules = {'embed_tokens': 'model.embed_tokens', 'decoder.norm': 'model.norm', 'lm_head': 'lm_head',
+               'state_in': 'state_proj', 'head.action_in': 'action_in_proj', 'head.time_mlp_in': 'action_time_mlp_in',
+               'head.time_mlp_out': 'action_time_mlp_out', 'head.action_out.0': 'action_out_proj.0',
+               'head.action_out.2': 'action_out_proj.2'}
+    block = {'norm1': 'input_layernorm', 'qkv': 'self_attn.q_proj self_attn.k_proj self_attn.v_proj',
+             'out': 'self_attn.o_proj', 'norm2': 'post_attention_layernorm', 'up': 'mlp.gate_proj mlp.up_proj',
+             'down': 'mlp.down_proj'}
+    for i in range(cfg.n_layers):
+        modules |= {f'decoder.blocks.{i}.{ours}': ' '.join(f'model.layers.{i}.{part}' for part in theirs.split())
+                    for ours, theirs in block.items()}
+    modules |= {f'vision.{ours}': theirs for ours, theirs in vision.hub_modules(cfg.vision_layers).items()}
+    return {f'{ours}.{kind}': [f'{part}.{kind}' for part in theirs.split()]
+            for ours, theirs in modules.items() for kind in ('weight', 'bias')}
+
+
+def config_from_hf(hf):
+    """config.json of Qwen2.5-VL (flat or nested) or EO-1 -> fields of VLAConfig."""
+    text, tower = hf['text_config'] if 'text_config' in hf else hf, hf['vision_config']
+    rope = text['rope_parameters'] if 'rope_parameters' in text else text['rope_scaling'] | text
+    cfg = dict(vocab_size=text['vocab_size'], hidden_size=text['hidden_size'], n_layers=text['num_hidden_layers'],
+               n_heads=text['num_attention_heads'], n_kv_heads=text['num_key_value_heads'],
+               head_dim=text['hidden_size'] // text['num_attention_heads'],
+               intermediate_size=text['intermediate_size'], mlp='swiglu', norm='rms', norm_eps=text['rms_norm_eps'],
+               rope_theta=rope['rope_theta'], mrope_section=tuple(rope['mrope_section']),
+               tie_embeddings=(hf if 'tie_word_embeddings' in hf else text)['tie_word_embeddings'],
+               vision='qwen', image_pad_id=hf['image_token_id'],
+               **{ours: tower[theirs] for ours, theirs in vision.HUB_CONFIG.items()},
+               vision_full_blocks=tuple(tower['fullatt_block_indexes']),
+               prefix_attention='causal', chunk_attention='causal', predict='velocity', row_embedding=False,
+               head_layers=2, time_period_min=4e-3, time_period_max=4.0, text_weight=1.0, eo1_compat=True)
+    if 'action_chunk_size' in hf:
+        if hf['action_act'] != 'linear' or hf['num_action_layers'] != 2:
+            raise ValueError(f'action head {hf["action_act"]!r} x {hf["num_action_layers"]}: only two linear layers')
+        cfg |= dict(horizon=hf['action_chunk_size'], state_dim=hf['max_action_dim'], action_dim=hf['max_action_dim'],
+                    state_pad_id=hf['state_token_id'], action_pad_id=hf['action_token_id'],
+                    action_pass_id=hf['action_pass_id'])
+    return cfg
+
+
+def config_to_hf(cfg):
+    """The other way; only for what that layout can say."""
+    if cfg.vision != 'qwen' or cfg.mlp != 'swiglu' or cfg.norm != 'rms' or cfg.head_layers != 2 or cfg.row_embedding:
+        raise ValueError('only a model of Qwen2.5-VL\'s architecture can be written in its layout')
+    rope = dict(rope_type='default', type='default', mrope_section=list(cfg.mrope_section), rope_theta=cfg.rope_theta)
+    text = dict(model_type='qwen2_5_vl_text', vocab_size=cfg.vocab_size, hidden_size=cfg.hidden_size,
+                intermediate_size=cfg.intermediate_size, num_hidden_layers=cfg.n_layers, hidden_act='silu',
+                num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads, rms_norm_eps=cfg.norm_eps,
+                rope_scaling=rope, rope_theta=cfg.rope_theta, tie_word_embeddings=cfg.tie_embeddings,
+                use_sliding_window=False)
+    tower = dict(model_type='qwen2_5_vl', hidden_act='silu', in_channels=3, tokens_per_second=2,
+                 **{theirs: getattr(cfg, ours) for ours, theirs in vision.HUB_CONFIG.items()},
+                 fullatt_block_indexes=list(cfg.vision_full_blocks), out_hidden_size=cfg.hidden_size)
+    return dict(architectures=['Qwen2_5_VLForConditionalGeneration'], model_type='qwen2_5_vl', text_config=text,
+                vision_config=tower, image_token_id=cfg.image_pad_id, tie_word_embeddings=cfg.tie_embeddings,
+                action_chunk_size=cfg.horizon, max_action_dim=cfg.action_dim, state_token_id=cfg.state_pad_id,
+                action_token_id=cfg.action_pad_id, action_pass_id=cfg.action_pass_id, num_action_layers=2,
+                action_act='linear')
 
 
 # -----------------------------------------------------------------------------
@@ -610,7 +741,7 @@ class EMA:
 def flops_per_sample(cfg, prefix_len, draws):
     """Multiply-adds x 2 of one training sample, forward and backward (3x forward), for the share of peak reported."""
     T, D, c = prefix_len + draws * cfg.horizon, cfg.hidden_size, cfg.head_dim
-    unread = cfg.n_cameras * cfg.tokens_per_camera + 1         # image and state tokens stop before the last block's MLP
+    unread = cfg.n_cameras * cfg.tokens_per_camera + 1     # image and state tokens stop before the last MLP
     queries = cfg.n_layers * T - unread
     keys_values = cfg.n_layers * T * D * c * (cfg.n_heads + 2 * cfg.n_kv_heads)
     mlp = D * cfg.intermediate_size * (3 if cfg.mlp == 'swiglu' else 2)

@@ -69,6 +69,8 @@ prefix_attention = 'bidirectional'
 chunk_attention = 'bidirectional'
 predict = 'action'            # the head gives the clean chunk ('action') or the velocity
 text_weight = 0.1             # of the text loss
+geometry_weight = 0.3         # of the loss on where the named bricks and places are, from images and words; 0: none
+tie_embeddings = False        # one table for reading and writing words (True: as Qwen2.5-VL-3B)
 # optimizer
 batch_size = 128              # chunks per step, over all processes and accumulation steps together
 accumulate = 1                # backward passes per step
@@ -84,7 +86,7 @@ final_lr = 0.02               # the cosine ends at this fraction of the peak
 ema = 0.995                   # decay of the averaged weights, which are the ones that act
 # running
 device = 'auto'               # 'cpu', 'cuda'
-dtype = 'auto'                # 'float32', 'bfloat16' (autocast); auto: bfloat16 where the hardware is fast at it
+dtype = 'auto'                # 'float32', 'bfloat16' (autocast); auto: bfloat16 where hardware is fast at it
 threads = 1                   # CPU threads per process; two one-thread processes beat one two-thread process
 compile_model = False         # torch.compile: +20 % on CPU after 77 s of compiling
 log_interval = 20             # steps
@@ -190,7 +192,7 @@ def plot_losses(log_path, out):
     import matplotlib.pyplot as plt
     with open(log_path) as f:
         entries = [json.loads(line) for line in f]
-    panels = {'flow': 'flow loss', 'text': 'text loss', 'position_mm': 'position error (mm)', 'lr': 'rate / peak'}
+    panels = {'flow': 'flow loss', 'text': 'text loss', 'position_mm': 'error (mm)', 'lr': 'rate / peak'}
     figure, axes = plt.subplots(1, len(panels), figsize=(18, 4), constrained_layout=True)
     for axis, (name, title) in zip(axes, panels.items()):
         for key, label in ((name, 'training'), (f'val_{name}', 'held out')):
@@ -275,6 +277,7 @@ if __name__ == '__main__':
     given = dict(      # by the data
         vocab_size=processor.tokenizer.get_vocab_size(), state_dim=len(processor.state_slots),
         action_dim=len(processor.action_slots), horizon=processor.horizon, image_size=processor.image_size,
+        geometry_dim=train_data.geometry.shape[1] if geometry_weight else 0,
         n_cameras=len(processor.cameras), tokens_per_camera=processor.tokens_per_camera,
         image_pad_id=processor.token_id['<|image_pad|>'], state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'])
@@ -307,7 +310,7 @@ if __name__ == '__main__':
     if master:
         os.makedirs(out_dir, exist_ok=True)
         kept = []
-        if start:      # lines written after the checkpoint describe steps that are about to be taken again
+        if start and os.path.exists(log_path):      # lines written after the checkpoint describe steps that are about to be taken again
             with open(log_path) as f:
                 kept = [line for line in f if line.endswith('\n') and json.loads(line)['step'] <= start]
         data.write_atomic(log_path, ''.join(kept).encode())

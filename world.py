@@ -56,6 +56,8 @@ JOINT_NAMES = ('spine_z', *(f'{h}/{j}' for h in HANDS for j in ARM_JOINTS))     
 JOINT_ACTION_NAMES = (*JOINT_NAMES, 'left/gripper', 'right/gripper')                               # 17
 TOOL_ACTION_NAMES = ('spine_z', *(f'{h}/{s}' for h in HANDS for s in (
     'tool_x', 'tool_y', 'tool_z', 'tool_rx', 'tool_ry', 'tool_rz', 'gripper')))                    # 15
+GEOMETRY_NAMES = (*(f'{h}/brick_{s}' for h in HANDS for s in ('x', 'y', 'z', 'yaw')),
+                  *(f'goal_{s}' for s in ('x', 'y', 'z', 'yaw')), 'left_places')
 TOOL = {'left': slice(1, 8), 'right': slice(8, 15)}        # a hand's slots in the tool action
 # Commands outside these bounds are clipped: torso frame, m and rad. A negative opening squeezes harder
 # (kp 1500 N/m per finger).
@@ -283,7 +285,7 @@ class World:
         # random starts around home: part of what makes demonstrations cover the state space
         for hand in HANDS:
             pos, R = self.ik[hand].forward(self.ik[hand].home)
-            start = rng.normal(0, 1, 4) * [.02, .02, .015, .1]
+            start = rng.uniform(-1, 1, 4) * [.06, .07, .04, .4]
             command[TOOL[hand]] = [*pos + start[:3], 0, 0, start[3], self.max_opening_m]
         self.tool_command = command.astype(np.float32)
         self.joint_command = np.zeros(17)
@@ -420,6 +422,21 @@ class World:
 
     def success(self):
         return self._held_steps >= HOLD_S * self.control_hz
+
+    def geometry(self):
+        """Ground truth that a picture and the instruction decide, as a training target for perception: for each hand the
+        brick it has to fetch (an idle hand: the other hand's) as position (m, tool frame) and grasp yaw error (rad); the
+        upper brick's way to its place (m, tool frame of its hand) and yaw error; 1 if the left hand is to place it.
+        GEOMETRY_NAMES, float32 (13,)."""
+        g, out = self.goal, []
+        for hand in HANDS:
+            pos, R = self.brick_pose(g.lower if hand == g.holder else g.upper)
+            tool, Rt = self.tool_pose(hand)
+            yaw = wrap(np.arctan2(R[1, 0], R[0, 0]) - np.pi / 2 - np.arctan2(Rt[1, 0], Rt[0, 0]), np.pi)
+            out += [*(Rt.T @ (pos - tool)), yaw]
+        error, yaw_error = self.goal_error()
+        out += [*(self.tool_pose(g.hand)[1].T @ -error), -yaw_error, float(g.hand == 'left')]
+        return np.array(out, np.float32)
 
     def connections(self):
         return self.clutch.connections()

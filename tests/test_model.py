@@ -115,6 +115,19 @@ def test_masked_rows_change_nothing_and_do_not_dilute_the_mean():
     assert close(net(batch)[1]['flow'], expected, 1e-6)
 
 
+def test_geometry_is_asked_of_the_user_part_only():
+    net, batch = network(geometry_dim=6), make_batch() | dict(geometry=torch.randn(3, 6))
+    before = net(batch)[1]
+    assert close(net(dict(batch, geometry=batch['geometry'] + 1))[1]['flow'], before['flow'])
+    ids = batch['input_ids'].clone()
+    for b in range(3):
+        ids[b, batch['user_len'][b]] = 39
+    after = net(dict(batch, input_ids=ids, noise=batch['noise'] + 1))[1]
+    assert close(after['geometry'], before['geometry']) and not close(after['flow'], before['flow'])
+    ids[:, 6] = 38      # a word of the instruction
+    assert not close(net(dict(batch, input_ids=ids))[1]['geometry'], before['geometry'])
+
+
 def test_a_flow_time_per_row_equals_one_per_draw_when_constant():
     net, batch = network(), make_batch()
     rows = dict(batch, time=batch['time'][..., None].expand(3, 2, H))
@@ -276,10 +289,10 @@ def test_acting_leaves_the_noise_alone():
 # training
 
 @pytest.mark.parametrize('changes', [{}, dict(norm='layer', mlp='gelu', predict='velocity', row_embedding=False),
-                                     dict(mlp='swiglu', tie_embeddings=False)])
+                                     dict(mlp='swiglu', tie_embeddings=True, geometry_dim=6)])
 def test_gradient_reaches_every_parameter(changes):
-    net = network(**changes)
-    net(make_batch())[0].backward()
+    net, batch = network(**changes), make_batch()
+    net(batch | dict(geometry=torch.randn(3, 6)))[0].backward()
     silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not silent
 
@@ -335,7 +348,7 @@ def test_average_warms_up_then_follows_its_decay():
 
 @pytest.mark.parametrize('fast,plain,shape,call', [
     (model.RMSNorm(24, eps=1e-6), torch.nn.RMSNorm(24, eps=1e-6), (5, 7, 24), lambda norm, x: norm(x)),
-    (torch.nn.GroupNorm(4, 24), torch.nn.GroupNorm(4, 24), (5, 24, 3, 3), lambda norm, x: model.group_norm(x, norm))])
+    (torch.nn.GroupNorm(4, 24), torch.nn.GroupNorm(4, 24), (5, 24, 3, 3), lambda norm, x: model.vision.group_norm(x, norm))])
 def test_fast_norms_equal_the_library(fast, plain, shape, call):
     torch.manual_seed(0)
     for p in fast.parameters():
@@ -357,7 +370,7 @@ def test_fast_norms_equal_the_library(fast, plain, shape, call):
 # disk
 
 def test_a_saved_model_comes_back_the_same(tmp_path):
-    net, batch, folder = network(tie_embeddings=False, mlp='swiglu'), make_batch(), str(tmp_path / 'run')
+    net, batch, folder = network(tie_embeddings=True, mlp='swiglu'), make_batch(), str(tmp_path / 'run')
     net.save(folder, {'step': 7})
     back, meta = VLA.load(folder)
     assert back.cfg == net.cfg and meta['step'] == 7 and not back.training

@@ -19,8 +19,9 @@ import data
 import model
 import train
 
-TINY = ('--n_layers=1', '--image_size=16', '--cameras=overhead,', '--tokens_per_camera=2', '--max_steps=24', '--batch_size=8',
-        '--log_interval=4', '--eval_interval=12', '--eval_batches=1', '--checkpoint_interval=5', '--dtype=float32')
+TINY = ('--n_layers=1', '--image_size=16', '--cameras=overhead,', '--tokens_per_camera=2', '--max_steps=24',
+        '--batch_size=8', '--log_interval=4', '--eval_interval=12', '--eval_batches=1', '--checkpoint_interval=5', '--dtype=float32')
+SHORT = ('--max_steps=6', '--muon_learning_rate=0')
 
 
 @pytest.fixture(scope='module')
@@ -126,20 +127,31 @@ def test_a_finished_or_different_run_is_not_continued(whole, episodes, tmp_path)
     assert done.returncode == 1 and 'learning_rate 0.002 -> 0.1' in done.stderr and '--resume=never' in done.stderr
 
 
-def test_gradient_accumulation_changes_nothing_but_rounding(whole, episodes, tmp_path):
-    for name, words in (('one', ()), ('four', ('--accumulate=4',))):
-        run(episodes, tmp_path / name, '--muon_learning_rate=0', '--max_steps=6', *words)
-    assert same(tmp_path / 'one', tmp_path / 'four', 1e-5)
+@pytest.fixture(scope='module')
+def short(episodes, tmp_path_factory):
+    """A short run of one process without Muon, which rounds to bfloat16 inside and so enlarges rounding errors."""
+    out = tmp_path_factory.mktemp('short')
+    run(episodes, out, *SHORT)
+    return out
+
+
+def test_gradient_accumulation_changes_nothing_but_rounding(short, episodes, tmp_path):
+    run(episodes, tmp_path, *SHORT, '--accumulate=4')
+    assert same(short, tmp_path, 1e-5)
+
+
+def test_a_new_run_can_start_from_the_weights_of_another(whole, episodes, tmp_path):
+    run(episodes, tmp_path, *SHORT, f'--init_from={whole[0]}')
+    first, fresh = [json.loads((out / 'log.jsonl').read_text().splitlines()[0]) for out in (tmp_path, whole[0])]
+    assert first['loss'] < 0.9 * fresh['loss']
 
 
 @pytest.mark.dist
-def test_two_processes_learn_what_one_learns(episodes, tmp_path):
-    words = ('--max_steps=6', '--muon_learning_rate=0')      # Muon rounds to bfloat16 inside: see the next test
-    run(episodes, tmp_path / 'one', *words)
-    said = run(episodes, tmp_path / 'two', *words, processes=2)
+def test_two_processes_learn_what_one_learns(short, episodes, tmp_path):
+    said = run(episodes, tmp_path, *SHORT, processes=2)
     assert said.count('next: python') == 1      # one process speaks
-    assert same(tmp_path / 'one', tmp_path / 'two', 1e-5)
-    last = [json.loads((tmp_path / name / 'log.jsonl').read_text().splitlines()[-1]) for name in ('one', 'two')]
+    assert same(short, tmp_path, 1e-5)
+    last = [json.loads((out / 'log.jsonl').read_text().splitlines()[-1]) for out in (short, tmp_path)]
     for key in ('loss', 'flow', 'text', 'text_acc', 'grad_norm', 'val_loss', 'val_flow'):
         assert last[0][key] == pytest.approx(last[1][key], abs=1e-5), key
 
