@@ -86,21 +86,23 @@ def wrap(angle, period=2 * np.pi):
 
 
 class Clutch:
-    """The weld pool at work. Call `update()` after every physics step or two; `links` is a numpy record array
-    with one row per pool slot, which is the clutch's whole memory: copying it (with the model's eq_* arrays)
-    is a snapshot.
+    """The weld pool at work. Call `update()` every few physics steps (4-8 ms); `links` is a numpy record array
+    with one row per pool slot. A snapshot is `links`, `pending`, `events`, `peak_force_n` and the model's eq_*
+    and exclude_signature arrays (World.state).
 
     insertion_force_n, pull_force_n: axial force per stud to seat and to pull off (StableLego reports 0.98 N
     of friction per knob, hobbyists 2-5 N). shear_force_n: per stud. tolerance_xy_m scales with the bricks.
     """
     DWELL = 2              # consecutive updates a condition must hold: rides over single-step contact spikes
     SNAP_TIME_S = .04      # the weld's target moves from the pose found to the grid pose over this time
-    GRACE_S = .2           # no breaking so soon after forming, while the pose is still being pulled in
+    GRACE_S = .2           # no breaking so soon after forming: the pull into the grid rings in the arms
     RESEAT_AFTER_S = .05
 
     def __init__(self, model, data, bricks, scale=1., insertion_force_n=1., pull_force_n=2.,
                  shear_force_n=10., tolerance_xy_m=.0015, tolerance_rad=np.radians(5)):
-        self.model, self.data, self.scale = model, data, scale
+        if model.opt.cone != mujoco.mjtCone.mjCONE_ELLIPTIC:
+            raise ValueError('the clutch reads contact forces as elliptic cones have them: set option cone="elliptic"')
+        self.model, self.data = model, data
         self.names = [b.name for b in bricks]
         self.dims = np.array([[*b.studs, b.height_m(scale)] for b in bricks])    # (N, 3): nx, ny, height in m
         self.body_id = np.array([model.body(n).id for n in self.names])
@@ -120,8 +122,9 @@ class Clutch:
             ('a', 'i4'), ('b', 'i4'), ('studs', 'i4'), ('over', 'i4'),
             ('cell', 'f8', 2), ('turns', 'i4'), ('time', 'f8'), ('half', 'f8', 2), ('inertia', 'f8', 2),
             ('pos0', 'f8', 3), ('quat0', 'f8', 4), ('pos1', 'f8', 3), ('quat1', 'f8', 4),
-            ('load', 'f8', 6), ('use', 'f8')])
+            ('load', 'f8', 6), ('use', 'f8'), ('offset', 'f8'), ('turn', 'f8')])
         self.pending = np.zeros(len(bricks), int)     # updates in a row that upper b was pressed hard enough
+        self.peak_force_n = 0.                        # largest force a seated link has carried
         self.events = []     # (time s, 'form' | 'break' | 'reseat' | 'part', lower, upper)
         self._write_excludes()
 
@@ -129,6 +132,7 @@ class Clutch:
         self.links[:] = 0
         self.pending[:] = 0
         self.events.clear()
+        self.peak_force_n = 0.
         self.data.eq_active[self.slot_eq_id] = 0
         self._write_excludes()
 
@@ -202,6 +206,10 @@ class Clutch:
     def _axial(self, force, a):
         return abs(force @ self.data.xmat[self.body_id[a]].reshape(3, 3)[:, 2])
 
+    def _fits(self, fit):
+        return (fit['error_m'] <= self.tolerance_xy_m and abs(fit['yaw_error']) <= self.tolerance_rad
+                and fit['tilt'] <= self.tolerance_rad)
+
     def _form(self, forces):
         linked = {(r['a'], r['b']) for r in self.links[self.links['used']]}
         by_upper = {}
@@ -215,9 +223,7 @@ class Clutch:
                 if not -self.stud_height_m < gap_m < .0006:
                     continue
                 fit = self.nearest_cell(a, b, pos, R)
-                if (fit and fit['error_m'] <= self.tolerance_xy_m
-                        and abs(fit['yaw_error']) <= self.tolerance_rad
-                        and fit['tilt'] <= self.tolerance_rad):
+                if fit and self._fits(fit):
                     by_upper.setdefault(b, []).append((a, self._axial(force, a), fit))
         for b in np.flatnonzero(self.pending):
             if b not in by_upper:
@@ -231,13 +237,13 @@ class Clutch:
                 for a, _, fit in lowers:
                     self.connect(a, b, fit)
 
-    def connect(self, a, b, fit, instant=False):
+    def connect(self, a, b, fit):
         """Point a free weld at bricks a (lower) and b (upper)
         with the grid pose of `fit` (from nearest_cell)."""
         free = np.flatnonzero(~self.links['used'])
         if not len(free):
             raise RuntimeError(f'all {len(self.links)} clutch welds are in use; '
-                               'build the world with more clutch slots')
+                               'raise n_slots in world.build_model')
         slot, model = free[0], self.model
         nx, ny = np.round(fit['hi'] - fit['lo'])
         # anchor, in a's frame
@@ -259,18 +265,19 @@ class Clutch:
         row['used'], row['loose'], row['a'], row['b'], row['studs'] = True, False, a, b, n
         row['cell'], row['turns'], row['over'], row['load'], row['use'] = fit['cell'], fit['turns'], 0, 0, 0
         row['half'], row['inertia'] = [(nx - 1) * p / 2, (ny - 1) * p / 2], inertia
+        row['offset'], row['turn'] = fit['error_m'], fit['yaw_error']        # as it was pressed
         row['pos1'], row['quat1'] = centre, [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
-        self._start(slot, 'form', instant)
+        self._start(slot, 'form')
         self._write_excludes()
 
-    def _start(self, slot, event, instant=False):
+    def _start(self, slot, event):
         row, eq = self.links[slot], self.slot_eq_id[slot]
         pos, R = self.relative_pose(row['a'], row['b'])
         quat = np.zeros(4)
         mujoco.mju_mat2Quat(quat, R.ravel())
         row['quat0'] = quat if quat @ row['quat1'] >= 0 else -quat
         row['pos0'] = pos + R @ self.model.eq_data[eq, :3]
-        row['time'], row['seated'] = self.data.time - (self.SNAP_TIME_S if instant else 0), False
+        row['time'], row['seated'] = self.data.time, False
         self.data.eq_active[eq] = 1
         self.events.append((float(self.data.time), event, self.names[row['a']], self.names[row['b']]))
         self._ramp()
@@ -310,6 +317,7 @@ class Clutch:
                + np.hypot(F[:, 0], F[:, 1]) / (n * self.shear_force_n)
                + np.abs(M[:, 2]) / (n * self.shear_force_n * 4 * self.radius_m))
         over = np.where((use > 1) & (data.time - link['time'] > self.GRACE_S), link['over'] + 1, 0)
+        self.peak_force_n = max(self.peak_force_n, *np.linalg.norm(F, axis=1))
         self.links['load'][slots] = np.concatenate([F, M], 1)
         self.links['use'][slots] = use
         self.links['over'][slots] = over
@@ -328,11 +336,11 @@ class Clutch:
             a, b = int(row['a']), int(row['b'])
             pos, R = self.relative_pose(a, b)
             gap_m, fit = pos[2] - self.dims[a, 2], self.nearest_cell(a, b, pos, R)
-            if gap_m > .95 * self.stud_height_m or fit is None or fit['error_m'] > .5 * self.pitch_m:
+            if gap_m > .95 * self.stud_height_m or fit is None or (fit['cell'] != row['cell']).any():
                 row['used'] = row['loose'] = False
                 parted = True
                 self.events.append((float(self.data.time), 'part', self.names[a], self.names[b]))
-            elif (gap_m < 3e-4 and fit['error_m'] < self.tolerance_xy_m and fit['tilt'] < self.tolerance_rad
+            elif (gap_m < 3e-4 and self._fits(fit) and fit['turns'] == row['turns']
                     and self.data.time - row['time'] > self.RESEAT_AFTER_S):
                 force = forces.get((min(a, b), max(a, b)))
                 if force is not None and self._axial(force, a) >= self.insertion_force_n * row['studs']:
@@ -350,14 +358,3 @@ class Clutch:
         signature = np.sort((np.minimum(i, j) << 16) + np.maximum(i, j))
         self.model.exclude_signature[:] = NO_BODY
         self.model.exclude_signature[:len(signature)] = signature
-
-    def snap_existing(self):
-        """Link every pair that already sits in its grid pose (for initial states)."""
-        for a in range(len(self.names)):
-            for b in range(len(self.names)):
-                if a != b and self.link(self.names[a], self.names[b]) is None:
-                    pos, R = self.relative_pose(a, b)
-                    if abs(pos[2] - self.dims[a, 2]) < 5e-4:
-                        fit = self.nearest_cell(a, b, pos, R)
-                        if fit and fit['error_m'] < 5e-4:
-                            self.connect(a, b, fit, instant=True)

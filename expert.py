@@ -140,9 +140,10 @@ class Expert:
     """Ground-truth policy for every task whose goal is one connection."""
 
     def act(self, world):
-        """Returns the next tool action (15,) float32 and info: `phase` (left, right) verbs, `phase_id` index
-        of the leading hand's verb in VERBS, `subtask` narration."""
+        """Returns the next tool action (15,) float32 and info: `phase` (left, right) verbs, `subtask`
+        narration."""
         goal, action, verbs = world.goal, world.tool_command.astype(float), dict.fromkeys(HANDS, 'rest')
+        action[0] -= np.clip(action[0], -.05, .05)      # all of this assumes a spine that looks ahead
         joined, names = world.joined(), {}
         holder_ready = True
         if goal.holder:
@@ -170,8 +171,7 @@ class Expert:
             verbs[goal.hand] = 'wait'
         action[TOOL[goal.hand]], names[goal.hand] = h.new, goal.upper
         action = np.clip(action, TOOL_LOW, TOOL_HIGH).astype(np.float32)
-        info = dict(phase=tuple(verbs[k] for k in HANDS), phase_id=VERBS.index(verbs[goal.hand]),
-                    subtask=narrate(goal, verbs, names))
+        info = dict(phase=tuple(verbs[k] for k in HANDS), subtask=narrate(goal, verbs, names))
         return action, info
 
 
@@ -195,7 +195,7 @@ class Kicks:
     def __init__(self, seed, probability=.1):
         self.rng = np.random.default_rng([7919, seed])
         self.probability = probability
-        # what is left of a burst: offsets (7,) to add to the command in force
+        # what is left of a burst: (offset (6,) to add to the command in force, opening or None)
         self.queue = {h: [] for h in HANDS}
         # at most one off-centre grasp and one early release per hand and episode
         self.grasped, self.dropped = set(), set()

@@ -564,7 +564,7 @@ class VLA(nn.Module):
             theirs.pop('lm_head.weight', None)
         ours, shapes = {}, {name: p.shape for name, p in model.named_parameters()}
         for name, parts in hub_names(cfg).items():
-            if all(part in theirs for part in parts):
+            if name in shapes and all(part in theirs for part in parts):
                 ours[name] = torch.cat([theirs.pop(part) for part in parts]).view(shapes[name])
         missing = [name for name in shapes if name not in ours and not name.startswith(('state_in.', 'head.'))]
         if missing or theirs:

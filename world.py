@@ -260,6 +260,9 @@ class World:
                               for i in range(robot_model.njnt)]
         self._clutch_every = max(1, round(CLUTCH_PERIOD_S / physics_dt_s))
         self._substeps = round(1 / INTERPOLATION_HZ / physics_dt_s)
+        if INTERPOLATION_HZ % control_hz or abs(self._substeps * physics_dt_s * INTERPOLATION_HZ - 1) > 1e-6:
+            raise ValueError(f'control_hz={control_hz} must divide {INTERPOLATION_HZ} (the rate of joint targets), and '
+                             f'physics_dt_s={physics_dt_s} must divide {1 / INTERPOLATION_HZ} s')
         self._clutch_phase = 0
         self._renderers = {}
         self.max_opening_m = 2 * (.016 + .008 * self.brick_scale)      # what a released hand opens to
@@ -299,14 +302,16 @@ class World:
         d.qpos[self._joint_qadr] = self.joint_command[:15]
         self._send(self.joint_command)
         mujoco.mj_forward(m, d)
+        self._clutch_phase = 0
         self._physics(10 * self._substeps)        # bricks settle
         self._refresh()
         self._clutch_phase = 0
         d.time = 0.
         self.steps, self.phase, self._held_steps, self._carried = 0, 0, 0, False
-        self.fault, self._in_air_link = None, False
-        self._metrics = dict(peak_force_n=0., drops=0, press_error_mm=None)
+        self.fault, self._was_joined, self._joined_in_air = None, False, False
+        self._metrics = dict(peak_force_n=0., drops=0, press_error_mm=None, press_yaw_deg=None)
         self.clutch.events.clear()
+        self.clutch.pending[:] = 0
         return self.observe(), self.info()
 
     def step(self, action):
@@ -404,9 +409,15 @@ class World:
 
     def joined(self):
         """True while the goal connection holds."""
-        link = self.clutch.link(self.goal.lower, self.goal.upper)
-        return (link is not None and np.allclose(link['cell'], self.goal.cell)
-                and (link['turns'] - self.goal.turns) % 2 == 0)
+        g = self.goal
+        link = self.clutch.link(g.lower, g.upper)
+        if link is None:
+            return False
+        nx, ny = next(b.studs for b in self.bricks if b.name == g.upper)
+        # a loose lower brick looks the same turned by 180 degrees
+        cells = [g.cell] if g.holder is None else [g.cell, tuple(-c for c in g.cell)]
+        return (any(np.allclose(link['cell'], c) for c in cells)
+                and (link['turns'] - g.turns) % (1 if nx == ny else 2) == 0)
 
     def released(self, hand):
         """True when the hand is open and its tool is 3 cm above where it would hold the upper brick."""
@@ -418,7 +429,7 @@ class World:
         if not (self.joined() and self.released(self.goal.hand)):
             return False
         return self.goal.holder is None or (
-            self._in_air_link and self.brick_pose(self.goal.lower)[0][2] > MIN_JOIN_HEIGHT_M)
+            self._joined_in_air and self.brick_pose(self.goal.lower)[0][2] > MIN_JOIN_HEIGHT_M)
 
     def success(self):
         return self._held_steps >= HOLD_S * self.control_hz
@@ -452,11 +463,14 @@ class World:
         phase = 1 if all(near) else 0
         if all(lifted):
             phase = 4 if xy < .0015 * s else 3 if xy < .02 else 2
-        joined, goal = self.joined(), self.goal_reached()
+        joined = self.joined()
+        if joined and not self._was_joined:
+            link = self.clutch.link(g.lower, g.upper)
+            self._metrics.update(press_error_mm=float(1e3 * link['offset']),
+                                 press_yaw_deg=float(np.degrees(link['turn'])))
+            self._joined_in_air = self.brick_pose(g.lower)[0][2] > MIN_JOIN_HEIGHT_M
+        self._was_joined, goal = joined, self.goal_reached()
         if joined:
-            if self.phase < 5:
-                self._metrics['press_error_mm'] = float(1e3 * xy)
-                self._in_air_link = self.brick_pose(g.lower)[0][2] > MIN_JOIN_HEIGHT_M
             phase = 6 if goal else 5
         if lifted[0] and near[0]:
             self._carried = True
@@ -465,9 +479,7 @@ class World:
             self._metrics['drops'] += 1
         self._held_steps = self._held_steps + 1 if goal else 0
         self.phase = max(self.phase, 7 if self.success() else phase)
-        force = max((np.linalg.norm(c['load'][:3]) for c in self.connections()), default=0.)
-        self._metrics['peak_force_n'] = max(self._metrics['peak_force_n'], float(force))
-        self._metrics.update(steps=self.steps, xy_error_mm=float(1e3 * xy), z_error_mm=float(1e3 * error[2]),
+        self._metrics.update(steps=self.steps, peak_force_n=float(self.clutch.peak_force_n), xy_error_mm=float(1e3 * xy), z_error_mm=float(1e3 * error[2]),
                              yaw_error_deg=float(np.degrees(yaw_error)),
                              broken=sum(e[1] == 'break' for e in self.clutch.events))
 
@@ -542,14 +554,15 @@ class World:
         return dict(
             physics=physics,
             links=self.clutch.links.copy(), pending=self.clutch.pending.copy(),
-            events=list(self.clutch.events),
+            events=list(self.clutch.events), peak_force_n=self.clutch.peak_force_n,
             eq_obj1id=m.eq_obj1id.copy(), eq_obj2id=m.eq_obj2id.copy(), eq_data=m.eq_data.copy(),
             eq_active=d.eq_active.copy(), exclude=m.exclude_signature.copy(),
             memory=dict(
                 seed=self.seed, goal=self.goal, instruction=self.instruction,
                 steps=self.steps, phase=self.phase, fault=self.fault,
                 tool_command=self.tool_command.copy(), joint_command=self.joint_command.copy(),
-                _held_steps=self._held_steps, _carried=self._carried, _in_air_link=self._in_air_link,
+                _held_steps=self._held_steps, _carried=self._carried, _was_joined=self._was_joined,
+                _joined_in_air=self._joined_in_air,
                 _metrics=dict(self._metrics), _clutch_phase=self._clutch_phase))
 
     def set_state(self, state):
@@ -561,8 +574,11 @@ class World:
         mujoco.mj_setState(m, d, state['physics'], mujoco.mjtState.mjSTATE_INTEGRATION)
         d.eq_active[:] = state['eq_active']
         self._refresh()
+        for warning in d.warning:      # of the run that is being left
+            warning.number = 0
         self.clutch.links[:], self.clutch.pending[:] = state['links'], state['pending']
         self.clutch.events[:] = state['events']
+        self.clutch.peak_force_n = state['peak_force_n']
         for key, value in state['memory'].items():
             setattr(self, key, value.copy() if hasattr(value, 'copy') else value)
 
