@@ -199,11 +199,21 @@ class Kicks:
         self.queue = {h: [] for h in HANDS}
         # at most one off-centre grasp and one early release per hand and episode
         self.grasped, self.dropped = set(), set()
+        # In most episodes an idle hand sets out for a brick nobody asked for. Without these feints the hand that
+        # moves, or is near its brick, always is the right one: a learner reads that instead of the instruction
+        # (it then chose the hand by chance on the first step, and stayed with it).
+        self.feint_steps = self.rng.integers(3, 13) if self.rng.random() < .6 and probability > 0 else 0
 
     def apply(self, world, action, info):
         """Returns the action to execute (15,) float32 and whether it differs from the expert's."""
         action, kicked = action.copy(), False
         for hand, verb in zip(HANDS, info['phase']):
+            if verb == 'rest' and world.steps < self.feint_steps:
+                other = Hand(world, hand, self._unasked(world))
+                other.pick()
+                action[TOOL[hand]][:6] = other.new[:6]
+                kicked = True
+                continue
             if not self.queue[hand] and self.probability > 0:
                 self._draw(world, hand, verb)
             if self.queue[hand]:
@@ -214,6 +224,11 @@ class Kicks:
                 if open_m is not None:
                     action[sl][6] = open_m
         return np.clip(action, TOOL_LOW, TOOL_HIGH).astype(np.float32), kicked
+
+    def _unasked(self, world):
+        """A loose brick that is not part of the goal; the goal's own where there is no other."""
+        names = [b.name for b in world.bricks if not b.fixed and b.name not in (world.goal.upper, world.goal.lower)]
+        return names[0] if names else world.goal.upper
 
     def _draw(self, world, hand, verb):
         rng, s, command = self.rng, world.brick_scale, world.tool_command[TOOL[hand]]

@@ -17,7 +17,6 @@ Flow convention (pi0, EO-1), everywhere: t = 1 is noise, t = 0 is data,
 import json
 import math
 import os
-import re
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -159,6 +158,7 @@ class FastRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps, dtype):
+        x, ctx.dtype = x.float(), x.dtype
         scale = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
         unit = x * scale
         ctx.save_for_backward(unit, scale, weight)
@@ -167,11 +167,11 @@ class FastRMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         unit, scale, weight = ctx.saved_tensors
-        grad = grad.to(unit.dtype)
+        grad = grad.float()
         along = grad * unit
-        mean = (along @ weight)[..., None] / unit.shape[-1]
+        mean = (along @ weight.float())[..., None] / unit.shape[-1]
         grad_x = torch.addcmul(grad * weight, unit, mean, value=-1).mul_(scale)
-        return grad_x, along.flatten(0, -2).sum(0), None, None
+        return grad_x.to(ctx.dtype), along.flatten(0, -2).sum(0).to(weight.dtype), None, None
 
 
 class RMSNorm(nn.RMSNorm):
@@ -267,6 +267,8 @@ class ActionHead(nn.Module):
         self.time_mlp_out = nn.Linear(D, D)
         self.row = nn.Parameter(torch.zeros(cfg.horizon, D)) if cfg.row_embedding else None
         self.action_out = nn.Linear(D, cfg.action_dim)
+        nn.init.normal_(self.action_out.weight, std=0.002)     # the first prediction is the mean action
+        nn.init.zeros_(self.action_out.bias)
         if cfg.head_layers == 2:
             self.action_out = nn.Sequential(nn.Linear(D, D), nn.Identity(), self.action_out)
 
@@ -284,6 +286,10 @@ class ActionHead(nn.Module):
         x = torch.cat([x, self.time_embedding(time).to(x.dtype)], -1)
         x = self.time_mlp_out(F.silu(self.time_mlp_in(x)))
         return x if self.row is None else x + self.row
+
+    def read(self, hidden):
+        """Hidden states (..., D) -> rows (..., A), float32: clean actions or velocities."""
+        return self.action_out(hidden.to(self.action_in.weight.dtype)).float()
 
 
 # -----------------------------------------------------------------------------
@@ -319,9 +325,6 @@ class VLA(nn.Module):
         for block in self.decoder.blocks:                      # residual branches start small
             for linear in (block.out, block.down):
                 nn.init.normal_(linear.weight, std=0.02 / self.cfg.n_layers ** 0.5)
-        out = self.head.action_out if self.cfg.head_layers == 1 else self.head.action_out[-1]
-        nn.init.normal_(out.weight, std=0.002)                 # the first prediction is the mean action
-        nn.init.zeros_(out.bias)
 
     @property
     def n_parameters(self):
@@ -406,11 +409,13 @@ class VLA(nn.Module):
         layout = prefix.join(self.chunk_layout(prefix, batch['read_text']))
         hidden, _ = self.decoder(torch.cat([x, rows.to(x.dtype)], 1), layout, skip=skip)
         prefix_hidden, hidden = hidden.split([L - skip, K * H], 1)
-        return self.head.action_out(hidden).float().view(B, K, H, A), prefix_hidden
+        return self.head.read(hidden).view(B, K, H, A), prefix_hidden
 
     def forward(self, batch):
         """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens. Where
         the batch is a share of a larger one, n_rows and n_tokens in it are the counts to divide by."""
+        if batch['noise'].ndim == 3:
+            return self.forward_inline(batch)
         cfg, actions, noise = self.cfg, batch['actions'], batch['noise']
         skip = int((batch['labels'][:, 1:] != -100).any(0).int().argmax())            # the first token asked for text
         predicted, hidden = self.predict(batch, skip)
@@ -440,7 +445,7 @@ class VLA(nn.Module):
         hidden, _ = self.decoder(self.embed_prefix(batch | rows), self.prefix_layout(batch))  # (B, L, D)
         target = actions if cfg.predict == 'action' else noise - actions
         valid = batch['action_mask'] & ~clean
-        error = (self.head.action_out(hidden[at]).float().view(actions.shape) - target).square().mean(-1)
+        error = (self.head.read(hidden[at]).view(actions.shape) - target).square().mean(-1)
         flow = (error * valid).sum() / (valid.numel() if cfg.eo1_compat else valid.sum())
         return self.total_loss(flow, hidden, batch['labels'], batch)
 
@@ -502,15 +507,14 @@ class VLA(nn.Module):
         return texts, cache, layout
 
     def denoise(self, cache, prefix, steps, noise, solver):
-        cfg, kind, dtype = self.cfg, prefix.kind, self.state_in.weight.dtype
+        cfg, kind = self.cfg, prefix.kind
         layout = self.chunk_layout(prefix, torch.ones_like(kind[:, :1], dtype=torch.bool))
-        shape = len(kind), cfg.horizon, cfg.action_dim
-        x = torch.zeros(shape, dtype=dtype, device=kind.device) if noise is None else noise
+        x = torch.zeros(len(kind), cfg.horizon, cfg.action_dim, device=kind.device) if noise is None else noise
 
         def velocity(x, t):
-            rows = self.head.embed(x, torch.full(shape[:2], t, device=x.device))
-            hidden, _ = self.decoder(rows.to(dtype), layout, cache, prefix)
-            out = self.head.action_out(hidden).to(x.dtype)
+            rows = self.head.embed(x, torch.full(x.shape[:2], t, device=x.device))
+            hidden, _ = self.decoder(rows.to(self.embed_tokens.weight.dtype), layout, cache, prefix)
+            out = self.head.read(hidden)
             return (x - out) / t if cfg.predict == 'action' else out   # clean chunk c: velocity (x_t - c) / t
         for i in range(steps):
             t, dt = 1 - i / steps, 1 / steps
@@ -549,24 +553,21 @@ class VLA(nn.Module):
         """Read a Hugging Face folder of Qwen2.5-VL, whose action head is then new, or of EO-1. `changes` are fields
         of VLAConfig, among them those the folder does not tell (always action_start_id)."""
         with open(f'{folder}/config.json') as f:
-            cfg = VLAConfig(**(config_from_hf(json.load(f)) | changes))
+            cfg = VLAConfig(**(vision.config_from_hf(json.load(f)) | changes))
         with torch.device('meta'):
             model = cls(cfg)
         model.state_in, model.head = nn.Linear(cfg.state_dim, cfg.hidden_size), ActionHead(cfg)
-        theirs, index = {}, f'{folder}/model.safetensors.index.json'
-        files = ['model.safetensors']
-        if os.path.exists(index):
-            with open(index) as f:
-                files = sorted(set(json.load(f)['weight_map'].values()))
-        for name in files:
-            theirs |= {hub_name(key): tensor for key, tensor in load_file(f'{folder}/{name}').items()}
+        if cfg.geometry_dim:
+            model.geometry_out = nn.Linear(cfg.hidden_size, cfg.geometry_dim)
+        theirs = vision.read_hub(folder)
         if cfg.tie_embeddings:
             theirs.pop('lm_head.weight', None)
         ours, shapes = {}, {name: p.shape for name, p in model.named_parameters()}
-        for name, parts in hub_names(cfg).items():
+        for name, parts in vision.hub_names(cfg).items():
             if name in shapes and all(part in theirs for part in parts):
                 ours[name] = torch.cat([theirs.pop(part) for part in parts]).view(shapes[name])
-        missing = [name for name in shapes if name not in ours and not name.startswith(('state_in.', 'head.'))]
+        new = ('state_in.', 'head.', 'geometry_out.')
+        missing = [name for name in shapes if name not in ours and not name.startswith(new)]
         if missing or theirs:
             raise ValueError(f'{folder} does not fit config.json: missing {missing[:5]}, unused {list(theirs)[:5]}')
         model.load_state_dict(ours, strict=False, assign=True)
@@ -576,18 +577,17 @@ class VLA(nn.Module):
         """Write model.safetensors and config.json as transformers' Qwen2.5-VL (and from_pretrained) read them; the
         action head lies in the same file under EO-1's names, which transformers reports as unexpected."""
         os.makedirs(folder, exist_ok=True)
-        cfg, tensors, config = self.cfg, {}, config_to_hf(self.cfg)
-        sizes = {'qkv': [n * cfg.head_dim for n in (cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads)]}
-        state = self.state_dict()
-        for name, parts in hub_names(cfg).items():
+        cfg, tensors, state = self.cfg, {}, self.state_dict()
+        qkv = [n * cfg.head_dim for n in (cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads)]
+        for name, parts in vision.hub_names(cfg).items():
             if name in state:
-                split = sizes['qkv'] if len(parts) == 3 else state[name].shape[0] // len(parts)
+                split = qkv if len(parts) == 3 else state[name].shape[0] // len(parts)
                 for part, tensor in zip(parts, state[name].split(split)):
                     tensors[part] = tensor
         patch = 'visual.patch_embed.proj.weight'
         tensors[patch] = tensors[patch].view(-1, 3, cfg.patch_frames, cfg.patch_size, cfg.patch_size)
         write_tensors(f'{folder}/model.safetensors', tensors, {'format': 'pt'})
-        write_json(f'{folder}/config.json', config)
+        write_json(f'{folder}/config.json', vision.config_to_hf(cfg))
 
 
 def user_part(batch):
@@ -613,81 +613,6 @@ def write_json(path, value):
         with open(tmp, 'w') as f:
             json.dump(value, f, indent=1)
     write_atomic(path, write)
-
-
-# -----------------------------------------------------------------------------
-# Hugging Face layout
-
-def hub_name(key):
-    """Any generation's name of a tensor -> the one in the published Qwen2.5-VL files; the head keeps EO-1's names:
-    vlm_backbone.model.* (EO-1), model.language_model.* (transformers 5), model.vlm_backbone.* (LeRobot)."""
-    for pattern, start in ((r'.*\bvisual\.', 'visual.'), (r'.*\blanguage_model\.', 'model.'),
-                           (r'.*\bvlm_backbone\.', ''), (r'.*\b(?=state_proj|action_)', '')):
-        key, found = re.subn('^' + pattern, start, key)
-        if found:
-            break
-    return key
-
-
-def hub_names(cfg):
-    """Our parameter -> the tensors it is made of, stacked along the first axis."""
-    modules = {'embed_tokens': 'model.embed_tokens', 'decoder.norm': 'model.norm', 'lm_head': 'lm_head',
-               'state_in': 'state_proj', 'head.action_in': 'action_in_proj', 'head.time_mlp_in': 'action_time_mlp_in',
-               'head.time_mlp_out': 'action_time_mlp_out', 'head.action_out.0': 'action_out_proj.0',
-               'head.action_out.2': 'action_out_proj.2'}
-    block = {'norm1': 'input_layernorm', 'qkv': 'self_attn.q_proj self_attn.k_proj self_attn.v_proj',
-             'out': 'self_attn.o_proj', 'norm2': 'post_attention_layernorm', 'up': 'mlp.gate_proj mlp.up_proj',
-             'down': 'mlp.down_proj'}
-    for i in range(cfg.n_layers):
-        modules |= {f'decoder.blocks.{i}.{ours}': ' '.join(f'model.layers.{i}.{part}' for part in theirs.split())
-                    for ours, theirs in block.items()}
-    modules |= {f'vision.{ours}': theirs for ours, theirs in vision.hub_modules(cfg.vision_layers).items()}
-    return {f'{ours}.{kind}': [f'{part}.{kind}' for part in theirs.split()]
-            for ours, theirs in modules.items() for kind in ('weight', 'bias')}
-
-
-def config_from_hf(hf):
-    """config.json of Qwen2.5-VL (flat or nested) or EO-1 -> fields of VLAConfig."""
-    text, tower = hf['text_config'] if 'text_config' in hf else hf, hf['vision_config']
-    rope = text['rope_parameters'] if 'rope_parameters' in text else text['rope_scaling'] | text
-    cfg = dict(vocab_size=text['vocab_size'], hidden_size=text['hidden_size'], n_layers=text['num_hidden_layers'],
-               n_heads=text['num_attention_heads'], n_kv_heads=text['num_key_value_heads'],
-               head_dim=text['hidden_size'] // text['num_attention_heads'],
-               intermediate_size=text['intermediate_size'], mlp='swiglu', norm='rms', norm_eps=text['rms_norm_eps'],
-               rope_theta=rope['rope_theta'], mrope_section=tuple(rope['mrope_section']),
-               tie_embeddings=(hf if 'tie_word_embeddings' in hf else text)['tie_word_embeddings'],
-               vision='qwen', image_pad_id=hf['image_token_id'],
-               **{ours: tower[theirs] for ours, theirs in vision.HUB_CONFIG.items()},
-               vision_full_blocks=tuple(tower['fullatt_block_indexes']),
-               prefix_attention='causal', chunk_attention='causal', predict='velocity', row_embedding=False,
-               head_layers=2, time_period_min=4e-3, time_period_max=4.0, text_weight=1.0, eo1_compat=True)
-    if 'action_chunk_size' in hf:
-        if hf['action_act'] != 'linear' or hf['num_action_layers'] != 2:
-            raise ValueError(f'action head {hf["action_act"]!r} x {hf["num_action_layers"]}: only two linear layers')
-        cfg |= dict(horizon=hf['action_chunk_size'], state_dim=hf['max_action_dim'], action_dim=hf['max_action_dim'],
-                    state_pad_id=hf['state_token_id'], action_pad_id=hf['action_token_id'],
-                    action_pass_id=hf['action_pass_id'])
-    return cfg
-
-
-def config_to_hf(cfg):
-    """The other way; only for what that layout can say."""
-    if cfg.vision != 'qwen' or cfg.mlp != 'swiglu' or cfg.norm != 'rms' or cfg.head_layers != 2 or cfg.row_embedding:
-        raise ValueError('only a model of Qwen2.5-VL\'s architecture can be written in its layout')
-    rope = dict(rope_type='default', type='default', mrope_section=list(cfg.mrope_section), rope_theta=cfg.rope_theta)
-    text = dict(model_type='qwen2_5_vl_text', vocab_size=cfg.vocab_size, hidden_size=cfg.hidden_size,
-                intermediate_size=cfg.intermediate_size, num_hidden_layers=cfg.n_layers, hidden_act='silu',
-                num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads, rms_norm_eps=cfg.norm_eps,
-                rope_scaling=rope, rope_theta=cfg.rope_theta, tie_word_embeddings=cfg.tie_embeddings,
-                use_sliding_window=False)
-    tower = dict(model_type='qwen2_5_vl', hidden_act='silu', in_channels=3, tokens_per_second=2,
-                 **{theirs: getattr(cfg, ours) for ours, theirs in vision.HUB_CONFIG.items()},
-                 fullatt_block_indexes=list(cfg.vision_full_blocks), out_hidden_size=cfg.hidden_size)
-    return dict(architectures=['Qwen2_5_VLForConditionalGeneration'], model_type='qwen2_5_vl', text_config=text,
-                vision_config=tower, image_token_id=cfg.image_pad_id, tie_word_embeddings=cfg.tie_embeddings,
-                action_chunk_size=cfg.horizon, max_action_dim=cfg.action_dim, state_token_id=cfg.state_pad_id,
-                action_token_id=cfg.action_pad_id, action_pass_id=cfg.action_pass_id, num_action_layers=2,
-                action_act='linear')
 
 
 # -----------------------------------------------------------------------------

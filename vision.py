@@ -1,15 +1,21 @@
-"""Pictures to tokens: a small convolutional stem that learns from scratch, and Qwen2.5-VL's vision tower.
+"""Pictures to tokens: a small convolutional stem that learns from scratch, and Qwen2.5-VL's vision tower and file layout.
 
     ConvStem      (M, s, s, 3) bytes -> (M, few tokens, D)
     QwenVision    flattened patches of pictures of any size, and their grids -> (tokens, D) in reading order
     patchify      (M, h, w, 3) bytes -> what QwenVision reads
     grid_positions   the rotary positions of token rows that hold pictures
+    hub_names, config_from_hf, ...   the published names and settings of Qwen2.5-VL and EO-1, for VLA.from_pretrained
 A grid is (frames, rows, columns) of patches; merge x merge patches become one token, a `cell`.
 """
 # M pictures, n patches of all pictures, P patches of one, h heads, c head width, D width
+import json
+import os
+import re
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)    # CLIP's, of pixels in 0..1
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -220,13 +226,97 @@ def grid_positions(ids, image_id, grids, merge=2):
     return advance.cumsum(1) - advance + offset
 
 
-def hub_modules(layers):
-    """Our module in QwenVision -> the published modules it is made of, stacked."""
+# -----------------------------------------------------------------------------
+# files of Qwen2.5-VL and EO-1
+
+def hub_name(key):
+    """Any generation's name of a tensor -> the one in the published Qwen2.5-VL files; the head keeps EO-1's names:
+    vlm_backbone.model.* (EO-1), model.language_model.* (transformers 5), model.vlm_backbone.* (LeRobot)."""
+    for pattern, start in ((r'.*\bvisual\.', 'visual.'), (r'.*\blanguage_model\.', 'model.'),
+                           (r'.*\bvlm_backbone\.', ''), (r'.*\b(?=state_proj|action_)', '')):
+        key, found = re.subn('^' + pattern, start, key)
+        if found:
+            break
+    return key
+
+
+def hub_names(cfg):
+    """Our parameter -> the tensors it is made of, stacked along the first axis."""
+    modules = {'embed_tokens': 'model.embed_tokens', 'decoder.norm': 'model.norm', 'lm_head': 'lm_head',
+               'state_in': 'state_proj', 'head.action_in': 'action_in_proj', 'head.time_mlp_in': 'action_time_mlp_in',
+               'head.time_mlp_out': 'action_time_mlp_out', 'head.action_out.0': 'action_out_proj.0',
+               'head.action_out.2': 'action_out_proj.2'}
+    block = {'norm1': 'input_layernorm', 'qkv': 'self_attn.q_proj self_attn.k_proj self_attn.v_proj',
+             'out': 'self_attn.o_proj', 'norm2': 'post_attention_layernorm', 'up': 'mlp.gate_proj mlp.up_proj',
+             'down': 'mlp.down_proj'}
+    for i in range(cfg.n_layers):
+        modules |= {f'decoder.blocks.{i}.{ours}': ' '.join(f'model.layers.{i}.{part}' for part in theirs.split())
+                    for ours, theirs in block.items()}
+    modules |= {f'vision.{ours}': theirs for ours, theirs in tower_modules(cfg.vision_layers).items()}
+    return {f'{ours}.{kind}': [f'{part}.{kind}' for part in theirs.split()]
+            for ours, theirs in modules.items() for kind in ('weight', 'bias')}
+
+
+def config_from_hf(hf):
+    """config.json of Qwen2.5-VL (flat or nested) or EO-1 -> fields of VLAConfig."""
+    text, tower = hf['text_config'] if 'text_config' in hf else hf, hf['vision_config']
+    rope = text['rope_parameters'] if 'rope_parameters' in text else text['rope_scaling'] | text
+    cfg = dict(vocab_size=text['vocab_size'], hidden_size=text['hidden_size'], n_layers=text['num_hidden_layers'],
+               n_heads=text['num_attention_heads'], n_kv_heads=text['num_key_value_heads'],
+               head_dim=text['hidden_size'] // text['num_attention_heads'],
+               intermediate_size=text['intermediate_size'], mlp='swiglu', norm='rms', norm_eps=text['rms_norm_eps'],
+               rope_theta=rope['rope_theta'], mrope_section=tuple(rope['mrope_section']),
+               tie_embeddings=(hf if 'tie_word_embeddings' in hf else text)['tie_word_embeddings'],
+               vision='qwen', image_pad_id=hf['image_token_id'],
+               **{ours: tower[theirs] for ours, theirs in HUB_CONFIG.items()},
+               vision_full_blocks=tuple(tower['fullatt_block_indexes']),
+               prefix_attention='causal', chunk_attention='causal', predict='velocity', row_embedding=False,
+               head_layers=2, time_period_min=4e-3, time_period_max=4.0, text_weight=1.0, eo1_compat=True)
+    if 'action_chunk_size' in hf:
+        if hf['action_act'] != 'linear' or hf['num_action_layers'] != 2:
+            raise ValueError(f'action head {hf["action_act"]!r} x {hf["num_action_layers"]}: only two linear layers')
+        cfg |= dict(horizon=hf['action_chunk_size'], state_dim=hf['max_action_dim'], action_dim=hf['max_action_dim'],
+                    state_pad_id=hf['state_token_id'], action_pad_id=hf['action_token_id'],
+                    action_pass_id=hf['action_pass_id'])
+    return cfg
+
+
+def config_to_hf(cfg):
+    """The other way; only for what that layout can say."""
+    if cfg.vision != 'qwen' or cfg.mlp != 'swiglu' or cfg.norm != 'rms' or cfg.head_layers != 2 or cfg.row_embedding:
+        raise ValueError('only a model of Qwen2.5-VL\'s architecture can be written in its layout')
+    rope = dict(rope_type='default', type='default', mrope_section=list(cfg.mrope_section), rope_theta=cfg.rope_theta)
+    text = dict(model_type='qwen2_5_vl_text', vocab_size=cfg.vocab_size, hidden_size=cfg.hidden_size,
+                intermediate_size=cfg.intermediate_size, num_hidden_layers=cfg.n_layers, hidden_act='silu',
+                num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads, rms_norm_eps=cfg.norm_eps,
+                rope_scaling=rope, rope_theta=cfg.rope_theta, tie_word_embeddings=cfg.tie_embeddings,
+                use_sliding_window=False)
+    tower = dict(model_type='qwen2_5_vl', hidden_act='silu', in_channels=3, tokens_per_second=2,
+                 **{theirs: getattr(cfg, ours) for ours, theirs in HUB_CONFIG.items()},
+                 fullatt_block_indexes=list(cfg.vision_full_blocks), out_hidden_size=cfg.hidden_size)
+    return dict(architectures=['Qwen2_5_VLForConditionalGeneration'], model_type='qwen2_5_vl', text_config=text,
+                vision_config=tower, image_token_id=cfg.image_pad_id, tie_word_embeddings=cfg.tie_embeddings,
+                action_chunk_size=cfg.horizon, max_action_dim=cfg.action_dim, state_token_id=cfg.state_pad_id,
+                action_token_id=cfg.action_pad_id, action_pass_id=cfg.action_pass_id, num_action_layers=2,
+                action_act='linear')
+
+
+def tower_modules(layers):
+    """The part of hub_names in QwenVision."""
     block = {'norm1': 'norm1', 'qkv': 'attn.qkv', 'proj': 'attn.proj', 'norm2': 'norm2',
              'up': 'mlp.gate_proj mlp.up_proj', 'down': 'mlp.down_proj'}
-    modules = {'patch': 'visual.patch_embed.proj', 'norm': 'visual.merger.ln_q', 'merge_in': 'visual.merger.mlp.0',
-               'merge_out': 'visual.merger.mlp.2'}
+    modules = {'patch': 'visual.patch_embed.proj', 'norm': 'visual.merger.ln_q',
+               'merge_in': 'visual.merger.mlp.0', 'merge_out': 'visual.merger.mlp.2'}
     for i in range(layers):
         modules |= {f'blocks.{i}.{ours}': ' '.join(f'visual.blocks.{i}.{part}' for part in theirs.split())
                     for ours, theirs in block.items()}
     return modules
+
+
+def read_hub(folder):
+    """All tensors of a folder, one file or shards, by their published names."""
+    files, index = ['model.safetensors'], f'{folder}/model.safetensors.index.json'
+    if os.path.exists(index):
+        with open(index) as f:
+            files = sorted(set(json.load(f)['weight_map'].values()))
+    return {hub_name(key): tensor for file in files for key, tensor in load_file(f'{folder}/{file}').items()}

@@ -1,4 +1,4 @@
-# Demonstrations of `place`, DUPLO scale, with kicks: 2 CPU cores, 5 min, 1,500 episodes, 3 GB in episodes/demo
+# Demonstrations of `place`, DUPLO scale, with kicks: 2 CPU cores, 5-6 min, 1,500 episodes, 6.6 GB in episodes/demo
 # python sim_rollout.py config/demo_collect.py       (kill it and type it again: it goes on where it was)
 policy = 'expert'
 task = 'place'

@@ -346,23 +346,15 @@ def test_average_warms_up_then_follows_its_decay():
     assert all(close(q, p + 1) for q, p in zip(net.parameters(), first))
 
 
-@pytest.mark.parametrize('fast,plain,shape,call', [
-    (model.RMSNorm(24, eps=1e-6), torch.nn.RMSNorm(24, eps=1e-6), (5, 7, 24), lambda norm, x: norm(x)),
-    (torch.nn.GroupNorm(4, 24), torch.nn.GroupNorm(4, 24), (5, 24, 3, 3), lambda norm, x: model.vision.group_norm(x, norm))])
-def test_fast_norms_equal_the_library(fast, plain, shape, call):
+def test_fast_rms_norm_equals_the_library():
     torch.manual_seed(0)
-    for p in fast.parameters():
-        torch.nn.init.normal_(p)
-    plain.load_state_dict(fast.state_dict())
-    x = torch.randn(shape)
-    if len(shape) == 4:
-        x = x.to(memory_format=torch.channels_last)
-    results = []
-    for norm, f in ((fast, call), (plain, lambda norm, x: norm(x))):
+    results, x = [], torch.randn(5, 7, 24)
+    for norm in (model.RMSNorm(24, eps=1e-6), torch.nn.RMSNorm(24, eps=1e-6)):
+        norm.weight.data = torch.linspace(-1, 2, 24)
         y = x.clone().requires_grad_()
-        out = f(norm, y)
+        out = norm(y)
         out.backward(torch.sin(torch.arange(out.numel()).view(out.shape)))
-        results.append([out, y.grad, *(p.grad for p in norm.parameters())])
+        results.append([out, y.grad, norm.weight.grad])
     assert all(close(a, b) for a, b in zip(*results))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import model
+import vision
 from model import VLA
 
 torch.set_num_threads(1)
@@ -64,7 +64,7 @@ def test_forward_matches_eo1(net, name):
 @pytest.mark.parametrize('name', ['vla_right_pad', 'interleaved_pass'])
 def test_losses_and_gradients_match_eo1(net, name):
     inputs, expected = load(name)
-    loss, parts = net.forward_inline(as_batch(inputs))
+    loss, parts = net(as_batch(inputs))
     assert distance(parts['flow'], expected['fm_loss']) < TOLERANCE
     assert distance(parts['text'], expected['ar_loss']) < TOLERANCE
     assert distance(loss, expected['loss']) < TOLERANCE
@@ -73,8 +73,8 @@ def test_losses_and_gradients_match_eo1(net, name):
     with open(f'{FOLDER}/{name}.gradnorm.json') as f:
         norms = json.load(f)
     grads = {ours: p.grad for ours, p in net.named_parameters()}
-    for ours, parts in model.hub_names(net.cfg).items():
-        expected = [norms[key] for part in parts for key in norms if model.hub_name(key) == part and key in norms]
+    for ours, parts in vision.hub_names(net.cfg).items():
+        expected = [norms[key] for part in parts for key in norms if vision.hub_name(key) == part and key in norms]
         if ours in grads and expected:
             norm = sum(n ** 2 for n in expected) ** 0.5
             assert abs(grads[ours].norm().item() - norm) < TOLERANCE * norm + 1e-6, ours
@@ -105,7 +105,7 @@ def test_every_generation_of_names_loads(net, tmp_path, prefix):
     shutil.copy(f'{FOLDER}/config.json', tmp_path)
     tensors = {}
     for key, tensor in load_file(f'{FOLDER}/model.safetensors').items():
-        key = model.hub_name(key)
+        key = vision.hub_name(key)
         head = key.startswith(('state_proj', 'action_'))
         if prefix.startswith('model.'):      # LeRobot: the names transformers 5 has in memory
             key = 'model.' + key if head else prefix + ('model.' + key if key.startswith('visual.')

@@ -127,7 +127,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
 def test_constant_policies_run_to_the_time_limit_without_success(blind_world, kind):
     result, rows, frames = sim_rollout.run_episode(blind_world, sim_rollout.constant_policy(kind), seed=1_000_003)
     assert not result['success'] and result['fault'] is None
-    assert result['steps'] == blind_world.max_steps and result['phase'] == 'start'
+    assert result['steps'] == blind_world.max_steps and result['phase'] in ('start', 'reach')  # it may pass by
     assert rows == [] and frames == []
 
 

@@ -1,0 +1,95 @@
+"""Pictures become tokens as published (tests/test_pretrained.py holds the tower itself to the reference's numbers).
+
+    python -m pytest tests/test_vision.py
+"""
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import vision
+
+torch.set_num_threads(1)
+
+
+def close(a, b, tolerance=1e-5):
+    return (a - b).abs().max().item() <= tolerance
+
+
+def test_group_norm_equals_the_library():
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(4, 24)
+    for p in norm.parameters():
+        torch.nn.init.normal_(p)
+    x = torch.randn(5, 24, 3, 3).to(memory_format=torch.channels_last)
+    results = []
+    for call in (vision.group_norm, lambda x, norm: norm(x)):
+        norm.zero_grad()
+        y = x.clone().requires_grad_()
+        out = call(y, norm)
+        out.backward(torch.sin(torch.arange(out.numel()).view(out.shape)))
+        results.append([out, y.grad, *(p.grad.clone() for p in norm.parameters())])
+    assert all(close(a, b) for a, b in zip(*results))
+
+
+def test_stem_folds_the_pixel_range_into_its_weights():
+    torch.manual_seed(0)
+    stem = vision.ConvStem(32, 2, 12)
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    seen = []
+    stem.conv.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    stem(images)
+    assert close(seen[0], F.relu(stem.patch(images.permute(0, 3, 1, 2) / 127.5 - 1)))
+    assert close(stem(images), stem(images.float()))
+
+
+def test_stem_keypoints_say_where_a_feature_fires():
+    stem = vision.ConvStem(32, 2, 12)
+    assert close(stem.where.view(16, 16, 2)[0, 15], torch.tensor([3 * 15 / 16, -3 * 15 / 16]))      # x right, y down
+
+
+def test_patches_of_a_cell_lie_side_by_side():
+    images = torch.randint(0, 256, (2, 56, 84, 3), dtype=torch.uint8)
+    patches, grids = vision.patchify(images)
+    assert grids == [(1, 4, 6)] * 2 and patches.shape == (48, 1176)
+    pixels = (images / 255 - torch.tensor(vision.PIXEL_MEAN)) / torch.tensor(vision.PIXEL_STD)
+    n = 24      # patches of the first picture
+    for cell_row in range(2):
+        for cell_column in range(3):
+            for row in range(2):
+                for column in range(2):
+                    top, left = 14 * (2 * cell_row + row), 14 * (2 * cell_column + column)
+                    square = pixels[1, top:top + 14, left:left + 14].permute(2, 0, 1)
+                    assert close(patches[n].view(3, 2, 14, 14), square[:, None].expand(3, 2, 14, 14))
+                    n += 1
+    with pytest.raises(ValueError, match='50 x 84'):
+        vision.patchify(images[:, :50])
+
+
+def test_positions_walk_the_grid_and_go_on_after_its_longer_side():
+    ids = torch.tensor([[5, 9, 9, 9, 9, 9, 9, 5, 9, 5], [5, 5, 5, 5, 5, 5, 5, 5, 5, 5]])
+    position = vision.grid_positions(ids, 9, [(1, 4, 6), (1, 2, 2)])
+    assert position[:, 0].tolist() == [[0, 1, 1, 1, 1, 1, 1, 4, 5, 6], [0, 1, 1, 1, 2, 2, 2, 4, 5, 6],
+                                       [0, 1, 2, 3, 1, 2, 3, 4, 5, 6]]
+    assert position[:, 1].tolist() == [list(range(10))] * 3
+
+
+def test_pictures_of_one_batch_do_not_see_each_other():
+    torch.manual_seed(0)
+    tower = vision.QwenVision(32, 2, 2, 48, 16, full_blocks=(1,), window=56)
+    small, large = torch.rand(2, 28, 56, 3) * 255, torch.rand(1, 84, 140, 3) * 255
+    (a, grid_a), (b, grid_b) = vision.patchify(small), vision.patchify(large)
+    together = tower(torch.cat([a[:8], b, a[8:]]), [grid_a[0], grid_b[0], grid_a[1]])
+    alone = torch.cat([tower(a[:8], grid_a[:1]), tower(b, grid_b), tower(a[8:], grid_a[1:])])
+    assert together.shape == (2 + 15 + 2, 16) and close(together, alone)
+
+
+@pytest.mark.slow
+def test_patches_equal_the_published_image_processor():
+    transformers = pytest.importorskip('transformers')
+    processor = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
+        min_pixels=1, max_pixels=10 ** 6)
+    image = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
+    theirs = processor(images=[image], return_tensors='pt')
+    patches, grids = vision.patchify(torch.from_numpy(image)[None])
+    assert close(patches, theirs['pixel_values'], 1e-5) and [list(g) for g in grids] == theirs['image_grid_thw'].tolist()
