@@ -550,7 +550,7 @@ class Processor:
         spread = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean ** 2, 0))
         state_floor = np.array([STATE[i].floor for i in self.state_index])
         action_floor = np.array([TOOL_ACTION[i].floor for i in self.action_index])
-        geometry = dataset.geometry[dataset.windows]
+        geometry = dataset.geometry[dataset.windows].astype(np.float64)      # as it comes back from a checkpoint
         self.stats = {'geometry_mean': geometry.mean(0), 'geometry_std': geometry.std(0) + 0.05,
                       'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
                       'action_mean': mean, 'action_std': np.maximum(spread, action_floor)}

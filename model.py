@@ -666,12 +666,21 @@ class EMA:
 def flops_per_sample(cfg, prefix_len, draws):
     """Multiply-adds x 2 of one training sample, forward and backward (3x forward), for the share of peak reported."""
     T, D, c = prefix_len + draws * cfg.horizon, cfg.hidden_size, cfg.head_dim
-    unread = cfg.n_cameras * cfg.tokens_per_camera + 1     # image and state tokens stop before the last MLP
+    if cfg.vision == 'conv':
+        image_tokens = cfg.n_cameras * cfg.tokens_per_camera
+        conv = 256 * (3 * (cfg.image_size // 16) ** 2 * 64 + 64 * 64 * 9) + 64 * 64 * 32 * 9
+        vision = cfg.n_cameras * (conv + (128 + 2048) * cfg.tokens_per_camera * D)
+    else:
+        w, per_token, picture = cfg.vision_width, cfg.merge_size ** 2, (cfg.image_size // cfg.patch_size) ** 2
+        image_tokens, window = cfg.n_cameras * picture // per_token, (cfg.vision_window // cfg.patch_size) ** 2
+        seen = cfg.vision_layers * window + len(cfg.vision_full_blocks) * (picture - window)
+        vision = image_tokens * (w * per_token) * (w * per_token + D)
+        vision += cfg.n_cameras * picture * w * (cfg.vision_layers * (4 * w + 3 * cfg.vision_intermediate) + 2 * seen
+                                                 + 3 * cfg.patch_frames * cfg.patch_size ** 2)
+    unread = image_tokens + 1                              # image and state tokens stop before the last MLP
     queries = cfg.n_layers * T - unread
     keys_values = cfg.n_layers * T * D * c * (cfg.n_heads + 2 * cfg.n_kv_heads)
     mlp = D * cfg.intermediate_size * (3 if cfg.mlp == 'swiglu' else 2)
     decoder = keys_values + queries * (D * c * cfg.n_heads + mlp + 2 * T * cfg.n_heads * c)
-    conv = 256 * (3 * (cfg.image_size // 16) ** 2 * 64 + 64 * 64 * 9) + 64 * 64 * 32 * 9
-    vision = cfg.n_cameras * (conv + (128 + 2048) * cfg.tokens_per_camera * D)
     head = draws * cfg.horizon * (2 * cfg.action_dim * D + 3 * D * D)
     return 6 * (decoder + vision + head)

@@ -339,7 +339,8 @@ if __name__ == '__main__':
         return [train_data.batch(step, batch_size, rank * accumulate + i, world_size * accumulate, seed)
                 for i in range(accumulate)]
 
-    meta = {'settings': settings, 'fingerprint': fingerprint, 'processor': processor.to_dict(), 'git_rev': rev}
+    meta = {'settings': settings, 'fingerprint': fingerprint, 'processor': processor.to_dict(), 'git_rev': rev,
+            'world': train_data.headers[0]['world']}
     began = since = time.perf_counter()
     waited, sums, step = 0.0, {}, start
     batches = iter(data.prefetch(make_batches, range(start, max_steps)))

@@ -1,4 +1,4 @@
-"""Pictures to tokens: a small convolutional stem that learns from scratch, and Qwen2.5-VL's vision tower and file layout.
+"""Pictures to tokens: a convolutional stem that learns from scratch, and Qwen2.5-VL's tower with its file layout.
 
     ConvStem      (M, s, s, 3) bytes -> (M, few tokens, D)
     QwenVision    flattened patches of pictures of any size, and their grids -> (tokens, D) in reading order
