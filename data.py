@@ -87,11 +87,12 @@ ARRAYS = {
     'qpos': ('float64', 0), 'qvel': ('float64', 0), 'ctrl': ('float64', 0),
     'connections': ('int32', None), 'phase': ('int32', None), 'subtask_id': ('int32', None),
     'goal': ('uint8', None),
-    'geometry': ('float32', 0),          # ground truth about the scene: a training target, never an input
+    # ground truth about the scene, one block per instruction of header['askable']: a training target, never an input
+    'geometry': ('float32', 0),
 }
 HEADER_KEYS = (
     'spec', 'task', 'instruction', 'subtasks', 'control_hz', 'cameras', 'seed', 'success', 'metrics', 'world',
-    'git_rev', 'qa', 'state_slots', 'state_units', 'tool_action_slots', 'tool_action_units',
+    'git_rev', 'qa', 'askable', 'state_slots', 'state_units', 'tool_action_slots', 'tool_action_units',
     'joint_action_slots', 'joint_action_units')
 
 
@@ -324,6 +325,10 @@ def _find_value_faults(arrays, header):
         faults.append(f'tool_executed differs from tool_action in unkicked row {np.flatnonzero(changed)[0]}')
     if not isinstance(header['instruction'], str) or not header['instruction']:
         faults.append('instruction is empty')
+    elif header['askable'][:1] != [header['instruction']]:
+        faults.append('askable does not begin with the instruction')
+    elif arrays['geometry'].shape[1] % len(header['askable']):
+        faults.append(f'geometry has {arrays["geometry"].shape[1]} columns, for {len(header["askable"])} askable goals')
     for camera in header['cameras']:
         flat = np.ptp(arrays[f'image/{camera}'].reshape(len(arrays['time']), -1), axis=1) == 0
         if flat.any():
@@ -550,7 +555,7 @@ class Processor:
         spread = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean ** 2, 0))
         state_floor = np.array([STATE[i].floor for i in self.state_index])
         action_floor = np.array([TOOL_ACTION[i].floor for i in self.action_index])
-        geometry = dataset.geometry[dataset.windows].astype(np.float64)      # as it comes back from a checkpoint
+        geometry = dataset.geometry[dataset.windows, 0].astype(np.float64)      # as it comes back from a checkpoint
         self.stats = {'geometry_mean': geometry.mean(0), 'geometry_std': geometry.std(0) + 0.05,
                       'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
                       'action_mean': mean, 'action_std': np.maximum(spread, action_floor)}
@@ -580,7 +585,9 @@ class Dataset:
     """
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
-                 gain=0.0, brightness=0.0, shift=0, state_noise=0.0):
+                 gain=0.0, brightness=0.0, shift=0, state_noise=0.0,
+                 ask=0.0):
+        self.ask = ask
         self.processor, self.draws, self.read_text = processor, draws, read_text
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
         self.paths, self.headers, self.images = [], [], []
@@ -602,8 +609,13 @@ class Dataset:
         lengths = np.array([len(t) for t in parts['time']])
         self.state, self.tool_action, self.time, self.subtask_id = (
             np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
-        # millimetres matter when close, decimetres do not when far: linear to 1 cm (0.1 rad), logarithmic beyond
-        self.geometry = np.arcsinh(np.concatenate(parts['geometry']) / 0.01)
+        # What could have been asked in the same scene: (n, G, columns), G the most of any episode. Millimetres matter
+        # when close, decimetres do not when far: linear to 1 cm, logarithmic beyond.
+        self.n_askable = np.array([len(h['askable']) for h in self.headers])
+        blocks = [g.reshape(len(g), k, -1) for g, k in zip(parts['geometry'], self.n_askable)]
+        fill = [(0, 0), (0, 0), (0, 0)]
+        blocks = [np.pad(b, [*fill[:1], (0, self.n_askable.max() - b.shape[1]), *fill[2:]]) for b in blocks]
+        self.geometry = np.arcsinh(np.concatenate(blocks) / 0.01)
         self.start = np.concatenate([[0], np.cumsum(lengths)])           # (E+1,) first row of each episode
         self.episode = np.repeat(np.arange(len(lengths)), lengths)       # (n,) row -> its episode
         self.last = self.start[1:][self.episode] - 1                     # (n,) row -> last row of its episode
@@ -638,8 +650,9 @@ class Dataset:
         undisturbed = self.kicks_before[np.minimum(at, last + 1)] == self.kicks_before[rows][:, None]
         return undisturbed & ((at <= last) | self.held[rows][:, None])
 
-    def instruction(self, row):
-        return self.headers[self.episode[row]]['instruction']
+    def instruction(self, row, k=0):
+        """What the row's episode was asked for; k > 0: what else could have been asked in that scene."""
+        return self.headers[self.episode[row]]['askable'][k]
 
     def subtask(self, row):
         return self.headers[self.episode[row]]['subtasks'][self.subtask_id[row]]
@@ -702,8 +715,14 @@ class Dataset:
             'offset': self.brightness * torch.randn(B, 1, 1, 1, 1, generator=rng),
             'shift': torch.randint(-self.shift, self.shift + 1, (B, len(processor.cameras), 2), generator=rng),
             'state_noise': self.state_noise * torch.randn(B, S, generator=rng)}
+        ask = torch.rand(B, 2, generator=rng).numpy()
         rows = self.sample_rows(step, batch_size, seed)
-        prompts = [processor.prompt_ids(self.instruction(row), self.subtask(row)) for row in rows]
+        # Some samples ask for something else than what the episode was about: there is no action to learn from them, but
+        # the answer to `where` needs the words, because what the arms are doing no longer gives it away.
+        others = self.n_askable[self.episode[rows]] - 1
+        asked = np.where(ask[:, 0] < self.ask, np.ceil(ask[:, 1] * others).astype(int), 0)       # 0: as it was
+        prompts = [processor.prompt_ids(self.instruction(row, k), None if k else self.subtask(row))
+                   for row, k in zip(rows, asked)]
         longest = max(prompts, key=lambda parts: len(parts[0]) + len(parts[1]))
         mine = slice(rank * B // world_size, (rank + 1) * B // world_size)
         n, state = len(rows[mine]), self.state[rows[mine]]
@@ -712,9 +731,9 @@ class Dataset:
         batch = {k: v[:n] for k, v in batch.items()} | {k: v[mine] for k, v in draws.items()}
         batch['state'] += batch.pop('state_noise')
         actions = processor.normalise_actions(self.chunk(rows[mine]), state[:, COMMAND])
-        mask = self.chunk_mask(rows)
+        mask = self.chunk_mask(rows) & (asked == 0)[:, None]
         n_tokens = sum(len(assistant) for _, assistant in prompts)
-        geometry = (self.geometry[rows[mine]] - processor.stats['geometry_mean']) / processor.stats['geometry_std']
+        geometry = (self.geometry[rows, asked][mine] - processor.stats['geometry_mean']) / processor.stats['geometry_std']
         return batch | {'geometry': torch.from_numpy(geometry.astype(np.float32)),
                         'actions': torch.from_numpy(actions), 'action_mask': torch.from_numpy(mask[mine]),
                         'n_rows': torch.tensor(mask.sum() / world_size, dtype=torch.float32),
@@ -798,7 +817,7 @@ def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
         rows.append(row)
         command = executed
     return {k: np.stack([row[k] for row in rows]) for k in rows[0]}, {
-        'task': 'synthetic', 'instruction': f'reach the {name} brick', 'control_hz': control_hz, 'seed': seed,
+        'task': 'synthetic', 'instruction': f'reach the {name} brick', 'askable': [f'reach the {name} brick'], 'control_hz': control_hz, 'seed': seed,
         'subtasks': [f'right hand: reach the {name} brick', f'right hand: grasp the {name} brick'],
         'success': settled > 0, 'metrics': {}, 'world': {}}
 

@@ -21,7 +21,6 @@ CLOSE_STEP, OPEN_STEP = .34, .5                  # share of the stroke per actio
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
 WAITING_POINT_M = np.array([.37, -.13, .19])     # where the other hand waits for it
 CLEAR_Y_M = .16                                  # an idle hand stays at least this far from the middle
-VERBS = ('reach', 'grasp', 'carry', 'wait', 'align', 'press', 'release', 'retreat', 'hold', 'rest')
 
 
 class Hand:

@@ -199,6 +199,10 @@ def make_norm(cfg):
     return (RMSNorm if cfg.norm == 'rms' else nn.LayerNorm)(cfg.hidden_size, eps=cfg.norm_eps)
 
 
+def geometry_head(cfg):
+    return nn.Sequential(make_norm(cfg), nn.Linear(cfg.hidden_size, cfg.geometry_dim))
+
+
 class Block(nn.Module):
     """Pre-norm Qwen2.5 block: grouped-query attention with qkv bias and rotary positions, then the MLP."""
 
@@ -241,10 +245,11 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = make_norm(cfg)
 
-    def forward(self, x, layout, past=None, past_layout=None, skip=0):
+    def forward(self, x, layout, past=None, past_layout=None, skip=0, trace=None):
         """x (B, T, D), described by layout. `past` is what an earlier call returned (one (k, v) per block), described
         by past_layout. Returns the normed hidden states (B, T - skip, D) and keys and values including the past.
-        What the first `skip` tokens become in the last block is not computed (a tenth of the work of the demo)."""
+        What the first `skip` tokens become in the last block is not computed (a tenth of the work of the demo).
+        trace: a list that receives what x is after each block."""
         cfg, last = self.cfg, len(self.blocks) - 1
         dtype = vision.compute_dtype(x)
         cos, sin = rotary_tables(layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, dtype)
@@ -253,6 +258,8 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.blocks):
             x, kv = block(x, cos, sin, bias, None if past is None else past[i], skip if i == last else 0)
             cache.append(kv)
+            if trace is not None:
+                trace.append(x)
         return self.norm(x), cache
 
 
@@ -312,7 +319,7 @@ class VLA(nn.Module):
         self.head = ActionHead(cfg)
         self.decoder = Decoder(cfg)
         self.lm_head = None if cfg.tie_embeddings else nn.Linear(D, cfg.vocab_size, bias=False)
-        self.geometry_out = nn.Linear(D, cfg.geometry_dim) if cfg.geometry_dim else None
+        self.geometry_out = geometry_head(cfg) if cfg.geometry_dim else None
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -397,7 +404,7 @@ class VLA(nn.Module):
 
     # ---- training
 
-    def predict(self, batch, skip=0):
+    def predict(self, batch, skip=0, trace=None):
         """What the head says of each draw (B, K, H, A), and the hidden states of the prefix (B, L - skip, D)."""
         actions, noise, time = batch['actions'], batch['noise'], batch['time']
         B, K, H, A = noise.shape
@@ -407,7 +414,7 @@ class VLA(nn.Module):
         x = self.embed_prefix(batch)                                                  # (B, L, D)
         L, rows = x.shape[1], self.head.embed(x_t, time).flatten(1, 2)                # (B, K*H, D)
         layout = prefix.join(self.chunk_layout(prefix, batch['read_text']))
-        hidden, _ = self.decoder(torch.cat([x, rows.to(x.dtype)], 1), layout, skip=skip)
+        hidden, _ = self.decoder(torch.cat([x, rows.to(x.dtype)], 1), layout, skip=skip, trace=trace)
         prefix_hidden, hidden = hidden.split([L - skip, K * H], 1)
         return self.head.read(hidden).view(B, K, H, A), prefix_hidden
 
@@ -418,15 +425,19 @@ class VLA(nn.Module):
             return self.forward_inline(batch)
         cfg, actions, noise = self.cfg, batch['actions'], batch['noise']
         skip = int((batch['labels'][:, 1:] != -100).any(0).int().argmax())            # the first token asked for text
-        predicted, hidden = self.predict(batch, skip)
+        trace = None if self.geometry_out is None else []
+        predicted, hidden = self.predict(batch, skip, trace)
         target = actions[:, None] if cfg.predict == 'action' else noise - actions[:, None]
         valid = batch['action_mask'].float()                                          # (B, H)
         n_rows = batch['n_rows'] if 'n_rows' in batch else valid.sum()
         error = (predicted - target).square().mean(-1)                                # (B, K, H)
         flow = (error * valid[:, None]).sum() / (n_rows * noise.shape[1])
         loss, parts = self.total_loss(flow, hidden, batch['labels'][:, skip:], batch)
-        if self.geometry_out is not None:      # asked of the last token of the user part, which has seen all of it
-            last = hidden[torch.arange(len(hidden), device=hidden.device), batch['user_len'] - 1 - skip]
+        if trace:
+            # asked of the last token of the user part, which has seen all of it, and before the last block, so that the
+            # action rows can read the answer there
+            seen = trace[-2] if len(trace) > 1 else trace[-1]
+            last = seen[torch.arange(len(seen), device=seen.device), batch['user_len'] - 1]
             geometry = (self.geometry_out(last).float() - batch['geometry']).square().mean()
             loss, parts = loss + cfg.geometry_weight * geometry, parts | dict(geometry=geometry.detach())
         return loss, parts
@@ -558,7 +569,7 @@ class VLA(nn.Module):
             model = cls(cfg)
         model.state_in, model.head = nn.Linear(cfg.state_dim, cfg.hidden_size), ActionHead(cfg)
         if cfg.geometry_dim:
-            model.geometry_out = nn.Linear(cfg.hidden_size, cfg.geometry_dim)
+            model.geometry_out = geometry_head(cfg)
         theirs = vision.read_hub(folder)
         if cfg.tie_embeddings:
             theirs.pop('lm_head.weight', None)
@@ -663,22 +674,24 @@ class EMA:
         self.weights, self.step = [tensors[name].clone() for name, _ in model.named_parameters()], step
 
 
+def vision_macs(cfg):
+    """(multiply-adds, image tokens) of the pictures of one sample."""
+    D, N = cfg.hidden_size, cfg.n_cameras
+    if cfg.vision == 'conv':
+        conv = 256 * (3 * (cfg.image_size // 16) ** 2 * 64 + 64 * 64 * 9) + 64 * 64 * 32 * 9
+        return N * (conv + (128 + 2048) * cfg.tokens_per_camera * D), N * cfg.tokens_per_camera
+    w, cell, picture = cfg.vision_width, cfg.merge_size ** 2, (cfg.image_size // cfg.patch_size) ** 2
+    window, tokens = (cfg.vision_window // cfg.patch_size) ** 2, N * picture // cell
+    seen = cfg.vision_layers * window + len(cfg.vision_full_blocks) * (picture - window)
+    block = cfg.vision_layers * (4 * w + 3 * cfg.vision_intermediate) + 2 * seen
+    return N * picture * w * (block + 3 * cfg.patch_frames * cfg.patch_size ** 2) + tokens * w * cell * (w * cell + D), tokens
+
+
 def flops_per_sample(cfg, prefix_len, draws):
     """Multiply-adds x 2 of one training sample, forward and backward (3x forward), for the share of peak reported."""
     T, D, c = prefix_len + draws * cfg.horizon, cfg.hidden_size, cfg.head_dim
-    if cfg.vision == 'conv':
-        image_tokens = cfg.n_cameras * cfg.tokens_per_camera
-        conv = 256 * (3 * (cfg.image_size // 16) ** 2 * 64 + 64 * 64 * 9) + 64 * 64 * 32 * 9
-        vision = cfg.n_cameras * (conv + (128 + 2048) * cfg.tokens_per_camera * D)
-    else:
-        w, per_token, picture = cfg.vision_width, cfg.merge_size ** 2, (cfg.image_size // cfg.patch_size) ** 2
-        image_tokens, window = cfg.n_cameras * picture // per_token, (cfg.vision_window // cfg.patch_size) ** 2
-        seen = cfg.vision_layers * window + len(cfg.vision_full_blocks) * (picture - window)
-        vision = image_tokens * (w * per_token) * (w * per_token + D)
-        vision += cfg.n_cameras * picture * w * (cfg.vision_layers * (4 * w + 3 * cfg.vision_intermediate) + 2 * seen
-                                                 + 3 * cfg.patch_frames * cfg.patch_size ** 2)
-    unread = image_tokens + 1                              # image and state tokens stop before the last MLP
-    queries = cfg.n_layers * T - unread
+    vision, image_tokens = vision_macs(cfg)
+    queries = cfg.n_layers * T - image_tokens - 1          # image and state tokens stop before the last MLP
     keys_values = cfg.n_layers * T * D * c * (cfg.n_heads + 2 * cfg.n_kv_heads)
     mlp = D * cfg.intermediate_size * (3 if cfg.mlp == 'swiglu' else 2)
     decoder = keys_values + queries * (D * c * cfg.n_heads + mlp + 2 * T * cfg.n_heads * c)

@@ -185,7 +185,7 @@ def record_row(world, obs, info, choice):
                 tool_executed=choice['executed'], kicked=choice['kicked'], subtask=choice['subtask'],
                 qpos=world.data.qpos.copy(), qvel=world.data.qvel.copy(), ctrl=world.data.ctrl.copy(),
                 connections=len(world.connections()), phase=info['phase'], goal=info['goal'],
-                geometry=world.geometry(),
+                geometry=np.concatenate([world.geometry(goal) for goal, _ in world.askable]),
                 **{k: v for k, v in obs.items() if k.startswith('image/')})
 
 
@@ -269,7 +269,8 @@ def pack(world, result, rows):
     arrays['subtask_id'] = np.array([subtasks.index(row['subtask']) for row in rows])
     return arrays, dict(task=world.task, instruction=world.instruction, subtasks=subtasks, seed=result['seed'],
                         control_hz=world.control_hz, success=result['success'], metrics=result['metrics'],
-                        world=world.metadata(), git_rev=git_rev())
+                        world=world.metadata(), git_rev=git_rev(),
+                        askable=[text for _, text in world.askable])
 
 
 def work(pipe, setup_args, instruction, record):

@@ -52,6 +52,7 @@ read_text = 0.5               # probability that a draw sees the subtask text
 gain = 0.1                    # augmentation: spread of the colour gain, per channel
 brightness = 6.0              # spread of the brightness offset, out of 255
 shift = 0                     # largest image shift, pixels
+ask = 0.3                     # share of samples that ask for another goal in the same scene: where would it be?
 state_noise = 0.05            # in normalised units
 # model: each of these is a field of model.VLAConfig, explained there
 hidden_size = 192
@@ -262,7 +263,7 @@ if __name__ == '__main__':
             processor = data.Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz,
                                        f.read(), tokens_per_camera)
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
-                              gain, brightness, shift, state_noise)
+                              gain, brightness, shift, state_noise, ask)
     val_data = None
     if val_fraction:
         val_data = data.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text)
@@ -277,7 +278,7 @@ if __name__ == '__main__':
     given = dict(      # by the data
         vocab_size=processor.tokenizer.get_vocab_size(), state_dim=len(processor.state_slots),
         action_dim=len(processor.action_slots), horizon=processor.horizon, image_size=processor.image_size,
-        geometry_dim=train_data.geometry.shape[1] if geometry_weight else 0,
+        geometry_dim=train_data.geometry.shape[-1] if geometry_weight else 0,
         n_cameras=len(processor.cameras), tokens_per_camera=processor.tokens_per_camera,
         image_pad_id=processor.token_id['<|image_pad|>'], state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'])

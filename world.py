@@ -14,6 +14,7 @@ the targets are interpolated at 50 Hz, and physics runs at physics_dt_s with a c
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,9 +90,9 @@ class Goal:
 @dataclass(frozen=True)
 class Task:
     """A task as data. `bricks(scale)` lists what lies on the table; `sample(rng, scale)` draws
-    (poses {brick: (x, y, yaw)}, Goal, instruction)."""
-    bricks: object
-    sample: object
+    poses {brick: (x, y, yaw)} and what could be asked for there, [(Goal, instruction)], the first of which is."""
+    bricks: Callable
+    sample: Callable
     time_limit_s: float
     two_hands: str          # why one hand does not suffice, or why it does
 
@@ -122,13 +123,15 @@ def _place_bricks(scale):
 def _place_sample(rng, scale):
     colours = ['red', 'blue']
     rng.shuffle(colours)
-    hand, cell = HANDS[rng.integers(2)], list(CELLS)[rng.integers(len(CELLS))]
-    side = 1 if hand == 'left' else -1
+    hands = HANDS if rng.integers(2) else HANDS[::-1]      # of each colour: the one on the brick's side
+    cells = list(CELLS)
+    rng.shuffle(cells)
     poses = {
         c: (rng.uniform(.26, .40), s * rng.uniform(.13, .26), np.pi / 2 + np.radians(rng.uniform(-60, 60)))
-        for c, s in zip(colours, (side, -side))}
-    text = PLACE_TEMPLATES[rng.integers(len(PLACE_TEMPLATES))].format(colour=colours[0], cell=cell)
-    return poses, Goal(colours[0], 'plate', CELLS[cell], 1, hand), text
+        for c, s in zip(colours, [1 if hand == 'left' else -1 for hand in hands])}
+    return poses, [(Goal(colour, 'plate', CELLS[cell], 1, hand),
+                    PLACE_TEMPLATES[rng.integers(len(PLACE_TEMPLATES))].format(colour=colour, cell=cell))
+                   for colour, hand in zip(colours, hands) for cell in cells]
 
 
 def _join_bricks(scale):
@@ -142,7 +145,7 @@ def _join_sample(rng, scale):
         c: (rng.uniform(.29, .38), s * rng.uniform(.15, .24), np.pi / 2 + np.radians(rng.uniform(-35, 35)))
         for c, s in (('red', 1), ('blue', -1))}
     text = JOIN_TEMPLATES[rng.integers(len(JOIN_TEMPLATES))].format(upper='blue', lower='red')
-    return poses, Goal('blue', 'red', (0, -3 if scale > 1.5 else -4), 0, 'right', holder='left'), text
+    return poses, [(Goal('blue', 'red', (0, -3 if scale > 1.5 else -4), 0, 'right', holder='left'), text)]
 
 
 TASKS = {
@@ -278,7 +281,8 @@ class World:
         self.seed = int(seed)
         mujoco.mj_resetData(m, d)
         self.clutch.reset()
-        poses, self.goal, self.instruction = self.spec.sample(rng, self.brick_scale)
+        poses, self.askable = self.spec.sample(rng, self.brick_scale)
+        self.goal, self.instruction = self.askable[0]
         for name, (x, y, yaw) in poses.items():
             adr = m.jnt_qposadr[m.body_jntadr[self._body_id[name]]]
             d.qpos[adr:adr + 7] = x, y, 1e-4, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
@@ -392,19 +396,21 @@ class World:
         """Measured distance between the fingers, m."""
         return 2 * self.data.qpos[self._finger_qadr[HANDS.index(hand)]]
 
-    def goal_pose(self):
-        """Where the upper brick has to be now: position (3,) m, yaw rad (modulo pi), world frame;
-        moves with the lower brick."""
-        pos, R = self.brick_pose(self.goal.lower)
-        lower = next(b for b in self.bricks if b.name == self.goal.lower)
-        offset = np.array([*np.array(self.goal.cell) * self.brick_scale * STUD_PITCH_M,
+    def goal_pose(self, goal=None):
+        """Where the upper brick of the episode's goal (or of another one) has to be now: position (3,) m,
+        yaw rad (modulo pi), world frame; moves with the lower brick."""
+        goal = goal or self.goal
+        pos, R = self.brick_pose(goal.lower)
+        lower = next(b for b in self.bricks if b.name == goal.lower)
+        offset = np.array([*np.array(goal.cell) * self.brick_scale * STUD_PITCH_M,
                            lower.height_m(self.brick_scale)])
-        return pos + R @ offset, np.arctan2(R[1, 0], R[0, 0]) + self.goal.turns * np.pi / 2
+        return pos + R @ offset, np.arctan2(R[1, 0], R[0, 0]) + goal.turns * np.pi / 2
 
-    def goal_error(self):
+    def goal_error(self, goal=None):
         """Upper brick's position error (3,) m in the world frame and yaw error in rad."""
-        target, yaw = self.goal_pose()
-        pos, R = self.brick_pose(self.goal.upper)
+        goal = goal or self.goal
+        target, yaw = self.goal_pose(goal)
+        pos, R = self.brick_pose(goal.upper)
         return pos - target, wrap(np.arctan2(R[1, 0], R[0, 0]) - yaw, np.pi)
 
     def joined(self):
@@ -434,18 +440,18 @@ class World:
     def success(self):
         return self._held_steps >= HOLD_S * self.control_hz
 
-    def geometry(self):
-        """Ground truth that a picture and the instruction decide, as a training target for perception: for each hand the
-        brick it has to fetch (an idle hand: the other hand's) as position (m, tool frame) and grasp yaw error (rad); the
-        upper brick's way to its place (m, tool frame of its hand) and yaw error; 1 if the left hand is to place it.
-        GEOMETRY_NAMES, float32 (13,)."""
-        g, out = self.goal, []
+    def geometry(self, goal=None):
+        """Ground truth that a picture and the instruction decide, as a training target for perception: for each
+        hand the brick it has to fetch (an idle hand: the other hand's) as position (m, tool frame) and grasp yaw
+        error (rad); the upper brick's way to its place (m, tool frame of its hand) and yaw error; 1 if the left
+        hand is to place it. GEOMETRY_NAMES, float32 (13,); for the episode's goal, or for another one."""
+        g, out = goal or self.goal, []
         for hand in HANDS:
             pos, R = self.brick_pose(g.lower if hand == g.holder else g.upper)
             tool, Rt = self.tool_pose(hand)
             yaw = wrap(np.arctan2(R[1, 0], R[0, 0]) - np.pi / 2 - np.arctan2(Rt[1, 0], Rt[0, 0]), np.pi)
             out += [*(Rt.T @ (pos - tool)), yaw]
-        error, yaw_error = self.goal_error()
+        error, yaw_error = self.goal_error(g)
         out += [*(self.tool_pose(g.hand)[1].T @ -error), -yaw_error, float(g.hand == 'left')]
         return np.array(out, np.float32)
 
@@ -558,7 +564,7 @@ class World:
             eq_obj1id=m.eq_obj1id.copy(), eq_obj2id=m.eq_obj2id.copy(), eq_data=m.eq_data.copy(),
             eq_active=d.eq_active.copy(), exclude=m.exclude_signature.copy(),
             memory=dict(
-                seed=self.seed, goal=self.goal, instruction=self.instruction,
+                seed=self.seed, goal=self.goal, instruction=self.instruction, askable=list(self.askable),
                 steps=self.steps, phase=self.phase, fault=self.fault,
                 tool_command=self.tool_command.copy(), joint_command=self.joint_command.copy(),
                 _held_steps=self._held_steps, _carried=self._carried, _was_joined=self._was_joined,

@@ -322,6 +322,8 @@ def test_processor_survives_json_and_refuses_a_world_that_differs(dataset):
     processor = dataset.processor
     again = data.Processor.from_dict(json.loads(json.dumps(processor.to_dict())))
     assert again.to_dict() == processor.to_dict()
+    # float64 from the start: a resumed run reads them as such, and must round like the run it continues
+    assert all(v.dtype == np.float64 for v in processor.stats.values())
     rows = [dataset.row(i) for i in (0, 5)]
     a, b = processor.encode(rows), again.encode(rows)
     assert all(torch.equal(a[k], b[k]) for k in a)

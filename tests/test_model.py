@@ -95,9 +95,9 @@ def test_loss_is_zero_for_the_right_answer_only(predict):
     net, batch = network(predict=predict), make_batch()
     target = batch['actions'][:, None] if predict == 'action' else batch['noise'] - batch['actions'][:, None]
     hidden = net.predict(batch)[1]
-    net.predict = lambda batch, skip: (target.expand(3, 2, H, A), hidden[:, skip:])
+    net.predict = lambda batch, skip, trace: (target.expand(3, 2, H, A), hidden[:, skip:])
     assert net(batch)[1]['flow'] == 0
-    net.predict = lambda batch, skip: (target.expand(3, 2, H, A) + 0.5, hidden[:, skip:])
+    net.predict = lambda batch, skip, trace: (target.expand(3, 2, H, A) + 0.5, hidden[:, skip:])
     assert close(net(batch)[1]['flow'], torch.tensor(0.25))
 
 
