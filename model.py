@@ -80,7 +80,7 @@ class VLAConfig:
     time_period_max: float = 4.0
     text_weight: float = 0.1
     geometry_dim: int = 0             # numbers about the scene regressed from the user part while training; 0: none
-    geometry_weight: float = 0.3
+    geometry_weight: float = 0.5
     eo1_compat: bool = False          # EO-1's diluted mean, and its sampled time on clean rows
 
     def __post_init__(self):

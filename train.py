@@ -70,7 +70,7 @@ prefix_attention = 'bidirectional'
 chunk_attention = 'bidirectional'
 predict = 'action'            # the head gives the clean chunk ('action') or the velocity
 text_weight = 0.1             # of the text loss
-geometry_weight = 0.3         # of the loss on where the named bricks and places are, from images and words; 0: none
+geometry_weight = 0.5         # of the loss on where the named bricks and places are, from images and words; 0: none
 tie_embeddings = False        # one table for reading and writing words (True: as Qwen2.5-VL-3B)
 # optimizer
 batch_size = 128              # chunks per step, over all processes and accumulation steps together

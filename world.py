@@ -57,8 +57,6 @@ JOINT_NAMES = ('spine_z', *(f'{h}/{j}' for h in HANDS for j in ARM_JOINTS))     
 JOINT_ACTION_NAMES = (*JOINT_NAMES, 'left/gripper', 'right/gripper')                               # 17
 TOOL_ACTION_NAMES = ('spine_z', *(f'{h}/{s}' for h in HANDS for s in (
     'tool_x', 'tool_y', 'tool_z', 'tool_rx', 'tool_ry', 'tool_rz', 'gripper')))                    # 15
-GEOMETRY_NAMES = (*(f'{h}/brick_{s}' for h in HANDS for s in ('x', 'y', 'z', 'yaw')),
-                  *(f'goal_{s}' for s in ('x', 'y', 'z', 'yaw')), 'left_places')
 TOOL = {'left': slice(1, 8), 'right': slice(8, 15)}        # a hand's slots in the tool action
 # Commands outside these bounds are clipped: torso frame, m and rad. A negative opening squeezes harder
 # (kp 1500 N/m per finger).
@@ -440,20 +438,32 @@ class World:
     def success(self):
         return self._held_steps >= HOLD_S * self.control_hz
 
-    def geometry(self, goal=None):
-        """Ground truth that a picture and the instruction decide, as a training target for perception: for each
-        hand the brick it has to fetch (an idle hand: the other hand's) as position (m, tool frame) and grasp yaw
-        error (rad); the upper brick's way to its place (m, tool frame of its hand) and yaw error; 1 if the left
-        hand is to place it. GEOMETRY_NAMES, float32 (13,); for the episode's goal, or for another one."""
-        g, out = goal or self.goal, []
-        for hand in HANDS:
-            pos, R = self.brick_pose(g.lower if hand == g.holder else g.upper)
-            tool, Rt = self.tool_pose(hand)
-            yaw = wrap(np.arctan2(R[1, 0], R[0, 0]) - np.pi / 2 - np.arctan2(Rt[1, 0], Rt[0, 0]), np.pi)
-            out += [*(Rt.T @ (pos - tool)), yaw]
-        error, yaw_error = self.goal_error(g)
-        out += [*(self.tool_pose(g.hand)[1].T @ -error), -yaw_error, float(g.hand == 'left')]
-        return np.array(out, np.float32)
+    def geometry(self):
+        """Ground truth about the scene as a training target for perception and language, one row per goal that could be
+        asked for (`askable`), float32 (G, 34) with two loose bricks. Three kinds of numbers: what pictures alone tell
+        (where every loose brick is), what words alone tell (which brick, which place), and what takes both (the way to
+        the brick asked for, and its way to its place). A learner that is only asked for the last kind does not find
+        the first two.
+
+        every loose brick x hand: position (3,) m in the tool frame, grasp yaw error rad; asked for: one number per loose
+        brick, place (3,) m in the torso frame, 1 if the left hand is to do it; per hand the same four numbers of the
+        brick it has to fetch (an idle hand: the other's); way (3,) m to the place in the tool frame, yaw error rad."""
+        loose = [b.name for b in self.bricks if not b.fixed]
+        tools = {hand: self.tool_pose(hand) for hand in HANDS}
+        poses = {b.name: self.brick_pose(b.name) for b in self.bricks}
+        yaws = {name: np.arctan2(R[1, 0], R[0, 0]) for name, (_, R) in poses.items()}
+        views = {}
+        for name in loose:
+            for hand, (tool, Rt) in tools.items():
+                yaw = wrap(yaws[name] - np.pi / 2 - np.arctan2(Rt[1, 0], Rt[0, 0]), np.pi)
+                views[hand, name] = [*(Rt.T @ (poses[name][0] - tool)), yaw]
+        seen, rows = np.ravel(list(views.values())), []
+        for g, _ in self.askable:
+            place, place_yaw = self.goal_pose(g)
+            fetch = [views[hand, g.lower if hand == g.holder else g.upper] for hand in HANDS]
+            rows.append([*seen, *(float(b == g.upper) for b in loose), *place, float(g.hand == 'left'), *np.ravel(fetch),
+                         *(tools[g.hand][1].T @ (place - poses[g.upper][0])), wrap(place_yaw - yaws[g.upper], np.pi)])
+        return np.array(rows, np.float32)
 
     def connections(self):
         return self.clutch.connections()
