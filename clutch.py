@@ -122,7 +122,8 @@ class Clutch:
             ('a', 'i4'), ('b', 'i4'), ('studs', 'i4'), ('over', 'i4'),
             ('cell', 'f8', 2), ('turns', 'i4'), ('time', 'f8'), ('half', 'f8', 2), ('inertia', 'f8', 2),
             ('pos0', 'f8', 3), ('quat0', 'f8', 4), ('pos1', 'f8', 3), ('quat1', 'f8', 4),
-            ('load', 'f8', 6), ('use', 'f8'), ('offset', 'f8'), ('turn', 'f8')])
+            ('load', 'f8', 6), ('use', 'f8'), ('offset', 'f8'), ('turn', 'f8'),
+            ('per_force', 'f8'), ('per_moment', 'f8')])
         self.pending = np.zeros(len(bricks), int)     # updates in a row that upper b was pressed hard enough
         self.peak_force_n = 0.                        # largest force a seated link has carried
         self.events = []     # (time s, 'form' | 'break' | 'reseat' | 'part', lower, upper)
@@ -139,8 +140,8 @@ class Clutch:
     # -- queries ---------------------------------------------------------------------------------------------
     def connections(self):
         """List of dicts, one per live link: lower, upper, studs, cell (upper's centre in studs from lower's
-        centre), turns (quarter turns), load (Fx Fy Fz Mx My Mz on the link in the lower brick's frame, N and
-        N m), utilisation (1 = breaks)."""
+        centre), turns (quarter turns), and as of the last `measure`: load (Fx Fy Fz Mx My Mz on the link in the
+        lower brick's frame, N and N m) and utilisation (1 = breaks)."""
         return [dict(lower=self.names[r['a']], upper=self.names[r['b']], studs=int(r['studs']),
                      cell=tuple(float(c) for c in r['cell']), turns=int(r['turns']),
                      load=tuple(float(x) for x in r['load']), utilisation=float(r['use']))
@@ -266,6 +267,10 @@ class Clutch:
         row['cell'], row['turns'], row['over'], row['load'], row['use'] = fit['cell'], fit['turns'], 0, 0, 0
         row['half'], row['inertia'] = [(nx - 1) * p / 2, (ny - 1) * p / 2], inertia
         row['offset'], row['turn'] = fit['error_m'], fit['yaw_error']        # as it was pressed
+        # upper bounds of the utilisation per N and per N m, whatever the direction (see measure)
+        row['per_force'] = 1 / (n * self.pull_force_n) + 1 / (n * self.shear_force_n)
+        row['per_moment'] = ((row['half'][0] + r) / inertia[0] + (row['half'][1] + r) / inertia[1]) * 4 / self.pull_force_n \
+            + 1 / (n * self.shear_force_n * 4 * r)
         row['pos1'], row['quat1'] = centre, [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
         self._start(slot, 'form')
         self._write_excludes()
@@ -291,16 +296,21 @@ class Clutch:
             self.model.eq_data[eq, 6:10] = quat / np.linalg.norm(quat)
             row['seated'] = s >= 1
 
-    def _break(self):
-        slots = np.flatnonzero(self.links['used'] & self.links['seated'] & ~self.links['loose'])
+    def _loads(self, slots):
+        """(slots that carry load now, their equality forces (n, 6) as the solver has them)."""
         data, ne = self.data, self.data.ne
         if not len(slots) or ne == 0:
-            return
+            return slots[:0], np.zeros((0, 6))
         # equality rows are ordered by equality id
         rows = np.searchsorted(data.efc_id[:ne], self.slot_eq_id[slots])
         ok = (rows < ne) & (data.efc_id[np.minimum(rows, ne - 1)] == self.slot_eq_id[slots])
-        slots, rows = slots[ok], rows[ok]
-        efc = data.efc_force[rows[:, None] + np.arange(6)]           # (n, 6)
+        return slots[ok], data.efc_force[rows[ok, None] + np.arange(6)]
+
+    def measure(self):
+        """Write load and utilisation of every seated link into `links`; returns (slots, utilisation)."""
+        data = self.data
+        live = self.links['used'] & self.links['seated'] & ~self.links['loose']
+        slots, efc = self._loads(np.flatnonzero(live))
         link = self.links[slots]
         Ra = data.xmat[self.body_id[link['a']]].reshape(-1, 3, 3)
         Rb = data.xmat[self.body_id[link['b']]].reshape(-1, 3, 3)
@@ -316,16 +326,31 @@ class Clutch:
         use = (np.maximum(tension, 0) / (self.pull_force_n / 4)
                + np.hypot(F[:, 0], F[:, 1]) / (n * self.shear_force_n)
                + np.abs(M[:, 2]) / (n * self.shear_force_n * 4 * self.radius_m))
-        over = np.where((use > 1) & (data.time - link['time'] > self.GRACE_S), link['over'] + 1, 0)
-        self.peak_force_n = max(self.peak_force_n, *np.linalg.norm(F, axis=1))
         self.links['load'][slots] = np.concatenate([F, M], 1)
         self.links['use'][slots] = use
+        return slots, use
+
+    def _break(self):
+        live = self.links['used'] & self.links['seated'] & ~self.links['loose']
+        slots, efc = self._loads(np.flatnonzero(live))
+        if not len(slots):
+            return
+        # Nearly always nothing is close to breaking: bound the utilisation by norms, which need no frames, first.
+        square = efc * efc
+        force, moment = np.sqrt(square[:, :3].sum(1)), .5 * np.sqrt(square[:, 3:].sum(1))
+        self.peak_force_n = max(self.peak_force_n, force.max())
+        if (force * self.links['per_force'][slots] + moment * self.links['per_moment'][slots] <= 1).all():
+            self.links['over'][slots] = 0
+            return
+        slots, use = self.measure()
+        late = self.data.time - self.links['time'][slots] > self.GRACE_S
+        over = np.where((use > 1) & late, self.links['over'][slots] + 1, 0)
         self.links['over'][slots] = over
         for slot in slots[over >= self.DWELL]:
             row = self.links[slot]
-            row['loose'], row['time'] = True, data.time
-            data.eq_active[self.slot_eq_id[slot]] = 0
-            self.events.append((float(data.time), 'break', self.names[row['a']], self.names[row['b']]))
+            row['loose'], row['time'] = True, self.data.time
+            self.data.eq_active[self.slot_eq_id[slot]] = 0
+            self.events.append((float(self.data.time), 'break', self.names[row['a']], self.names[row['b']]))
 
     def _settle_loose(self, forces):
         """A broken link keeps its exclude (the studs are still inside) until the bricks have parted;

@@ -335,6 +335,7 @@ class World:
         for k in range(1, n + 1):
             self._send(before + (target - before) * k / n)
             self._physics(self._substeps)
+        self.clutch.measure()
         self._refresh()
         self.tool_command, self.joint_command = new, target
         self.steps += 1
