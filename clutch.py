@@ -30,6 +30,7 @@ MASS_PER_STUD_KG = .0003
 DUPLO_MASS_EXPONENT = 2.5      # a 2x4 DUPLO brick weighs ~12 g against 2.2 g: walls do not thicken with size
 CONTACT = 'solref="0.004 1" solimp="0.98 0.995 0.0005 0.5 2" friction="0.6 0.002 0.0001" condim="4"'
 # pads model.exclude_signature; larger than any real signature, keeps the array sorted
+WELD_ROWS = np.arange(6)       # solver rows of one weld: force 3, moment 3
 NO_BODY = (1 << 31) - 1
 
 
@@ -107,9 +108,8 @@ class Clutch:
         self.dims = np.array([[*b.studs, b.height_m(scale)] for b in bricks])    # (N, 3): nx, ny, height in m
         self.body_id = np.array([model.body(n).id for n in self.names])
         self.slab_id = np.array([model.body(n + '/slab').id for n in self.names])
-        self.brick_of_geom = np.full(model.ngeom, -1)
-        for i, n in enumerate(self.names):
-            self.brick_of_geom[[model.geom(n + '/box').id, model.geom(n + '/slab').id]] = i
+        self.brick_of_geom = {model.geom(f'{n}/{part}').id: i
+                              for i, n in enumerate(self.names) for part in ('box', 'slab')}
         self.slot_eq_id = np.array([e for e in range(model.neq)
                                     if model.equality(e).name.startswith('clutch/weld_')])
         self.pitch_m, self.radius_m = scale * STUD_PITCH_M, scale * STUD_RADIUS_M
@@ -128,6 +128,7 @@ class Clutch:
         self.peak_force_n = 0.                        # largest force a seated link has carried
         self.events = []     # (time s, 'form' | 'break' | 'reseat' | 'part', lower, upper)
         self._write_excludes()
+        self.changed()
 
     def reset(self):
         self.links[:] = 0
@@ -136,6 +137,7 @@ class Clutch:
         self.peak_force_n = 0.
         self.data.eq_active[self.slot_eq_id] = 0
         self._write_excludes()
+        self.changed()
 
     # -- queries ---------------------------------------------------------------------------------------------
     def connections(self):
@@ -178,30 +180,37 @@ class Clutch:
     # -- one update ------------------------------------------------------------------------------------------
     def update(self):
         """Form, load, break and re-seat links from the state after a physics step."""
-        live = self.links['used'].any()
-        if live:
+        if self._ramping:
             self._ramp()
+        if len(self._seated):
             self._break()
         forces = self._contact_forces()
-        if live and self.links['loose'].any():
+        if self._n_loose:
             self._settle_loose(forces)
-        if forces:
+        if forces or self._n_pending:
             self._form(forces)
-        elif self.pending.any():
-            self.pending[:] = 0
+
+    def changed(self):
+        """To be called whenever `links` or `pending` have been written: refreshes what `update` looks at every time. It runs
+        a hundred times per simulated second, so that it may not even count array elements."""
+        seated = self.links['used'] & self.links['seated'] & ~self.links['loose']
+        self._seated = np.flatnonzero(seated)
+        self._seated_eq = self.slot_eq_id[self._seated]
+        self._bound = np.stack([self.links['per_force'][self._seated], self.links['per_moment'][self._seated]], 1)
+        self._ramping = bool((self.links['used'] & ~self.links['seated'] & ~self.links['loose']).any())
+        self._n_loose, self._n_pending = int(self.links['loose'].sum()), int((self.pending > 0).sum())
+        self._over = bool(self.links['over'].any())
 
     def _contact_forces(self):
         """{(i, j): (3,) N} summed normal contact force between bricks i < j, world frame."""
-        data = self.data
+        data, of, forces = self.data, self.brick_of_geom, {}
         if data.ncon == 0:
-            return {}
+            return forces
         contact = data.contact
-        pair = self.brick_of_geom[contact.geom]                                    # (ncon, 2)
-        rows = np.flatnonzero((pair[:, 0] >= 0) & (pair[:, 1] >= 0) & (contact.efc_address >= 0))
-        forces = {}
-        for c in rows:
-            key = (min(pair[c]), max(pair[c]))
-            forces[key] = forces.get(key, 0) + data.efc_force[contact.efc_address[c]] * contact.frame[c, :3]
+        for c, (g, h) in enumerate(contact.geom.tolist()):      # a dozen contacts: quicker than numpy
+            if g in of and h in of and contact.efc_address[c] >= 0:
+                key = (min(of[g], of[h]), max(of[g], of[h]))
+                forces[key] = forces.get(key, 0) + data.efc_force[contact.efc_address[c]] * contact.frame[c, :3]
         return forces
 
     def _axial(self, force, a):
@@ -237,6 +246,7 @@ class Clutch:
                 self.pending[b] = 0
                 for a, _, fit in lowers:
                     self.connect(a, b, fit)
+        self.changed()
 
     def connect(self, a, b, fit):
         """Point a free weld at bricks a (lower) and b (upper)
@@ -295,22 +305,21 @@ class Clutch:
             quat = (1 - s) * row['quat0'] + s * row['quat1']
             self.model.eq_data[eq, 6:10] = quat / np.linalg.norm(quat)
             row['seated'] = s >= 1
+        self.changed()
 
-    def _loads(self, slots):
-        """(slots that carry load now, their equality forces (n, 6) as the solver has them)."""
+    def _forces(self):
+        """Equality forces (n, 6) of the seated links as the solver has them; None while one is not in the solver."""
         data, ne = self.data, self.data.ne
-        if not len(slots) or ne == 0:
-            return slots[:0], np.zeros((0, 6))
-        # equality rows are ordered by equality id
-        rows = np.searchsorted(data.efc_id[:ne], self.slot_eq_id[slots])
-        ok = (rows < ne) & (data.efc_id[np.minimum(rows, ne - 1)] == self.slot_eq_id[slots])
-        return slots[ok], data.efc_force[rows[ok, None] + np.arange(6)]
+        rows = np.searchsorted(data.efc_id[:ne], self._seated_eq)      # equality rows are ordered by equality id
+        if not len(rows) or rows[-1] >= ne or (data.efc_id[rows] != self._seated_eq).any():
+            return None
+        return data.efc_force[rows[:, None] + WELD_ROWS]
 
     def measure(self):
         """Write load and utilisation of every seated link into `links`; returns (slots, utilisation)."""
-        data = self.data
-        live = self.links['used'] & self.links['seated'] & ~self.links['loose']
-        slots, efc = self._loads(np.flatnonzero(live))
+        data, slots, efc = self.data, self._seated, self._forces()
+        if efc is None:
+            return slots[:0], np.zeros(0)
         link = self.links[slots]
         Ra = data.xmat[self.body_id[link['a']]].reshape(-1, 3, 3)
         Rb = data.xmat[self.body_id[link['b']]].reshape(-1, 3, 3)
@@ -331,16 +340,13 @@ class Clutch:
         return slots, use
 
     def _break(self):
-        live = self.links['used'] & self.links['seated'] & ~self.links['loose']
-        slots, efc = self._loads(np.flatnonzero(live))
-        if not len(slots):
+        efc = self._forces()
+        if efc is None:
             return
         # Nearly always nothing is close to breaking: bound the utilisation by norms, which need no frames, first.
-        square = efc * efc
-        force, moment = np.sqrt(square[:, :3].sum(1)), .5 * np.sqrt(square[:, 3:].sum(1))
-        self.peak_force_n = max(self.peak_force_n, force.max())
-        if (force * self.links['per_force'][slots] + moment * self.links['per_moment'][slots] <= 1).all():
-            self.links['over'][slots] = 0
+        norms = np.sqrt((efc * efc).reshape(-1, 2, 3).sum(2)) * (1, .5)          # (n, 2): force N, moment N m
+        self.peak_force_n = max(self.peak_force_n, norms[:, 0].max())
+        if not self._over and (norms * self._bound).sum(1).max() <= 1:
             return
         slots, use = self.measure()
         late = self.data.time - self.links['time'][slots] > self.GRACE_S
@@ -351,6 +357,7 @@ class Clutch:
             row['loose'], row['time'] = True, self.data.time
             self.data.eq_active[self.slot_eq_id[slot]] = 0
             self.events.append((float(self.data.time), 'break', self.names[row['a']], self.names[row['b']]))
+        self.changed()
 
     def _settle_loose(self, forces):
         """A broken link keeps its exclude (the studs are still inside) until the bricks have parted;
@@ -373,6 +380,7 @@ class Clutch:
                     self._start(slot, 'reseat')
         if parted:
             self._write_excludes()
+            self.changed()
 
     def _write_excludes(self):
         """The lower brick's stud slab is inside the upper brick's box while linked:

@@ -1,176 +1,35 @@
 """
-Episodes on disk, and the one road from an observation to model input.
+From episodes to batches: the one road from an observation to model input, and from a chunk back to commands.
 
 python data.py check episodes/demo         # names every fault in every file; exit code 1 when there is one
 python data.py stats episodes/demo         # counts, and mean, spread and range per slot, in physical units
 python data.py show episodes/demo          # contact sheet and plots of a file, or of each in a folder: *.png
 python data.py tokenizer                   # makes assets/tokenizer.json; --from=FOLDER adds words, --out=FILE
 
-An episode is one safetensors file: arrays whose row t holds the observation before action t, and a JSON
-header under the metadata key "header". It holds SI units and raw pixels, nothing normalised. Windows,
-anchoring, normalising and the token sequence happen here, at load time, in the same functions for a recorded
-frame and for a live observation.
+Episode files (episode.py) hold SI units and raw pixels, nothing normalised. Windows, anchoring, normalising
+and the token sequence happen here, at load time, in the same functions for a recorded frame and for a live
+observation.
 
-T rows, S state slots, A action slots, H horizon, B batch, N cameras, K draws of (noise, time), L tokens
+S state slots, A action slots, H horizon, B batch, N cameras, K draws of (noise, time), L tokens
 """
 import concurrent.futures
 import fnmatch
 import functools
 import hashlib
-import json
 import os
 import sys
 import zlib
-from typing import NamedTuple
 
 import numpy as np
-import safetensors.numpy
 import tokenizers
 import torch
 
-# -----------------------------------------------------------------------------
-# The observation/action table. Everything else refers to slots by name.
-# Poses are those of the tool (between the fingertips) in the torso frame: x forward, y left, z up, table top
-# at z = 0. The tool frame equals the torso frame when the hand points straight down at rest; orientation in an
-# action is the rotation vector r from there, R = exp(r). A gripper command below zero squeezes harder.
-# `floor` is the smallest spread the normaliser divides by: what moves less than that carries no signal.
-
-SPEC_VERSION = 1
-ARMS = ('left', 'right')
-
-
-class Slot(NamedTuple):
-    name: str
-    unit: str
-    low: float      # outside [low, high] is a fault in the file, not a wide motion
-    high: float
-    floor: float
-
-
-def _per_arm(rows, prefix=''):
-    return tuple(Slot(f'{prefix}{arm}/{row[0]}', *row[1:]) for arm in ARMS for row in rows)
-
-
-_XYZ = [(f'tool_{a}', 'm', -1.5, 1.5, 0.001) for a in 'xyz']
-_ROTATION = [(f'tool_r{a}', 'rad', -6.3, 6.3, 0.01) for a in 'xyz']
-_GRIPPER = [('gripper', 'm', -0.05, 0.20, 0.001)]
-_ARM_JOINTS = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
-
-JOINT_NAMES = ('spine_z',) + tuple(f'{arm}/{joint}' for arm in ARMS for joint in _ARM_JOINTS)
-_JOINTS = tuple(Slot(name, 'rad', -6.3, 6.3, 0.01) for name in JOINT_NAMES)
-JOINT_ACTION = _JOINTS + _per_arm(_GRIPPER)
-TOOL_ACTION = (Slot('spine_z', 'rad', -3.2, 3.2, 0.005),) + _per_arm(_XYZ + _ROTATION + _GRIPPER)
-STATE = (
-    _JOINTS
-    + tuple(Slot(f'velocity/{name}', 'rad/s', -100.0, 100.0, 0.05) for name in JOINT_NAMES)
-    + _per_arm(_GRIPPER)
-    + _per_arm(_XYZ)
-    + _per_arm([(f'tool_q{a}', '', -1.001, 1.001, 0.01) for a in 'wxyz'])
-    + _per_arm([(f'tool_v{a}', 'm/s', -50.0, 50.0, 0.02) for a in 'xyz'])
-    + tuple(slot._replace(name=f'command/{slot.name}') for slot in TOOL_ACTION)    # the command in force
-    # measured minus commanded: a press, a jam or a missed grasp shows here first
-    + _per_arm([(n, u, -2.0, 2.0, f) for n, u, _, _, f in _XYZ] + _ROTATION, prefix='error/'))
-JOINT_ACTION_NAMES = tuple(slot.name for slot in JOINT_ACTION)      # 17
-TOOL_ACTION_NAMES = tuple(slot.name for slot in TOOL_ACTION)        # 15
-STATE_NAMES = tuple(slot.name for slot in STATE)                    # 79
-TABLES = {'state': STATE, 'tool_action': TOOL_ACTION, 'tool_executed': TOOL_ACTION,
-          'joint_action': JOINT_ACTION}
-
-# array: dtype, and the number of columns (None: one value per row; 0: whatever the robot has)
-ARRAYS = {
-    'time': ('float64', None),
-    'state': ('float32', 79),
-    'tool_action': ('float32', 15),      # the label: what the expert would do, seeing row t
-    'tool_executed': ('float32', 15),    # what the world got: differs from the label where kicked
-    'joint_action': ('float32', 17),     # joint command in force after the step
-    'kicked': ('uint8', None),
-    'qpos': ('float64', 0), 'qvel': ('float64', 0), 'ctrl': ('float64', 0),
-    'connections': ('int32', None), 'phase': ('int32', None), 'subtask_id': ('int32', None),
-    'goal': ('uint8', None),
-    # ground truth about the scene, one block per instruction of header['askable']: a training target, never an input
-    'geometry': ('float32', 0),
-}
-HEADER_KEYS = (
-    'spec', 'task', 'instruction', 'subtasks', 'control_hz', 'cameras', 'seed', 'success', 'metrics', 'world',
-    'git_rev', 'qa', 'askable', 'state_slots', 'state_units', 'tool_action_slots', 'tool_action_units',
-    'joint_action_slots', 'joint_action_units')
-
-
-def slots(patterns, names):
-    """Names selected by exact name or glob pattern ('command/*/tool_?'), in the order asked for, each once."""
-    chosen = []
-    for pattern in patterns:
-        hits = [n for n in names if fnmatch.fnmatchcase(n, pattern)]
-        if not hits:
-            raise ValueError(f'no slot matches {pattern!r}; the slots are: {", ".join(names)}')
-        chosen += [n for n in hits if n not in chosen]
-    return tuple(chosen)
-
-
-# -----------------------------------------------------------------------------
-# rotations, all vectorised over leading dimensions, computed in float64
-
-def quat_from_rotvec(r):
-    """(..., 3) rotation vector, rad -> (..., 4) wxyz."""
-    r = np.asarray(r, np.float64)
-    half = np.linalg.norm(r, axis=-1, keepdims=True) / 2
-    return np.concatenate([np.cos(half), np.sinc(half / np.pi) / 2 * r], -1)
-
-
-def rotvec_from_quat(q):
-    """(..., 4) wxyz, unit -> (..., 3) rotation vector with angle <= pi. Exact near 0 and near pi."""
-    q = np.asarray(q, np.float64)
-    q = np.where(q[..., :1] < 0, -q, q)
-    n = np.linalg.norm(q[..., 1:], axis=-1, keepdims=True)
-    small = n < 1e-12
-    angle = 2 * np.arctan2(n, q[..., :1])
-    return q[..., 1:] * np.where(small, 2.0, angle / np.where(small, 1.0, n))
-
-
-def quat_mul(a, b):
-    w = a[..., :1] * b[..., :1] - (a[..., 1:] * b[..., 1:]).sum(-1, keepdims=True)
-    v = a[..., :1] * b[..., 1:] + b[..., :1] * a[..., 1:] + np.cross(a[..., 1:], b[..., 1:])
-    return np.concatenate([w, v], -1)
-
-
-def quat_inv(q):
-    return q * np.array([1.0, -1.0, -1.0, -1.0])
-
-
-def quat_rotate(q, v):
-    """Rotate (..., 3) vectors by (..., 4) quaternions."""
-    u, w = q[..., 1:], q[..., :1]
-    cross = np.cross(u, v)
-    return v + 2 * (w * cross + np.cross(u, cross))
-
-
-# -----------------------------------------------------------------------------
-# observation -> state vector, and back
-
-_FIELDS = {'joint_pos': (15,), 'joint_vel': (15,), 'gripper': (2,), 'tool_pos': (2, 3), 'tool_quat': (2, 4),
-           'tool_vel': (2, 3), 'tool_command': (15,)}
-_POSITION = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_{a}') for a in 'xyz'] for arm in ARMS])  # (2, 3)
-_ROTVEC = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_r{a}') for a in 'xyz'] for arm in ARMS])   # (2, 3)
-_SPINE = TOOL_ACTION_NAMES.index('spine_z')
-COMMAND = slice(STATE_NAMES.index('command/spine_z'), STATE_NAMES.index('command/right/gripper') + 1)
-
-
-def state_vector(obs):
-    """Observation dict -> (79,) float32 in the order of STATE."""
-    # cast first, compute from the cast values: a recorded row then reproduces its tracking error bit for bit
-    field = {name: np.asarray(obs[name], np.float32).reshape(shape) for name, shape in _FIELDS.items()}
-    pos, quat, command = (field[name].astype(np.float64) for name in ('tool_pos', 'tool_quat', 'tool_command'))
-    turn = quat_mul(quat, quat_inv(quat_from_rotvec(command[_ROTVEC])))                    # (2, 4)
-    error = np.concatenate([pos - command[_POSITION], rotvec_from_quat(turn)], -1)          # (2, 6)
-    return np.concatenate([*(value.ravel() for value in field.values()), error.ravel().astype(np.float32)])
-
-
-def observation_from_state(state):
-    """(79,) state row -> the observation dict it came from, without images, time and instruction."""
-    ends = np.cumsum([np.prod(shape) for shape in _FIELDS.values()])
-    parts = zip(np.split(state, ends), _FIELDS.items())
-    return {name: np.array(part).reshape(shape) for part, (name, shape) in parts}
-
+from episode import (
+    COMMAND, POSITION, ROTVEC, SPINE, STATE, STATE_NAMES, TOOL_ACTION, TOOL_ACTION_NAMES, check_episode,
+    draw_episode, episode_paths, observation_from_state, print_stats, quat_from_rotvec, quat_inv, quat_mul,
+    quat_rotate, read_episode, rotvec_from_quat, slots, state_vector, write_atomic)
+# not used here: whoever feeds a model needs one import for it
+from episode import JOINT_ACTION_NAMES, write_episode, write_synthetic_episodes  # noqa: F401
 
 # -----------------------------------------------------------------------------
 # tool actions relative to the command in force when the chunk starts: small numbers around zero, the same for
@@ -181,8 +40,8 @@ def anchor(actions, command):
     """(..., H, 15) absolute tool actions, (..., 15) command in force -> (..., H, 15) relative, float64."""
     actions, command = np.asarray(actions, np.float64), np.asarray(command, np.float64)[..., None, :]
     out = actions.copy()
-    out[..., _SPINE] -= command[..., _SPINE]
-    for p, r in zip(_POSITION, _ROTVEC):
+    out[..., SPINE] -= command[..., SPINE]
+    for p, r in zip(POSITION, ROTVEC):
         back = quat_inv(quat_from_rotvec(command[..., r]))
         out[..., p] = quat_rotate(back, actions[..., p] - command[..., p])
         out[..., r] = rotvec_from_quat(quat_mul(back, quat_from_rotvec(actions[..., r])))
@@ -193,8 +52,8 @@ def unanchor(relative, command):
     """Exact inverse of `anchor` (rotation vectors come back with angle <= pi)."""
     relative, command = np.asarray(relative, np.float64), np.asarray(command, np.float64)[..., None, :]
     out = relative.copy()
-    out[..., _SPINE] += command[..., _SPINE]
-    for p, r in zip(_POSITION, _ROTVEC):
+    out[..., SPINE] += command[..., SPINE]
+    for p, r in zip(POSITION, ROTVEC):
         turn = quat_from_rotvec(command[..., r])
         out[..., p] = command[..., p] + quat_rotate(turn, relative[..., p])
         out[..., r] = rotvec_from_quat(quat_mul(turn, quat_from_rotvec(relative[..., r])))
@@ -202,181 +61,21 @@ def unanchor(relative, command):
 
 
 # -----------------------------------------------------------------------------
-# episode files
-
-_DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'I64': 'int64', 'I32': 'int32',
-           'I16': 'int16', 'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool'}
-
-
-def write_atomic(path, blob):
-    """Write bytes so that a kill leaves either the old file or the new one, never half of it."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    tmp = f'{path}.{os.getpid()}.tmp'     # its own name per process: two writers cannot interleave
-    with open(tmp, 'wb') as f:
-        f.write(blob)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
-
-
-def write_episode(path, arrays, header):
-    """
-    Save one episode. `arrays` holds the keys of ARRAYS plus 'image/<camera>' uint8 (T, h, w, 3), cast to the
-    table's dtypes. `header` gives task, instruction, subtasks, control_hz, seed, success, metrics and world
-    (World.metadata()), and may give git_rev and qa; spec version, slots, units and cameras are added here.
-    """
-    path = os.fspath(path)
-    arrays = {k: np.ascontiguousarray(v, ARRAYS[k][0] if k in ARRAYS else None) for k, v in arrays.items()}
-    header = {'qa': [], 'git_rev': header['world'].get('git_rev'), **header, 'spec': SPEC_VERSION}
-    for key in ('state', 'tool_action', 'joint_action'):
-        header[f'{key}_slots'] = [slot.name for slot in TABLES[key]]
-        header[f'{key}_units'] = [slot.unit for slot in TABLES[key]]
-    fovy = header['world'].get('camera_fovy_deg', {})
-    header['cameras'] = {k[6:]: {'height': v.shape[1], 'width': v.shape[2], 'fovy_deg': fovy.get(k[6:])}
-                         for k, v in arrays.items() if k.startswith('image/')}
-    faults = find_faults(arrays, header)
-    if faults:
-        raise ValueError(f'{path} not written: ' + '; '.join(faults))
-    write_atomic(path, safetensors.numpy.save(arrays, metadata={'header': json.dumps(header)}))
-
-
-def read_episode(path):
-    """-> ({name: array}, header dict). Arrays are views of the mapped file: touching one row reads one row."""
-    size = os.path.getsize(path)
-    with open(path, 'rb') as f:
-        n = int.from_bytes(f.read(8), 'little')
-        if not 0 < n <= size - 8:
-            raise ValueError(f'{path}: not a safetensors file, or cut off ({size} bytes)')
-        table = json.loads(f.read(n))
-    metadata = table.pop('__metadata__', {})
-    if 'header' not in metadata:
-        raise ValueError(f'{path}: no "header" in the safetensors metadata: not an episode')
-    end = 8 + n + max(entry['data_offsets'][1] for entry in table.values())
-    if end != size:
-        raise ValueError(f'{path}: {size} bytes, its own table says {end}: cut off or damaged')
-    raw = np.memmap(path, mode='r', dtype=np.uint8).view(np.ndarray)      # a plain array: slicing is 5 times faster
-    arrays = {}
-    for name, entry in table.items():
-        start, stop = (8 + n + offset for offset in entry['data_offsets'])
-        arrays[name] = raw[start:stop].view(_DTYPES[entry['dtype']]).reshape(entry['shape'])
-    return arrays, json.loads(metadata['header'])
-
-
-def find_faults(arrays, header):
-    """Everything wrong with one episode, each fault named in words; [] when sound."""
-    faults = [f'header has no {key!r}' for key in HEADER_KEYS if key not in header]
-    faults += [f'no array {name!r}' for name in ARRAYS if name not in arrays]
-    if faults:
-        return faults
-    if header['spec'] != SPEC_VERSION:
-        return [f'spec version {header["spec"]}, this code reads {SPEC_VERSION}']
-    T = len(arrays['time'])
-    if T == 0:
-        return ['no rows']
-    expected = {k: (dtype, () if columns is None else (columns,)) for k, (dtype, columns) in ARRAYS.items()}
-    for camera, size in header['cameras'].items():
-        expected[f'image/{camera}'] = ('uint8', (size['height'], size['width'], 3))
-    faults += [f'header names camera {k[6:]!r}, no array {k!r}' for k in expected if k not in arrays]
-    faults += [f'array {k!r} is not in the specification or the header' for k in arrays if k not in expected]
-    for name in arrays.keys() & expected.keys():
-        dtype, tail = expected[name]
-        a = arrays[name]
-        if a.dtype != dtype:
-            faults.append(f'{name} is {a.dtype}, not {dtype}')
-        if len(a) != T:
-            faults.append(f'{name} has {len(a)} rows, time has {T}')
-        elif a.ndim != 2 if tail == (0,) else a.shape[1:] != tail:
-            faults.append(f'{name} has shape {a.shape}, not {(T, *tail)}')
-    for key in ('state', 'tool_action', 'joint_action'):
-        if header[f'{key}_slots'] != [slot.name for slot in TABLES[key]]:
-            faults.append(f'header {key}_slots differ from the table of data.py')
-    return sorted(faults) or _find_value_faults(arrays, header)
-
-
-def _find_value_faults(arrays, header):
-    """Second pass of find_faults: shapes are known to be right."""
-    faults = []
-    for name, a in arrays.items():
-        if a.dtype.kind == 'f' and not np.isfinite(a).all():
-            row = np.argwhere(~np.isfinite(a.reshape(len(a), -1)))[0]
-            faults.append(f'{name} is not finite, first at row {row[0]} column {row[1]}')
-    if faults:
-        return faults
-    for name, table in TABLES.items():
-        low, high = np.array([s.low for s in table]), np.array([s.high for s in table])
-        for i in np.flatnonzero(((arrays[name] < low) | (arrays[name] > high)).any(0)):
-            worst = arrays[name][np.abs(arrays[name][:, i]).argmax(), i]
-            faults.append(f'{name} slot {table[i].name}: {worst:.4g} is outside {low[i]}..{high[i]}')
-    step_s, dt_s = np.diff(arrays['time']), 1 / header['control_hz']
-    if len(step_s) and (step_s <= 0).any():
-        faults.append(f'time does not increase at row {np.flatnonzero(step_s <= 0)[0] + 1}')
-    elif len(step_s) and np.abs(step_s - dt_s).max() > 0.01 * dt_s:
-        faults.append(f'time steps of {step_s.min():.4f}..{step_s.max():.4f} s, control_hz says {dt_s:.4f} s')
-    for name in ('kicked', 'goal'):
-        if arrays[name].max() > 1:
-            faults.append(f'{name} holds {arrays[name].max()}, not only 0 and 1')
-    if arrays['phase'].min() < 0:
-        faults.append('phase is negative')
-    ids, n = arrays['subtask_id'], len(header['subtasks'])
-    if ids.min() < 0 or ids.max() >= n:
-        faults.append(f'subtask_id {ids.min()}..{ids.max()}, header has {n} subtasks')
-    changed = (arrays['tool_executed'] != arrays['tool_action']).any(1) & (arrays['kicked'] == 0)
-    if changed.any():
-        faults.append(f'tool_executed differs from tool_action in unkicked row {np.flatnonzero(changed)[0]}')
-    if not isinstance(header['instruction'], str) or not header['instruction']:
-        faults.append('instruction is empty')
-    elif header['askable'][:1] != [header['instruction']]:
-        faults.append('askable does not begin with the instruction')
-    elif arrays['geometry'].shape[1] % len(header['askable']):
-        faults.append(f'geometry has {arrays["geometry"].shape[1]} columns, for {len(header["askable"])} askable goals')
-    for camera in header['cameras']:
-        flat = np.ptp(arrays[f'image/{camera}'].reshape(len(arrays['time']), -1), axis=1) == 0
-        if flat.any():
-            faults.append(f'image/{camera} is one flat colour in row {np.flatnonzero(flat)[0]}: not rendered')
-    return faults
-
-
-def check_episode(path):
-    """-> list of faults of a file, [] when sound."""
-    try:
-        arrays, header = read_episode(path)
-    except (ValueError, OSError, KeyError) as error:      # a damaged file is a finding, not a crash
-        return [f'cannot be read: {error}']
-    return find_faults(arrays, header)
-
-
-def episode_paths(source):
-    """Folder, file or list of them -> sorted list of episode files."""
-    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    paths = []
-    for item in map(str, sources):
-        if os.path.isdir(item):
-            names = sorted(name for name in os.listdir(item) if name.endswith('.safetensors'))
-            paths += [os.path.join(item, name) for name in names]
-        elif os.path.isfile(item):
-            paths.append(item)
-    if not paths:
-        raise FileNotFoundError(f'no *.safetensors episodes in {source}; record some: '
-                                'python sim_rollout.py config/demo_collect.py')
-    return paths
-
-
-# -----------------------------------------------------------------------------
 # tokenizer: byte-level BPE small enough to train from scratch; every word of our templates is one token
 
-SPECIAL_TOKENS = ('<|pad|>', '<|image_pad|>', '<|state_pad|>', '<|vla|>', '<|action_start|>', '<|action_pad|>',
-                  '<|action_pass|>', '<|action_end|>', '<|im_start|>', '<|im_end|>')
+SPECIAL_TOKENS = ('<|pad|>', '<|image_pad|>', '<|state_pad|>', '<|vla|>', '<|action_start|>',
+                  '<|action_pad|>', '<|action_pass|>', '<|action_end|>', '<|im_start|>', '<|im_end|>')
 VOCABULARY_SIZE = 512
 TEMPLATE_WORDS = '''the a of on onto in into to with and is it its both over under down up at from then now
 put press place take goes join hold keep give pull apart off reach grasp lift carry align release retreat wait
-rest hand hands left right near far front back top end corner cell row column plate baseplate brick bricks stud
-studs air lower upper red blue yellow green white orange : ; , . ? 2x2 2x3 2x4 2x6 2x8 2x10
+rest hand hands left right near far front back top end corner cell row column plate baseplate brick bricks
+stud studs air lower upper red blue yellow green white orange : ; , . ? 2x2 2x3 2x4 2x6 2x8 2x10
 0 1 2 3 4 5 6 7 8 9'''.split()
 
 
 def make_tokenizer(texts, path):
-    """Train on the words of `texts` and TEMPLATE_WORDS, each equally often: rare ones stay whole, too. Writes `path`.
-    -> the tokenizer, the words that take more than one token"""
+    """Train on the words of `texts` and TEMPLATE_WORDS, each equally often: rare ones stay whole, too.
+    Writes `path`. -> the tokenizer, the words that take more than one token"""
     words = sorted({word for text in texts for word in text.split()} | set(TEMPLATE_WORDS))
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces = tokenizers.Regex(r' ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+')      # '2x4' is one piece
@@ -397,8 +96,8 @@ def make_tokenizer(texts, path):
 
 class Processor:
     """
-    Everything that stands between an observation and the model, and between the model and an action. It lives in
-    the checkpoint's meta.json; a rollout takes it from there and from nowhere else.
+    Everything that stands between an observation and the model, and between the model and an action. It lives
+    in the checkpoint's meta.json; a rollout takes it from there and from nowhere else.
 
     cameras        names, in the order the model sees them
     image_size     pixels, square
@@ -514,15 +213,16 @@ class Processor:
         relative = anchor(hold, commands)
         relative[..., self.action_index] = chunk * self.stats['action_std'] + self.stats['action_mean']
         out = unanchor(relative, commands)
-        for columns in _ROTVEC:      # an arm that predicts no rotation keeps exactly the commanded one
+        for columns in ROTVEC:      # an arm that predicts no rotation keeps exactly the commanded one
             if not set(columns) & set(self.action_index):
                 out[..., columns] = hold[..., columns]
         return out.astype(np.float32)
 
     def encode(self, rows, subtasks=None):
-        """Observations -> batch for the model. `rows` are observation dicts, live from the world or `Dataset.row`: the
-        images of our cameras, the state fields and the instruction are read. With `subtasks`, one text per row, the
-        batch contains the assistant part and the model acts having read it."""
+        """Observations -> batch for the model. `rows` are observation dicts, live from the world or
+        `Dataset.row`: the images of our cameras, the state fields and the instruction are read.
+        With `subtasks`, one text per row, the batch contains the assistant part and the model acts having
+        read it."""
         for camera in self.cameras:
             shape = np.shape(rows[0][f'image/{camera}'])
             if shape != (self.image_size, self.image_size, 3):
@@ -539,12 +239,13 @@ class Processor:
         return {'images': torch.from_numpy(images), 'state': state, **self.pad(prompts)}
 
     def fit(self, dataset):
-        """Mean and spread of exactly the tensors the loss sees: anchored, masked, the sampled windows. A spread below
-        the slot's floor becomes the floor: a slot that does not move must not turn noise into signal.
+        """Mean and spread of exactly the tensors the loss sees: anchored, masked, the sampled windows.
+        A spread below the slot's floor becomes the floor: a slot that does not move must not turn noise into
+        signal.
         -> names of those slots, which are constant as far as the model is concerned"""
         state = dataset.state[dataset.windows][:, self.state_index].astype(np.float64)
         total, square, count = 0, 0, 0
-        for start in range(0, len(dataset.windows), 65_536):      # in blocks: a million windows take gigabytes
+        for start in range(0, len(dataset.windows), 65_536):     # in blocks: a million windows take gigabytes
             rows = dataset.windows[start:start + 65_536]
             relative = anchor(dataset.chunk(rows), dataset.state[rows][:, COMMAND])[..., self.action_index]
             mask = dataset.chunk_mask(rows)[..., None]
@@ -555,7 +256,7 @@ class Processor:
         spread = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean ** 2, 0))
         state_floor = np.array([STATE[i].floor for i in self.state_index])
         action_floor = np.array([TOOL_ACTION[i].floor for i in self.action_index])
-        geometry = dataset.geometry[dataset.windows, 0].astype(np.float64)      # as it comes back from a checkpoint
+        geometry = dataset.geometry[dataset.windows, 0].astype(np.float64)     # as a checkpoint gives it back
         self.stats = {'geometry_mean': geometry.mean(0), 'geometry_std': geometry.std(0) + 0.05,
                       'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
                       'action_mean': mean, 'action_std': np.maximum(spread, action_floor)}
@@ -582,16 +283,16 @@ class Dataset:
     read_text    probability that a draw sees the subtask text
     gain         spread of the colour gain, per image channel; brightness: of the offset, in 0..255
     shift        largest image shift, pixels; state_noise: in normalised units
+    ask          probability that a sample asks for another goal in the same scene, see `batch`
     """
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
-                 gain=0.0, brightness=0.0, shift=0, state_noise=0.0,
-                 ask=0.0):
-        self.ask = ask
-        self.processor, self.draws, self.read_text = processor, draws, read_text
+                 gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0):
+        self.processor, self.draws, self.read_text, self.ask = processor, draws, read_text, ask
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
         self.paths, self.headers, self.images = [], [], []
-        parts = {name: [] for name in ('state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal', 'geometry')}
+        parts = {name: [] for name in (
+            'state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal', 'geometry')}
         for path in episode_paths(source):
             arrays, header = read_episode(path)
             if split and (split == 'val') != in_validation(header['task'], header['seed'], val_fraction):
@@ -609,8 +310,8 @@ class Dataset:
         lengths = np.array([len(t) for t in parts['time']])
         self.state, self.tool_action, self.time, self.subtask_id = (
             np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
-        # What could have been asked in the same scene: (n, G, columns), G the most of any episode. Millimetres matter
-        # when close, decimetres do not when far: linear to 1 cm, logarithmic beyond.
+        # What could have been asked in the same scene: (n, G, columns), G the most of any episode.
+        # Millimetres matter when close, decimetres do not when far: linear to 1 cm, logarithmic beyond.
         self.n_askable = np.array([len(h['askable']) for h in self.headers])
         blocks = [g.reshape(len(g), k, -1) for g, k in zip(parts['geometry'], self.n_askable)]
         fill = [(0, 0), (0, 0), (0, 0)]
@@ -620,7 +321,8 @@ class Dataset:
         self.episode = np.repeat(np.arange(len(lengths)), lengths)       # (n,) row -> its episode
         self.last = self.start[1:][self.episode] - 1                     # (n,) row -> last row of its episode
         self.held = np.array([bool(h['success']) for h in self.headers])[self.episode]      # (n,)
-        self.kicks_before = np.concatenate([[0], np.cumsum(np.concatenate(parts['kicked']) > 0)])      # (n+1,)
+        kicked = np.concatenate(parts['kicked']) > 0
+        self.kicks_before = np.concatenate([[0], np.cumsum(kicked)])     # (n+1,)
         # first row from which on the goal holds to the end
         settled = [0 if goal.all() else n - np.argmin(goal[::-1]) for n, goal in zip(lengths, parts['goal'])]
         sampled = [np.arange(n) <= at + tail for n, at in zip(lengths, settled)]
@@ -644,8 +346,8 @@ class Dataset:
         return self.tool_action[np.minimum(at, self.last[rows][:, None])]
 
     def chunk_mask(self, rows):
-        """-> (B, H) bool. Row j counts if nothing kicked the robot in rows 0..j-1 of the window: from a kick on, the
-        recorded actions answer another situation. Past the end rows count if the episode was a success."""
+        """-> (B, H) bool. Row j counts if nothing kicked the robot in rows 0..j-1 of the window: from a kick
+        on, the recorded actions answer another situation. Past the end rows count after a success."""
         at, last = rows[:, None] + np.arange(self.processor.horizon), self.last[rows][:, None]
         undisturbed = self.kicks_before[np.minimum(at, last + 1)] == self.kicks_before[rows][:, None]
         return undisturbed & ((at <= last) | self.held[rows][:, None])
@@ -699,28 +401,29 @@ class Dataset:
         return self.windows[np.concatenate(order)]
 
     def batch(self, step, batch_size, rank=0, world_size=1, seed=0):
-        """Slice `rank` of the global batch of `step`: the keys model.VLA reads, and those `augment` takes out.
-        Everything random is drawn for the global batch, so that the number of ranks changes no number.
+        """Slice `rank` of the global batch of `step`: the keys model.VLA reads, and those that `augment` uses
+        up. Everything random is drawn for the global batch, so that the number of ranks changes no number.
         n_rows and n_tokens are the loss's denominators: global counts divided by world_size."""
         if batch_size % world_size:
             raise ValueError(f'global batch {batch_size} does not divide into {world_size} slices')
-        processor, B, K = self.processor, batch_size, self.draws
+        processor, B, K, N = self.processor, batch_size, self.draws, len(self.processor.cameras)
         H, A, S = processor.horizon, len(processor.action_slots), len(processor.state_slots)
         rng = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
         draws = {
             'noise': torch.randn(B, K, H, A, generator=rng),
-            'time': 0.001 + 0.999 * torch.rand(B, K, generator=rng) ** (1 / 1.5),    # Beta(1.5, 1) by inversion
+            'time': 0.001 + 0.999 * torch.rand(B, K, generator=rng) ** (1 / 1.5),  # Beta(1.5, 1) by inversion
             'read_text': torch.rand(B, K, generator=rng) < self.read_text,
             'gain': 1 + self.gain * torch.randn(B, 1, 1, 1, 3, generator=rng),
             'offset': self.brightness * torch.randn(B, 1, 1, 1, 1, generator=rng),
-            'shift': torch.randint(-self.shift, self.shift + 1, (B, len(processor.cameras), 2), generator=rng),
+            'shift': torch.randint(-self.shift, self.shift + 1, (B, N, 2), generator=rng),
             'state_noise': self.state_noise * torch.randn(B, S, generator=rng)}
         ask = torch.rand(B, 2, generator=rng).numpy()
         rows = self.sample_rows(step, batch_size, seed)
-        # Some samples ask for something else than what the episode was about: there is no action to learn from them, but
-        # the answer to `where` needs the words, because what the arms are doing no longer gives it away.
+        # Some samples ask for something else than what the episode was about: there is no action to learn
+        # from them, but the answer to `where` needs the words, because what the arms are doing no longer
+        # gives it away.
         others = self.n_askable[self.episode[rows]] - 1
-        asked = np.where(ask[:, 0] < self.ask, np.ceil(ask[:, 1] * others).astype(int), 0)       # 0: as it was
+        asked = np.where(ask[:, 0] < self.ask, np.ceil(ask[:, 1] * others).astype(int), 0)     # 0: as it was
         prompts = [processor.prompt_ids(self.instruction(row, k), None if k else self.subtask(row))
                    for row, k in zip(rows, asked)]
         longest = max(prompts, key=lambda parts: len(parts[0]) + len(parts[1]))
@@ -733,7 +436,8 @@ class Dataset:
         actions = processor.normalise_actions(self.chunk(rows[mine]), state[:, COMMAND])
         mask = self.chunk_mask(rows) & (asked == 0)[:, None]
         n_tokens = sum(len(assistant) for _, assistant in prompts)
-        geometry = (self.geometry[rows, asked][mine] - processor.stats['geometry_mean']) / processor.stats['geometry_std']
+        stats, geometry = processor.stats, self.geometry[rows, asked][mine]
+        geometry = (geometry - stats['geometry_mean']) / stats['geometry_std']
         return batch | {'geometry': torch.from_numpy(geometry.astype(np.float32)),
                         'actions': torch.from_numpy(actions), 'action_mask': torch.from_numpy(mask[mine]),
                         'n_rows': torch.tensor(mask.sum() / world_size, dtype=torch.float32),
@@ -753,7 +457,7 @@ def augment(batch):
         b, n = (torch.arange(k, device=images.device) for k in images.shape[:2])
         images = images[b[:, None, None, None], n[:, None, None], y[..., :, None], x[..., None, :]]
     if offset.any() or (gain != 1).any():
-        flat = images.flatten(3).float()      # (B, N, h, w*3): an inner loop of 3 channels would be 3 times slower
+        flat = images.flatten(3).float()     # (B, N, h, w*3): an inner loop of 3 channels is 3 times slower
         flat = flat.mul_(gain.repeat(1, 1, 1, images.shape[3], 1).flatten(3)).add_(offset[..., 0])
         images = flat.view(images.shape)
     return batch | {'images': images}
@@ -771,110 +475,7 @@ def prefetch(make, steps):
 
 
 # -----------------------------------------------------------------------------
-# synthetic episodes, for config/debug.py and the tests; no simulator needed
-
-def write_synthetic_episodes(folder, count, cameras, image_size, control_hz=10, kicks=0.1, seed0=0):
-    for seed in range(seed0, seed0 + count):
-        write_episode(os.path.join(folder, f'synthetic_{seed:06d}.safetensors'),
-                      *synthetic_episode(seed, cameras, image_size, control_hz, kicks))
-
-
-def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
-    """-> arrays, header. Random but learnable: the right tool goes to the square of the named colour and closes."""
-    rng = np.random.default_rng(seed)
-    colours = {'red': (200, 40, 40), 'blue': (40, 60, 200)}
-    name = list(colours)[rng.integers(2)]
-    places = {colour: rng.uniform([0.25, -0.1, 0], [0.45, 0.1, 0]) for colour in colours}
-    command = np.zeros(15, np.float32)
-    command[_POSITION] = rng.uniform([0.25, -0.1, 0.05], [0.45, 0.1, 0.15], (2, 3))
-    command[_ROTVEC[:, 2]] = rng.uniform(-0.5, 0.5, 2)
-    command[[7, 14]] = 0.06
-    rows, settled, grid = [], 0, np.stack(np.indices((image_size, image_size)), -1)      # grid (h, w, 2)
-    while len(rows) < 60 and settled < 4:
-        pos = command[_POSITION] + rng.normal(0, 0.0005, (2, 3))
-        obs = {'joint_pos': np.zeros(15), 'joint_vel': np.zeros(15), 'tool_vel': np.zeros((2, 3)), 'tool_pos': pos,
-               'tool_quat': quat_from_rotvec(command[_ROTVEC]), 'gripper': command[[7, 14]], 'tool_command': command}
-        away = places[name] - command[_POSITION][1]
-        near = np.abs(away).max() < 0.002
-        settled += bool(near and command[14] < 0.03)
-        action, kicked = command.copy(), not near and rng.random() < kicks
-        action[_POSITION[1]] += np.clip(away, -0.03, 0.03)
-        action[14] = 0.02 if near else 0.06
-        executed = action.copy()
-        executed[_POSITION[1]] += kicked * rng.normal(0, 0.02, 3)
-        row = {'time': len(rows) / control_hz, 'state': state_vector(obs), 'tool_action': action,
-               'tool_executed': executed, 'joint_action': np.zeros(17), 'kicked': kicked, 'goal': settled > 0,
-               'connections': 0, 'phase': int(near), 'subtask_id': int(near),
-               'geometry': away, **{k: np.zeros(3) for k in ('qpos', 'qvel', 'ctrl')}}
-        for camera in cameras:
-            image = np.full((image_size, image_size, 3), 128, np.uint8)
-            centre = pos[ARMS.index(camera.split('/')[0])] if '/' in camera else np.array([0.35, 0, 0])
-            for colour, place in places.items():
-                at = (0.5 + (place - centre)[:2] / 0.4) * image_size
-                image[(np.abs(grid - at) < image_size * 0.06).all(-1)] = colours[colour]
-            image[0, 0] = 0      # a view with no square in it is still a picture
-            row[f'image/{camera}'] = image
-        rows.append(row)
-        command = executed
-    return {k: np.stack([row[k] for row in rows]) for k in rows[0]}, {
-        'task': 'synthetic', 'instruction': f'reach the {name} brick', 'askable': [f'reach the {name} brick'], 'control_hz': control_hz, 'seed': seed,
-        'subtasks': [f'right hand: reach the {name} brick', f'right hand: grasp the {name} brick'],
-        'success': settled > 0, 'metrics': {}, 'world': {}}
-
-
-# -----------------------------------------------------------------------------
 # commands
-
-def print_stats(paths):
-    """Counts, instructions, and one line per slot: mean, spread and range over all rows of all files."""
-    loaded = [read_episode(path) for path in paths]
-    kicked = np.concatenate([a['kicked'] for a, _ in loaded])
-    successes = sum(bool(h['success']) for _, h in loaded)
-    print(f'{len(paths)} episodes, {successes} successful, {len(kicked)} rows, '
-          f'{len(kicked) / len(paths):.1f} per episode, {kicked.sum(dtype=int)} kicked, '
-          f'{sum(map(os.path.getsize, paths)) / 1e9:.2f} GB')
-    texts = [h['instruction'] for _, h in loaded]
-    print(*(f'{texts.count(text):6d} x {text}' for text in sorted(set(texts))), sep='\n')
-    for key in ('state', 'tool_action', 'joint_action'):
-        values = np.concatenate([a[key] for a, _ in loaded]).astype(np.float64)
-        print(f'\n{key:32s}{"unit":>6s}{"mean":>10s}{"std":>10s}{"min":>10s}{"max":>10s}')
-        for slot, v in zip(TABLES[key], values.T):
-            numbers = ''.join(f'{x:10.4f}' for x in (v.mean(), v.std(), v.min(), v.max()))
-            dead = '  below its floor' if v.std() < slot.floor else ''
-            print(f'{slot.name:32s}{slot.unit:>6s}{numbers}{dead}')
-
-
-def draw_episode(path, out):
-    """Contact sheet (a row per camera, 12 moments) over plots of labels and commands in force."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    arrays, header = read_episode(path)
-    time, n = arrays['time'], len(header['cameras'])
-    figure, axes = plt.subplots(n + 4, 1, figsize=(18, 1.6 * n + 9), constrained_layout=True)
-    for axis, camera in zip(axes, header['cameras']):
-        moments = np.linspace(0, len(time) - 1, 12).astype(int)
-        axis.imshow(np.concatenate([arrays[f'image/{camera}'][t] for t in moments], 1))
-        axis.set(ylabel=camera, xticks=[], yticks=[])
-    curves = {'tool_[xy]': 'x, y (m)', 'tool_z': 'z (m)', 'tool_rz': 'yaw (rad)', 'gripper': 'grip (m)'}
-    for axis, (pattern, title) in zip(axes[n:], curves.items()):
-        for name in slots([f'*/{pattern}'], TOOL_ACTION_NAMES):
-            line, = axis.plot(time, arrays['tool_action'][:, TOOL_ACTION_NAMES.index(name)], label=name)
-            in_force = arrays['state'][:, STATE_NAMES.index(f'command/{name}')]
-            axis.plot(time, in_force, ':', color=line.get_color())
-        for t in np.flatnonzero(arrays['kicked']):
-            axis.axvline(time[t], color='0.8', zorder=0)
-        axis.set_ylabel(title)
-        axis.legend(loc='upper right', ncols=4, fontsize=7)
-    for t in np.flatnonzero(np.diff(arrays['subtask_id'], prepend=-1)):
-        words = header['subtasks'][arrays['subtask_id'][t]]
-        axes[n].annotate(words, (time[t], axes[n].get_ylim()[0]), rotation=90, fontsize=7, va='bottom')
-    axes[-1].set_xlabel('time (s). Lines: label; dotted: command in force; grey: kicked')
-    outcome = 'success' if header['success'] else 'failure'
-    figure.suptitle(f'{path}\n{header["task"]} seed {header["seed"]}: {header["instruction"]} ({outcome})')
-    figure.savefig(out, dpi=70)
-    plt.close(figure)
-
 
 def main(argv):
     """-> exit code."""

@@ -1,4 +1,4 @@
-"""The simulated work cell: Alex's upper body at a table with bricks that clutch; tasks, controller, cameras.
+"""The simulated work cell: Alex's upper body at a table with bricks that clutch; controller and cameras.
 
     world = World('place', brick_scale=2.)          # 2 = DUPLO, 1 = LEGO
     obs, info = world.reset(seed=0)
@@ -14,8 +14,6 @@ the targets are interpolated at 50 Hz, and physics runs at physics_dt_s with a c
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +46,9 @@ gl_backend()           # mujoco reads MUJOCO_GL when it is imported
 import mujoco  # noqa: E402
 
 from clutch import (  # noqa: E402
-    BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Brick, Clutch, brick_xml, pool_xml, wrap)
+    BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
+from tasks import CELLS, HANDS, MIN_JOIN_HEIGHT_M, TASKS  # noqa: E402, F401; the expert reads CELLS from here
 
-HANDS = ('left', 'right')
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
 ARM_JOINTS = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
 JOINT_NAMES = ('spine_z', *(f'{h}/{j}' for h in HANDS for j in ARM_JOINTS))                        # 15
@@ -67,97 +65,6 @@ HOLD_S = 1.            # success: the goal holds for this long
 INTERPOLATION_HZ = 50
 CLUTCH_PERIOD_S = .008
 MAX_PENETRATION_M = .05
-RGBA = dict(red='0.80 0.10 0.10 1', blue='0.10 0.25 0.85 1', yellow='0.95 0.80 0.10 1',
-            white='0.90 0.90 0.90 1', orange='0.95 0.45 0.05 1', green='0.30 0.55 0.30 1')
-
-
-# -- tasks as data -------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Goal:
-    """What one episode asks for: `upper` sits on `lower` with its centre `cell` studs from lower's centre and
-    its long side along quarter turn `turns` (modulo the brick's symmetry), pressed by `hand`. `holder`: hand
-    that has to keep `lower` in the air while they are joined, None where lower is fixed."""
-    upper: str
-    lower: str
-    cell: tuple
-    turns: int
-    hand: str
-    holder: str | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task as data. `bricks(scale)` lists what lies on the table; `sample(rng, scale)` draws
-    poses {brick: (x, y, yaw)} and what could be asked for there, [(Goal, instruction)], the first of which is."""
-    bricks: Callable
-    sample: Callable
-    time_limit_s: float
-    two_hands: str          # why one hand does not suffice, or why it does
-
-
-# 2x4 along x on the 8x8 plate
-CELLS = {'near left': (-2, 3), 'near right': (-2, -3), 'far left': (2, 3), 'far right': (2, -3)}
-PLACE_TEMPLATES = (
-    'put the {colour} brick on the {cell} corner of the plate',
-    'place the {colour} brick on the {cell} corner',
-    'press the {colour} brick onto the {cell} corner of the plate',
-    'the {colour} brick goes on the {cell} corner',
-    'take the {colour} brick and press it onto the {cell} corner',
-    'on the {cell} corner put the {colour} brick')
-JOIN_TEMPLATES = (
-    'join the {upper} brick onto the end of the {lower} brick',
-    'hold the {lower} brick and press the {upper} brick onto it',
-    'put the {upper} brick on the end of the {lower} brick in the air',
-    'press the {upper} brick onto the {lower} brick',
-    'take both bricks and join {upper} onto {lower}',
-    'the {upper} brick goes on the end of the {lower} brick')
-
-
-def _place_bricks(scale):
-    return (Brick('plate', (8, 8), RGBA['green'], plate=True, fixed=True),
-            *(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')))
-
-
-def _place_sample(rng, scale):
-    colours = ['red', 'blue']
-    rng.shuffle(colours)
-    hands = HANDS if rng.integers(2) else HANDS[::-1]      # of each colour: the one on the brick's side
-    cells = list(CELLS)
-    rng.shuffle(cells)
-    poses = {
-        c: (rng.uniform(.26, .40), s * rng.uniform(.13, .26), np.pi / 2 + np.radians(rng.uniform(-60, 60)))
-        for c, s in zip(colours, [1 if hand == 'left' else -1 for hand in hands])}
-    return poses, [(Goal(colour, 'plate', CELLS[cell], 1, hand),
-                    PLACE_TEMPLATES[rng.integers(len(PLACE_TEMPLATES))].format(colour=colour, cell=cell))
-                   for colour, hand in zip(colours, hands) for cell in cells]
-
-
-def _join_bricks(scale):
-    # Two hands side by side: the right palm and the left forearm need ~70 mm between the two grips
-    # (96 and 64 mm here).
-    return (Brick('red', (2, 8 if scale > 1.5 else 10), RGBA['red']), Brick('blue', (2, 2), RGBA['blue']))
-
-
-def _join_sample(rng, scale):
-    poses = {
-        c: (rng.uniform(.29, .38), s * rng.uniform(.15, .24), np.pi / 2 + np.radians(rng.uniform(-35, 35)))
-        for c, s in (('red', 1), ('blue', -1))}
-    text = JOIN_TEMPLATES[rng.integers(len(JOIN_TEMPLATES))].format(upper='blue', lower='red')
-    return poses, [(Goal('blue', 'red', (0, -3 if scale > 1.5 else -4), 0, 'right', holder='left'), text)]
-
-
-TASKS = {
-    'place': Task(
-        _place_bricks, _place_sample, 12.,
-        'one hand does: the baseplate is screwed to the table. '
-        'Which hand follows from where the brick lies.'),
-    'join': Task(
-        _join_bricks, _join_sample, 16.,
-        'the bricks must snap together while the lower one is in the air (5 cm or more): '
-        'one hand has to hold it against the press of the other, '
-        'and a single gripper cannot be on both bricks at once.'),
-}
-MIN_JOIN_HEIGHT_M = .05
 
 
 # -- rotations -----------------------------------------------------------------------------------------------
@@ -262,8 +169,8 @@ class World:
         self._clutch_every = max(1, round(CLUTCH_PERIOD_S / physics_dt_s))
         self._substeps = round(1 / INTERPOLATION_HZ / physics_dt_s)
         if INTERPOLATION_HZ % control_hz or abs(self._substeps * physics_dt_s * INTERPOLATION_HZ - 1) > 1e-6:
-            raise ValueError(f'control_hz={control_hz} must divide {INTERPOLATION_HZ} (the rate of joint targets), and '
-                             f'physics_dt_s={physics_dt_s} must divide {1 / INTERPOLATION_HZ} s')
+            raise ValueError(f'control_hz={control_hz} must divide {INTERPOLATION_HZ} (the rate of joint '
+                             f'targets), and physics_dt_s={physics_dt_s} must divide {1 / INTERPOLATION_HZ} s')
         self._clutch_phase = 0
         self._renderers = {}
         self.max_opening_m = 2 * (.016 + .008 * self.brick_scale)      # what a released hand opens to
@@ -314,6 +221,7 @@ class World:
         self._metrics = dict(peak_force_n=0., drops=0, press_error_mm=None, press_yaw_deg=None)
         self.clutch.events.clear()
         self.clutch.pending[:] = 0
+        self.clutch.changed()
         return self.observe(), self.info()
 
     def step(self, action):
@@ -440,15 +348,16 @@ class World:
         return self._held_steps >= HOLD_S * self.control_hz
 
     def geometry(self):
-        """Ground truth about the scene as a training target for perception and language, one row per goal that could be
-        asked for (`askable`), float32 (G, 34) with two loose bricks. Three kinds of numbers: what pictures alone tell
-        (where every loose brick is), what words alone tell (which brick, which place), and what takes both (the way to
-        the brick asked for, and its way to its place). A learner that is only asked for the last kind does not find
-        the first two.
+        """Ground truth about the scene as a training target for perception and language, one row per goal that
+        could be asked for (`askable`), float32 (G, 34) with two loose bricks. Three kinds of numbers: what
+        pictures alone tell (where every loose brick is), what words alone tell (which brick, which place), and
+        what takes both (the way to the brick asked for, and its way to its place). A learner that is only asked
+        for the last kind does not find the first two.
 
-        every loose brick x hand: position (3,) m in the tool frame, grasp yaw error rad; asked for: one number per loose
-        brick, place (3,) m in the torso frame, 1 if the left hand is to do it; per hand the same four numbers of the
-        brick it has to fetch (an idle hand: the other's); way (3,) m to the place in the tool frame, yaw error rad."""
+        every loose brick x hand: position (3,) m in the tool frame, grasp yaw error rad; asked for: one number
+        per loose brick, place (3,) m in the torso frame, 1 if the left hand is to do it; per hand the same four
+        numbers of the brick it has to fetch (an idle hand: the other's); way (3,) m to the place in the tool
+        frame, yaw error rad."""
         loose = [b.name for b in self.bricks if not b.fixed]
         tools = {hand: self.tool_pose(hand) for hand in HANDS}
         poses = {b.name: self.brick_pose(b.name) for b in self.bricks}
@@ -462,8 +371,9 @@ class World:
         for g, _ in self.askable:
             place, place_yaw = self.goal_pose(g)
             fetch = [views[hand, g.lower if hand == g.holder else g.upper] for hand in HANDS]
-            rows.append([*seen, *(float(b == g.upper) for b in loose), *place, float(g.hand == 'left'), *np.ravel(fetch),
-                         *(tools[g.hand][1].T @ (place - poses[g.upper][0])), wrap(place_yaw - yaws[g.upper], np.pi)])
+            rows.append([*seen, *(float(b == g.upper) for b in loose), *place, float(g.hand == 'left'),
+                         *np.ravel(fetch), *(tools[g.hand][1].T @ (place - poses[g.upper][0])),
+                         wrap(place_yaw - yaws[g.upper], np.pi)])
         return np.array(rows, np.float32)
 
     def connections(self):
@@ -496,7 +406,8 @@ class World:
             self._metrics['drops'] += 1
         self._held_steps = self._held_steps + 1 if goal else 0
         self.phase = max(self.phase, 7 if self.success() else phase)
-        self._metrics.update(steps=self.steps, peak_force_n=float(self.clutch.peak_force_n), xy_error_mm=float(1e3 * xy), z_error_mm=float(1e3 * error[2]),
+        self._metrics.update(steps=self.steps, peak_force_n=float(self.clutch.peak_force_n),
+                             xy_error_mm=float(1e3 * xy), z_error_mm=float(1e3 * error[2]),
                              yaw_error_deg=float(np.degrees(yaw_error)),
                              broken=sum(e[1] == 'break' for e in self.clutch.events))
 
@@ -596,6 +507,7 @@ class World:
         self.clutch.links[:], self.clutch.pending[:] = state['links'], state['pending']
         self.clutch.events[:] = state['events']
         self.clutch.peak_force_n = state['peak_force_n']
+        self.clutch.changed()
         for key, value in state['memory'].items():
             setattr(self, key, value.copy() if hasattr(value, 'copy') else value)
 

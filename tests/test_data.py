@@ -1,20 +1,16 @@
 """
-Protects the way from an episode on disk to model input and back from a chunk to commands.
+Protects the way from a recorded frame to model input, and back from a chunk to commands.
 
 python -m pytest tests/test_data.py
 """
 import json
-import mmap
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import safetensors
 import torch
 
 import data
+import episode
 
 CAMERAS = ('overhead', 'right/wrist')
 STATE = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_[xyz]', '*/gripper')
@@ -42,124 +38,13 @@ def dataset(folder):
 
 def random_actions(rng, *shape):
     actions = rng.uniform(-0.4, 0.4, (*shape, 15))
-    for columns in data._ROTVEC:
+    for columns in data.ROTVEC:
         axis = rng.normal(size=(*shape, 3))
         actions[..., columns] = axis / np.linalg.norm(axis, axis=-1, keepdims=True) * rng.uniform(0, 3.1, (*shape, 1))
     return actions
 
 
-# ---- files
-
-def test_an_episode_comes_back_as_written(tmp_path):
-    arrays, header = data.synthetic_episode(3, CAMERAS, 16)
-    path = tmp_path / 'a' / 'e.safetensors'
-    data.write_episode(path, arrays, header)
-    read, read_header = data.read_episode(path)
-    assert read.keys() == arrays.keys() and os.listdir(tmp_path / 'a') == ['e.safetensors']
-    for name in arrays:
-        assert (read[name] == arrays[name].astype(read[name].dtype)).all()
-    assert read['state'].dtype == np.float32 and read['qpos'].dtype == np.float64 and read['kicked'].dtype == np.uint8
-    assert header.items() <= read_header.items() and read_header['cameras']['overhead']['height'] == 16
-    assert data.check_episode(path) == []
-    with safetensors.safe_open(path, 'numpy') as f:      # any safetensors reader opens it
-        assert (f.get_tensor('tool_action') == read['tool_action']).all()
-
-
-def test_reading_one_row_maps_the_file_instead_of_loading_it(folder):
-    arrays, _ = data.read_episode(data.episode_paths(folder)[0])
-    base = arrays['image/overhead']
-    while isinstance(base, np.ndarray):
-        base = base.base
-    assert isinstance(base, mmap.mmap) and not arrays['image/overhead'].flags.writeable
-
-
-def nan(a): a['state'][2, 7] = np.nan
-
-
-FAULTS = {      # what is done to a sound episode: words of the fault that must be named
-    'no array': (lambda a, h: a.pop('qvel'), ["no array 'qvel'"]),
-    'no key': (lambda a, h: h.pop('seed'), ["header has no 'seed'"]),
-    'version': (lambda a, h: h.update(spec=99), ['spec version 99']),
-    'no rows': (lambda a, h: [a.update({k: v[:0]}) for k, v in list(a.items())], ['no rows']),
-    'dtype': (lambda a, h: a.update(state=a['state'].astype(np.float64)), ['state is float64, not float32']),
-    'row count': (lambda a, h: a.update({'image/overhead': a['image/overhead'][1:]}), ['image/overhead has', 'rows']),
-    'columns': (lambda a, h: a.update(tool_action=a['tool_action'][:, 1:]), ['tool_action has shape']),
-    'dimensions': (lambda a, h: a.update(qpos=a['qpos'][:, 0]), ['qpos has shape']),
-    'image size': (lambda a, h: h['cameras']['overhead'].update(height=8), ['image/overhead has shape']),
-    'lost camera': (lambda a, h: a.pop('image/overhead'), ["no array 'image/overhead'"]),
-    'stray array': (lambda a, h: a.update(extra=a['time']), ["'extra' is not in the specification"]),
-    'slot order': (lambda a, h: h['state_slots'].reverse(), ['state_slots differ']),
-    'not finite': (lambda a, h: nan(a), ['state is not finite, first at row 2 column 7']),
-    'unit mistake': (lambda a, h: a['tool_action'].__setitem__((1, 8), 260.0), ['slot right/tool_x: 260']),
-    'time stands': (lambda a, h: a['time'].__setitem__(3, a['time'][2]), ['time does not increase at row 3']),
-    'time rate': (lambda a, h: a.update(time=a['time'] * 2), ['control_hz says 0.1000']),
-    'flag': (lambda a, h: a['kicked'].__setitem__(0, 7), ['kicked holds 7']),
-    'phase': (lambda a, h: a['phase'].__setitem__(0, -1), ['phase is negative']),
-    'subtask': (lambda a, h: a['subtask_id'].__setitem__(0, 9), ['subtask_id 0..9, header has 2']),
-    'hidden kick': (lambda a, h: a['tool_executed'].__setitem__((0, 8), 0.3), ['in unkicked row 0']),
-    'instruction': (lambda a, h: h.update(instruction=''), ['instruction is empty']),
-    'black image': (lambda a, h: a['image/overhead'].__setitem__(1, 0), ['image/overhead is one flat colour in row 1']),
-}
-
-
-@pytest.mark.parametrize('fault', FAULTS)
-def test_check_names_every_kind_of_fault(folder, fault):
-    arrays, header = data.read_episode(data.episode_paths(folder)[0])
-    arrays = {k: np.array(v) for k, v in arrays.items()}
-    arrays['kicked'][0] = 0
-    arrays['tool_executed'][0] = arrays['tool_action'][0]
-    assert data.find_faults(arrays, header) == []
-    damage, words = FAULTS[fault]
-    damage(arrays, header)
-    said = '; '.join(data.find_faults(arrays, header))
-    assert all(word in said for word in words), said
-
-
-def test_check_command_names_damaged_files_and_writing_refuses_faults(folder, tmp_path):
-    arrays, header = data.synthetic_episode(3, CAMERAS, 16)
-    data.write_episode(tmp_path / 'good.safetensors', arrays, header)
-    whole = (tmp_path / 'good.safetensors').read_bytes()
-    (tmp_path / 'cut.safetensors').write_bytes(whole[:-100])
-    (tmp_path / 'garbage.safetensors').write_bytes(b'\xff' * 100)
-    (tmp_path / 'empty.safetensors').write_bytes(b'')
-    nan(arrays)
-    with pytest.raises(ValueError, match='bad.safetensors not written: state is not finite'):
-        data.write_episode(tmp_path / 'bad.safetensors', arrays, header)
-    run = subprocess.run([sys.executable, 'data.py', 'check', tmp_path], capture_output=True, text=True)
-    assert run.returncode == 1 and '4 episodes, 3 with faults' in run.stdout and 'good' not in run.stdout
-    for name in ('cut', 'garbage', 'empty'):
-        assert f'{name}.safetensors: cannot be read' in run.stdout
-    run = subprocess.run([sys.executable, 'data.py', 'check', folder], capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (0, '12 episodes, 0 with faults\n')
-
-
-def test_show_and_stats_run(folder, tmp_path):
-    path = tmp_path / 'e.safetensors'
-    path.write_bytes(open(data.episode_paths(folder)[0], 'rb').read())
-    subprocess.run([sys.executable, 'data.py', 'show', path], check=True, capture_output=True)
-    assert (tmp_path / 'e.png').stat().st_size > 10_000
-    run = subprocess.run([sys.executable, 'data.py', 'stats', folder], check=True, capture_output=True, text=True)
-    assert '12 episodes, 12 successful' in run.stdout and 'command/right/tool_x' in run.stdout
-
-
-# ---- names, rotations, anchoring
-
-def test_slots_are_chosen_by_name_and_pattern_and_typos_are_refused():
-    assert data.slots(['right/tool_x', '*/tool_[xz]', '*/tool_x'], data.TOOL_ACTION_NAMES) == (
-        'right/tool_x', 'left/tool_x', 'left/tool_z', 'right/tool_z')
-    assert (len(data.STATE_NAMES), len(set(data.STATE_NAMES))) == (79, 79)
-    with pytest.raises(ValueError, match="no slot matches 'rigth/tool_x'; the slots are: spine_z, left/tool_x"):
-        data.slots(['rigth/tool_x'], data.TOOL_ACTION_NAMES)
-
-
-def test_rotation_vectors_survive_quaternions_also_near_zero_and_pi():
-    rng = np.random.default_rng(0)
-    axis = rng.normal(size=(1000, 3))
-    axis /= np.linalg.norm(axis, axis=1, keepdims=True)
-    for angle in (0, 1e-15, 1e-9, 1e-4, 1.0, 3.0, np.pi - 1e-7):
-        back = data.rotvec_from_quat(-data.quat_from_rotvec(axis * angle))      # -q is the same rotation
-        assert np.abs(back - axis * angle).max() < 1e-14 + 1e-9 * (angle > 3)
-
+# ---- anchoring
 
 def test_unanchor_is_the_exact_inverse_of_anchor():
     rng = np.random.default_rng(1)
@@ -175,7 +60,7 @@ def test_anchored_actions_do_not_depend_on_where_and_which_way_the_hand_points()
     moved = []
     for x in (actions, command):
         y = x.copy()
-        for p, r in zip(data._POSITION, data._ROTVEC):
+        for p, r in zip(data.POSITION, data.ROTVEC):
             y[..., p] = data.quat_rotate(turn, x[..., p]) + shift
             y[..., r] = data.rotvec_from_quat(data.quat_mul(turn, data.quat_from_rotvec(x[..., r])))
         moved.append(y)
@@ -203,13 +88,13 @@ def test_decoded_actions_equal_the_recorded_ones_and_hold_what_is_not_predicted(
     decoded = only_right.decode_actions(np.full((5, 8, 1), 0.05), command)
     still = [i for i, n in enumerate(data.TOOL_ACTION_NAMES) if not n.startswith('right/tool_')]
     assert (decoded[..., still] == command[:, None, still]).all()
-    assert np.linalg.norm((decoded - command[:, None])[..., data._POSITION[1]], axis=-1) == pytest.approx(0.05, abs=1e-6)
+    assert np.linalg.norm((decoded - command[:, None])[..., data.POSITION[1]], axis=-1) == pytest.approx(0.05, abs=1e-6)
 
 
 # ---- windows and normaliser
 
 def hand_made(tmp_path, kicked, goal, success, name='e'):
-    arrays, header = data.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
+    arrays, header = episode.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
     arrays = {k: np.repeat(v[:1], len(kicked), 0) for k, v in arrays.items()}
     T = len(kicked)
     arrays |= {'time': np.arange(T) / 10, 'kicked': np.array(kicked), 'goal': np.array(goal)}
@@ -264,7 +149,7 @@ def test_held_out_episodes_stay_held_out_when_more_are_recorded(folder):
 
 def test_a_live_observation_and_its_recorded_row_give_identical_model_input(tmp_path):
     rng = np.random.default_rng(0)
-    arrays, header = data.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
+    arrays, header = episode.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
     obs = {'time': 0.0, 'joint_pos': rng.normal(size=15), 'joint_vel': rng.normal(size=15), 'gripper': rng.random(2) * 0.1,
            'tool_pos': rng.random((2, 3)), 'tool_quat': data.quat_from_rotvec(rng.normal(size=(2, 3))),
            'tool_vel': rng.normal(size=(2, 3)), 'tool_command': (rng.random(15) * 0.1).astype(np.float32),
@@ -279,18 +164,6 @@ def test_a_live_observation_and_its_recorded_row_give_identical_model_input(tmp_
     batch = dataset.batch(step, 1)      # and so does a training batch, when nothing is augmented
     told = dataset.processor.encode([obs], [dataset.subtask(0)])
     assert all(torch.equal(told[k], batch[k]) for k in told)
-
-
-def test_state_error_is_measured_minus_commanded_in_the_torso_frame():
-    arrays, _ = data.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
-    obs = data.observation_from_state(arrays['state'][0])
-    obs['tool_command'][:] = 0
-    obs['tool_command'][[8, 9, 10, 13]] = 0.3, -0.1, 0.05, 0.4
-    obs['tool_pos'][1] = 0.31, -0.1, 0.04
-    obs['tool_quat'][1] = data.quat_from_rotvec(np.array([0, 0, 0.5]))
-    state = dict(zip(data.STATE_NAMES, data.state_vector(obs)))
-    for name, value in {'x': 0.01, 'y': 0, 'z': -0.01, 'rx': 0, 'ry': 0, 'rz': 0.1}.items():
-        assert state[f'error/right/tool_{name}'] == pytest.approx(value, abs=1e-6)
 
 
 def test_the_token_sequence_is_images_state_instruction_then_supervised_text(dataset):

@@ -1,0 +1,106 @@
+"""Tasks as data: which bricks lie on the table, where, what is asked for and in which words.
+
+    task = TASKS['place']
+    bricks = task.bricks(scale)                    # scale 2 = DUPLO, 1 = LEGO
+    poses, askable = task.sample(rng, scale)       # {brick: (x, y, yaw)}, [(Goal, instruction)]
+
+Positions in m in the world frame (see world.py), z = 0 on the table top; angles in rad.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from clutch import Brick
+
+HANDS = ('left', 'right')
+RGBA = dict(red='0.80 0.10 0.10 1', blue='0.10 0.25 0.85 1', yellow='0.95 0.80 0.10 1',
+            white='0.90 0.90 0.90 1', orange='0.95 0.45 0.05 1', green='0.30 0.55 0.30 1')
+MIN_JOIN_HEIGHT_M = .05       # "in the air": the lower brick's bottom is at least this high
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What one episode asks for: `upper` sits on `lower` with its centre `cell` studs from lower's centre and
+    its long side along quarter turn `turns` (modulo the brick's symmetry), pressed by `hand`. `holder`: hand
+    that has to keep `lower` in the air while they are joined, None where lower is fixed."""
+    upper: str
+    lower: str
+    cell: tuple
+    turns: int
+    hand: str
+    holder: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as data. `bricks(scale)` lists what lies on the table; `sample(rng, scale)` draws poses
+    {brick: (x, y, yaw)} and what could be asked for there, [(Goal, instruction)], the first of which is."""
+    bricks: Callable
+    sample: Callable
+    time_limit_s: float
+    two_hands: str          # why one hand does not suffice, or why it does
+
+
+# 2x4 along x on the 8x8 plate
+CELLS = {'near left': (-2, 3), 'near right': (-2, -3), 'far left': (2, 3), 'far right': (2, -3)}
+PLACE_TEMPLATES = (
+    'put the {colour} brick on the {cell} corner of the plate',
+    'place the {colour} brick on the {cell} corner',
+    'press the {colour} brick onto the {cell} corner of the plate',
+    'the {colour} brick goes on the {cell} corner',
+    'take the {colour} brick and press it onto the {cell} corner',
+    'on the {cell} corner put the {colour} brick')
+JOIN_TEMPLATES = (
+    'join the {upper} brick onto the end of the {lower} brick',
+    'hold the {lower} brick and press the {upper} brick onto it',
+    'put the {upper} brick on the end of the {lower} brick in the air',
+    'press the {upper} brick onto the {lower} brick',
+    'take both bricks and join {upper} onto {lower}',
+    'the {upper} brick goes on the end of the {lower} brick')
+
+
+def _place_bricks(scale):
+    return (Brick('plate', (8, 8), RGBA['green'], plate=True, fixed=True),
+            *(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')))
+
+
+def _place_sample(rng, scale):
+    colours = ['red', 'blue']
+    rng.shuffle(colours)
+    hands = HANDS if rng.integers(2) else HANDS[::-1]      # of each colour: the one on the brick's side
+    cells = list(CELLS)
+    rng.shuffle(cells)
+    poses = {
+        c: (rng.uniform(.26, .40), s * rng.uniform(.13, .26), np.pi / 2 + np.radians(rng.uniform(-60, 60)))
+        for c, s in zip(colours, [1 if hand == 'left' else -1 for hand in hands])}
+    return poses, [(Goal(colour, 'plate', CELLS[cell], 1, hand),
+                    PLACE_TEMPLATES[rng.integers(len(PLACE_TEMPLATES))].format(colour=colour, cell=cell))
+                   for colour, hand in zip(colours, hands) for cell in cells]
+
+
+def _join_bricks(scale):
+    # Two hands side by side: the right palm and the left forearm need ~70 mm between the two grips
+    # (96 and 64 mm here).
+    return (Brick('red', (2, 8 if scale > 1.5 else 10), RGBA['red']), Brick('blue', (2, 2), RGBA['blue']))
+
+
+def _join_sample(rng, scale):
+    poses = {
+        c: (rng.uniform(.29, .38), s * rng.uniform(.15, .24), np.pi / 2 + np.radians(rng.uniform(-35, 35)))
+        for c, s in (('red', 1), ('blue', -1))}
+    text = JOIN_TEMPLATES[rng.integers(len(JOIN_TEMPLATES))].format(upper='blue', lower='red')
+    return poses, [(Goal('blue', 'red', (0, -3 if scale > 1.5 else -4), 0, 'right', holder='left'), text)]
+
+
+TASKS = {
+    'place': Task(
+        _place_bricks, _place_sample, 12.,
+        'one hand does: the baseplate is screwed to the table. '
+        'Which hand follows from where the brick lies.'),
+    'join': Task(
+        _join_bricks, _join_sample, 16.,
+        'the bricks must snap together while the lower one is in the air (5 cm or more): '
+        'one hand has to hold it against the press of the other, '
+        'and a single gripper cannot be on both bricks at once.'),
+}
