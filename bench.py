@@ -1,14 +1,15 @@
 """How fast is it, and how far from what the hardware gives? Simulation, pictures, loader, training, acting.
 
-python bench.py                                       # everything, 2 CPU cores: about 2 minutes
-python bench.py --only=world,render                   # some sections of: world render loader train act
-python bench.py --only=train --processes=2            # as config/demo.py is trained on 2 cores
-python bench.py --only=act --ckpt=out/demo            # latency of a trained checkpoint, on a GPU if there is one
-What is compared is measured in turns in the same run, so that other load on the machine falls on both.
+python bench.py                                # everything as config/demo.py has it
+python bench.py --only=world,render            # some sections of: world render loader train act; seconds each
+python bench.py --only=train --processes=1     # one process; else as make demo: two on CPUs, one per GPU
+python bench.py --only=loader,act --ckpt=out/demo    # of a trained checkpoint, on a GPU if there is one
+python bench.py --train_config=config/join.py --collect_config=config/join_collect.py    # the two-arm task
+Ratios, and lines of one kind, are measured in turns, so that other load on the machine falls on all of them.
 """
 import os
 os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'  # one thread per process
-import json, multiprocessing, platform, subprocess, sys, tempfile, time
+import functools, inspect, json, multiprocessing, platform, runpy, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
 import torch
@@ -18,19 +19,17 @@ from expert import Expert
 import data
 import model
 # -----------------------------------------------------------------------------
-only = ''                          # sections, comma separated; '': all
-seconds = 3.0                      # per measurement
-task = 'place'
-brick_scale = 2.0
-image_size = 96                    # px
-episodes = 'episodes/demo'         # for loader and train; where it is missing, a few are recorded for the occasion
-train_config = 'config/demo.py'    # what train measures, and what act builds when there is no ckpt
+only = ''                                  # sections, comma separated; '': all
+seconds = 3.0                              # per measurement
+collect_config = 'config/demo_collect.py'  # the world that is measured
+train_config = 'config/demo.py'            # the training that is measured, its loader and its model
 train_steps = 40
-processes = 1                      # of training; 2 = torchrun --nproc_per_node=2
-ckpt = ''                          # for act; '': the untrained model of train_config (the same cost)
+processes = None                           # of training; None: as make demo, one per GPU or two on CPUs
+ckpt = ''                                  # for loader and act; '': one made for the occasion, hardly trained
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
 SECTIONS = ('world', 'render', 'loader', 'train', 'act')
+EPISODES = 4     # recorded where train_config's are missing: more windows than a batch has samples
 TEXT_TOKENS = 8  # length of a decoded subtask; fixed, because an untrained model never stops
 
 
@@ -59,8 +58,31 @@ def run(*command):
         raise SystemExit(f'{" ".join(map(str, command))} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}')
 
 
+def settings_of(config, names):
+    """Those of the names that a config file sets. A config file is assignments and nothing else."""
+    return {k: v for k, v in runpy.run_path(config).items() if k in names}
+
+
+def make_world(**changes):
+    """The world that collect_config records, but for the changes."""
+    return World(**settings_of(collect_config, inspect.signature(World).parameters) | changes)
+
+
+def make_checkpoint(folder, steps, processes):
+    """Train for so many steps by the commands of the README -> checkpoint folder."""
+    episodes = settings_of(train_config, ['episodes'])['episodes']
+    if not Path(episodes).exists():
+        few, episodes = f'--episodes={EPISODES}', f'{folder}/episodes'
+        run(sys.executable, 'sim_rollout.py', collect_config, few, f'--record={episodes}')
+    torchrun = [Path(sys.executable).parent / 'torchrun', '--standalone', f'--nproc_per_node={processes}']
+    run(*(torchrun if processes > 1 else [sys.executable]), 'train.py', train_config,
+        f'--episodes={episodes}', f'--out_dir={folder}/run', f'--max_steps={steps}',
+        f'--log_interval={max(1, steps // 4)}', '--val_fraction=0')  # few episodes: maybe none to hold out
+    return f'{folder}/run'
+
+
 def steps_per_second(world, seconds):
-    """The expert drives whole episodes; resets are not counted."""
+    """The expert drives whole episodes; resets and the expert are not counted."""
     expert, n, spent, seed = Expert(), 0, 0., 0
     while spent < seconds:
         world.reset(seed)
@@ -75,7 +97,8 @@ def steps_per_second(world, seconds):
 
 
 def physics_share(world, seconds):
-    """Time of bare mj_step / time of physics with clutch, from the same states along an expert's episodes."""
+    """Time of bare mj_step / time of physics with clutch, from the same states along an expert's episodes, in
+    turns. Both are one thread's own CPU time: what other processes take in between belongs to neither."""
     expert, spent, seed = Expert(), np.zeros(2), 0
     n = round(1 / world.control_hz / world.model.opt.timestep)  # physics steps in one control step
     bare, ours = (lambda: mujoco.mj_step(world.model, world.data, nstep=n)), (lambda: world._physics(n))
@@ -85,9 +108,9 @@ def physics_share(world, seconds):
         while not stop:
             state = world.state()
             for i in (0, 1) if world.steps % 2 else (1, 0):  # neither profits from always coming second
-                began = time.perf_counter()
+                began = time.thread_time()
                 (bare, ours)[i]()
-                spent[i] += time.perf_counter() - began
+                spent[i] += time.thread_time() - began
                 world.set_state(state)
             _, _, terminated, truncated, _ = world.step(expert.act(world)[0])
             stop = terminated or truncated
@@ -102,19 +125,21 @@ def gemm_rate(dtype, size=1024, seconds=1.0):
 
 
 def bench_world():
-    blind, seeing = World(task, brick_scale, cameras=()), World(task, brick_scale, image_size=image_size)
-    show('world', 'control steps, no camera', steps_per_second(blind, seconds), 'steps/s', 'expert, one process')
-    n = f'{len(seeing.cameras)} cameras of {image_size} px'
-    show('world', f'control steps, {n}', steps_per_second(seeing, seconds), 'steps/s', 'expert, one process')
-    ratio = physics_share(blind, seconds)
-    show('world', 'physics with clutch / bare mj_step', ratio, '', 'speeds on the same model from the same states')
+    blind, seeing = make_world(cameras=()), make_world()
+    kind = f'{blind.task}, scale {blind.brick_scale:g}, one process'
+    show('world', 'control steps, no camera', steps_per_second(blind, seconds), 'steps/s', kind)
+    what = f'control steps, {len(seeing.cameras)} cameras of {seeing.image_size} px'
+    show('world', what, steps_per_second(seeing, seconds), 'steps/s', kind)
+    show('world', 'physics with clutch / bare mj_step', physics_share(blind, seconds), '',
+         'speeds on the same model from the same states')
     seeing.close()
 
 
 def bench_render():
-    world = World(task, brick_scale, image_size=image_size)
+    world = make_world()
     world.reset(0)
-    bare = mujoco.Renderer(world.model, image_size, image_size)
+    size, n = world.image_size, len(world.cameras)
+    bare = mujoco.Renderer(world.model, size, size)
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         bare.scene.flags[flag] = False
 
@@ -123,58 +148,68 @@ def bench_render():
             bare.update_scene(world.data, camera)
             bare.render()
     took = alternate(seconds, ours=lambda: [world.render(camera) for camera in world.cameras], bare=bare_loop)
-    n = len(world.cameras)
-    show('render', f'World.render, {image_size} px, {gl_backend()}', n / took['ours'], 'images/s', 'one process')
+    show('render', f'World.render, {size} px, {gl_backend()}', n / took['ours'], 'images/s', 'one process')
     show('render', 'bare mujoco.Renderer, same model and flags', n / took['bare'], 'images/s',
          f'World.render gives {took["bare"] / took["ours"]:.2f} of it')
     bare.close()
     world.close()
 
 
-def bench_loader(episodes, batch_size=128):
-    processor = data.Processor(('overhead', 'left/wrist', 'right/wrist'), image_size, ('*',), ('*',), 8, 10,
-                               Path('assets/tokenizer.json').read_text())
-    dataset = data.Dataset(episodes, processor, draws=2, gain=0.1, brightness=6.0)
-    processor.fit(dataset)
-    steps = iter(range(10 ** 9))
-    took = alternate(seconds, batch=lambda: dataset.batch(next(steps), batch_size))['batch']
-    show('loader', f'Dataset.batch of {batch_size}, augmented', batch_size / took, 'samples/s',
-         f'{len(dataset)} windows of {len(dataset.paths)} episodes, one thread')
+def bench_loader(ckpt):
+    """Batches with the settings and the normaliser the checkpoint was trained with."""
+    meta = json.loads((Path(ckpt) / 'meta.json').read_text())
+    settings, names = meta['settings'], inspect.signature(data.Dataset).parameters
+    dataset = data.Dataset(settings['episodes'], data.Processor.from_dict(meta['processor']), 'train',
+                           **{k: settings[k] for k in names if k in settings})
+    steps, n = iter(range(10 ** 9)), settings['batch_size']
+    took = alternate(seconds, plain=lambda: dataset.batch(next(steps), n),
+                     augmented=lambda: data.augment(dataset.batch(next(steps), n)))
+    note = f'{len(dataset)} windows of {len(dataset.paths)} episodes, one thread'
+    show('loader', f'Dataset.batch of {n}', n / took['plain'], 'samples/s', note)
+    show('loader', f'Dataset.batch of {n}, then data.augment', n / took['augmented'], 'samples/s', note)
 
 
-def bench_train(episodes, out_dir):
-    torchrun = [Path(sys.executable).parent / 'torchrun', '--standalone', f'--nproc_per_node={processes}']
-    run(*(torchrun if processes > 1 else [sys.executable]), 'train.py', train_config, f'--episodes={episodes}',
-        f'--out_dir={out_dir}', f'--max_steps={train_steps}', '--log_interval=10', '--val_fraction=0')
-    lines = [json.loads(line) for line in (Path(out_dir) / 'log.jsonl').read_text().splitlines()]
-    rate, flops, wait = (np.median([x[k] for x in lines[1:]]) for k in ('samples_per_s', 'gflops', 'data_wait'))
-    show('train', f'train.py {train_config}', rate, 'samples/s', f'{processes} process(es), waits {wait:.0%} for data')
+def bench_train(folder, processes):
+    """What make_checkpoint wrote into its log, and the share of what matrix products alone would reach."""
+    lines = [json.loads(line) for line in (Path(folder) / 'log.jsonl').read_text().splitlines()][1:]
+    settings = json.loads((Path(folder) / 'meta.json').read_text())['settings']
+    rate, flops, wait = (np.median([x[k] for x in lines]) for k in ('samples_per_s', 'gflops', 'data_wait'))
+    note = f'{processes} process(es), waits {wait:.0%} for data'
+    show('train', f'train.py {train_config}', rate, 'samples/s', note)
     show('train', 'arithmetic done', flops, 'GFLOP/s')
     if torch.cuda.is_available():
         return  # a GPU's peak stands in its data sheet
-    for dtype in (torch.float32, torch.bfloat16):
-        with multiprocessing.get_context('spawn').Pool(processes) as pool:  # as many at a time as train.py runs
-            gemm = sum(pool.map(gemm_rate, [dtype] * processes)) / 1e9
-        show('train', f'matrix product, 1024 x 1024, {str(dtype)[6:]}', gemm, 'GFLOP/s',
-             f'{processes} process(es); train.py reaches {flops / gemm:.0%} of it')
+    dtype = model.autocast_for('cpu', settings['dtype']).fast_dtype
+    with multiprocessing.get_context('spawn').Pool(processes) as pool:  # as many at a time as train.py runs
+        gemm = sum(pool.map(gemm_rate, [dtype] * processes)) / 1e9
+    show('train', f'matrix product, 1024 x 1024, {str(dtype)[6:]}', gemm, 'GFLOP/s',
+         f'{processes} process(es); train.py reaches {flops / gemm:.0%} of it')
 
 
 def bench_act(ckpt):
+    """From observation to commands as sim_rollout.py does it, in each --dtype that makes sense here."""
     torch.set_num_threads(1)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     net, meta = model.VLA.load(ckpt)
     net, processor = net.to(device).eval(), data.Processor.from_dict(meta['processor'])
-    world = World(task, brick_scale, processor.cameras, processor.image_size, processor.control_hz)
+    made = {k: v for k, v in meta['world'].items() if k in ('task', 'brick_scale')}
+    world = make_world(**made, cameras=processor.cameras, image_size=processor.image_size,
+                       control_hz=processor.control_hz)
     obs, _ = world.reset(0)
+    fast = model.autocast_for(device).fast_dtype == torch.bfloat16
 
-    def act(steps, text):
+    def act(steps, words, autocast):
         batch = {k: v.to(device) for k, v in processor.encode([obs]).items()}
-        with torch.inference_mode():
-            chunk = net.plan_and_act(batch, steps, TEXT_TOKENS)[0] if text else net.act(batch, steps)
+        with torch.inference_mode(), autocast:
+            chunk = net.plan_and_act(batch, steps, words)[0] if words else net.act(batch, steps)
         return processor.decode_actions(chunk.float().cpu().numpy(), obs['tool_command'][None])
-    took = alternate(seconds, **{f'{steps} step(s){text}': lambda steps=steps, text=text: act(steps, text)
-                                 for steps in (1, 5) for text in ('', f', after {TEXT_TOKENS} decoded words')})
-    for name, value in took.items():
+    actions = {}
+    for dtype in ('float32', 'bfloat16') if fast else ('float32',):
+        for words in (0, TEXT_TOKENS):
+            for steps in (1, 5):
+                name = f'{steps} step(s), {f"after {words} words, " if words else ""}{dtype}'
+                actions[name] = functools.partial(act, steps, words, model.autocast_for(device, dtype))
+    for name, value in alternate(seconds, **actions).items():
         note = f'{net.n_parameters / 1e6:.2f} M parameters, {device}, one thread'
         show('act', f'chunk, {name}', value * 1e3, 'ms', note)
     world.close()
@@ -191,22 +226,20 @@ if __name__ == '__main__':
     print(f'{cpu[0]}, {os.cpu_count()} cores{gpu}; mujoco {mujoco.__version__}, torch {torch.__version__}, '
           f'rev {git.stdout.strip()}; load {os.getloadavg()[0]:.1f} before the start')
     print(f'python {" ".join(sys.argv)}\n')
+    processes = processes or torch.cuda.device_count() or min(2, os.cpu_count())
     with tempfile.TemporaryDirectory() as temporary:
-        if {'loader', 'train', 'act'} & set(chosen) and not Path(episodes).exists():
-            episodes = f'{temporary}/episodes'
-            run(sys.executable, 'sim_rollout.py', f'--task={task}', f'--brick_scale={brick_scale}',
-                '--episodes=8', f'--record={episodes}')
+        trained = ''
         for section in chosen:
+            if not trained and (section == 'train' or section in ('loader', 'act') and not ckpt):
+                steps, n = (train_steps, processes) if 'train' in chosen else (1, 1)
+                trained = make_checkpoint(temporary, steps, n)
             if section == 'world':
                 bench_world()
             elif section == 'render':
                 bench_render()
             elif section == 'loader':
-                bench_loader(episodes)
+                bench_loader(ckpt or trained)
             elif section == 'train':
-                bench_train(episodes, f'{temporary}/run')
+                bench_train(trained, processes)
             elif section == 'act':
-                if not ckpt:
-                    run(sys.executable, 'train.py', train_config, f'--episodes={episodes}',
-                        f'--out_dir={temporary}/act', '--max_steps=1', '--val_fraction=0')
-                bench_act(ckpt or f'{temporary}/act')
+                bench_act(ckpt or trained)

@@ -4,13 +4,13 @@
 # python train.py --help                                                   # the settings, with their comments
 #
 # A script calls `exec(open('configurator.py').read())` right below its settings. Settings are its lowercase
-# globals of type bool, int, float, str, tuple or None; imports, functions and UPPERCASE facts are not. Afterwards
-# the globals hold the new values, and `config` holds all settings as a dict, for log and checkpoint.
-# (Comments, because a docstring here would replace the __doc__ of the script.)
+# globals of type bool, int, float, str, tuple or None; imports, functions and UPPERCASE facts are not.
+# Afterwards the globals hold the new values, and `config` holds all settings as a dict, for log and
+# checkpoint. (Comments, because a docstring here would replace the __doc__ of the script.)
 
 
 def _configure(settings, doc, script, argv):
-    """-> the settings as a new dict. All is checked against `settings`, the defaults; mistakes end the program."""
+    """-> settings as a new dict. Each is checked against `settings`, the defaults; mistakes exit."""
     import ast, difflib, os, re, sys, textwrap
     result = dict(settings)
 
@@ -22,12 +22,12 @@ def _configure(settings, doc, script, argv):
         if isinstance(default, float) and type(value) is int:
             value = float(value)
         if default is not None and type(value) is not type(default):
-            sys.exit(f'{where}: {name} = {value!r} is {type(value).__name__}, expected {type(default).__name__} '
-                     f'like the default {default!r}')
+            sys.exit(f'{where}: {name} = {value!r} is {type(value).__name__}, '
+                     f'expected {type(default).__name__} like the default {default!r}')
         result[name] = value
 
     def parse(name, text):
-        """Text of the command line -> value. What is no Python literal stays text, for the type check to judge."""
+        """Text of the command line -> value. What is no Python literal stays text, for the type check."""
         default = settings.get(name)
         if isinstance(default, str):
             return text

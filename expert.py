@@ -198,9 +198,9 @@ class Kicks:
         self.queue = {h: [] for h in HANDS}
         # at most one off-centre grasp and one early release per hand and episode
         self.grasped, self.dropped = set(), set()
-        # In most episodes an idle hand sets out for a brick nobody asked for. Without these feints the hand that
-        # moves, or is near its brick, always is the right one: a learner reads that instead of the instruction
-        # (it then chose the hand by chance on the first step, and stayed with it).
+        # In most episodes an idle hand sets out for a brick nobody asked for. Without these feints the hand
+        # that moves, or is near its brick, always is the right one: a learner reads that instead of the
+        # instruction (it then chose the hand by chance on the first step, and stayed with it).
         self.feint_steps = self.rng.integers(3, 13) if self.rng.random() < .6 and probability > 0 else 0
 
     def apply(self, world, action, info):
@@ -226,7 +226,8 @@ class Kicks:
 
     def _unasked(self, world):
         """A loose brick that is not part of the goal; the goal's own where there is no other."""
-        names = [b.name for b in world.bricks if not b.fixed and b.name not in (world.goal.upper, world.goal.lower)]
+        asked = (world.goal.upper, world.goal.lower)
+        names = [b.name for b in world.bricks if not b.fixed and b.name not in asked]
         return names[0] if names else world.goal.upper
 
     def _draw(self, world, hand, verb):

@@ -1,19 +1,19 @@
-"""One decoder over [images, state, text, action rows]: reads, writes text, draws action chunks by flow matching.
+"""One decoder over [images, state, text, action rows]: reads, writes text, draws chunks by flow matching.
 
     model = VLA(VLAConfig(vocab_size=512, state_dim=79, action_dim=15, ...))
     loss, parts = model(batch)                      # training; batch is described in data.py
-    actions = model.act(batch, steps=5)             # (B, H, A) normalised; one prefix pass, then `steps` passes
+    actions = model.act(batch, steps=5)             # (B, H, A) normalised; a prefix pass, then `steps` passes
     actions, texts = model.plan_and_act(batch)      # decode the subtask first, act having read it
 
 One row of training is one pass over  user part | assistant part | draw 0 | draw 1 | ...
     user part       <|image_pad|>* <|state_pad|> instruction <|vla|>; image and state tokens are replaced
     assistant part  subtask text <|action_start|>; causal, supervised by cross entropy
-    draw k          H action rows made of (noise, time) draw k of the same chunk. A draw sees the user part, the
-                    assistant part only where read_text, and itself: K draws share one prefix and its images.
+    draw k          H action rows made of (noise, time) draw k of the same chunk. A draw sees the user part,
+                    the assistant part only where read_text, and itself: K draws share a prefix, its images.
 Flow convention (pi0, EO-1), everywhere: t = 1 is noise, t = 0 is data,
     x_t = t * noise + (1 - t) * action,   velocity = noise - action,   Euler from t = 1 down to 0.
 """
-# B batch, N cameras, L prefix tokens, K draws, H horizon, A action, S state, T tokens, D width, h heads, c head width
+# B batch, N cameras, L prefix tokens, K draws, H horizon, A action, S state, T tokens, D width, h heads of c
 import json
 import math
 import os
@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 import vision
 
 PAD, USER, ASSISTANT, ACTION = 0, 1, 2, 3      # token kinds in a Layout
-MASKED = -1e4                                  # added to a score: its exp() is exactly 0, and bf16 can hold it
+MASKED = -1e4                                  # added to a score: exp() of it is exactly 0; bf16 can hold it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +73,13 @@ class VLAConfig:
     # action head
     prefix_attention: str = 'bidirectional'  # user part; 'causal' = EO-1
     chunk_attention: str = 'bidirectional'   # rows of one chunk; 'causal' = EO-1
-    predict: str = 'action'           # the head gives the clean chunk (small budgets) or the 'velocity' (EO-1)
+    predict: str = 'action'           # the head gives the clean chunk (small budgets); 'velocity' = EO-1
     head_layers: int = 1              # linear maps from hidden state to row; EO-1 has 2 with nothing between
     row_embedding: bool = True        # learnt embedding per row, besides the rotary position
     time_period_min: float = 0.06     # of the sine embedding of t; pi0 and EO-1: 4e-3
     time_period_max: float = 4.0
     text_weight: float = 0.1
-    geometry_dim: int = 0             # numbers about the scene regressed from the user part while training; 0: none
+    geometry_dim: int = 0             # numbers about the scene regressed from the user part; 0: none
     geometry_weight: float = 0.5
     eo1_compat: bool = False          # EO-1's diluted mean, and its sampled time on clean rows
 
@@ -94,7 +94,7 @@ class VLAConfig:
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f'n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}')
         if sum(self.mrope_section) * 2 != self.head_dim:
-            raise ValueError(f'mrope_section {self.mrope_section} must sum to head_dim / 2 = {self.head_dim // 2}')
+            raise ValueError(f'mrope_section {self.mrope_section} must sum to head_dim {self.head_dim} / 2')
         if self.vision == 'conv' and self.image_size % 16:
             raise ValueError(f'image_size {self.image_size} must be a multiple of 16 for the conv stem')
 
@@ -128,8 +128,8 @@ def attention_bias(query, key):
 
 
 def rotary_tables(position, head_dim, theta, mrope_section, dtype):
-    """cos and signed sin of the rotary angles, (B, T, 1, c). Text has equal positions on the three axes, so that
-    a (B, T) position is the common case and (3, B, T) picks for each frequency the axis that turns it."""
+    """cos and signed sin of the rotary angles, (B, T, 1, c). Text has equal positions on the three axes: a
+    (B, T) position is the common case, and (3, B, T) picks for each frequency the axis that turns it."""
     ramp = torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32) / head_dim
     angle = position[..., None].float() * theta ** -ramp
     if position.ndim == 3:
@@ -154,7 +154,7 @@ def attend(q, k, v, bias):
 # decoder
 
 class FastRMSNorm(torch.autograd.Function):
-    """RMS norm with a written-out backward: PyTorch composes it of small operations on CPU, 2 ms against 1.2."""
+    """RMS norm with a written-out backward: PyTorch composes it of small operations on CPU, 2 ms to 1.2."""
 
     @staticmethod
     def forward(ctx, x, weight, eps, dtype):
@@ -182,7 +182,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class SquaredReLU(torch.autograd.Function):
-    """relu(x)^2; by itself the pair keeps both inputs and goes through memory five times in the backward pass."""
+    """relu(x)^2; by itself the pair keeps both inputs and goes through memory five times in the backward."""
 
     @staticmethod
     def forward(ctx, x):
@@ -218,12 +218,12 @@ class Block(nn.Module):
         self.down = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
 
     def forward(self, x, cos, sin, bias, past=None, skip=0):
-        """x (B, T, D); past: keys and values (B, h_kv, T_past, c) seen before. Returns x without its first `skip`
-        tokens, which others may look at all the same, and the extended keys and values."""
+        """x (B, T, D); past: keys and values (B, h_kv, T_past, c) seen before. Returns x without its first
+        `skip` tokens, which others may look at all the same, and the extended keys and values."""
         B, T, _ = x.shape
         qkv = self.qkv(self.norm1(x)).view(B, T, -1, self.head_dim)                   # (B, T, h + 2 h_kv, c)
         qk, v = qkv.split([sum(self.heads[:2]), self.heads[2]], 2)
-        q, k = vision.rotate(qk, cos, sin).transpose(1, 2).split(self.heads[:2], 1)   # (B, h, T, c), (B, h_kv, T, c)
+        q, k = vision.rotate(qk, cos, sin).transpose(1, 2).split(self.heads[:2], 1)   # (B, h or h_kv, T, c)
         v = v.transpose(1, 2)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
@@ -246,10 +246,10 @@ class Decoder(nn.Module):
         self.norm = make_norm(cfg)
 
     def forward(self, x, layout, past=None, past_layout=None, skip=0, trace=None):
-        """x (B, T, D), described by layout. `past` is what an earlier call returned (one (k, v) per block), described
-        by past_layout. Returns the normed hidden states (B, T - skip, D) and keys and values including the past.
-        What the first `skip` tokens become in the last block is not computed (a tenth of the work of the demo).
-        trace: a list that receives what x is after each block."""
+        """x (B, T, D), described by layout. `past` is what an earlier call returned (one (k, v) per block),
+        described by past_layout. Returns the normed hidden states (B, T - skip, D) and keys and values with
+        the past. What the first `skip` tokens become in the last block is not computed (a tenth of the work
+        of the demo). trace: a list that receives what x is after each block."""
         cfg, last = self.cfg, len(self.blocks) - 1
         dtype = vision.compute_dtype(x)
         cos, sin = rotary_tables(layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, dtype)
@@ -311,9 +311,9 @@ class VLA(nn.Module):
             self.vision = vision.ConvStem(cfg.image_size, cfg.tokens_per_camera, D)
             self.image_embedding = nn.Parameter(torch.zeros(cfg.n_cameras * cfg.tokens_per_camera, D))
         else:
-            self.vision = vision.QwenVision(cfg.vision_width, cfg.vision_layers, cfg.vision_heads,
-                                            cfg.vision_intermediate, D, cfg.vision_full_blocks, cfg.patch_size,
-                                            cfg.merge_size, cfg.patch_frames, cfg.vision_window)
+            self.vision = vision.QwenVision(
+                cfg.vision_width, cfg.vision_layers, cfg.vision_heads, cfg.vision_intermediate, D,
+                cfg.vision_full_blocks, cfg.patch_size, cfg.merge_size, cfg.patch_frames, cfg.vision_window)
             self.image_embedding = None
         self.state_in = nn.Linear(cfg.state_dim, D)
         self.head = ActionHead(cfg)
@@ -344,23 +344,25 @@ class VLA(nn.Module):
         cfg = self.cfg
         if cfg.vision == 'conv':
             tokens = self.vision(batch['images'].flatten(0, 1))                       # (B*N, P, D)
-            return (tokens.view(len(batch['images']), -1, cfg.hidden_size) + self.image_embedding).flatten(0, 1)
+            tokens = tokens.view(len(batch['images']), -1, cfg.hidden_size)           # (B, N*P, D)
+            return (tokens + self.image_embedding).flatten(0, 1)
         if 'patches' in batch:                                                        # pictures of any size
             return self.vision(batch['patches'], batch['grids'])
         return self.vision(*vision.patchify(batch['images'].flatten(0, 1), cfg.patch_size, cfg.merge_size,
                                             cfg.patch_frames))
 
     def embed_prefix(self, batch):
-        """(B, L, D): token embeddings, with images, state and, where they stand in the text, action rows put in."""
+        """(B, L, D): token embeddings, with images, state and, where they stand in the text, action rows."""
         cfg, ids = self.cfg, batch['input_ids']
         x = self.embed_tokens(ids).flatten(0, 1)                                      # (B*L, D)
         parts = [(ids == cfg.image_pad_id, self.embed_images(batch)),
                  (ids == cfg.state_pad_id, self.state_in(batch['state']))]
         if 'rows' in batch:
-            parts.append((self.row_tokens(ids), self.head.embed(batch['rows'], batch['row_time']).flatten(0, 1)))
+            rows = self.head.embed(batch['rows'], batch['row_time'])
+            parts.append((self.row_tokens(ids), rows.flatten(0, 1)))
         for where, value in parts:
             at = where.flatten().nonzero().squeeze(1)
-            assert len(at) == len(value), f'{len(at)} places in input_ids, but {len(value)} embeddings for them'
+            assert len(at) == len(value), f'{len(at)} places in input_ids, {len(value)} embeddings for them'
             x = x.index_copy(0, at, value.to(x.dtype))
         return x.view(*ids.shape, -1)
 
@@ -375,8 +377,8 @@ class VLA(nn.Module):
         kind = torch.where(user, USER, torch.where(real, ASSISTANT, PAD))
         position = index
         if cfg.vision == 'qwen':
-            side = cfg.image_size // cfg.patch_size
-            grids = batch['grids'] if 'grids' in batch else [(1, side, side)] * (len(ids) * batch['images'].shape[1])
+            square = (1, *[cfg.image_size // cfg.patch_size] * 2)
+            grids = batch['grids'] if 'grids' in batch else [square] * batch['images'].shape[:2].numel()
             position = vision.grid_positions(ids, cfg.image_pad_id, grids, cfg.merge_size)
         # one order for the whole user part makes it bidirectional; the assistant part counts on and is causal
         order = index if cfg.prefix_attention == 'causal' else torch.where(user, 0, index)
@@ -386,10 +388,10 @@ class VLA(nn.Module):
         return Layout(position, order, torch.full_like(index, -1), kind, torch.ones_like(user))
 
     def chunk_layout(self, prefix, reads):
-        """K draws of H rows that follow `prefix`; reads bool (B, K). Positions go on after the part that is read, so
-        that training and inference, with or without text, put a row at the same place."""
+        """K draws of H rows that follow `prefix`; reads bool (B, K). Positions go on after the part that is
+        read, so that training and inference, with or without text, put a row at the same place."""
         H, (B, K) = self.cfg.horizon, reads.shape
-        start = torch.where(reads, prefix.after(USER, ASSISTANT)[:, None], prefix.after(USER)[:, None])  # (B, K)
+        start = torch.where(reads.t(), prefix.after(USER, ASSISTANT), prefix.after(USER)).t()         # (B, K)
         row = torch.arange(H, device=reads.device).expand(B, K, H)
         place = (start[..., None] + row).flatten(1)                                   # (B, K*H)
         order = torch.full_like(place, 1 << 30)                                       # after everything
@@ -405,7 +407,7 @@ class VLA(nn.Module):
     # ---- training
 
     def predict(self, batch, skip=0, trace=None):
-        """What the head says of each draw (B, K, H, A), and the hidden states of the prefix (B, L - skip, D)."""
+        """What the head says of each draw (B, K, H, A), and hidden states of the prefix (B, L - skip, D)."""
         actions, noise, time = batch['actions'], batch['noise'], batch['time']
         B, K, H, A = noise.shape
         time = time if time.ndim == 3 else time[..., None].expand(B, K, H)            # a flow time per row
@@ -419,12 +421,12 @@ class VLA(nn.Module):
         return self.head.read(hidden).view(B, K, H, A), prefix_hidden
 
     def forward(self, batch):
-        """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens. Where
-        the batch is a share of a larger one, n_rows and n_tokens in it are the counts to divide by."""
+        """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens.
+        Where the batch is a share of a larger one, n_rows and n_tokens in it are the counts to divide by."""
         if batch['noise'].ndim == 3:
             return self.forward_inline(batch)
         cfg, actions, noise = self.cfg, batch['actions'], batch['noise']
-        skip = int((batch['labels'][:, 1:] != -100).any(0).int().argmax())            # the first token asked for text
+        skip = int((batch['labels'][:, 1:] != -100).any(0).int().argmax())            # first asked for text
         trace = None if self.geometry_out is None else []
         predicted, hidden = self.predict(batch, skip, trace)
         target = actions[:, None] if cfg.predict == 'action' else noise - actions[:, None]
@@ -434,8 +436,8 @@ class VLA(nn.Module):
         flow = (error * valid[:, None]).sum() / (n_rows * noise.shape[1])
         loss, parts = self.total_loss(flow, hidden, batch['labels'][:, skip:], batch)
         if trace:
-            # asked of the last token of the user part, which has seen all of it, and before the last block, so that the
-            # action rows can read the answer there
+            # asked of the last token of the user part, which has seen all of it, and before the last block,
+            # so that the action rows can read the answer there
             seen = trace[-2] if len(trace) > 1 else trace[-1]
             last = seen[torch.arange(len(seen), device=seen.device), batch['user_len'] - 1]
             geometry = (self.geometry_out(last).float() - batch['geometry']).square().mean()
@@ -443,9 +445,9 @@ class VLA(nn.Module):
         return loss, parts
 
     def forward_inline(self, batch):
-        """Loss of rows that stand inside the text, EO-1's layout and its interleaved samples: <|action_pad|> tokens
-        are a noisy chunk, <|action_pass|> tokens one given clean. actions and noise (n, H, A), time (n) and
-        action_mask (n, H) list the chunks of the batch in order of appearance."""
+        """Loss of rows that stand inside the text, EO-1's layout and its interleaved samples: <|action_pad|>
+        tokens are a noisy chunk, <|action_pass|> tokens one given clean. actions and noise (n, H, A),
+        time (n) and action_mask (n, H) list the chunks of the batch in order of appearance."""
         cfg, ids, actions, noise = self.cfg, batch['input_ids'], batch['actions'], batch['noise']
         at = self.row_tokens(ids)
         clean = (ids[at] == cfg.action_pass_id).view(actions.shape[:2])               # (n, H)
@@ -462,7 +464,7 @@ class VLA(nn.Module):
 
     def total_loss(self, flow, hidden, labels, batch):
         """Add the text loss; hidden (B, L, D) and labels (B, L) belong to the same tokens."""
-        labels = labels[:, 1:].flatten()                                              # the token after each token
+        labels = labels[:, 1:].flatten()                                              # what comes after each
         at = (labels != -100).nonzero().squeeze(1)
         logits, labels = self.logits(hidden[:, :-1].flatten(0, 1)[at]), labels[at]
         n_tokens = batch['n_tokens'] if 'n_tokens' in batch else max(len(at), 1)
@@ -475,8 +477,8 @@ class VLA(nn.Module):
 
     @torch.no_grad()
     def act(self, batch, steps=5, noise=None, solver='euler', read_text=True):
-        """Action chunk (B, H, A), normalised. noise (B, H, A) starts the flow; None = zeros, deterministic. A sample
-        with an assistant part in the batch has read it, unless read_text is False."""
+        """Action chunk (B, H, A), normalised. noise (B, H, A) starts the flow; None = zeros, deterministic.
+        A sample with an assistant part in the batch has read it, unless read_text is False."""
         batch = batch if read_text else user_part(batch)
         layout = self.prefix_layout(batch)
         _, cache = self.decoder(self.embed_prefix(batch), layout, skip=layout.kind.shape[1])
@@ -520,7 +522,8 @@ class VLA(nn.Module):
     def denoise(self, cache, prefix, steps, noise, solver):
         cfg, kind = self.cfg, prefix.kind
         layout = self.chunk_layout(prefix, torch.ones_like(kind[:, :1], dtype=torch.bool))
-        x = torch.zeros(len(kind), cfg.horizon, cfg.action_dim, device=kind.device) if noise is None else noise
+        shape = (len(kind), cfg.horizon, cfg.action_dim)
+        x = torch.zeros(shape, device=kind.device) if noise is None else noise
 
         def velocity(x, t):
             rows = self.head.embed(x, torch.full(x.shape[:2], t, device=x.device))
@@ -551,18 +554,18 @@ class VLA(nn.Module):
     def load(cls, folder, ema=True):
         """(model in eval mode, meta). Prefers the averaged weights where there are any."""
         if not os.path.exists(f'{folder}/meta.json'):
-            raise FileNotFoundError(f'{folder} holds no meta.json: not a checkpoint folder written by train.py')
+            raise FileNotFoundError(f'{folder} holds no meta.json: not a checkpoint written by train.py')
         with open(f'{folder}/meta.json') as f:
             meta = json.load(f)
-        model = cls(VLAConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in meta['model'].items()}))
+        model = cls(VLAConfig(**{k: tuple(v) if type(v) is list else v for k, v in meta['model'].items()}))
         name = 'ema' if ema and os.path.exists(f'{folder}/ema.safetensors') else 'model'
         model.load_state_dict(load_file(f'{folder}/{name}.safetensors'))
         return model.eval(), meta
 
     @classmethod
     def from_pretrained(cls, folder, **changes):
-        """Read a Hugging Face folder of Qwen2.5-VL, whose action head is then new, or of EO-1. `changes` are fields
-        of VLAConfig, among them those the folder does not tell (always action_start_id)."""
+        """Read a Hugging Face folder of Qwen2.5-VL, whose action head is then new, or of EO-1. `changes` are
+        fields of VLAConfig, among them those the folder does not tell (always action_start_id)."""
         with open(f'{folder}/config.json') as f:
             cfg = VLAConfig(**(vision.config_from_hf(json.load(f)) | changes))
         with torch.device('meta'):
@@ -580,13 +583,14 @@ class VLA(nn.Module):
         new = ('state_in.', 'head.', 'geometry_out.')
         missing = [name for name in shapes if name not in ours and not name.startswith(new)]
         if missing or theirs:
-            raise ValueError(f'{folder} does not fit config.json: missing {missing[:5]}, unused {list(theirs)[:5]}')
+            raise ValueError(f'{folder} does not fit config.json: '
+                             f'missing {missing[:5]}, unused {list(theirs)[:5]}')
         model.load_state_dict(ours, strict=False, assign=True)
         return model.eval()
 
     def save_pretrained(self, folder):
-        """Write model.safetensors and config.json as transformers' Qwen2.5-VL (and from_pretrained) read them; the
-        action head lies in the same file under EO-1's names, which transformers reports as unexpected."""
+        """Write model.safetensors and config.json as transformers' Qwen2.5-VL (and from_pretrained) read
+        them; the action head is in the same file under EO-1's names, which transformers calls unexpected."""
         os.makedirs(folder, exist_ok=True)
         cfg, tensors, state = self.cfg, {}, self.state_dict()
         qkv = [n * cfg.head_dim for n in (cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads)]
@@ -627,11 +631,26 @@ def write_json(path, value):
 
 
 # -----------------------------------------------------------------------------
+# precision
+
+def autocast_for(device, dtype='auto'):
+    """Context in which matrix products are done in `dtype`, 'float32' or 'bfloat16'. 'auto': bfloat16 where
+    there are units for it; CPUs without them emulate it, slower than float32."""
+    kind, cpu = torch.device(device).type, torch.cpu.get_capabilities()
+    if dtype == 'auto':
+        dtype = 'bfloat16' if kind == 'cuda' or cpu.get('avx512_bf16') or cpu.get('amx_bf16') else 'float32'
+    if dtype not in ('float32', 'bfloat16'):
+        raise ValueError(f"dtype {dtype!r}, expected 'auto', 'float32' or 'bfloat16'")
+    return torch.autocast(kind, getattr(torch, dtype), enabled=dtype != 'float32')
+
+
+# -----------------------------------------------------------------------------
 # optimisation
 
-def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, weight_decay=0.01, betas=(0.9, 0.95)):
-    """Muon on the matrices of the decoder blocks, AdamW on the rest, no decay on vectors. Each group remembers its
-    peak rate as group['peak_lr']; schedules multiply that. muon_learning_rate = 0 gives everything to AdamW."""
+def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, weight_decay=0.01,
+                         betas=(0.9, 0.95)):
+    """Muon on the matrices of the decoder blocks, AdamW on the rest, no decay on vectors. A group keeps its
+    peak rate as group['peak_lr']; schedules multiply that. muon_learning_rate = 0: all goes to AdamW."""
     matrices, decayed, plain = [], [], []
     for name, p in model.named_parameters():
         in_block = p.ndim == 2 and name.startswith('decoder.blocks.')
@@ -639,7 +658,8 @@ def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, wei
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
     optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=muon_learning_rate, momentum=0.95, weight_decay=weight_decay))
+        optimizers.append(torch.optim.Muon(matrices, lr=muon_learning_rate, momentum=0.95,
+                                           weight_decay=weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group['peak_lr'] = group['lr']
@@ -647,7 +667,7 @@ def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, wei
 
 
 class EMA:
-    """Running average of the weights; the decay warms up, so that early averages forget the initial weights."""
+    """Running average of the weights; the decay warms up: early averages forget the initial weights."""
 
     def __init__(self, model, decay=0.995):
         self.decay, self.step = decay, 0
@@ -684,11 +704,12 @@ def vision_macs(cfg):
     window, tokens = (cfg.vision_window // cfg.patch_size) ** 2, N * picture // cell
     seen = cfg.vision_layers * window + len(cfg.vision_full_blocks) * (picture - window)
     block = cfg.vision_layers * (4 * w + 3 * cfg.vision_intermediate) + 2 * seen
-    return N * picture * w * (block + 3 * cfg.patch_frames * cfg.patch_size ** 2) + tokens * w * cell * (w * cell + D), tokens
+    tower = picture * w * (block + 3 * cfg.patch_frames * cfg.patch_size ** 2)
+    return N * tower + tokens * w * cell * (w * cell + D), tokens
 
 
 def flops_per_sample(cfg, prefix_len, draws):
-    """Multiply-adds x 2 of one training sample, forward and backward (3x forward), for the share of peak reported."""
+    """Multiply-adds x 2 of one training sample, forward and backward (3x forward), for the share of peak."""
     T, D, c = prefix_len + draws * cfg.horizon, cfg.hidden_size, cfg.head_dim
     vision, image_tokens = vision_macs(cfg)
     queries = cfg.n_layers * T - image_tokens - 1          # image and state tokens stop before the last MLP

@@ -29,6 +29,7 @@ steps = 5            # denoising steps
 read_text = True     # act having read the text that was decoded, as sim_rollout.py --read_text=True does
 instruction = None   # instead of the recorded one; --instruction= blanks it
 device = None        # 'cpu', 'cuda'; None: cuda where there is one
+dtype = 'float32'    # or 'bfloat16', as in sim_rollout.py
 # output
 out = ''             # picture; '': <ckpt>/sample.png
 exec(open('configurator.py').read())  # overrides from a config file or the command line
@@ -39,11 +40,11 @@ XYZ = np.array([[data.TOOL_ACTION_NAMES.index(f'{arm}/tool_{a}') for a in 'xyz']
 GRIPPER = [data.TOOL_ACTION_NAMES.index(f'{arm}/gripper') for arm in ARMS]
 
 
-def ask(net, processor, observations, steps, read_text, noise=None):
+def ask(net, autocast, processor, observations, steps, read_text, noise=None):
     """Observations of B frames -> absolute chunks (B, H, 15), decoded texts (B)."""
     device = next(net.parameters()).device
     batch = {k: v.to(device) for k, v in processor.encode(observations).items()}
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast:
         if read_text:
             chunk, tokens = net.plan_and_act(batch, steps=steps, noise=noise)             # (B, H, A)
         else:
@@ -54,7 +55,7 @@ def ask(net, processor, observations, steps, read_text, noise=None):
 
 
 def mean_error(predicted, recorded, mask):
-    """(B, H, 15) twice, (B, H) -> mean |error| per slot (15,), mean tool distance per row (H, 2 arms) in m."""
+    """(B, H, 15) twice, (B, H) -> mean |error| per slot (15,), mean tool distance (H, 2 arms) in m."""
     weight = mask / np.maximum(mask.sum(0), 1)                                        # (B, H)
     distance = np.linalg.norm((predicted - recorded)[..., XYZ], axis=-1)              # (B, H, 2)
     per_slot = (np.abs(predicted - recorded) * mask[..., None]).sum((0, 1)) / max(mask.sum(), 1)
@@ -76,7 +77,7 @@ def as_decoded(processor, text):
 
 
 def draw(obs, recorded, predicted, spread, mask, title, path):
-    """Camera images above; below, per arm the way of the tool from above, then height and gripper over time."""
+    """Camera images above; below, per arm the way of the tool from above, then heights and grippers."""
     pictures = [(name[6:], image) for name, image in obs.items() if name.startswith('image/')]
     fig = plt.figure(figsize=(15, 8), layout='constrained')
     top, bottom = fig.subfigures(2, 1, height_ratios=(1, 1.15))
@@ -115,7 +116,7 @@ def draw(obs, recorded, predicted, spread, mask, title, path):
 if __name__ == '__main__':
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     net, meta = model.VLA.load(ckpt)
-    net = net.to(device).eval()
+    net, autocast = net.to(device).eval(), model.autocast_for(device, dtype)
     processor = data.Processor.from_dict(meta['processor'])
     H, A = processor.horizon, len(processor.action_slots)
     rng, noise_rng = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -134,7 +135,7 @@ if __name__ == '__main__':
     if instruction is not None:
         obs['instruction'] = instruction
     recorded = dataset.chunk(np.array([row]))[0]                                      # (H, 15)
-    (predicted,), (text,) = ask(net, processor, [obs], steps, read_text)
+    (predicted,), (text,) = ask(net, autocast, processor, [obs], steps, read_text)
     print(f'{dataset.paths[dataset.episode[row]]} row {at}, {ckpt} at step {meta["step"]}')
     print(f'instruction        {obs["instruction"]}')
     print(f'subtask recorded   {as_decoded(processor, dataset.subtask(row))}')
@@ -145,7 +146,7 @@ if __name__ == '__main__':
     spread = np.empty((0, H, 15))
     if samples:
         noise = torch.randn(samples, H, A, generator=noise_rng).to(device)
-        spread, texts = ask(net, processor, [obs] * samples, steps, read_text, noise)
+        spread, texts = ask(net, autocast, processor, [obs] * samples, steps, read_text, noise)
         print(f'\n{samples} chunks from random noise: standard deviation in the first and in the last row')
         print_slots(processor, {'row 0': spread[:, 0].std(0), f'row {H - 1}': spread[:, -1].std(0)})
     # ---- many frames
@@ -154,7 +155,8 @@ if __name__ == '__main__':
         chunks, hits = [], 0
         for start in tqdm(range(0, len(windows), 32), disable=None):
             part = windows[start:start + 32]
-            chunk, texts = ask(net, processor, [dataset.row(r) for r in part], steps, read_text)
+            observations = [dataset.row(r) for r in part]
+            chunk, texts = ask(net, autocast, processor, observations, steps, read_text)
             chunks.append(chunk)
             hits += sum(t == as_decoded(processor, dataset.subtask(r)) for t, r in zip(texts, part))
         truth, masks = dataset.chunk(windows), dataset.chunk_mask(windows)
@@ -162,7 +164,7 @@ if __name__ == '__main__':
         slot_error, tool_error = mean_error(np.concatenate(chunks), truth, masks)
         hold_error, hold_tool = mean_error(np.repeat(commands[:, None], H, 1), truth, masks)
         what = 'of this episode' if episode else 'held-out'
-        print(f'\n{len(windows)} {what} windows: mean |error|; text exactly right in {hits / len(windows):.0%}')
+        print(f'\n{len(windows)} {what} windows: mean |error|; text all right in {hits / len(windows):.0%}')
         print_slots(processor, {'predicted': slot_error, 'holding still': hold_error})
         for arm in range(2):
             print(f'{ARMS[arm]} tool, mm from the label in rows 0, 1, ...: '

@@ -30,6 +30,7 @@ steps = 5            # checkpoint: denoising steps per chunk
 read_text = False    # checkpoint: decode the subtask text and act having read it
 instruction = None   # replaces the world's; --instruction= (empty) blanks it: does the policy use language?
 device = None        # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
+dtype = 'float32'    # checkpoint: or 'bfloat16', which makes one chunk no faster: it is calls, not arithmetic
 # world; None: what the checkpoint or the episode was made with, else the defaults of World
 task = None          # 'place', 'join'
 brick_scale = None   # 1.0 LEGO, 2.0 DUPLO
@@ -53,14 +54,12 @@ FILM_VIEWS = ('head', 'overhead', 'left/wrist', 'right/wrist')
 FILM_PX, BANNER_PX = 480, 64  # films: 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 likes multiples of 16
 # -----------------------------------------------------------------------------
 # Policies. Each gives start(seed) -> act, and act(obs) -> None when it has nothing left to do, else a dict of
-#   executed (15,) f32    what the world gets            action (15,) f32   the label: the expert's clean answer
-#   kicked bool, subtask str    and where they apply:    chunk_ms   time it took to predict a new chunk
-#   difference   largest |qpos - recorded qpos| of a replay
-
+#   executed (15,) f32, what the world gets; action (15,) f32, the label, the expert's clean answer; kicked
+#   bool; subtask str; of a new chunk: chunk_ms; of a replay: difference, the largest |qpos - recorded qpos|
 
 def constant_policy(kind):
     """hold: the command in force; zero: all slots zero; random: a random walk of the command in force."""
-    sigma = np.array([.02, *2 * (.01, .01, .01, .05, .05, .05, .004)])  # per step: rad, then m and rad per arm
+    sigma = np.array([.02, *2 * (.01, .01, .01, .05, .05, .05, .004)])  # a step: rad, then m and rad per arm
 
     def start(seed):
         rng = np.random.default_rng(seed)
@@ -89,25 +88,25 @@ def replay_policy(world, files):
     """Executes what the world got when the episode was recorded, and compares the physics with then."""
     def start(seed):
         episode, header = data.read_episode(files[seed])
-        rows = iter(range(len(episode['time'])))
+        rows, texts = iter(range(len(episode['time']))), header['subtasks']
 
         def act(obs):
             if (t := next(rows, None)) is None:
                 return None
             return dict(executed=episode['tool_executed'][t], action=episode['tool_action'][t],
-                        kicked=bool(episode['kicked'][t]), subtask=header['subtasks'][episode['subtask_id'][t]],
+                        kicked=bool(episode['kicked'][t]), subtask=texts[episode['subtask_id'][t]],
                         difference=float(np.abs(world.data.qpos - episode['qpos'][t]).max()))
         return act
     return start
 
 
-def checkpoint_policy(world, folder, execute, steps, read_text, device):
+def checkpoint_policy(world, folder, execute, steps, read_text, device, dtype):
     """A trained model: predicts a chunk, executes its first rows, looks again."""
     import torch, model  # here: recording does without them
     torch.set_num_threads(1)
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     net, meta = model.VLA.load(folder)
-    net = net.to(device).eval()
+    net, autocast = net.to(device).eval(), model.autocast_for(device, dtype)
     processor = data.Processor.from_dict(meta['processor'])
     processor.check_world(world.metadata())
     if not 1 <= execute <= processor.horizon:
@@ -122,14 +121,14 @@ def checkpoint_policy(world, folder, execute, steps, read_text, device):
             if not pending:
                 began = time.perf_counter()
                 batch = {k: v.to(device) for k, v in processor.encode([obs]).items()}
-                with torch.inference_mode():
+                with torch.inference_mode(), autocast:
                     if read_text:
-                        chunk, tokens = net.plan_and_act(batch, steps=steps)                     # (1, H, A)
+                        chunk, tokens = net.plan_and_act(batch, steps=steps)                   # (1, H, A)
                         subtask = processor.decode_text(tokens[0])
                     else:
-                        chunk = net.act(batch, steps=steps)                                      # (1, H, A)
+                        chunk = net.act(batch, steps=steps)                                    # (1, H, A)
                 rows = processor.decode_actions(chunk.float().cpu().numpy(), obs['tool_command'][None])
-                pending.extend(rows[0, :execute])                                                # (execute, 15)
+                pending.extend(rows[0, :execute])                                              # (execute, 15)
                 choice['chunk_ms'] = (time.perf_counter() - began) * 1e3
             action = pending.pop(0)
             return dict(choice, executed=action, action=action, kicked=False, subtask=subtask)
@@ -139,7 +138,6 @@ def checkpoint_policy(world, folder, execute, steps, read_text, device):
 
 # -----------------------------------------------------------------------------
 # The one stepping loop
-
 
 def run_episode(world, start, seed, instruction=None, record=False, film=False):
     """One episode -> (result dict, rows of its file if record, frames if film)."""
@@ -167,10 +165,11 @@ def run_episode(world, start, seed, instruction=None, record=False, film=False):
     instruction = world.instruction if instruction is None else instruction
     if film:  # hold the last picture for a second, with the verdict
         obs['instruction'] = instruction
-        frames += [film_frame(world, obs, info, 'SUCCESS' if info['success'] else 'FAILED')] * world.control_hz
-    result = dict(seed=seed, success=bool(info['success']), phase=PHASES[info['phase']], phase_id=info['phase'],
-                  steps=n_steps, fault=info['fault'], metrics=info['metrics'], instruction=instruction,
-                  wall_s=round(time.perf_counter() - began, 3))
+        verdict = film_frame(world, obs, info, 'SUCCESS' if info['success'] else 'FAILED')
+        frames += [verdict] * world.control_hz
+    result = dict(seed=seed, success=bool(info['success']), phase=PHASES[info['phase']],
+                  phase_id=info['phase'], steps=n_steps, fault=info['fault'], metrics=info['metrics'],
+                  instruction=instruction, wall_s=round(time.perf_counter() - began, 3))
     if chunk_ms:
         result['chunk_ms'] = [round(x, 2) for x in chunk_ms]
     if difference:
@@ -192,7 +191,6 @@ def record_row(world, obs, info, choice):
 # -----------------------------------------------------------------------------
 # Films
 
-
 def film_frame(world, obs, info, subtask):
     """(FILM_PX + BANNER_PX, 2 FILM_PX, 3) u8: text, third person on the left, robot cameras on the right."""
     half, font = FILM_PX // 2, ImageFont.load_default
@@ -210,13 +208,6 @@ def film_frame(world, obs, info, subtask):
         at = FILM_PX + half * (i % 2) + 6, BANNER_PX + half * (i // 2) + 4
         draw.text(at, name, (255, 255, 255), font(14), stroke_width=1, stroke_fill=(0, 0, 0))
     return np.asarray(image)
-
-
-def write_video(path, frames, fps):
-    """An mp4 that every player and browser opens, in real time."""
-    with imageio.get_writer(path, fps=fps, codec='libx264', pixelformat='yuv420p', quality=7) as writer:
-        for frame in frames:
-            writer.append_data(frame)
 
 
 def thumbnails(frames, n=6, width=480):
@@ -237,12 +228,11 @@ def choose_films(results, count):
 # Processes. A job is (seed, path of its film or None). Everything a worker needs comes by argument, because a
 # spawned process imports this script with its default settings.
 
-
-def setup(world_settings, kind, path, files, kicks, execute, steps, read_text, device):
-    """-> world, start; called once per process."""
+def setup(world_settings, kind, path, files, kicks, how):
+    """-> world, start; called once per process. how: the settings of checkpoint_policy."""
     world = World(**world_settings)
     if kind == 'checkpoint':
-        return world, checkpoint_policy(world, path, execute, steps, read_text, device)
+        return world, checkpoint_policy(world, path, **how)
     if kind == 'replay':
         return world, replay_policy(world, files)
     return world, expert_policy(world, kicks) if kind == 'expert' else constant_policy(kind)
@@ -257,7 +247,7 @@ def run_job(world, start, job, instruction, record):
         data.write_episode(episode_file(record, world.task, seed), *pack(world, result, rows))
     if film:
         film = film.with_name(f"{film.name}_{'success' if result['success'] else 'failure'}.mp4")
-        write_video(film, frames, world.control_hz)
+        imageio.mimwrite(film, frames, fps=world.control_hz, quality=7)  # H.264, yuv420p: plays everywhere
         result |= dict(film=str(film), thumbnails=thumbnails(frames))
     return result
 
@@ -267,17 +257,17 @@ def pack(world, result, rows):
     subtasks = sorted({row['subtask'] for row in rows})
     arrays = {k: np.stack([row[k] for row in rows]) for k in rows[0] if k != 'subtask'}
     arrays['subtask_id'] = np.array([subtasks.index(row['subtask']) for row in rows])
-    return arrays, dict(task=world.task, instruction=world.instruction, subtasks=subtasks, seed=result['seed'],
-                        control_hz=world.control_hz, success=result['success'], metrics=result['metrics'],
-                        world=world.metadata(), git_rev=git_rev(),
-                        askable=[text for _, text in world.askable])
+    askable = [text for _, text in world.askable]
+    return arrays, dict(task=world.task, instruction=world.instruction, askable=askable, subtasks=subtasks,
+                        seed=result['seed'], control_hz=world.control_hz, success=result['success'],
+                        metrics=result['metrics'], world=world.metadata(), git_rev=git_rev())
 
 
 def work(pipe, setup_args, instruction, record):
-    """A worker's life: set up, say so, answer jobs until the pipe breaks (the parent closed it or is gone)."""
+    """A worker's life: set up, say so, answer jobs until the pipe breaks (closed, or the parent is gone)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     try:
-        world, start = setup(**setup_args)
+        world, start = setup(*setup_args)
     except (ValueError, FileNotFoundError) as refusal:
         pipe.send(refusal)
         return
@@ -335,7 +325,6 @@ def dispatch(pool, jobs):
 # -----------------------------------------------------------------------------
 # Files, numbers, words
 
-
 @functools.cache
 def git_rev():
     """Short commit, with + when the working tree differs; 'none' outside a repository."""
@@ -356,7 +345,7 @@ def resolve(policy):
         meta = json.loads((path / 'meta.json').read_text())
         made = meta.get('world', {}) | meta['processor']
         if 'task' not in made:  # trained on made-up episodes
-            print(f'{policy} does not say which task it was trained on: taking the default unless --task is given')
+            print(f'{policy} does not say which task it was trained on: the default, unless --task is given')
         return 'checkpoint', {}, {k: made[k] for k in WORLD_KEYS if k in made}
     files = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
     if not files:
@@ -375,8 +364,9 @@ def known_results(record, task, seeds, made_with):
             continue
         row = json.loads(line)
         then = row['made_with']
-        if other := [f'{k} was {then[k]}, is {made_with.get(k)}' for k in then if then[k] != made_with.get(k)]:
-            raise SystemExit(f'{record} was made with other settings: {", ".join(other)}; take another folder')
+        now = {k: made_with.get(k) for k in then}
+        if other := ', '.join(f'{k} was {then[k]}, is {now[k]}' for k in then if then[k] != now[k]):
+            raise SystemExit(f'{record} was made with other settings: {other}; take another folder')
         logged[row['seed']] = row
     for seed in seeds:
         file = episode_file(record, task, seed)
@@ -396,9 +386,8 @@ def wilson(k, n, z=1.96):
 
 def watch(results, total):
     """Pass results through and show progress: a bar on a terminal, else a line every 10 s."""
-    bar = tqdm(total=total, unit='ep', disable=not sys.stderr.isatty())
+    bar, k = tqdm(total=total, unit='ep', disable=not sys.stderr.isatty()), 0
     began = said = time.time()
-    k = 0
     for n, result in enumerate(results, 1):
         k += result['success']
         bar.update()
@@ -412,17 +401,42 @@ def watch(results, total):
     bar.close()
 
 
+def funnel(results):
+    """{phase: episodes that got at least as far}."""
+    return {phase: sum(r['phase_id'] >= i for r in results) for i, phase in enumerate(PHASES) if i}
+
+
+def success_curve(results, control_hz):
+    """-> times (s) of successes, between 0 and the end of the longest episode; number of them until then."""
+    ends = np.sort([r['steps'] for r in results if r['success']])
+    at = np.unique([0, *ends, max(r['steps'] for r in results)])
+    return at / control_hz, np.searchsorted(ends, at, side='right')
+
+
+def draw_success(path, title, results, control_hz):
+    """Left: share of episodes that have succeeded by then. Right: how far they got."""
+    from matplotlib.figure import Figure  # here: recording does without it
+    (time_s, k), n = success_curve(results, control_hz), len(results)
+    figure = Figure(figsize=(12, 4), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    left.fill_between(time_s, *wilson(k, n), step='post', alpha=0.2)
+    left.step(time_s, k / n, where='post')
+    left.set(xlabel='time (s)', ylabel='have succeeded, with 95% interval', xlim=(0, time_s[-1]), ylim=(0, 1))
+    right.bar_label(right.bar(*zip(*funnel(results).items())))
+    right.set(ylabel='episodes that got at least as far', ylim=(0, 1.1 * n))
+    figure.suptitle(title)
+    figure.savefig(path, dpi=80)
+
+
 def summary(task, results, new, wall_s):
     """Lines for the end of a run; results: those of all seeds asked for, new: those of this run."""
     k, n, numbers = sum(r['success'] for r in results), len(results), [r['seed'] for r in results]
     low, high = wilson(k, n)
     yield (f'{task} {k}/{n} ({100 * k / n:.0f}%, 95% CI {100 * low:.0f}-{100 * high:.0f}) '
            f'seeds {min(numbers)}-{max(numbers)}')
-    reached = [f"{phase} {sum(r['phase_id'] >= i for r in results)}" for i, phase in enumerate(PHASES)]
-    yield '  got as far as: ' + ', '.join(reached[1:])
+    yield '  got as far as: ' + ', '.join(f'{phase} {count}' for phase, count in funnel(results).items())
     if k:
-        mean = np.mean([r['steps'] for r in results if r['success']])
-        yield f'  a success takes {mean:.1f} steps on average'
+        yield f"  mean steps of a success: {np.mean([r['steps'] for r in results if r['success']]):.1f}"
     if new:
         rate = sum(r['steps'] for r in new) / wall_s
         yield f'  {rate:.0f} control steps/s, {60 * len(new) / wall_s:.0f} episodes/min'
@@ -454,21 +468,21 @@ if __name__ == '__main__':
     out = Path(out or record or (Path(policy) / 'rollout' if kind == 'checkpoint' else Path('out') / kind))
     out.mkdir(parents=True, exist_ok=True)
     # ---- what is there already
+    how = dict(execute=execute, steps=steps, read_text=read_text, device=device, dtype=dtype)
     made_with = dict(world_settings, policy=policy, kicks=kicks, instruction=instruction)
-    made_with |= dict(execute=execute, steps=steps, read_text=read_text) if kind == 'checkpoint' else {}
+    made_with |= how if kind == 'checkpoint' else {}
     made_with = json.loads(json.dumps(made_with))  # tuples to lists, as they come back from the log
     done = known_results(record, task, todo, made_with) if record else {}
     todo = [seed for seed in todo if seed not in done]
     if done:
         print(f'{record}: {len(done)} seeds are done, {len(todo)} to go')
     # ---- run
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill and SLURM's time limit end it like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill and SLURM's time limit: like Ctrl-C
     results, films, pool = list(done.values()), [], {}
     try:
         if todo or video:
-            pool = start_workers(min(workers, max(len(todo), video)), dict(
-                world_settings=world_settings, kind=kind, path=policy, files=files, kicks=kicks, execute=execute,
-                steps=steps, read_text=read_text, device=device), instruction, record)
+            pool = start_workers(min(workers, max(len(todo), video)),
+                                 (world_settings, kind, policy, files, kicks, how), instruction, record)
         began, path = time.time(), out / 'rollouts.jsonl'
         torn = path.exists() and not path.read_text().endswith('\n')  # a kill cut the last line
         with open(path, 'a') as log:
@@ -477,7 +491,11 @@ if __name__ == '__main__':
                 results.append(result)
                 log.write(json.dumps(dict(result, made_with=made_with)) + '\n')
                 log.flush()
-        print('\n'.join(summary(task, results, results[len(done):], time.time() - began)), flush=True)
+        lines = list(summary(task, results, results[len(done):], time.time() - began))
+        print('\n'.join(lines), flush=True)
+        if not record:
+            draw_success(out / 'success.png', lines[0], results, world_settings['control_hz'])
+            print(f"  success over time: {out / 'success.png'}", flush=True)
         success = {r['seed']: r['success'] for r in results}
         jobs = [(seed, out / f'{task}_{seed:07d}') for seed in choose_films(results, video)]
         for film in dispatch(pool, jobs):

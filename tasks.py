@@ -72,7 +72,7 @@ def _place_sample(rng, scale):
     cells = list(CELLS)
     rng.shuffle(cells)
     poses = {
-        c: (rng.uniform(.26, .40), s * rng.uniform(.13, .26), np.pi / 2 + np.radians(rng.uniform(-60, 60)))
+        c: (rng.uniform(.28, .38), s * rng.uniform(.14, .24), np.pi / 2 + np.radians(rng.uniform(-30, 30)))
         for c, s in zip(colours, [1 if hand == 'left' else -1 for hand in hands])}
     return poses, [(Goal(colour, 'plate', CELLS[cell], 1, hand),
                     PLACE_TEMPLATES[rng.integers(len(PLACE_TEMPLATES))].format(colour=colour, cell=cell))

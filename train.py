@@ -52,7 +52,7 @@ read_text = 0.5               # probability that a draw sees the subtask text
 gain = 0.1                    # augmentation: spread of the colour gain, per channel
 brightness = 6.0              # spread of the brightness offset, out of 255
 shift = 0                     # largest image shift, pixels
-ask = 0.3                     # share of samples that ask for another goal in the same scene: where would it be?
+ask = 0.3                     # share of samples that ask for another goal in the same scene: where is that?
 state_noise = 0.05            # in normalised units
 # model: each of these is a field of model.VLAConfig, explained there
 hidden_size = 192
@@ -70,7 +70,7 @@ prefix_attention = 'bidirectional'
 chunk_attention = 'bidirectional'
 predict = 'action'            # the head gives the clean chunk ('action') or the velocity
 text_weight = 0.1             # of the text loss
-geometry_weight = 0.5         # of the loss on where the named bricks and places are, from images and words; 0: none
+geometry_weight = 0.5         # of the loss on where the named bricks and places are, from images and words
 tie_embeddings = False        # one table for reading and writing words (True: as Qwen2.5-VL-3B)
 # optimizer
 batch_size = 128              # chunks per step, over all processes and accumulation steps together
@@ -106,15 +106,6 @@ def get_lr(step, max_steps, warmup_steps, final_lr):
     """Fraction of the peak rate: linear warm-up times a cosine from 1 to final_lr."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max_steps)))
     return min(1.0, (step + 1) / max(1, warmup_steps)) * (final_lr + (1 - final_lr) * cosine)
-
-
-def pick_dtype(name, device):
-    """'auto' -> bfloat16 where there are units for it; elsewhere CPUs emulate it, slower than float32."""
-    if name == 'auto':
-        cpu = torch.cpu.get_capabilities()
-        fast = device.startswith('cuda') or cpu.get('avx512_bf16') or cpu.get('amx_bf16')
-        name = 'bfloat16' if fast else 'float32'
-    return {'float32': torch.float32, 'bfloat16': torch.bfloat16}[name]
 
 
 def keep_freed_memory():
@@ -175,8 +166,8 @@ def evaluate(net, dataset, batches, batch_size, rank, world_size, device, autoca
 
 def save_checkpoint(out_dir, net, average_weights, optimizers, meta):
     """
-    First what acts (weights, EMA, meta.json), then what resumes: state/ suffices for that by itself, so that a
-    kill between two files never mixes two steps.
+    First what acts (weights, EMA, meta.json), then what resumes: state/ suffices for that by itself, so that
+    a kill between two files never mixes two steps.
     """
     net.save(out_dir, meta, average_weights)
     buffer = io.BytesIO()
@@ -215,7 +206,7 @@ if __name__ == '__main__':
                                     (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
     master = rank == 0
     state, state_path = None, f'{out_dir}/state/state.pt'
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}      # as JSON keeps them
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}     # as JSON keeps them
     if resume == 'auto' and os.path.exists(state_path):
         state = torch.load(state_path, map_location='cpu', weights_only=True)
         changed = settings_that_differ(state['settings'], settings)
@@ -233,7 +224,8 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # processes, device
     if batch_size % (world_size * accumulate):
-        sys.exit(f'batch_size {batch_size} does not divide by {world_size} processes x accumulate {accumulate}')
+        sys.exit(f'batch_size {batch_size} does not divide by '
+                 f'{world_size} processes x accumulate {accumulate}')
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if device == 'cuda':
@@ -244,8 +236,7 @@ if __name__ == '__main__':
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     keep_freed_memory()
-    amp = pick_dtype(dtype, device)
-    autocast = torch.autocast(device.split(':')[0], amp, enabled=amp != torch.float32)
+    autocast = model.autocast_for(device, dtype)
 
     # -----------------------------------------------------------------------------
     # data
@@ -311,13 +302,15 @@ if __name__ == '__main__':
     if master:
         os.makedirs(out_dir, exist_ok=True)
         kept = []
-        if start and os.path.exists(log_path):      # lines written after the checkpoint describe steps that are about to be taken again
+        # lines written after the checkpoint describe steps that are about to be taken again
+        if start and os.path.exists(log_path):
             with open(log_path) as f:
                 kept = [line for line in f if line.endswith('\n') and json.loads(line)['step'] <= start]
         data.write_atomic(log_path, ''.join(kept).encode())
         part = batch_size // world_size // accumulate
-        print(f'rev {rev or "?"}, {net.n_parameters / 1e6:.2f} M parameters, {amp} on {device}, {world_size} '
-              f'processes x {part} x {accumulate} accumulated = {batch_size} chunks per step')
+        print(f'rev {rev or "?"}, {net.n_parameters / 1e6:.2f} M parameters, {autocast.fast_dtype} on '
+              f'{device}, {world_size} processes x {part} x {accumulate} accumulated = {batch_size} '
+              f'chunks per step')
         epochs = max_steps * batch_size / len(train_data)
         print(f'{len(train_data.paths)} episodes, {len(train_data)} windows, {epochs:.1f} epochs; '
               f'{len(val_data.paths) if val_data else 0} episodes held out')
@@ -340,8 +333,8 @@ if __name__ == '__main__':
         return [train_data.batch(step, batch_size, rank * accumulate + i, world_size * accumulate, seed)
                 for i in range(accumulate)]
 
-    meta = {'settings': settings, 'fingerprint': fingerprint, 'processor': processor.to_dict(), 'git_rev': rev,
-            'world': train_data.headers[0]['world']}
+    meta = {'settings': settings, 'fingerprint': fingerprint, 'processor': processor.to_dict(),
+            'git_rev': rev, 'world': train_data.headers[0]['world']}
     began = since = time.perf_counter()
     waited, sums, step = 0.0, {}, start
     batches = iter(data.prefetch(make_batches, range(start, max_steps)))
@@ -386,7 +379,8 @@ if __name__ == '__main__':
             line = {'step': step, **{k: v / n for k, v in average(sums).items()}, 'lr': fraction,
                     'samples_per_s': rate, 'gflops': rate * gflop, 'data_wait': waited / (now - since)}
             if not math.isfinite(line['loss']):
-                sys.exit(f'step {step}: loss is {line["loss"]}; the checkpoint in {out_dir} is older and sound')
+                sys.exit(f'step {step}: loss is {line["loss"]}; '
+                         f'the checkpoint in {out_dir} is older and sound')
             if master:
                 eta = (max_steps - step) * batch_size / rate
                 print(f'step {step:6d}/{max_steps}  loss {line["loss"]:.4f}  flow {line["flow"]:.4f}  '

@@ -1,10 +1,10 @@
-"""Pictures to tokens: a convolutional stem that learns from scratch, and Qwen2.5-VL's tower with its file layout.
+"""Pictures to tokens: a convolutional stem that learns from scratch; Qwen2.5-VL's tower and its file layout.
 
     ConvStem      (M, s, s, 3) bytes -> (M, few tokens, D)
     QwenVision    flattened patches of pictures of any size, and their grids -> (tokens, D) in reading order
     patchify      (M, h, w, 3) bytes -> what QwenVision reads
     grid_positions   the rotary positions of token rows that hold pictures
-    hub_names, config_from_hf, ...   the published names and settings of Qwen2.5-VL and EO-1, for VLA.from_pretrained
+    hub_names, config_from_hf, ...   published names and settings of Qwen2.5-VL and EO-1: VLA.from_pretrained
 A grid is (frames, rows, columns) of patches; merge x merge patches become one token, a `cell`.
 """
 # M pictures, n patches of all pictures, P patches of one, h heads, c head width, D width
@@ -21,8 +21,9 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)    # CLIP's, of pixels in 0..1
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 # VLAConfig field -> Qwen2.5-VL's vision_config
 HUB_CONFIG = {'vision_width': 'hidden_size', 'vision_layers': 'depth', 'vision_heads': 'num_heads',
-              'vision_intermediate': 'intermediate_size', 'vision_window': 'window_size', 'patch_size': 'patch_size',
-              'merge_size': 'spatial_merge_size', 'patch_frames': 'temporal_patch_size'}
+              'vision_intermediate': 'intermediate_size', 'vision_window': 'window_size',
+              'patch_size': 'patch_size', 'merge_size': 'spatial_merge_size',
+              'patch_frames': 'temporal_patch_size'}
 
 
 def compute_dtype(x):
@@ -32,15 +33,16 @@ def compute_dtype(x):
 
 
 def rotate(x, cos, sin):
-    """x (..., h, c); first and second half of c are the two coordinates of each rotation (Hugging Face layout);
-    cos and sin (..., 1, c), the first half of sin negated."""
+    """x (..., h, c); first and second half of c are the two coordinates of each rotation (Hugging Face's
+    layout); cos and sin (..., 1, c), the first half of sin negated."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def rotation(angle, dtype):
     """angle (..., c/2) -> cos and sin (..., 1, c) for rotate."""
     cos, sin = angle.cos(), angle.sin()
-    return torch.cat([cos, cos], -1).to(dtype).unsqueeze(-2), torch.cat([-sin, sin], -1).to(dtype).unsqueeze(-2)
+    cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    return cos.to(dtype).unsqueeze(-2), sin.to(dtype).unsqueeze(-2)
 
 
 # -----------------------------------------------------------------------------
@@ -85,8 +87,8 @@ def group_norm(x, norm):
 
 
 class ConvStem(nn.Module):
-    """(M, s, s, 3) -> (M, tokens, D). Keypoints (where does each feature fire) beside a flattened coarse map: from
-    scratch this learns positions from few samples, where patch tokens were ignored for the whole budget."""
+    """(M, s, s, 3) -> (M, tokens, D). Keypoints (where does each feature fire) beside a flattened coarse map:
+    from scratch this learns positions from few samples; patch tokens were ignored for the whole budget."""
 
     def __init__(self, image_size, tokens, width, channels=64, coarse=32):
         super().__init__()
@@ -100,12 +102,12 @@ class ConvStem(nn.Module):
         self.proj = nn.Linear(2 * channels + coarse * (grid // 2) ** 2, tokens * width)
         at = (torch.arange(grid) + 0.5) / grid * 2 - 1       # cell centres in -1..1
         where = torch.stack([at.repeat(grid), at.repeat_interleave(grid)], 1)  # (256, 2): x, y
-        self.register_buffer('where', where * 3, persistent=False)             # x3: keypoints get about unit variance
+        self.register_buffer('where', where * 3, persistent=False)             # x3: about unit variance
         self.to(memory_format=torch.channels_last)           # convolutions of small maps: 2x on CPU
 
     def forward(self, images):
-        """images (M, h, w, 3), 0..255. Bytes are exact in bf16: instead of the pixels, the weights that meet them are
-        scaled to the range -1..1, which saves two passes over the largest tensor of the step."""
+        """images (M, h, w, 3), 0..255. Bytes are exact in bf16: instead of the pixels, the weights that meet
+        them are scaled to the range -1..1, which saves two passes over the largest tensor of the step."""
         weight = self.patch.weight / 127.5
         bias = self.patch.bias - self.patch.weight.sum((1, 2, 3))
         pixels = images.permute(0, 3, 1, 2).to(compute_dtype(weight))          # (M, 3, h, w), channels last
@@ -132,8 +134,8 @@ class VisionBlock(nn.Module):
         self.down = nn.Linear(intermediate, width)
 
     def forward(self, x, cos, sin, real):
-        """x (M, W, P, D): attention within each of the W groups of P patches. cos and sin (W, P, 1, c); real bool
-        (W, P) or None: False for padding, which nobody sees."""
+        """x (M, W, P, D): attention within each of the W groups of P patches. cos and sin (W, P, 1, c); real
+        bool (W, P) or None: False for padding, which nobody sees."""
         M, W, P, D = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(M, W, P, 3, self.heads, -1).unbind(3)
         q, k, v = (y.flatten(0, 1).transpose(1, 2) for y in (rotate(q, cos, sin), rotate(k, cos, sin), v))
@@ -147,7 +149,8 @@ class VisionBlock(nn.Module):
 class QwenVision(nn.Module):
     """Patches attend within windows of window x window pixels, in a few blocks within the whole picture."""
 
-    def __init__(self, width, layers, heads, intermediate, out, full_blocks, patch=14, merge=2, frames=2, window=112):
+    def __init__(self, width, layers, heads, intermediate, out, full_blocks, patch=14, merge=2, frames=2,
+                 window=112):
         super().__init__()
         self.heads, self.merge, self.full_blocks = heads, merge, set(full_blocks)
         self.window = window // patch // merge               # cells on a side
@@ -174,15 +177,17 @@ class QwenVision(nn.Module):
     def encode(self, patches, rows, columns):
         """Frames of one size, (M, P, .) with the patches of a cell side by side -> (M, P / merge^2, D)."""
         m, s, gh, gw = self.merge, self.window, rows // self.merge, columns // self.merge
-        nh, nw = -(-gh // s), -(-gw // s)                    # windows; those at the far edges may stick out: padding
+        nh, nw = -(-gh // s), -(-gw // s)                    # windows; the last may stick out: padding
 
         def to_windows(x):                                   # (M, P, .) -> (M, W, P / W, .)
             x = F.pad(x.view(len(x), gh, gw, -1), (0, 0, 0, nw * s - gw, 0, nh * s - gh))
-            return x.view(len(x), nh, s, nw, s, -1).transpose(2, 3).reshape(len(x), nh * nw, s * s * m * m, -1)
+            x = x.view(len(x), nh, s, nw, s, -1).transpose(2, 3)
+            return x.reshape(len(x), nh * nw, s * s * m * m, -1)
         x = to_windows(self.patch(patches))
         c, whole = x.shape[-1] // self.heads, (1, nh * nw * s * s * m * m)
-        place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(gh, m, gw, m, 2).transpose(1, 2)
-        place = to_windows(place.reshape(1, -1, 2).float())[0].to(x.device)    # (W, P / W, 2): row, column
+        place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(gh, m, gw, m, 2)
+        place = place.transpose(1, 2).reshape(1, -1, 2).float()
+        place = to_windows(place)[0].to(x.device)            # (W, P / W, 2): row, column
         frequency = 10_000.0 ** (-torch.arange(0, c // 2, 2, device=x.device, dtype=torch.float32) / (c // 2))
         tables = rotation((place[..., None] * frequency).flatten(2), compute_dtype(x))
         real = to_windows(x.new_ones(1, rows * columns, 1))[0, :, :, 0].bool()
@@ -200,8 +205,8 @@ class QwenVision(nn.Module):
 
 
 def patchify(images, patch=14, merge=2, frames=2):
-    """Pictures (M, h, w, 3), 0..255, sides multiples of patch * merge -> patches (n, 3 * frames * patch^2) float32,
-    grids [(1, rows, columns)]. A still picture is shown as `frames` equal frames."""
+    """Pictures (M, h, w, 3), 0..255, sides multiples of patch * merge -> patches (n, 3 * frames * patch^2)
+    float32, grids [(1, rows, columns)]. A still picture is shown as `frames` equal frames."""
     M, h, w, _ = images.shape
     if h % (patch * merge) or w % (patch * merge):
         raise ValueError(f'pictures are {h} x {w} px; both sides must be multiples of {patch * merge}')
@@ -214,10 +219,10 @@ def patchify(images, patch=14, merge=2, frames=2):
 
 
 def grid_positions(ids, image_id, grids, merge=2):
-    """Rotary positions (3, B, L) of token rows with pictures: time, row and column of each cell, counted from where
-    the picture starts; text goes on after the largest. grids: of the pictures in order of appearance."""
+    """Rotary positions (3, B, L) of token rows with pictures: time, row and column of each cell, counted from
+    where the picture starts; text goes on after the largest. grids: of the pictures as they appear."""
     advance, offset = torch.ones_like(ids), torch.zeros(3, *ids.shape, dtype=ids.dtype, device=ids.device)
-    cells = [torch.cartesian_prod(*(torch.arange(n) for n in (t, h // merge, w // merge))) for t, h, w in grids]
+    cells = [torch.cartesian_prod(*map(torch.arange, (t, h // merge, w // merge))) for t, h, w in grids]
     if cells:
         at = ids == image_id
         steps = [F.one_hot(torch.tensor(len(c) - 1)) * (c.max() + 1) for c in cells]   # all at the last cell
@@ -230,7 +235,7 @@ def grid_positions(ids, image_id, grids, merge=2):
 # files of Qwen2.5-VL and EO-1
 
 def hub_name(key):
-    """Any generation's name of a tensor -> the one in the published Qwen2.5-VL files; the head keeps EO-1's names:
+    """Any generation's name of a tensor -> the one in the published Qwen2.5-VL files; the head keeps EO-1's.
     vlm_backbone.model.* (EO-1), model.language_model.* (transformers 5), model.vlm_backbone.* (LeRobot)."""
     for pattern, start in ((r'.*\bvisual\.', 'visual.'), (r'.*\blanguage_model\.', 'model.'),
                            (r'.*\bvlm_backbone\.', ''), (r'.*\b(?=state_proj|action_)', '')):
@@ -243,15 +248,16 @@ def hub_name(key):
 def hub_names(cfg):
     """Our parameter -> the tensors it is made of, stacked along the first axis."""
     modules = {'embed_tokens': 'model.embed_tokens', 'decoder.norm': 'model.norm', 'lm_head': 'lm_head',
-               'state_in': 'state_proj', 'head.action_in': 'action_in_proj', 'head.time_mlp_in': 'action_time_mlp_in',
-               'head.time_mlp_out': 'action_time_mlp_out', 'head.action_out.0': 'action_out_proj.0',
-               'head.action_out.2': 'action_out_proj.2'}
+               'state_in': 'state_proj', 'head.action_in': 'action_in_proj',
+               'head.time_mlp_in': 'action_time_mlp_in', 'head.time_mlp_out': 'action_time_mlp_out',
+               'head.action_out.0': 'action_out_proj.0', 'head.action_out.2': 'action_out_proj.2'}
     block = {'norm1': 'input_layernorm', 'qkv': 'self_attn.q_proj self_attn.k_proj self_attn.v_proj',
-             'out': 'self_attn.o_proj', 'norm2': 'post_attention_layernorm', 'up': 'mlp.gate_proj mlp.up_proj',
-             'down': 'mlp.down_proj'}
+             'out': 'self_attn.o_proj', 'norm2': 'post_attention_layernorm',
+             'up': 'mlp.gate_proj mlp.up_proj', 'down': 'mlp.down_proj'}
     for i in range(cfg.n_layers):
-        modules |= {f'decoder.blocks.{i}.{ours}': ' '.join(f'model.layers.{i}.{part}' for part in theirs.split())
-                    for ours, theirs in block.items()}
+        modules |= {
+            f'decoder.blocks.{i}.{ours}': ' '.join(f'model.layers.{i}.{part}' for part in theirs.split())
+            for ours, theirs in block.items()}
     modules |= {f'vision.{ours}': theirs for ours, theirs in tower_modules(cfg.vision_layers).items()}
     return {f'{ours}.{kind}': [f'{part}.{kind}' for part in theirs.split()]
             for ours, theirs in modules.items() for kind in ('weight', 'bias')}
@@ -261,10 +267,12 @@ def config_from_hf(hf):
     """config.json of Qwen2.5-VL (flat or nested) or EO-1 -> fields of VLAConfig."""
     text, tower = hf['text_config'] if 'text_config' in hf else hf, hf['vision_config']
     rope = text['rope_parameters'] if 'rope_parameters' in text else text['rope_scaling'] | text
-    cfg = dict(vocab_size=text['vocab_size'], hidden_size=text['hidden_size'], n_layers=text['num_hidden_layers'],
-               n_heads=text['num_attention_heads'], n_kv_heads=text['num_key_value_heads'],
+    cfg = dict(vocab_size=text['vocab_size'], hidden_size=text['hidden_size'],
+               n_layers=text['num_hidden_layers'], n_heads=text['num_attention_heads'],
+               n_kv_heads=text['num_key_value_heads'],
                head_dim=text['hidden_size'] // text['num_attention_heads'],
-               intermediate_size=text['intermediate_size'], mlp='swiglu', norm='rms', norm_eps=text['rms_norm_eps'],
+               intermediate_size=text['intermediate_size'], mlp='swiglu',
+               norm='rms', norm_eps=text['rms_norm_eps'],
                rope_theta=rope['rope_theta'], mrope_section=tuple(rope['mrope_section']),
                tie_embeddings=(hf if 'tie_word_embeddings' in hf else text)['tie_word_embeddings'],
                vision='qwen', image_pad_id=hf['image_token_id'],
@@ -274,8 +282,10 @@ def config_from_hf(hf):
                head_layers=2, time_period_min=4e-3, time_period_max=4.0, text_weight=1.0, eo1_compat=True)
     if 'action_chunk_size' in hf:
         if hf['action_act'] != 'linear' or hf['num_action_layers'] != 2:
-            raise ValueError(f'action head {hf["action_act"]!r} x {hf["num_action_layers"]}: only two linear layers')
-        cfg |= dict(horizon=hf['action_chunk_size'], state_dim=hf['max_action_dim'], action_dim=hf['max_action_dim'],
+            raise ValueError(f'action head {hf["action_act"]!r} x {hf["num_action_layers"]}: '
+                             'only two linear layers')
+        cfg |= dict(horizon=hf['action_chunk_size'],
+                    state_dim=hf['max_action_dim'], action_dim=hf['max_action_dim'],
                     state_pad_id=hf['state_token_id'], action_pad_id=hf['action_token_id'],
                     action_pass_id=hf['action_pass_id'])
     return cfg
@@ -283,20 +293,23 @@ def config_from_hf(hf):
 
 def config_to_hf(cfg):
     """The other way; only for what that layout can say."""
-    if cfg.vision != 'qwen' or cfg.mlp != 'swiglu' or cfg.norm != 'rms' or cfg.head_layers != 2 or cfg.row_embedding:
+    ours = (cfg.vision, cfg.mlp, cfg.norm, cfg.head_layers, bool(cfg.row_embedding))
+    if ours != ('qwen', 'swiglu', 'rms', 2, False):
         raise ValueError('only a model of Qwen2.5-VL\'s architecture can be written in its layout')
-    rope = dict(rope_type='default', type='default', mrope_section=list(cfg.mrope_section), rope_theta=cfg.rope_theta)
+    rope = dict(rope_type='default', type='default', mrope_section=list(cfg.mrope_section),
+                rope_theta=cfg.rope_theta)
     text = dict(model_type='qwen2_5_vl_text', vocab_size=cfg.vocab_size, hidden_size=cfg.hidden_size,
                 intermediate_size=cfg.intermediate_size, num_hidden_layers=cfg.n_layers, hidden_act='silu',
-                num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads, rms_norm_eps=cfg.norm_eps,
-                rope_scaling=rope, rope_theta=cfg.rope_theta, tie_word_embeddings=cfg.tie_embeddings,
-                use_sliding_window=False)
+                num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads,
+                rms_norm_eps=cfg.norm_eps, rope_scaling=rope, rope_theta=cfg.rope_theta,
+                tie_word_embeddings=cfg.tie_embeddings, use_sliding_window=False)
     tower = dict(model_type='qwen2_5_vl', hidden_act='silu', in_channels=3, tokens_per_second=2,
                  **{theirs: getattr(cfg, ours) for ours, theirs in HUB_CONFIG.items()},
                  fullatt_block_indexes=list(cfg.vision_full_blocks), out_hidden_size=cfg.hidden_size)
-    return dict(architectures=['Qwen2_5_VLForConditionalGeneration'], model_type='qwen2_5_vl', text_config=text,
-                vision_config=tower, image_token_id=cfg.image_pad_id, tie_word_embeddings=cfg.tie_embeddings,
-                action_chunk_size=cfg.horizon, max_action_dim=cfg.action_dim, state_token_id=cfg.state_pad_id,
+    return dict(architectures=['Qwen2_5_VLForConditionalGeneration'], model_type='qwen2_5_vl',
+                text_config=text, vision_config=tower, image_token_id=cfg.image_pad_id,
+                tie_word_embeddings=cfg.tie_embeddings, action_chunk_size=cfg.horizon,
+                max_action_dim=cfg.action_dim, state_token_id=cfg.state_pad_id,
                 action_token_id=cfg.action_pad_id, action_pass_id=cfg.action_pass_id, num_action_layers=2,
                 action_act='linear')
 

@@ -169,8 +169,9 @@ class World:
         self._clutch_every = max(1, round(CLUTCH_PERIOD_S / physics_dt_s))
         self._substeps = round(1 / INTERPOLATION_HZ / physics_dt_s)
         if INTERPOLATION_HZ % control_hz or abs(self._substeps * physics_dt_s * INTERPOLATION_HZ - 1) > 1e-6:
-            raise ValueError(f'control_hz={control_hz} must divide {INTERPOLATION_HZ} (the rate of joint '
-                             f'targets), and physics_dt_s={physics_dt_s} must divide {1 / INTERPOLATION_HZ} s')
+            raise ValueError(
+                f'control_hz={control_hz} must divide {INTERPOLATION_HZ} (the rate of joint targets), and '
+                f'physics_dt_s={physics_dt_s} must divide {1 / INTERPOLATION_HZ} s')
         self._clutch_phase = 0
         self._renderers = {}
         self.max_opening_m = 2 * (.016 + .008 * self.brick_scale)      # what a released hand opens to
@@ -197,7 +198,7 @@ class World:
         # random starts around home: part of what makes demonstrations cover the state space
         for hand in HANDS:
             pos, R = self.ik[hand].forward(self.ik[hand].home)
-            start = rng.uniform(-1, 1, 4) * [.06, .07, .04, .4]
+            start = rng.uniform(-1, 1, 4) * [.03, .03, .03, .2]
             command[TOOL[hand]] = [*pos + start[:3], 0, 0, start[3], self.max_opening_m]
         self.tool_command = command.astype(np.float32)
         self.joint_command = np.zeros(17)
@@ -348,16 +349,16 @@ class World:
         return self._held_steps >= HOLD_S * self.control_hz
 
     def geometry(self):
-        """Ground truth about the scene as a training target for perception and language, one row per goal that
-        could be asked for (`askable`), float32 (G, 34) with two loose bricks. Three kinds of numbers: what
-        pictures alone tell (where every loose brick is), what words alone tell (which brick, which place), and
-        what takes both (the way to the brick asked for, and its way to its place). A learner that is only asked
-        for the last kind does not find the first two.
+        """Ground truth about the scene as a training target for perception and language, one row per goal
+        that could be asked for (`askable`), float32 (G, 34) with two loose bricks. Three kinds of numbers:
+        what pictures alone tell (where every loose brick is), what words alone tell (which brick, which
+        place), and what takes both (the way to the brick asked for, and its way to its place). A learner that
+        is only asked for the last kind does not find the first two.
 
-        every loose brick x hand: position (3,) m in the tool frame, grasp yaw error rad; asked for: one number
-        per loose brick, place (3,) m in the torso frame, 1 if the left hand is to do it; per hand the same four
-        numbers of the brick it has to fetch (an idle hand: the other's); way (3,) m to the place in the tool
-        frame, yaw error rad."""
+        every loose brick x hand: position (3,) m in the tool frame, grasp yaw error rad; asked for: one
+        number per loose brick, place (3,) m in the torso frame, 1 if the left hand is to do it; per hand the
+        same four numbers of the brick it has to fetch (an idle hand: the other's); way (3,) m to the place in
+        the tool frame, yaw error rad."""
         loose = [b.name for b in self.bricks if not b.fixed]
         tools = {hand: self.tool_pose(hand) for hand in HANDS}
         poses = {b.name: self.brick_pose(b.name) for b in self.bricks}

@@ -8,6 +8,7 @@ horizon = 8                     # 0.8 s at 10 Hz; two rows are executed before t
 state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_z', '*/gripper')
 read_text = 0.25                # of the draws see the subtask text; the others have to look and read
 action_slots = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')      # hands stay top-down, the spine stays put
+ask = 0.15                      # of the samples ask for another goal of the same scene
 draws = 2                       # of (noise, time) per reading of the images
 batch_size = 128                # 128 chunks x 0.8 s = 102 s of motion per step
 max_steps = 3_000               # 128 x 3,000 = 384k chunks

@@ -1,4 +1,4 @@
-"""What every test file shares: the repository root as working folder, one thread per process, reasons for skips.
+"""What test files share: the repository root as working folder, one thread per process, reasons for skips.
 
     make test                       everything but `slow`
     python -m pytest --slow         everything
@@ -32,7 +32,8 @@ def has_renderer():
         if world.gl_backend() == 'disable' else None
 
 def has_display():
-    if sys.platform.startswith('linux') and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
+    displays = [os.environ.get(name) for name in ('DISPLAY', 'WAYLAND_DISPLAY')]
+    if sys.platform.startswith('linux') and not any(displays):
         return 'no display'
     return None
 
@@ -53,7 +54,7 @@ def pytest_collection_modifyitems(config, items):
             if mark not in reasons:
                 reasons[mark] = question()
             if reasons[mark] is not None:
-                # where the machine was set up by us a missing renderer is a broken install, not a reason to skip
+                # where we set the machine up a missing renderer is a broken install, not a reason to skip
                 assert mark != 'mujoco' or not os.environ.get('CI'), reasons[mark]
                 item.add_marker(pytest.mark.skip(reason=f'{mark}: {reasons[mark]}'))
 

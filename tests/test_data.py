@@ -15,6 +15,7 @@ import episode
 CAMERAS = ('overhead', 'right/wrist')
 STATE = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_[xyz]', '*/gripper')
 ACTION = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')
+AUGMENTED = dict(draws=3, gain=0.1, brightness=6.0, shift=2, state_noise=0.05)
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +32,7 @@ def make_processor(state=STATE, action=ACTION, horizon=8):
 
 @pytest.fixture(scope='module')
 def dataset(folder):
-    dataset = data.Dataset(folder, make_processor(), draws=3, gain=0.1, brightness=6.0, shift=2, state_noise=0.05)
+    dataset = data.Dataset(folder, make_processor(), **AUGMENTED)
     dataset.processor.fit(dataset)
     return dataset
 
@@ -40,7 +41,8 @@ def random_actions(rng, *shape):
     actions = rng.uniform(-0.4, 0.4, (*shape, 15))
     for columns in data.ROTVEC:
         axis = rng.normal(size=(*shape, 3))
-        actions[..., columns] = axis / np.linalg.norm(axis, axis=-1, keepdims=True) * rng.uniform(0, 3.1, (*shape, 1))
+        axis /= np.linalg.norm(axis, axis=-1, keepdims=True)
+        actions[..., columns] = axis * rng.uniform(0, 3.1, (*shape, 1))
     return actions
 
 
@@ -69,7 +71,7 @@ def test_anchored_actions_do_not_depend_on_where_and_which_way_the_hand_points()
 
 def test_a_turned_hand_sees_forward_motion_in_its_own_frame():
     command, action = np.zeros(15), np.zeros((1, 15))
-    command[data.TOOL_ACTION_NAMES.index('left/tool_rz')] = np.pi / 2      # the hand's own x now points left (y)
+    command[data.TOOL_ACTION_NAMES.index('left/tool_rz')] = np.pi / 2     # its own x now points left (y)
     action[0] = command
     action[0, data.TOOL_ACTION_NAMES.index('left/tool_y')] = 0.1
     moved = dict(zip(data.TOOL_ACTION_NAMES, data.anchor(action, command)[0]))
@@ -82,13 +84,15 @@ def test_decoded_actions_equal_the_recorded_ones_and_hold_what_is_not_predicted(
     chunk = dataset.processor.normalise_actions(dataset.chunk(rows), commands)
     assert np.abs(dataset.processor.decode_actions(chunk, commands) - dataset.chunk(rows)).max() < 1e-6
     assert max(dataset.action_error(rows, chunk).values()) < 1e-3      # mm and rad
-    only_right = data.Processor.from_dict({**dataset.processor.to_dict(), 'action_slots': ['right/tool_x'], 'stats': {
-        **dataset.processor.stats, 'action_mean': np.zeros((8, 1)), 'action_std': np.ones((8, 1))}})
+    stats = {**dataset.processor.stats, 'action_mean': np.zeros((8, 1)), 'action_std': np.ones((8, 1))}
+    only_right = data.Processor.from_dict(
+        {**dataset.processor.to_dict(), 'action_slots': ['right/tool_x'], 'stats': stats})
     command = random_actions(np.random.default_rng(0), 5).astype(np.float32)
     decoded = only_right.decode_actions(np.full((5, 8, 1), 0.05), command)
     still = [i for i, n in enumerate(data.TOOL_ACTION_NAMES) if not n.startswith('right/tool_')]
     assert (decoded[..., still] == command[:, None, still]).all()
-    assert np.linalg.norm((decoded - command[:, None])[..., data.POSITION[1]], axis=-1) == pytest.approx(0.05, abs=1e-6)
+    moved = np.linalg.norm((decoded - command[:, None])[..., data.POSITION[1]], axis=-1)
+    assert moved == pytest.approx(0.05, abs=1e-6)
 
 
 # ---- windows and normaliser
@@ -112,7 +116,7 @@ def test_rows_after_a_kick_do_not_count_and_rows_past_the_end_hold_after_success
     assert mask[:6] == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
     assert mask[6:] == mask[:3] + [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
     x = dataset.chunk(np.arange(12))[:, :, 8]
-    assert x[4].tolist() == pytest.approx([0.34, 0.35, 0.35, 0.35])      # held, and not the next episode's first row
+    assert x[4].tolist() == pytest.approx([0.34, 0.35, 0.35, 0.35])     # held; not the next episode's row
     assert x[6].tolist() == pytest.approx([0.30, 0.31, 0.32, 0.33])
 
 
@@ -134,7 +138,7 @@ def test_normaliser_uses_what_the_loss_sees_and_never_divides_by_less_than_the_f
         assert alive.any() and np.abs(chunk[mask[:, h], h].mean(0)).max() < 1e-4
         assert np.abs(chunk[mask[:, h], h][:, alive].std(0) - 1).max() < 1e-3
     dead = make_processor().fit(dataset)
-    assert 'action left/tool_x' in dead and 'command/right/tool_x' not in dead      # the left hand never moves
+    assert 'action left/tool_x' in dead and 'command/right/tool_x' not in dead     # the left hand never moves
 
 
 def test_held_out_episodes_stay_held_out_when_more_are_recorded(folder):
@@ -150,10 +154,11 @@ def test_held_out_episodes_stay_held_out_when_more_are_recorded(folder):
 def test_a_live_observation_and_its_recorded_row_give_identical_model_input(tmp_path):
     rng = np.random.default_rng(0)
     arrays, header = episode.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
-    obs = {'time': 0.0, 'joint_pos': rng.normal(size=15), 'joint_vel': rng.normal(size=15), 'gripper': rng.random(2) * 0.1,
-           'tool_pos': rng.random((2, 3)), 'tool_quat': data.quat_from_rotvec(rng.normal(size=(2, 3))),
-           'tool_vel': rng.normal(size=(2, 3)), 'tool_command': (rng.random(15) * 0.1).astype(np.float32),
-           'instruction': header['instruction'], **{f'image/{c}': arrays[f'image/{c}'][0] for c in CAMERAS}}
+    obs = {'time': 0.0, 'joint_pos': rng.normal(size=15), 'joint_vel': rng.normal(size=15),
+           'gripper': rng.random(2) * 0.1, 'tool_pos': rng.random((2, 3)),
+           'tool_quat': data.quat_from_rotvec(rng.normal(size=(2, 3))), 'tool_vel': rng.normal(size=(2, 3)),
+           'tool_command': (rng.random(15) * 0.1).astype(np.float32), 'instruction': header['instruction'],
+           **{f'image/{c}': arrays[f'image/{c}'][0] for c in CAMERAS}}
     arrays['state'][0] = data.state_vector(obs)
     data.write_episode(tmp_path / 'e.safetensors', arrays, header)
     dataset = data.Dataset(tmp_path, make_processor(state=('*',)))
@@ -170,14 +175,16 @@ def test_the_token_sequence_is_images_state_instruction_then_supervised_text(dat
     processor = dataset.processor
     user, assistant = processor.prompt_ids('put the red brick on the near left corner', 'right: reach red')
     words = [processor.tokenizer.decode([i], skip_special_tokens=False) for i in user + assistant]
-    assert [w.strip() for w in words] == (['<|image_pad|>'] * 4 + ['<|state_pad|>'] + 'put the red brick on the near left corner'.split()
-                                          + ['<|vla|>', 'right', ':', 'reach', 'red', '<|action_start|>'])
+    assert [w.strip() for w in words] == [
+        *['<|image_pad|>'] * 4, '<|state_pad|>', *'put the red brick on the near left corner'.split(),
+        '<|vla|>', 'right', ':', 'reach', 'red', '<|action_start|>']
     assert processor.decode_text(assistant) == 'right: reach red'
     batch = processor.pad([(user, assistant), (user[:-3], ())])
     n = len(user)
     assert batch['user_len'].tolist() == [n, n - 3] and batch['total_len'].tolist() == [n + 5, n - 3]
     assert batch['labels'][0, n:].tolist() == list(assistant) and (batch['labels'][0, :n] == -100).all()
-    assert (batch['labels'][1] == -100).all() and (batch['input_ids'][1, n - 3:] == processor.token_id['<|pad|>']).all()
+    assert (batch['labels'][1] == -100).all()
+    assert (batch['input_ids'][1, n - 3:] == processor.token_id['<|pad|>']).all()
     with pytest.raises(ValueError, match='forge'):
         processor.prompt('put <|vla|>')
 
@@ -185,8 +192,8 @@ def test_the_token_sequence_is_images_state_instruction_then_supervised_text(dat
 def test_the_tokenizer_keeps_our_words_whole_and_any_text_intact(tmp_path):
     tokenizer, split = data.make_tokenizer(['Zzyzx road'], tmp_path / 't.json')
     assert split == [] and tokenizer.get_vocab_size() <= data.VOCABULARY_SIZE
-    data.make_tokenizer([], tmp_path / 'again.json')
-    assert (tmp_path / 'again.json').read_text() == open('assets/tokenizer.json').read()      # python data.py tokenizer
+    data.make_tokenizer([], tmp_path / 'again.json')      # python data.py tokenizer
+    assert (tmp_path / 'again.json').read_text() == open('assets/tokenizer.json').read()
     for text in ('left: carry red to near left; right: hold', 'grüße, 日本!', '2x4 at 1.5'):
         assert tokenizer.decode(tokenizer.encode(text).ids).strip() == text
 
@@ -200,10 +207,12 @@ def test_processor_survives_json_and_refuses_a_world_that_differs(dataset):
     rows = [dataset.row(i) for i in (0, 5)]
     a, b = processor.encode(rows), again.encode(rows)
     assert all(torch.equal(a[k], b[k]) for k in a)
-    world = {'cameras': [*CAMERAS, 'head'], 'image_size': 16, 'control_hz': 10, 'tool_action_names': data.TOOL_ACTION_NAMES}
+    world = {'cameras': [*CAMERAS, 'head'], 'image_size': 16, 'control_hz': 10,
+             'tool_action_names': data.TOOL_ACTION_NAMES}
     processor.check_world(world)
-    for change, words in (({'cameras': ['head', 'overhead']}, "no camera 'right/wrist'"), ({'image_size': 32}, '32x32'),
-                          ({'control_hz': 20}, '20 Hz'), ({'tool_action_names': ['x']}, 'action slots x')):
+    for change, words in (({'cameras': ['head', 'overhead']}, "no camera 'right/wrist'"),
+                          ({'image_size': 32}, '32x32'), ({'control_hz': 20}, '20 Hz'),
+                          ({'tool_action_names': ['x']}, 'action slots x')):
         with pytest.raises(ValueError, match=words):
             processor.check_world(world | change)
 
@@ -211,7 +220,7 @@ def test_processor_survives_json_and_refuses_a_world_that_differs(dataset):
 # ---- batches
 
 def test_a_batch_is_a_pure_function_of_seed_and_step(dataset, folder):
-    again = data.Dataset(folder, dataset.processor, draws=3, gain=0.1, brightness=6.0, shift=2, state_noise=0.05)
+    again = data.Dataset(folder, dataset.processor, **AUGMENTED)
     dataset.batch(7, 32, seed=1)      # what was asked before must not matter, nor may the global generators
     torch.manual_seed(0), np.random.seed(0)
     a = dataset.batch(3, 32, seed=1)
@@ -231,7 +240,8 @@ def test_ranks_share_out_exactly_the_batch_of_one_process(dataset, world_size):
             assert all(part[name] * world_size == value for part in parts)
         else:
             assert torch.equal(torch.cat([part[name] for part in parts]), value), name
-    assert whole['n_rows'] == whole['action_mask'].sum() and whole['n_tokens'] == (whole['labels'] != -100).sum()
+    assert whole['n_rows'] == whole['action_mask'].sum()
+    assert whole['n_tokens'] == (whole['labels'] != -100).sum()
     with pytest.raises(ValueError, match='does not divide'):
         dataset.batch(0, 32, 0, 3)
 
@@ -247,7 +257,8 @@ def test_an_epoch_visits_every_window_once_also_across_batch_borders(dataset):
 def test_draws_follow_their_distributions(dataset):
     batch = dataset.batch(0, 4096)
     t, noise = batch['time'].double(), batch['noise'].double()
-    assert t.min() > 0.001 and t.max() <= 1 and t.mean() == pytest.approx(0.001 + 0.999 * 0.6, abs=0.01)      # Beta(1.5, 1)
+    assert t.min() > 0.001 and t.max() <= 1
+    assert t.mean() == pytest.approx(0.001 + 0.999 * 0.6, abs=0.01)      # Beta(1.5, 1)
     assert abs(noise.mean()) < 0.01 and noise.std() == pytest.approx(1, abs=0.01)
     assert batch['read_text'].float().mean() == pytest.approx(0.5, abs=0.02)
 
@@ -259,9 +270,11 @@ def test_augmentation_shifts_by_whole_pixels_and_scales_colours():
     assert data.augment(still)['images'] is images and data.augment(still).keys() == {'images'}
     moved = data.augment(still | {'shift': torch.tensor([[[1, 0]], [[0, -2]]])})['images']
     assert torch.equal(moved[0, 0, :3], images[0, 0, 1:]) and torch.equal(moved[0, 0, 3], images[0, 0, 3])
-    assert torch.equal(moved[1, 0, :, 2:], images[1, 0, :, :2]) and torch.equal(moved[1, 0, :, 0], images[1, 0, :, 0])
+    assert torch.equal(moved[1, 0, :, 2:], images[1, 0, :, :2])
+    assert torch.equal(moved[1, 0, :, 0], images[1, 0, :, 0])
     bright = data.augment(still | {'offset': torch.tensor([0.0, 5.0]).view(2, 1, 1, 1, 1)})['images']
-    assert bright.dtype == torch.float32 and torch.equal(bright[0], images[0].float()) and torch.equal(bright[1], images[1] + 5.0)
+    assert bright.dtype == torch.float32
+    assert torch.equal(bright[0], images[0].float()) and torch.equal(bright[1], images[1] + 5.0)
     red = still['gain'] * torch.tensor([2.0, 1.0, 1.0])
     assert torch.equal(data.augment(still | {'gain': red})['images'][..., 0], images[..., 0] * 2.0)
 

@@ -34,7 +34,8 @@ def test_an_episode_comes_back_as_written(tmp_path):
     assert read.keys() == arrays.keys() and os.listdir(tmp_path / 'a') == ['e.safetensors']
     for name in arrays:
         assert (read[name] == arrays[name].astype(read[name].dtype)).all()
-    assert read['state'].dtype == np.float32 and read['qpos'].dtype == np.float64 and read['kicked'].dtype == np.uint8
+    dtypes = [read[name].dtype for name in ('state', 'qpos', 'kicked')]
+    assert dtypes == [np.float32, np.float64, np.uint8]
     assert header.items() <= read_header.items() and read_header['cameras']['overhead']['height'] == 16
     assert episode.check_episode(path) == []
     with safetensors.safe_open(path, 'numpy') as f:      # any safetensors reader opens it
@@ -58,7 +59,8 @@ FAULTS = {      # what is done to a sound episode: words of the fault that must 
     'version': (lambda a, h: h.update(spec=99), ['spec version 99']),
     'no rows': (lambda a, h: [a.update({k: v[:0]}) for k, v in list(a.items())], ['no rows']),
     'dtype': (lambda a, h: a.update(state=a['state'].astype(np.float64)), ['state is float64, not float32']),
-    'row count': (lambda a, h: a.update({'image/overhead': a['image/overhead'][1:]}), ['image/overhead has', 'rows']),
+    'row count': (lambda a, h: a.update({'image/overhead': a['image/overhead'][1:]}),
+                  ['image/overhead has', 'rows']),
     'columns': (lambda a, h: a.update(tool_action=a['tool_action'][:, 1:]), ['tool_action has shape']),
     'dimensions': (lambda a, h: a.update(qpos=a['qpos'][:, 0]), ['qpos has shape']),
     'image size': (lambda a, h: h['cameras']['overhead'].update(height=8), ['image/overhead has shape']),
@@ -74,7 +76,8 @@ FAULTS = {      # what is done to a sound episode: words of the fault that must 
     'subtask': (lambda a, h: a['subtask_id'].__setitem__(0, 9), ['subtask_id 0..9, header has 2']),
     'hidden kick': (lambda a, h: a['tool_executed'].__setitem__((0, 8), 0.3), ['in unkicked row 0']),
     'instruction': (lambda a, h: h.update(instruction=''), ['instruction is empty']),
-    'black image': (lambda a, h: a['image/overhead'].__setitem__(1, 0), ['image/overhead is one flat colour in row 1']),
+    'black image': (lambda a, h: a['image/overhead'].__setitem__(1, 0),
+                    ['image/overhead is one flat colour in row 1']),
 }
 
 
@@ -114,7 +117,8 @@ def test_show_and_stats_run(folder, tmp_path):
     path.write_bytes(open(episode.episode_paths(folder)[0], 'rb').read())
     subprocess.run([sys.executable, 'data.py', 'show', path], check=True, capture_output=True)
     assert (tmp_path / 'e.png').stat().st_size > 10_000
-    run = subprocess.run([sys.executable, 'data.py', 'stats', folder], check=True, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, 'data.py', 'stats', folder], check=True,
+                         capture_output=True, text=True)
     assert '12 episodes, 12 successful' in run.stdout and 'command/right/tool_x' in run.stdout
 
 
@@ -124,7 +128,8 @@ def test_slots_are_chosen_by_name_and_pattern_and_typos_are_refused():
     assert episode.slots(['right/tool_x', '*/tool_[xz]', '*/tool_x'], episode.TOOL_ACTION_NAMES) == (
         'right/tool_x', 'left/tool_x', 'left/tool_z', 'right/tool_z')
     assert (len(episode.STATE_NAMES), len(set(episode.STATE_NAMES))) == (79, 79)
-    with pytest.raises(ValueError, match="no slot matches 'rigth/tool_x'; the slots are: spine_z, left/tool_x"):
+    said = "no slot matches 'rigth/tool_x'; the slots are: spine_z, left/tool_x"
+    with pytest.raises(ValueError, match=said):
         episode.slots(['rigth/tool_x'], episode.TOOL_ACTION_NAMES)
 
 
@@ -133,7 +138,7 @@ def test_rotation_vectors_survive_quaternions_also_near_zero_and_pi():
     axis = rng.normal(size=(1000, 3))
     axis /= np.linalg.norm(axis, axis=1, keepdims=True)
     for angle in (0, 1e-15, 1e-9, 1e-4, 1.0, 3.0, np.pi - 1e-7):
-        back = episode.rotvec_from_quat(-episode.quat_from_rotvec(axis * angle))      # -q is the same rotation
+        back = episode.rotvec_from_quat(-episode.quat_from_rotvec(axis * angle))     # -q is the same rotation
         assert np.abs(back - axis * angle).max() < 1e-14 + 1e-9 * (angle > 3)
 
 

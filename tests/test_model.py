@@ -1,4 +1,4 @@
-"""The model keeps its contract: flow-time convention, who sees whom, caches that change nothing, exact save and load.
+"""The model keeps its contract: flow time, who sees whom, caches that change nothing, exact save and load.
 
     python -m pytest tests/test_model.py
 """
@@ -19,7 +19,8 @@ H, A, S = 4, 3, 5
 def config(**changes):
     small = dict(vocab_size=40, state_dim=S, action_dim=A, horizon=H, image_pad_id=IMAGE, state_pad_id=STATE,
                  action_start_id=GO, hidden_size=48, n_layers=2, n_heads=3, n_kv_heads=1, head_dim=16,
-                 intermediate_size=96, mrope_section=(2, 3, 3), image_size=32, n_cameras=2, tokens_per_camera=2)
+                 intermediate_size=96, mrope_section=(2, 3, 3), image_size=32, n_cameras=2,
+                 tokens_per_camera=2)
     return VLAConfig(**{**small, **changes})
 
 
@@ -36,7 +37,7 @@ def network(seed=0, **changes):
 
 
 def make_batch(B=3, K=2, seed=1, instruction=(3, 5, 4), answer=(3, 2, 4)):
-    """Prefixes of different lengths: images, state, instruction | text, <|action_start|>, padded on the right."""
+    """Prefixes of different lengths: images, state, instruction | text, <|action_start|>, right-padded."""
     g = torch.Generator().manual_seed(seed)
     words = torch.randint(4, 40, (B, 12), generator=g).tolist()
     users = [[IMAGE] * 4 + [STATE] + words[b][:instruction[b % 3]] for b in range(B)]
@@ -45,7 +46,8 @@ def make_batch(B=3, K=2, seed=1, instruction=(3, 5, 4), answer=(3, 2, 4)):
     rows = [u + a + [PAD] * (L - len(u) - len(a)) for u, a in zip(users, answers)]
     labels = [[-100] * len(u) + a + [-100] * (L - len(u) - len(a)) for u, a in zip(users, answers)]
     return dict(images=torch.randint(0, 256, (B, 2, 32, 32, 3), generator=g, dtype=torch.uint8),
-                state=torch.randn(B, S, generator=g), input_ids=torch.tensor(rows), labels=torch.tensor(labels),
+                state=torch.randn(B, S, generator=g),
+                input_ids=torch.tensor(rows), labels=torch.tensor(labels),
                 user_len=torch.tensor([len(u) for u in users]),
                 total_len=torch.tensor([len(u) + len(a) for u, a in zip(users, answers)]),
                 actions=torch.randn(B, H, A, generator=g), action_mask=torch.ones(B, H, dtype=torch.bool),
@@ -76,7 +78,8 @@ def test_time_one_is_noise_and_time_zero_is_data(predict):
     assert torch.equal(net.predict(at_zero)[0], net.predict(dict(other, time=at_zero['time']))[0])
 
 
-@pytest.mark.parametrize('predict,solver', [('action', 'euler'), ('velocity', 'euler'), ('velocity', 'midpoint')])
+@pytest.mark.parametrize('predict,solver', [
+    ('action', 'euler'), ('velocity', 'euler'), ('velocity', 'midpoint')])
 def test_a_perfect_head_carries_noise_to_the_action(predict, solver):
     net, batch = network(predict=predict), make_batch()
     noise, actions = batch['noise'][:, 0], batch['actions']
@@ -106,7 +109,7 @@ def test_masked_rows_change_nothing_and_do_not_dilute_the_mean():
     batch['action_mask'][0, 2:] = False
     spoilt = dict(batch, actions=batch['actions'].clone())
     spoilt['actions'][0, 2:] += 100
-    # the masked rows still enter as noisy inputs, so give both the same ones: t = 1 leaves no trace of the action
+    # masked rows still enter as noisy inputs, so give both the same ones: t = 1 leaves no trace of the action
     for b in (batch, spoilt):
         b['time'] = torch.ones(3, 2)
     assert torch.equal(net(batch)[0], net(spoilt)[0])
@@ -228,7 +231,8 @@ def test_equal_positions_on_three_axes_are_plain_rotary_positions():
 @pytest.mark.parametrize('attention', ['bidirectional', 'causal'])
 def test_a_padded_batch_equals_one_by_one(attention):
     net, batch = network(prefix_attention=attention, chunk_attention=attention), make_batch()
-    together = [net.predict(batch)[0], net.act(batch, 3), net.act(batch, 3, read_text=False), net.plan_and_act(batch, 3, 5)]
+    together = [net.predict(batch)[0], net.act(batch, 3), net.act(batch, 3, read_text=False),
+                net.plan_and_act(batch, 3, 5)]
     for b in range(3):
         single = one(batch, b)
         assert close(together[0][b], net.predict(single)[0][0])
@@ -288,8 +292,9 @@ def test_acting_leaves_the_noise_alone():
 # -----------------------------------------------------------------------------
 # training
 
-@pytest.mark.parametrize('changes', [{}, dict(norm='layer', mlp='gelu', predict='velocity', row_embedding=False),
-                                     dict(mlp='swiglu', tie_embeddings=True, geometry_dim=6)])
+@pytest.mark.parametrize('changes', [
+    {}, dict(norm='layer', mlp='gelu', predict='velocity', row_embedding=False),
+    dict(mlp='swiglu', tie_embeddings=True, geometry_dim=6)])
 def test_gradient_reaches_every_parameter(changes):
     net, batch = network(**changes), make_batch()
     net(batch | dict(geometry=torch.randn(3, 6)))[0].backward()
@@ -328,7 +333,8 @@ def test_every_parameter_is_optimized_once_and_vectors_do_not_decay():
     ours = [id(p) for g in groups for p in g['params']]
     assert sorted(ours) == sorted(id(p) for p in net.parameters())
     assert all(p.ndim > 1 for g in groups if g['weight_decay'] for p in g['params'])
-    assert {id(p) for b in net.decoder.blocks for p in b.parameters() if p.ndim == 2} == {id(p) for p in groups[-1]['params']}
+    matrices = {id(p) for b in net.decoder.blocks for p in b.parameters() if p.ndim == 2}
+    assert matrices == {id(p) for p in groups[-1]['params']}
 
 
 def test_average_warms_up_then_follows_its_decay():
@@ -372,10 +378,12 @@ def test_a_saved_model_comes_back_the_same(tmp_path):
         average.mul_(0.5)
     net.save(folder, {'step': 8}, ema)
     average, meta = VLA.load(folder)
-    assert meta['step'] == 8 and json.load(open(f'{folder}/meta.json'))['model'] == json.loads(json.dumps(dataclasses.asdict(net.cfg)))
+    written = json.load(open(f'{folder}/meta.json'))['model']
+    assert meta['step'] == 8 and written == json.loads(json.dumps(dataclasses.asdict(net.cfg)))
     assert all(torch.equal(a, p / 2) for a, p in zip(average.parameters(), net.parameters()))
     assert torch.equal(VLA.load(folder, ema=False)[0](batch)[0], net(batch)[0])
-    assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == ['ema.safetensors', 'meta.json', 'model.safetensors']
+    files = sorted(p.name for p in (tmp_path / 'run').iterdir())
+    assert files == ['ema.safetensors', 'meta.json', 'model.safetensors']
 
 
 def test_wrong_settings_are_refused_by_name(tmp_path):

@@ -1,6 +1,6 @@
 """Qwen2.5-VL and EO-1 checkpoints compute here what they compute in the published code.
 
-The oracle: outputs of the public EO-1 model (transformers 4.56) for a tiny random checkpoint, in tests/fixtures/eo1.
+The oracle, in tests/fixtures/eo1: outputs of the public EO-1 model (transformers 4.56), tiny and random.
 
     python -m pytest tests/test_pretrained.py
 """
@@ -50,7 +50,8 @@ def test_forward_matches_eo1(net, name):
     inputs, expected = load(name)
     batch, real = as_batch(inputs), inputs['attention_mask'].bool()
     assert torch.equal(net.prefix_layout(batch).position[:, real], expected['position_ids'][:, real])
-    clean = (inputs['input_ids'][net.row_tokens(inputs['input_ids'])] == net.cfg.action_pass_id).view(-1, 6, 1)
+    ids = inputs['input_ids']
+    clean = (ids[net.row_tokens(ids)] == net.cfg.action_pass_id).view(-1, 6, 1)
     time = inputs['time'][:, None, None]
     x_t = torch.where(clean, inputs['actions'], time * inputs['noise'] + (1 - time) * inputs['actions'])
     rows = dict(rows=x_t, row_time=inputs['time'][:, None].expand(-1, 6))
@@ -58,7 +59,7 @@ def test_forward_matches_eo1(net, name):
     assert distance(embedded[real], expected['inputs_embeds'][real]) < TOLERANCE
     hidden = net.decoder(embedded, net.prefix_layout(batch))[0]
     assert distance(hidden[real], expected['last_hidden_state'][real]) < TOLERANCE
-    velocity = net.head.action_out(hidden[net.row_tokens(inputs['input_ids'])])
+    velocity = net.head.action_out(hidden[net.row_tokens(ids)])
     assert distance(velocity, expected['v_t']) < TOLERANCE
 
 
@@ -75,7 +76,7 @@ def test_losses_and_gradients_match_eo1(net, name):
         norms = json.load(f)
     grads = {ours: p.grad for ours, p in net.named_parameters()}
     for ours, parts in vision.hub_names(net.cfg).items():
-        expected = [norms[key] for part in parts for key in norms if vision.hub_name(key) == part and key in norms]
+        expected = [norms[key] for part in parts for key in norms if vision.hub_name(key) == part]
         if ours in grads and expected:
             norm = sum(n ** 2 for n in expected) ** 0.5
             assert abs(grads[ours].norm().item() - norm) < TOLERANCE * norm + 1e-6, ours
@@ -109,8 +110,9 @@ def test_every_generation_of_names_loads(net, tmp_path, prefix):
         key = vision.hub_name(key)
         head = key.startswith(('state_proj', 'action_'))
         if prefix.startswith('model.'):      # LeRobot: the names transformers 5 has in memory
-            key = 'model.' + key if head else prefix + ('model.' + key if key.startswith('visual.')
-                                                        else key.replace('model.', 'model.language_model.', 1))
+            inner = ('model.' + key if key.startswith('visual.')
+                     else key.replace('model.', 'model.language_model.', 1))
+            key = 'model.' + key if head else prefix + inner
         else:
             key = key if head else prefix + key
         tensors[key] = tensor
@@ -141,12 +143,14 @@ def test_a_vision_language_model_gets_a_new_head_and_a_path_with_draws(net, tmp_
     tensors = load_file(tmp_path / 'model.safetensors')
     save_file({k: v for k, v in tensors.items() if not k.startswith(('state_', 'action_'))},
               tmp_path / 'model.safetensors')
-    fresh = VLA.from_pretrained(str(tmp_path), action_start_id=GO, state_dim=5, action_dim=3, horizon=4, image_size=56,
-                                head_layers=1, row_embedding=True, predict='action', eo1_compat=False)
+    fresh = VLA.from_pretrained(str(tmp_path), action_start_id=GO, state_dim=5, action_dim=3, horizon=4,
+                                image_size=56, head_layers=1, row_embedding=True, predict='action',
+                                eo1_compat=False)
     ids = torch.tensor([[603] + [605] * 4 + [604, 603] + [605] * 4 + [604, 612, 40, 41, GO]] * 2)
     batch = dict(input_ids=ids, images=torch.randint(0, 256, (2, 2, 56, 56, 3), dtype=torch.uint8),
                  state=torch.randn(2, 5), user_len=torch.tensor([15, 15]), total_len=torch.tensor([16, 16]),
-                 labels=torch.where(ids == GO, GO, -100), actions=torch.randn(2, 4, 3), noise=torch.randn(2, 2, 4, 3),
+                 labels=torch.where(ids == GO, GO, -100),
+                 actions=torch.randn(2, 4, 3), noise=torch.randn(2, 2, 4, 3),
                  time=torch.rand(2, 2), action_mask=torch.ones(2, 4, dtype=torch.bool),
                  read_text=torch.tensor([[True, False]] * 2))
     fresh(batch)[0].backward()
@@ -166,8 +170,9 @@ def test_flops_of_the_tower_agree_with_the_profiler():
     with FlopCounterMode(display=False) as counter:
         tower(patches, grids)
     cfg = model.VLAConfig(vocab_size=4, state_dim=1, action_dim=1, horizon=1, image_pad_id=1, state_pad_id=2,
-                          action_start_id=3, hidden_size=24, vision='qwen', n_cameras=2, image_size=112, vision_width=48,
-                          vision_layers=3, vision_intermediate=96, vision_full_blocks=(1,), vision_window=56)
+                          action_start_id=3, hidden_size=24, vision='qwen', n_cameras=2, image_size=112,
+                          vision_width=48, vision_layers=3, vision_intermediate=96, vision_full_blocks=(1,),
+                          vision_window=56)
     macs, tokens = model.vision_macs(cfg)
     attention = 2 * 128 * 48 * (16 + 64 + 16)      # fused on CPU, where the profiler does not see it
     assert tokens == 32 and counter.get_total_flops() == 2 * (macs - attention)
@@ -177,13 +182,15 @@ def test_flops_of_the_tower_agree_with_the_profiler():
 def test_export_opens_in_transformers_with_the_same_logits(net, tmp_path):
     transformers = pytest.importorskip('transformers')
     net.save_pretrained(str(tmp_path))
-    theirs = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(str(tmp_path), dtype=torch.float32).eval()
+    theirs = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        str(tmp_path), dtype=torch.float32).eval()
     inputs, _ = load('sample_b1_0')
-    batch = as_batch(inputs)
-    kinds = (inputs['input_ids'] == net.cfg.image_pad_id).int()
-    plain = inputs['input_ids'].masked_fill(net.row_tokens(inputs['input_ids']) | (inputs['input_ids'] == 612), 50)
-    logits = theirs(input_ids=plain, pixel_values=inputs['pixel_values'], image_grid_thw=inputs['image_grid_thw'],
-                    attention_mask=torch.ones_like(plain), mm_token_type_ids=kinds).logits
+    batch, ids = as_batch(inputs), inputs['input_ids']
+    kinds = (ids == net.cfg.image_pad_id).int()
+    plain = ids.masked_fill(net.row_tokens(ids) | (ids == 612), 50)
+    logits = theirs(input_ids=plain, pixel_values=inputs['pixel_values'],
+                    image_grid_thw=inputs['image_grid_thw'], attention_mask=torch.ones_like(plain),
+                    mm_token_type_ids=kinds).logits
     batch |= dict(input_ids=plain, state=torch.zeros(0, net.cfg.state_dim))
     ours = net.logits(net.decoder(net.embed_prefix(batch), net.prefix_layout(batch))[0])
     assert distance(ours, logits) < TOLERANCE

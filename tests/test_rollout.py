@@ -19,6 +19,9 @@ from world import World
 pytestmark = pytest.mark.mujoco
 
 
+HOW = dict(execute=2, steps=5, read_text=False, device='cpu', dtype='float32')  # to ask a checkpoint
+
+
 def rollout(*arguments, fails=False):
     """Run sim_rollout.py, return everything it printed."""
     command = [sys.executable, 'sim_rollout.py', *map(str, arguments)]
@@ -44,8 +47,9 @@ def recorded(tmp_path_factory):
 def checkpoint(recorded, tmp_path_factory):
     """Hardly trained, but a checkpoint."""
     folder = tmp_path_factory.mktemp('out') / 'tiny'
-    subprocess.run([sys.executable, 'train.py', f'--episodes={recorded}', f'--out_dir={folder}', '--max_steps=2',
-                    '--batch_size=8', '--n_layers=1', '--val_fraction=0'], check=True, capture_output=True)
+    subprocess.run([sys.executable, 'train.py', f'--episodes={recorded}', f'--out_dir={folder}',
+                    '--max_steps=2', '--batch_size=8', '--n_layers=1', '--val_fraction=0'],
+                   check=True, capture_output=True)
     return folder
 
 
@@ -62,13 +66,15 @@ def test_recorded_episodes_are_sound_and_named_by_task_and_seed(recorded):
         assert header['success'] and header['seed'] < 1_000_000
         assert len(arrays['time']) == header['metrics']['steps']
         changed = (arrays['tool_action'] != arrays['tool_executed']).any(1)
-        assert changed.any() and np.array_equal(changed, arrays['kicked'] == 1)  # a kick moves the robot, not the label
+        # a kick moves the robot, not the label
+        assert changed.any() and np.array_equal(changed, arrays['kicked'] == 1)
     assert [row['success'] for row in log(recorded)] == [True, True]
 
 
 def test_replay_is_bit_equal_also_with_other_cameras(recorded, tmp_path):
     folder = tmp_path / 'small'
-    text = rollout(f'--policy={recorded}', '--image_size=32', '--cameras=head', f'--record={folder}', '--workers=1')
+    text = rollout(f'--policy={recorded}', '--image_size=32', '--cameras=head', f'--record={folder}',
+                   '--workers=1')
     assert 'replay bit-equal in 2/2 episodes' in text
     small, header = data.read_episode(folder / 'place_0000001.safetensors')
     large, _ = data.read_episode(recorded / 'place_0000001.safetensors')
@@ -83,7 +89,8 @@ def test_replay_notices_the_first_step_that_differs(recorded, blind_world, tmp_p
     qpos[7:, 3] += 1e-12
     path = tmp_path / 'place_0000001.safetensors'
     data.write_episode(path, dict(arrays, qpos=qpos), header)
-    result, _, _ = sim_rollout.run_episode(blind_world, sim_rollout.replay_policy(blind_world, {1: path}), seed=1)
+    policy = sim_rollout.replay_policy(blind_world, {1: path})
+    result, _, _ = sim_rollout.run_episode(blind_world, policy, seed=1)
     assert result['success'] and result['differs_at'] == 7 and 0 < result['max_difference'] < 1e-11
 
 
@@ -95,7 +102,7 @@ def test_a_killed_recording_goes_on_and_repeats_nothing(tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    process.communicate()  # until its workers, too, have closed stdout: they finish what they have in hand and end
+    process.communicate()  # until its workers, too, have closed stdout: they finish what they have in hand
     before = {p.name: p.stat().st_mtime_ns for p in folder.glob('*.safetensors')}
     with open(folder / 'rollouts.jsonl', 'a') as f:  # and a line that was cut off
         f.write('{"seed": 5, "succ')
@@ -125,9 +132,11 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize('kind', ['hold', 'zero', 'random'])
 def test_constant_policies_run_to_the_time_limit_without_success(blind_world, kind):
-    result, rows, frames = sim_rollout.run_episode(blind_world, sim_rollout.constant_policy(kind), seed=1_000_003)
+    policy = sim_rollout.constant_policy(kind)
+    result, rows, frames = sim_rollout.run_episode(blind_world, policy, seed=1_000_003)
     assert not result['success'] and result['fault'] is None
-    assert result['steps'] == blind_world.max_steps and result['phase'] in ('start', 'reach')  # it may pass by
+    assert result['steps'] == blind_world.max_steps
+    assert result['phase'] in ('start', 'reach')  # it may pass by
     assert rows == [] and frames == []
 
 
@@ -140,25 +149,38 @@ def test_random_policy_repeats_itself(blind_world):
 
 
 def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
-    text = rollout(f'--ckpt={checkpoint}', '--episodes=2', '--execute=4', '--read_text=True', '--instruction=',
-                   '--workers=1')
+    text = rollout(f'--ckpt={checkpoint}', '--episodes=2', '--execute=4', '--read_text=True',
+                   '--instruction=', '--workers=1')
     assert 'place 0/2 (0%, 95% CI 0-66) seeds 1000000-1000001' in text
     assert 'chunk latency' in text and 'got as far as: reach ' in text
     rows = log(checkpoint / 'rollout')
     assert sorted(row['seed'] for row in rows) == [1_000_000, 1_000_001]
     assert all(row['instruction'] == '' and row['made_with']['image_size'] == 96 for row in rows)
     assert all(row['made_with']['execute'] == 4 and row['steps'] == 4 * len(row['chunk_ms']) for row in rows)
+    picture = checkpoint / 'rollout' / 'success.png'
+    assert f'success over time: {picture}' in text
+    image = imageio.imread(picture)[..., :3]
+    assert image.shape == (320, 960, 3) and image.std() > 20
+
+
+def test_bfloat16_changes_the_commands_by_less_than_a_millimetre(checkpoint):
+    world = sim_rollout.setup({}, 'hold', None, {}, 0, HOW)[0]
+    obs, _ = world.reset(1_000_003)
+    asked = []
+    for dtype in ('float32', 'bfloat16'):
+        policy = sim_rollout.checkpoint_policy(world, checkpoint, **HOW | dict(dtype=dtype))
+        asked.append(policy(1_000_003)(obs)['executed'])
+    world.close()
+    assert asked[0].dtype == asked[1].dtype == np.float32 and not np.array_equal(*asked)
+    assert np.allclose(*asked, atol=1e-3)
 
 
 def test_checkpoint_refuses_a_world_that_does_not_fit(checkpoint):
     assert '64x64' in rollout(f'--ckpt={checkpoint}', '--image_size=64', '--workers=1', fails=True)
-    policy = dict(kind='checkpoint', path=checkpoint, files={}, kicks=0, steps=1, read_text=False, device='cpu')
-    with pytest.raises(ValueError, match='5 Hz'):
-        sim_rollout.setup(dict(control_hz=5), execute=2, **policy)
-    with pytest.raises(ValueError, match='wrist'):
-        sim_rollout.setup(dict(cameras=('overhead',)), execute=2, **policy)
-    with pytest.raises(ValueError, match='have 8 rows'):
-        sim_rollout.setup({}, execute=9, **policy)
+    for world, change, said in ((dict(control_hz=5), {}, '5 Hz'), (dict(cameras=('overhead',)), {}, 'wrist'),
+                                ({}, dict(execute=9), 'have 8 rows'), ({}, dict(dtype='half'), "'half'")):
+        with pytest.raises(ValueError, match=said):
+            sim_rollout.setup(world, 'checkpoint', checkpoint, {}, kicks=0, how=HOW | change)
 
 
 def test_film_shows_something_that_moves(tmp_path):
@@ -171,7 +193,8 @@ def test_film_shows_something_that_moves(tmp_path):
     views = {'text': np.s_[:64, :480], 'third_person': np.s_[64:, :480], 'wrist': np.s_[304:, 480:720]}
     for name, view in views.items():
         assert frames[0][view].std() > 10, f'{name} is empty'
-        assert np.abs(frames[0][view].astype(int) - frames[steps // 2][view]).max() > 50, f'{name} stands still'
+        moved = np.abs(frames[0][view].astype(int) - frames[steps // 2][view])
+        assert moved.max() > 50, f'{name} stands still'
     assert imageio.imread(tmp_path / 'sheet.png').shape == (272, 2880, 3)
 
 
@@ -181,6 +204,21 @@ def test_films_are_half_failures_where_there_are_enough():
     assert sim_rollout.choose_films(results[:5], 4) == [1, 2, 3, 0]
     assert sim_rollout.choose_films(results[:2], 4) == [1, 0]
     assert sim_rollout.choose_films(results, 0) == []
+
+
+def test_success_curve_counts_who_has_finished_by_then():
+    ends = [(30, True), (50, False), (20, True), (30, True), (40, False)]
+    results = [dict(steps=steps, success=success) for steps, success in ends]
+    time_s, count = sim_rollout.success_curve(results, control_hz=10)
+    assert time_s.tolist() == [0, 2, 3, 5] and count.tolist() == [0, 1, 3, 3]
+    time_s, count = sim_rollout.success_curve(results[1:2], control_hz=10)
+    assert time_s.tolist() == [0, 5] and count.tolist() == [0, 0]
+
+
+def test_funnel_counts_who_got_at_least_as_far():
+    results = [dict(phase_id=i) for i in (0, 1, 1, 3, len(sim_rollout.PHASES) - 1)]
+    counts = sim_rollout.funnel(results)
+    assert list(counts) == list(sim_rollout.PHASES[1:]) and list(counts.values())[:4] == [4, 2, 2, 1]
 
 
 def test_wilson_interval_is_the_textbook_one():

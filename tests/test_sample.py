@@ -23,7 +23,8 @@ def run(*arguments):
 def trained(tmp_path_factory):
     """-> (checkpoint, episodes), made up without a simulator."""
     folder = tmp_path_factory.mktemp('sample')
-    run('train.py', 'config/debug.py', '--max_steps=2', f'--out_dir={folder}/run', f'--episodes={folder}/episodes')
+    run('train.py', 'config/debug.py', '--max_steps=2', f'--out_dir={folder}/run',
+        f'--episodes={folder}/episodes')
     return folder / 'run', folder / 'episodes'
 
 
@@ -44,7 +45,8 @@ def test_one_frame_is_compared_in_words_numbers_and_a_picture(trained):
 
 
 def test_error_is_averaged_over_held_out_windows(trained, tmp_path):
-    text = run('sample.py', f'--ckpt={trained[0]}', '--count=40', '--read_text=false', f'--out={tmp_path}/x.png')
+    text = run('sample.py', f'--ckpt={trained[0]}', '--count=40', '--read_text=false',
+               f'--out={tmp_path}/x.png')
     assert '40 held-out windows' in text and 'holding still' in text and (tmp_path / 'x.png').exists()
 
 
@@ -52,5 +54,6 @@ def test_masked_rows_do_not_count():
     recorded, predicted = np.zeros((2, 3, 15)), np.zeros((2, 3, 15))
     x = data.TOOL_ACTION_NAMES.index('left/tool_x')
     predicted[0, 2, x], predicted[1, 2, x] = 100, 0.5
-    per_slot, distance = sample.mean_error(predicted, recorded, np.array([[True, True, False], [True, True, True]]))
+    counted = np.array([[True, True, False], [True, True, True]])
+    per_slot, distance = sample.mean_error(predicted, recorded, counted)
     assert per_slot[x] == 0.5 / 5 and distance[2].tolist() == [0.5, 0]

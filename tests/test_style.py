@@ -1,4 +1,4 @@
-"""Keeps the house style: who imports whom, how big a file may grow, and that every command we print can be typed.
+"""Keeps the house style: who imports whom, how big a file may grow, that every command we print can be typed.
 
     python -m pytest tests/test_style.py
 """
@@ -18,9 +18,9 @@ MAY_IMPORT = {'expert': {'world'}, 'world': {'clutch', 'tasks'}, 'tasks': {'clut
 MUST_NOT_SEE = {'model': {'mujoco', 'transformers'}, 'vision': {'mujoco', 'transformers'}, 'data': {'mujoco'},
                 'episode': {'mujoco', 'torch'}, 'world': {'torch'}, 'tasks': {'mujoco', 'torch'},
                 'expert': {'torch', 'mujoco'}, 'clutch': {'torch'}}
-LINES = {'noun': 900, 'script': 520, 'config': 60} # where a file has to split; 600, 400 and 40 are the aim
+LINES = {'noun': 720, 'script': 520, 'config': 60} # where a file has to split; 600, 400 and 40 are the aim
 FUNCTION_LINES = 80
-COLUMNS = 136 # where a line has to break; 110 is the aim
+COLUMNS = 110
 PYTHON = sorted(p for p in ROOT.glob('*.py'))
 SCRIPTS = [p for p in PYTHON if p.stem not in NOUNS | {'configurator'}]
 CONFIGS = sorted(ROOT.glob('config/*.py'))
@@ -38,7 +38,7 @@ def imports(path):
         if isinstance(node, ast.Import):
             names |= {alias.name.split('.')[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f'{path.name}:{node.lineno}: relative import, but the repository is not a package'
+            assert node.level == 0, f'{path.name}:{node.lineno}: relative import, but this is not a package'
             names.add(node.module.split('.')[0])
     return names
 
@@ -122,7 +122,8 @@ def test_shell_scripts_parse(path):
 def test_requirements_are_pinned_with_a_reason():
     for line in (ROOT / 'requirements.txt').read_text().splitlines():
         if line and not line.startswith('#'):
-            assert re.fullmatch(r'[\w-]+(\[\w+\])?==[\w.]+ +# .+', line), f'want name==version  # reason: {line}'
+            pinned = re.fullmatch(r'[\w-]+(\[\w+\])?==[\w.]+ +# .+', line)
+            assert pinned, f'want name==version  # reason: {line}'
 
 # -----------------------------------------------------------------------------
 # commands: whatever we tell people to type exists
@@ -140,7 +141,8 @@ def commands(path):
             if at is not None:
                 yield number, words[at], words[at + 1:]
 
-SPEAKERS = [ROOT / 'README.md', ROOT / 'Makefile', *SHELL, *PYTHON, *CONFIGS, *sorted(ROOT.glob('assets/**/*.md'))]
+SPEAKERS = [ROOT / 'README.md', ROOT / 'Makefile', *SHELL, *PYTHON, *CONFIGS,
+            *sorted(ROOT.glob('assets/**/*.md'))]
 
 @pytest.mark.parametrize('path', SPEAKERS, **ids)
 def test_every_command_names_files_and_settings_that_exist(path):
@@ -168,14 +170,16 @@ def test_slurm_scripts_say_commands_that_exist():
             assert len(scripts) == 1, f'{match[1]} runs {sorted(scripts)}'
             known = settings(ROOT / scripts.pop())
             for word in match[2].split():
-                assert not word.endswith('.py') or (ROOT / word).exists(), f'{path.name}: {word} does not exist'
-                assert not word.startswith('--') or word[2:].split('=')[0] in known, f'{path.name}: no setting {word}'
+                if word.endswith('.py'):
+                    assert (ROOT / word).exists(), f'{path.name}: {word} does not exist'
+                elif word.startswith('--'):
+                    assert word[2:].split('=')[0] in known, f'{path.name}: no setting {word}'
 
 @pytest.mark.parametrize('path', CONFIGS, **ids)
 def test_configs_set_only_what_their_script_has(path):
     text = path.read_text()
-    head = text[:re.search(r'^[^#\n]', text, re.M).start()] # the comments on top: purpose, command, expected result
-    own = [script for script, words in ((s, w) for _, s, w in commands(path)) if str(path.relative_to(ROOT)) in words]
+    head = text[:re.search(r'^[^#\n]', text, re.M).start()] # on top: purpose, command, expected result
+    own = [script for _, script, words in commands(path) if str(path.relative_to(ROOT)) in words]
     assert own and own[0] in head, f'{path.name}: say the command that uses it in a comment on top'
     known = settings(ROOT / own[0])
     for node in tree(path).body:
@@ -186,7 +190,8 @@ def test_configs_set_only_what_their_script_has(path):
 def test_make_targets_in_the_readme_exist():
     targets = set(re.search(r'^\.PHONY: (.*)', (ROOT / 'Makefile').read_text(), re.M)[1].split())
     said = set(re.findall(r'(?:^|`)make ([\w-]+)', (ROOT / 'README.md').read_text(), re.M))
-    assert said and said <= targets, f'README names {sorted(said - targets)}; the Makefile has {sorted(targets)}'
+    unknown = sorted(said - targets)
+    assert said and not unknown, f'README names {unknown}; the Makefile has {sorted(targets)}'
     for run in ('demo', 'join'): # the Makefile composes these names
         for name in (f'config/{run}.py', f'config/{run}_collect.py'):
             assert (ROOT / name).exists(), f'make {run} needs {name}'

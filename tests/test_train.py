@@ -20,7 +20,8 @@ import model
 import train
 
 TINY = ('--n_layers=1', '--image_size=16', '--cameras=overhead,', '--tokens_per_camera=2', '--max_steps=24',
-        '--batch_size=8', '--log_interval=4', '--eval_interval=12', '--eval_batches=1', '--checkpoint_interval=5', '--dtype=float32')
+        '--batch_size=8', '--log_interval=4', '--eval_interval=12', '--eval_batches=1',
+        '--checkpoint_interval=5', '--dtype=float32')
 SHORT = ('--max_steps=6', '--muon_learning_rate=0')
 
 
@@ -32,8 +33,15 @@ def episodes(tmp_path_factory):
 
 
 def command(episodes, out, *words, processes=1):
-    launcher = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}') if processes > 1 else ()
-    return [sys.executable, *launcher, 'train.py', 'config/debug.py', *TINY, f'--episodes={episodes}', f'--out_dir={out}', *words]
+    launcher = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}')
+    return [sys.executable, *(launcher if processes > 1 else ()), 'train.py', 'config/debug.py', *TINY,
+            f'--episodes={episodes}', f'--out_dir={out}', *words]
+
+
+def read_log(folder):
+    """The finished lines of a run's log."""
+    lines = (folder / 'log.jsonl').read_text().splitlines(True)
+    return [json.loads(line) for line in lines if line.endswith('\n')]
 
 
 def run(*args, **kwargs):
@@ -44,7 +52,7 @@ def run(*args, **kwargs):
 
 def wait_for_step(process, log, step):
     while process.poll() is None:
-        if log.exists() and any(json.loads(line)['step'] >= step for line in log.read_text().splitlines(True) if line.endswith('\n')):
+        if log.exists() and any(line['step'] >= step for line in read_log(log.parent)):
             return
         time.sleep(0.005)
     raise AssertionError(f'ended before step {step}: {process.communicate()[0]}')
@@ -69,7 +77,8 @@ def whole(episodes, tmp_path_factory):
 
 def test_rate_warms_up_then_falls_to_its_end():
     rates = [train.get_lr(step, 1000, 100, 0.02) for step in range(1001)]
-    assert rates[0] == pytest.approx(0.01, rel=0.01) and max(rates) == pytest.approx(rates[99], abs=0.01) and rates[99] > 0.95
+    assert rates[0] == pytest.approx(0.01, rel=0.01)
+    assert max(rates) == pytest.approx(rates[99], abs=0.01) and rates[99] > 0.95
     assert rates[1000] == pytest.approx(0.02) and all(a > b for a, b in zip(rates[100:], rates[101:]))
 
 
@@ -89,16 +98,18 @@ def test_a_run_writes_a_checkpoint_that_suffices_by_itself(whole, episodes):
 
 
 def test_the_log_has_one_line_per_interval_and_held_out_scores(whole):
-    lines = [json.loads(line) for line in (whole[0] / 'log.jsonl').read_text().splitlines()]
+    lines = read_log(whole[0])
     assert [line['step'] for line in lines] == [4, 8, 12, 16, 20, 24]
     assert all(math.isfinite(line['loss']) for line in lines) and lines[-1]['loss'] < lines[0]['loss']
-    assert [line['step'] for line in lines if 'val_position_mm' in line] == [12, 24] and lines[-1]['val_position_mm'] < 60
+    assert [line['step'] for line in lines if 'val_position_mm' in line] == [12, 24]
+    assert lines[-1]['val_position_mm'] < 60
 
 
 def test_a_killed_run_goes_on_to_bit_equal_weights(whole, episodes, tmp_path):
     """kill -9 at a moment nobody chose, twice; checkpoints every 5 steps, an epoch border on the way."""
     for step in (8, 16):
-        process = subprocess.Popen(command(episodes, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command(episodes, tmp_path), stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True)
         wait_for_step(process, tmp_path / 'log.jsonl', step)
         time.sleep(time.time() % 0.05)
         process.kill()
@@ -106,13 +117,14 @@ def test_a_killed_run_goes_on_to_bit_equal_weights(whole, episodes, tmp_path):
         assert not (tmp_path / 'loss.png').exists()
     said = run(episodes, tmp_path)
     assert 'starting at step ' in said and same(whole[0], tmp_path)
-    logs = [[json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()] for folder in (whole[0], tmp_path)]
+    logs = [read_log(folder) for folder in (whole[0], tmp_path)]
     steps = [line['step'] for line in logs[1]]
     assert steps == sorted(set(steps)) and logs[0][-1]['val_loss'] == logs[1][-1]['val_loss']
 
 
 def test_sigterm_finishes_the_step_saves_and_leaves_in_peace(whole, episodes, tmp_path):
-    process = subprocess.Popen(command(episodes, tmp_path, '--checkpoint_interval=1000'), stdout=subprocess.PIPE, text=True)
+    words = command(episodes, tmp_path, '--checkpoint_interval=1000')
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     wait_for_step(process, tmp_path / 'log.jsonl', 4)
     process.send_signal(signal.SIGTERM)
     said = process.communicate()[0]
@@ -124,12 +136,13 @@ def test_a_finished_or_different_run_is_not_continued(whole, episodes, tmp_path)
     out = whole[0]
     assert 'is finished at step 24' in run(episodes, out)
     done = subprocess.run(command(episodes, out, '--learning_rate=0.1'), capture_output=True, text=True)
-    assert done.returncode == 1 and 'learning_rate 0.002 -> 0.1' in done.stderr and '--resume=never' in done.stderr
+    assert done.returncode == 1
+    assert 'learning_rate 0.002 -> 0.1' in done.stderr and '--resume=never' in done.stderr
 
 
 @pytest.fixture(scope='module')
 def short(episodes, tmp_path_factory):
-    """A short run of one process without Muon, which rounds to bfloat16 inside and so enlarges rounding errors."""
+    """A short run of one process without Muon, which rounds to bfloat16 and so enlarges rounding errors."""
     out = tmp_path_factory.mktemp('short')
     run(episodes, out, *SHORT)
     return out
@@ -142,7 +155,7 @@ def test_gradient_accumulation_changes_nothing_but_rounding(short, episodes, tmp
 
 def test_a_new_run_can_start_from_the_weights_of_another(whole, episodes, tmp_path):
     run(episodes, tmp_path, *SHORT, f'--init_from={whole[0]}')
-    first, fresh = [json.loads((out / 'log.jsonl').read_text().splitlines()[0]) for out in (tmp_path, whole[0])]
+    first, fresh = [read_log(out)[0] for out in (tmp_path, whole[0])]
     assert first['loss'] < 0.9 * fresh['loss']
 
 
@@ -151,7 +164,7 @@ def test_two_processes_learn_what_one_learns(short, episodes, tmp_path):
     said = run(episodes, tmp_path, *SHORT, processes=2)
     assert said.count('next: python') == 1      # one process speaks
     assert same(short, tmp_path, 1e-5)
-    last = [json.loads((out / 'log.jsonl').read_text().splitlines()[-1]) for out in (short, tmp_path)]
+    last = [read_log(out)[-1] for out in (short, tmp_path)]
     for key in ('loss', 'flow', 'text', 'text_acc', 'grad_norm', 'val_loss', 'val_flow'):
         assert last[0][key] == pytest.approx(last[1][key], abs=1e-5), key
 
@@ -160,9 +173,10 @@ def test_two_processes_learn_what_one_learns(short, episodes, tmp_path):
 @pytest.mark.slow
 def test_two_processes_agree_under_muon_and_resume_exactly(whole, episodes, tmp_path):
     run(episodes, tmp_path / 'two', processes=2)
-    last = [json.loads((folder / 'log.jsonl').read_text().splitlines()[-1]) for folder in (whole[0], tmp_path / 'two')]
+    last = [read_log(folder)[-1] for folder in (whole[0], tmp_path / 'two')]
     assert last[0]['loss'] == pytest.approx(last[1]['loss'], rel=0.02)
-    process = subprocess.Popen(command(episodes, tmp_path / 'cut', processes=2), stdout=subprocess.PIPE, text=True)
+    words = command(episodes, tmp_path / 'cut', processes=2)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     wait_for_step(process, tmp_path / 'cut' / 'log.jsonl', 8)
     process.send_signal(signal.SIGTERM)      # torchrun passes it on; all ranks leave after the same step
     process.communicate()
@@ -173,5 +187,8 @@ def test_two_processes_agree_under_muon_and_resume_exactly(whole, episodes, tmp_
 def test_bfloat16_is_chosen_only_where_the_hardware_has_it():
     has = torch.cpu.get_capabilities()
     fast = has.get('avx512_bf16') or has.get('amx_bf16')
-    assert train.pick_dtype('auto', 'cpu') == (torch.bfloat16 if fast else torch.float32)
-    assert train.pick_dtype('float32', 'cuda:0') == torch.float32 and train.pick_dtype('auto', 'cuda:0') == torch.bfloat16
+    assert model.autocast_for('cpu').fast_dtype == (torch.bfloat16 if fast else torch.float32)
+    with model.autocast_for('cpu', 'float32'):
+        assert not torch.is_autocast_enabled('cpu')
+    with pytest.raises(ValueError, match='float16'):
+        model.autocast_for('cpu', 'float16')

@@ -1,4 +1,4 @@
-"""Pictures become tokens as published (tests/test_pretrained.py holds the tower itself to the reference's numbers).
+"""Pictures become tokens as published (tests/test_pretrained.py holds the tower to the reference's numbers).
 
     python -m pytest tests/test_vision.py
 """
@@ -45,7 +45,8 @@ def test_stem_folds_the_pixel_range_into_its_weights():
 
 def test_stem_keypoints_say_where_a_feature_fires():
     stem = vision.ConvStem(32, 2, 12)
-    assert close(stem.where.view(16, 16, 2)[0, 15], torch.tensor([3 * 15 / 16, -3 * 15 / 16]))      # x right, y down
+    corner = torch.tensor([3 * 15 / 16, -3 * 15 / 16])      # x right, y down
+    assert close(stem.where.view(16, 16, 2)[0, 15], corner)
 
 
 def test_patches_of_a_cell_lie_side_by_side():
@@ -92,4 +93,5 @@ def test_patches_equal_the_published_image_processor():
     image = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
     theirs = processor(images=[image], return_tensors='pt')
     patches, grids = vision.patchify(torch.from_numpy(image)[None])
-    assert close(patches, theirs['pixel_values'], 1e-5) and [list(g) for g in grids] == theirs['image_grid_thw'].tolist()
+    assert close(patches, theirs['pixel_values'], 1e-5)
+    assert [list(g) for g in grids] == theirs['image_grid_thw'].tolist()
