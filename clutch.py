@@ -87,9 +87,9 @@ def wrap(angle, period=2 * np.pi):
 
 
 class Clutch:
-    """The weld pool at work. Call `update()` every few physics steps (4-8 ms); `links` is a numpy record array
-    with one row per pool slot. A snapshot is `links`, `pending`, `events`, `peak_force_n` and the model's eq_*
-    and exclude_signature arrays (World.state).
+    """The weld pool at work. Call `update()` every few physics steps (4-8 ms); `links` is a numpy record
+    array with one row per pool slot. A snapshot is `links`, `pending`, `events`, `peak_force_n` and the
+    model's eq_* and exclude_signature arrays (World.state).
 
     insertion_force_n, pull_force_n: axial force per stud to seat and to pull off (StableLego reports 0.98 N
     of friction per knob, hobbyists 2-5 N). shear_force_n: per stud. tolerance_xy_m scales with the bricks.
@@ -102,7 +102,7 @@ class Clutch:
     def __init__(self, model, data, bricks, scale=1., insertion_force_n=1., pull_force_n=2.,
                  shear_force_n=10., tolerance_xy_m=.0015, tolerance_rad=np.radians(5)):
         if model.opt.cone != mujoco.mjtCone.mjCONE_ELLIPTIC:
-            raise ValueError('the clutch reads contact forces as elliptic cones have them: set option cone="elliptic"')
+            raise ValueError('the clutch reads contact forces of elliptic cones: set option cone="elliptic"')
         self.model, self.data = model, data
         self.names = [b.name for b in bricks]
         self.dims = np.array([[*b.studs, b.height_m(scale)] for b in bricks])    # (N, 3): nx, ny, height in m
@@ -142,7 +142,7 @@ class Clutch:
     # -- queries ---------------------------------------------------------------------------------------------
     def connections(self):
         """List of dicts, one per live link: lower, upper, studs, cell (upper's centre in studs from lower's
-        centre), turns (quarter turns), and as of the last `measure`: load (Fx Fy Fz Mx My Mz on the link in the
+        centre), turns (quarter turns), and as of the last `measure`: load (Fx Fy Fz Mx My Mz on it in the
         lower brick's frame, N and N m) and utilisation (1 = breaks)."""
         return [dict(lower=self.names[r['a']], upper=self.names[r['b']], studs=int(r['studs']),
                      cell=tuple(float(c) for c in r['cell']), turns=int(r['turns']),
@@ -191,12 +191,13 @@ class Clutch:
             self._form(forces)
 
     def changed(self):
-        """To be called whenever `links` or `pending` have been written: refreshes what `update` looks at every time. It runs
-        a hundred times per simulated second, so that it may not even count array elements."""
+        """To be called whenever `links` or `pending` have been written: refreshes what `update` looks at every
+        time. It runs a hundred times per simulated second, so that it may not even count array elements."""
         seated = self.links['used'] & self.links['seated'] & ~self.links['loose']
         self._seated = np.flatnonzero(seated)
         self._seated_eq = self.slot_eq_id[self._seated]
-        self._bound = np.stack([self.links['per_force'][self._seated], self.links['per_moment'][self._seated]], 1)
+        links = self.links[self._seated]
+        self._bound = np.stack([links['per_force'], links['per_moment']], 1)
         self._ramping = bool((self.links['used'] & ~self.links['seated'] & ~self.links['loose']).any())
         self._n_loose, self._n_pending = int(self.links['loose'].sum()), int((self.pending > 0).sum())
         self._over = bool(self.links['over'].any())
@@ -210,7 +211,8 @@ class Clutch:
         for c, (g, h) in enumerate(contact.geom.tolist()):      # a dozen contacts: quicker than numpy
             if g in of and h in of and contact.efc_address[c] >= 0:
                 key = (min(of[g], of[h]), max(of[g], of[h]))
-                forces[key] = forces.get(key, 0) + data.efc_force[contact.efc_address[c]] * contact.frame[c, :3]
+                force = data.efc_force[contact.efc_address[c]] * contact.frame[c, :3]
+                forces[key] = forces.get(key, 0) + force
         return forces
 
     def _axial(self, force, a):
@@ -279,8 +281,8 @@ class Clutch:
         row['offset'], row['turn'] = fit['error_m'], fit['yaw_error']        # as it was pressed
         # upper bounds of the utilisation per N and per N m, whatever the direction (see measure)
         row['per_force'] = 1 / (n * self.pull_force_n) + 1 / (n * self.shear_force_n)
-        row['per_moment'] = ((row['half'][0] + r) / inertia[0] + (row['half'][1] + r) / inertia[1]) * 4 / self.pull_force_n \
-            + 1 / (n * self.shear_force_n * 4 * r)
+        lever = (row['half'][0] + r) / inertia[0] + (row['half'][1] + r) / inertia[1]
+        row['per_moment'] = lever * 4 / self.pull_force_n + 1 / (n * self.shear_force_n * 4 * r)
         row['pos1'], row['quat1'] = centre, [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
         self._start(slot, 'form')
         self._write_excludes()
@@ -308,9 +310,10 @@ class Clutch:
         self.changed()
 
     def _forces(self):
-        """Equality forces (n, 6) of the seated links as the solver has them; None while one is not in the solver."""
+        """Equality forces (n, 6) of the seated links; None while one of them is not in the solver."""
         data, ne = self.data, self.data.ne
-        rows = np.searchsorted(data.efc_id[:ne], self._seated_eq)      # equality rows are ordered by equality id
+        # equality rows are ordered by equality id
+        rows = np.searchsorted(data.efc_id[:ne], self._seated_eq)
         if not len(rows) or rows[-1] >= ne or (data.efc_id[rows] != self._seated_eq).any():
             return None
         return data.efc_force[rows[:, None] + WELD_ROWS]
@@ -343,7 +346,7 @@ class Clutch:
         efc = self._forces()
         if efc is None:
             return
-        # Nearly always nothing is close to breaking: bound the utilisation by norms, which need no frames, first.
+        # Nearly always nothing is close to breaking: first bound the utilisation by norms, which need no frames.
         norms = np.sqrt((efc * efc).reshape(-1, 2, 3).sum(2)) * (1, .5)          # (n, 2): force N, moment N m
         self.peak_force_n = max(self.peak_force_n, norms[:, 0].max())
         if not self._over and (norms * self._bound).sum(1).max() <= 1:
