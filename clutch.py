@@ -192,7 +192,7 @@ class Clutch:
 
     def changed(self):
         """To be called whenever `links` or `pending` have been written: refreshes what `update` looks
-        at every time. It runs a hundred times per simulated second, so that it may not even count array elements."""
+        at every time, a hundred times per simulated second: it may not even count array elements."""
         seated = self.links['used'] & self.links['seated'] & ~self.links['loose']
         self._seated = np.flatnonzero(seated)
         self._seated_eq = self.slot_eq_id[self._seated]
@@ -346,7 +346,7 @@ class Clutch:
         efc = self._forces()
         if efc is None:
             return
-        # Nearly always nothing is close to breaking: first bound the utilisation by norms; they need no frames.
+        # Nearly always nothing is close to breaking: bound the utilisation by norms first.
         norms = np.sqrt((efc * efc).reshape(-1, 2, 3).sum(2)) * (1, .5)          # (n, 2): force N, moment N m
         self.peak_force_n = max(self.peak_force_n, norms[:, 0].max())
         if not self._over and (norms * self._bound).sum(1).max() <= 1:

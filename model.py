@@ -426,10 +426,9 @@ class VLA(nn.Module):
         if batch['noise'].ndim == 3:
             return self.forward_inline(batch)
         cfg, actions, noise = self.cfg, batch['actions'], batch['noise']
-        skip = int((batch['labels'][:, 1:] != -100).any(0).int().argmax())            # first asked for text
         trace = None if self.geometry_out is None else []
-        if len(self.decoder.blocks) == 1 and trace is not None:
-            skip = 0                           # the only block is also the one that geometry is read from
+        # the last block need not work on what precedes the first word asked for (one block: geometry does)
+        skip = int((batch['labels'][:, 1:] != -100).any(0).int().argmax()) if cfg.n_layers > 1 else 0
         predicted, hidden = self.predict(batch, skip, trace)
         target = actions[:, None] if cfg.predict == 'action' else noise - actions[:, None]
         valid = batch['action_mask'].float()                                          # (B, H)

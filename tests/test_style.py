@@ -18,7 +18,7 @@ MAY_IMPORT = {'expert': {'world'}, 'world': {'clutch', 'tasks'}, 'tasks': {'clut
 MUST_NOT_SEE = {'model': {'mujoco', 'transformers'}, 'vision': {'mujoco', 'transformers'}, 'data': {'mujoco'},
                 'episode': {'mujoco', 'torch'}, 'world': {'torch'}, 'tasks': {'mujoco', 'torch'},
                 'expert': {'torch', 'mujoco'}, 'clutch': {'torch'}}
-LINES = {'noun': 720, 'script': 520, 'config': 60} # where a file has to split; 600, 400 and 40 are the aim
+LINES = {'noun': 730, 'script': 520, 'config': 60} # where a file has to split; 600, 400 and 40 are the aim
 FUNCTION_LINES = 80
 COLUMNS = 110
 PYTHON = sorted(p for p in ROOT.glob('*.py'))
