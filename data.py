@@ -105,11 +105,13 @@ class Processor:
     action_slots   names or patterns out of TOOL_ACTION_NAMES; the command in force is held in the others
     horizon        H, rows of a chunk, at control_hz
     tokenizer      the JSON text of a `tokenizers` file
+    compand        m, tenths of a rad: moves are linear up to about this and logarithmic beyond, so that the
+                   last millimetre before a press weighs as much in the loss as the way to it; 0: linear
     stats          mean and spread per state slot, (S,), and per row and action slot, (H, A): see `fit`
     """
 
     def __init__(self, cameras, image_size, state_slots, action_slots, horizon, control_hz, tokenizer,
-                 tokens_per_camera=4, action_space='tool', template='minimal', stats=None):
+                 tokens_per_camera=4, action_space='tool', template='minimal', compand=0.0, stats=None):
         for name, value, known in (('action_space', action_space, 'tool'), ('template', template, 'minimal')):
             if value != known:
                 raise ValueError(f'{name} {value!r}, expected {known!r}')
@@ -117,7 +119,7 @@ class Processor:
         self.state_slots = slots(state_slots, STATE_NAMES)
         self.action_slots = slots(action_slots, TOOL_ACTION_NAMES)
         self.horizon, self.control_hz, self.tokens_per_camera = horizon, control_hz, tokens_per_camera
-        self.action_space, self.template = action_space, template
+        self.action_space, self.template, self.compand = action_space, template, compand
         self.tokenizer_json, self.tokenizer = tokenizer, tokenizers.Tokenizer.from_str(tokenizer)
         self.token_id = {name: self.tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
         missing = [name for name, i in self.token_id.items() if i is None]
@@ -125,11 +127,14 @@ class Processor:
             raise ValueError(f'tokenizer lacks {", ".join(missing)}; make one: python data.py tokenizer')
         self.state_index = np.array([STATE_NAMES.index(n) for n in self.state_slots])
         self.action_index = np.array([TOOL_ACTION_NAMES.index(n) for n in self.action_slots])
+        units = {'m': compand, 'rad': 10 * compand}
+        self.action_scale = np.array([0 if n.endswith('gripper') else units[TOOL_ACTION[i].unit]
+                                      for n, i in zip(self.action_slots, self.action_index)])      # (A,)
         self.stats = stats and {k: np.asarray(v, np.float64) for k, v in stats.items()}
 
     def to_dict(self):
         plain = ('cameras', 'image_size', 'state_slots', 'action_slots', 'horizon', 'control_hz',
-                 'tokens_per_camera', 'action_space', 'template')
+                 'tokens_per_camera', 'action_space', 'template', 'compand')
         return {**{k: list(v) if isinstance(v := getattr(self, k), tuple) else v for k in plain},
                 'tokenizer': self.tokenizer_json,
                 'stats': self.stats and {k: v.tolist() for k, v in self.stats.items()},
@@ -201,9 +206,14 @@ class Processor:
         centred = states[:, self.state_index] - self.stats['state_mean']
         return (centred / self.stats['state_std']).astype(np.float32)
 
+    def relative_actions(self, actions, commands):
+        """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) anchored and companded."""
+        relative, scale = anchor(actions, commands)[..., self.action_index], self.action_scale
+        return np.where(scale > 0, np.arcsinh(relative / np.where(scale > 0, scale, 1)), relative)
+
     def normalise_actions(self, actions, commands):
         """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) float32."""
-        relative = anchor(actions, commands)[..., self.action_index]
+        relative = self.relative_actions(actions, commands)
         return ((relative - self.stats['action_mean']) / self.stats['action_std']).astype(np.float32)
 
     def decode_actions(self, chunk, commands):
@@ -211,7 +221,8 @@ class Processor:
         chunk, commands = np.asarray(chunk, np.float64), np.asarray(commands, np.float64)
         hold = np.repeat(commands[:, None], chunk.shape[1], 1)     # (B, H, 15)
         relative = anchor(hold, commands)
-        relative[..., self.action_index] = chunk * self.stats['action_std'] + self.stats['action_mean']
+        chunk, scale = chunk * self.stats['action_std'] + self.stats['action_mean'], self.action_scale
+        relative[..., self.action_index] = np.where(scale > 0, scale * np.sinh(np.clip(chunk, -9, 9)), chunk)
         out = unanchor(relative, commands)
         for columns in ROTVEC:      # an arm that predicts no rotation keeps exactly the commanded one
             if not set(columns) & set(self.action_index):
@@ -247,7 +258,7 @@ class Processor:
         total, square, count = 0, 0, 0
         for start in range(0, len(dataset.windows), 65_536):     # in blocks: a million windows take gigabytes
             rows = dataset.windows[start:start + 65_536]
-            relative = anchor(dataset.chunk(rows), dataset.state[rows][:, COMMAND])[..., self.action_index]
+            relative = self.relative_actions(dataset.chunk(rows), dataset.state[rows][:, COMMAND])
             mask = dataset.chunk_mask(rows)[..., None]
             total = total + (relative * mask).sum(0)           # (H, A)
             square = square + (relative ** 2 * mask).sum(0)    # (H, A)
@@ -256,6 +267,7 @@ class Processor:
         spread = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean ** 2, 0))
         state_floor = np.array([STATE[i].floor for i in self.state_index])
         action_floor = np.array([TOOL_ACTION[i].floor for i in self.action_index])
+        action_floor /= np.where(self.action_scale > 0, self.action_scale, 1)  # asinh(x / s) is x / s here
         geometry = dataset.geometry[dataset.windows, 0].astype(np.float64)     # as a checkpoint gives it back
         self.stats = {'geometry_mean': geometry.mean(0), 'geometry_std': geometry.std(0) + 0.05,
                       'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
@@ -311,12 +323,12 @@ class Dataset:
         self.state, self.tool_action, self.time, self.subtask_id = (
             np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
         # What could have been asked in the same scene: (n, G, columns), G the most of any episode.
-        # Millimetres matter when close, decimetres do not when far: linear to 1 cm, logarithmic beyond.
+        # Millimetres matter when close, decimetres do not when far: linear to 4 mm, logarithmic beyond.
         self.n_askable = np.array([len(h['askable']) for h in self.headers])
         blocks = [g.reshape(len(g), k, -1) for g, k in zip(parts['geometry'], self.n_askable)]
         fill = [(0, 0), (0, 0), (0, 0)]
         blocks = [np.pad(b, [*fill[:1], (0, self.n_askable.max() - b.shape[1]), *fill[2:]]) for b in blocks]
-        self.geometry = np.arcsinh(np.concatenate(blocks) / 0.01)
+        self.geometry = np.arcsinh(np.concatenate(blocks) / 0.004)
         self.start = np.concatenate([[0], np.cumsum(lengths)])           # (E+1,) first row of each episode
         self.episode = np.repeat(np.arange(len(lengths)), lengths)       # (n,) row -> its episode
         self.last = self.start[1:][self.episode] - 1                     # (n,) row -> last row of its episode

@@ -70,6 +70,8 @@ class VLAConfig:
     patch_size: int = 14              # pixels
     merge_size: int = 2               # patches on the side of a token
     patch_frames: int = 2
+    # state
+    state_frequencies: int = 0        # sines and cosines per state slot, periods 8, 4, 2 .. spreads; EO-1: 0
     # action head
     prefix_attention: str = 'bidirectional'  # user part; 'causal' = EO-1
     chunk_attention: str = 'bidirectional'   # rows of one chunk; 'causal' = EO-1
@@ -199,6 +201,10 @@ def make_norm(cfg):
     return (RMSNorm if cfg.norm == 'rms' else nn.LayerNorm)(cfg.hidden_size, eps=cfg.norm_eps)
 
 
+def state_projection(cfg):
+    return nn.Linear(cfg.state_dim * (1 + 2 * cfg.state_frequencies), cfg.hidden_size)
+
+
 def geometry_head(cfg):
     return nn.Sequential(make_norm(cfg), nn.Linear(cfg.hidden_size, cfg.geometry_dim))
 
@@ -315,7 +321,7 @@ class VLA(nn.Module):
                 cfg.vision_width, cfg.vision_layers, cfg.vision_heads, cfg.vision_intermediate, D,
                 cfg.vision_full_blocks, cfg.patch_size, cfg.merge_size, cfg.patch_frames, cfg.vision_window)
             self.image_embedding = None
-        self.state_in = nn.Linear(cfg.state_dim, D)
+        self.state_in = state_projection(cfg)
         self.head = ActionHead(cfg)
         self.decoder = Decoder(cfg)
         self.lm_head = None if cfg.tie_embeddings else nn.Linear(D, cfg.vocab_size, bias=False)
@@ -351,12 +357,22 @@ class VLA(nn.Module):
         return self.vision(*vision.patchify(batch['images'].flatten(0, 1), cfg.patch_size, cfg.merge_size,
                                             cfg.patch_frames))
 
+    def state_features(self, state):
+        """State (B, S), in spreads -> (B, S (1 + 2 F)): itself, and its Fourier features (Tancik et al. 2020):
+        a linear map of a coordinate that ranges over decimetres hardly resolves millimetres, in bf16 not at
+        all."""
+        if not self.cfg.state_frequencies:
+            return state
+        turns = 2.0 ** torch.arange(self.cfg.state_frequencies, device=state.device) / 8
+        angle = (2 * math.pi * state.float()[..., None] * turns).flatten(-2)
+        return torch.cat([state, angle.sin(), angle.cos()], -1)
+
     def embed_prefix(self, batch):
         """(B, L, D): token embeddings, with images, state and, where they stand in the text, action rows."""
         cfg, ids = self.cfg, batch['input_ids']
         x = self.embed_tokens(ids).flatten(0, 1)                                      # (B*L, D)
         parts = [(ids == cfg.image_pad_id, self.embed_images(batch)),
-                 (ids == cfg.state_pad_id, self.state_in(batch['state']))]
+                 (ids == cfg.state_pad_id, self.state_in(self.state_features(batch['state'])))]
         if 'rows' in batch:
             rows = self.head.embed(batch['rows'], batch['row_time'])
             parts.append((self.row_tokens(ids), rows.flatten(0, 1)))
@@ -571,7 +587,7 @@ class VLA(nn.Module):
             cfg = VLAConfig(**(vision.config_from_hf(json.load(f)) | changes))
         with torch.device('meta'):
             model = cls(cfg)
-        model.state_in, model.head = nn.Linear(cfg.state_dim, cfg.hidden_size), ActionHead(cfg)
+        model.state_in, model.head = state_projection(cfg), ActionHead(cfg)
         if cfg.geometry_dim:
             model.geometry_out = geometry_head(cfg)
         theirs = vision.read_hub(folder)

@@ -53,7 +53,8 @@ gain = 0.1                    # augmentation: spread of the colour gain, per cha
 brightness = 6.0              # spread of the brightness offset, out of 255
 shift = 0                     # largest image shift, pixels
 ask = 0.3                     # share of samples that ask for another goal in the same scene: where is that?
-state_noise = 0.05            # in normalised units
+state_noise = 0.0             # in normalised units: 0.05 are 3 mm of a hand's position
+compand = 0.004               # m: smaller moves count in the loss by their size, larger ones by its logarithm
 # model: each of these is a field of model.VLAConfig, explained there
 hidden_size = 192
 n_layers = 4
@@ -66,6 +67,7 @@ mlp = 'relu2'
 norm = 'rms'
 vision = 'conv'
 tokens_per_camera = 4
+state_frequencies = 6
 prefix_attention = 'bidirectional'
 chunk_attention = 'bidirectional'
 predict = 'action'            # the head gives the clean chunk ('action') or the velocity
@@ -252,7 +254,7 @@ if __name__ == '__main__':
     else:
         with open(tokenizer) as f:
             processor = data.Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz,
-                                       f.read(), tokens_per_camera)
+                                       f.read(), tokens_per_camera, compand=compand)
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
                               gain, brightness, shift, state_noise, ask)
     val_data = None

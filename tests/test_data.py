@@ -95,6 +95,27 @@ def test_decoded_actions_equal_the_recorded_ones_and_hold_what_is_not_predicted(
     assert moved == pytest.approx(0.05, abs=1e-6)
 
 
+def test_companded_moves_decode_to_the_same_and_small_ones_weigh_more(dataset):
+    plain, rows = dataset.processor, dataset.windows[:64]
+    companded = data.Processor.from_dict({**plain.to_dict(), 'compand': 0.004, 'stats': None})
+    dataset.processor = companded
+    try:
+        companded.fit(dataset)
+    finally:
+        dataset.processor = plain
+    commands = dataset.state[rows][:, data.COMMAND]
+    chunk = companded.normalise_actions(dataset.chunk(rows), commands)
+    assert np.abs(companded.decode_actions(chunk, commands) - dataset.chunk(rows)).max() < 1e-6
+    # 1 mm more at rest and 1 mm more on a move of 40 mm: asinh is ten times as steep at rest
+    x = data.TOOL_ACTION_NAMES.index('right/tool_x')
+    action = np.repeat(commands[:4, None].astype(np.float64), 8, 1)
+    action[..., x] += np.array([0, .001, .040, .041])[:, None]
+    command = commands[[0]].repeat(4, 0) * 0
+    moved = companded.relative_actions(action - commands[:4, None], command)
+    step = moved[..., companded.action_slots.index('right/tool_x')][:, 0]
+    assert (step[1] - step[0]) / (step[3] - step[2]) == pytest.approx(10, rel=.1)
+
+
 # ---- windows and normaliser
 
 def hand_made(tmp_path, kicked, goal, success, name='e'):

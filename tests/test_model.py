@@ -65,6 +65,16 @@ def close(a, b, tolerance=1e-5):
     return (a - b).abs().max().item() <= tolerance
 
 
+def test_fourier_features_tell_states_apart_that_bf16_does_not():
+    """A hand 0.3 mm further (0.006 spreads of 50 mm): bf16 rounds both positions to the same number."""
+    net = VLA(config(state_frequencies=6))
+    near = net.state_features(torch.full((1, S), 1.500))
+    far = net.state_features(torch.full((1, S), 1.503))
+    assert near.shape == (1, S * 13) and net.state_in.in_features == S * 13
+    assert torch.equal(near[:, :S].bfloat16(), far[:, :S].bfloat16())
+    assert (near.bfloat16() - far.bfloat16()).abs().max() > 0.03
+
+
 # -----------------------------------------------------------------------------
 # flow
 
