@@ -358,9 +358,8 @@ class VLA(nn.Module):
                                             cfg.patch_frames))
 
     def state_features(self, state):
-        """State (B, S), in spreads -> (B, S (1 + 2 F)): itself, and its Fourier features (Tancik et al. 2020):
-        a linear map of a coordinate that ranges over decimetres hardly resolves millimetres, in bf16 not at
-        all."""
+        """State (B, S), in spreads -> (B, S (1 + 2 F)): itself and its Fourier features (Tancik et al. 2020):
+        a linear map of a coordinate that ranges over decimetres hardly resolves millimetres."""
         if not self.cfg.state_frequencies:
             return state
         turns = 2.0 ** torch.arange(self.cfg.state_frequencies, device=state.device) / 8
@@ -711,27 +710,13 @@ class EMA:
         self.weights, self.step = [tensors[name].clone() for name, _ in model.named_parameters()], step
 
 
-def vision_macs(cfg):
-    """(multiply-adds, image tokens) of the pictures of one sample."""
-    D, N = cfg.hidden_size, cfg.n_cameras
-    if cfg.vision == 'conv':
-        conv = 256 * (3 * (cfg.image_size // 16) ** 2 * 64 + 64 * 64 * 9) + 64 * 64 * 32 * 9
-        return N * (conv + (128 + 2048) * cfg.tokens_per_camera * D), N * cfg.tokens_per_camera
-    w, cell, picture = cfg.vision_width, cfg.merge_size ** 2, (cfg.image_size // cfg.patch_size) ** 2
-    window, tokens = (cfg.vision_window // cfg.patch_size) ** 2, N * picture // cell
-    seen = cfg.vision_layers * window + len(cfg.vision_full_blocks) * (picture - window)
-    block = cfg.vision_layers * (4 * w + 3 * cfg.vision_intermediate) + 2 * seen
-    tower = picture * w * (block + 3 * cfg.patch_frames * cfg.patch_size ** 2)
-    return N * tower + tokens * w * cell * (w * cell + D), tokens
-
-
 def flops_per_sample(cfg, prefix_len, draws):
     """Multiply-adds x 2 of one training sample, forward and backward (3x forward), for the share of peak."""
     T, D, c = prefix_len + draws * cfg.horizon, cfg.hidden_size, cfg.head_dim
-    vision, image_tokens = vision_macs(cfg)
+    pictures, image_tokens = vision.macs(cfg)
     queries = cfg.n_layers * T - image_tokens - 1          # image and state tokens stop before the last MLP
     keys_values = cfg.n_layers * T * D * c * (cfg.n_heads + 2 * cfg.n_kv_heads)
     mlp = D * cfg.intermediate_size * (3 if cfg.mlp == 'swiglu' else 2)
     decoder = keys_values + queries * (D * c * cfg.n_heads + mlp + 2 * T * cfg.n_heads * c)
     head = draws * cfg.horizon * (2 * cfg.action_dim * D + 3 * D * D)
-    return 6 * (decoder + vision + head)
+    return 6 * (decoder + pictures + head)

@@ -333,3 +333,19 @@ def read_hub(folder):
         with open(index) as f:
             files = sorted(set(json.load(f)['weight_map'].values()))
     return {hub_name(key): tensor for file in files for key, tensor in load_file(f'{folder}/{file}').items()}
+
+
+# -----------------------------------------------------------------------------
+
+def macs(cfg):
+    """(multiply-adds, image tokens) of the pictures of one sample."""
+    D, N = cfg.hidden_size, cfg.n_cameras
+    if cfg.vision == 'conv':
+        conv = 256 * (3 * (cfg.image_size // 16) ** 2 * 64 + 64 * 64 * 9) + 64 * 64 * 32 * 9
+        return N * (conv + (128 + 2048) * cfg.tokens_per_camera * D), N * cfg.tokens_per_camera
+    w, cell, picture = cfg.vision_width, cfg.merge_size ** 2, (cfg.image_size // cfg.patch_size) ** 2
+    window, tokens = (cfg.vision_window // cfg.patch_size) ** 2, N * picture // cell
+    seen = cfg.vision_layers * window + len(cfg.vision_full_blocks) * (picture - window)
+    block = cfg.vision_layers * (4 * w + 3 * cfg.vision_intermediate) + 2 * seen
+    tower = picture * w * (block + 3 * cfg.patch_frames * cfg.patch_size ** 2)
+    return N * tower + tokens * w * cell * (w * cell + D), tokens

@@ -173,7 +173,7 @@ def test_flops_of_the_tower_agree_with_the_profiler():
                           action_start_id=3, hidden_size=24, vision='qwen', n_cameras=2, image_size=112,
                           vision_width=48, vision_layers=3, vision_intermediate=96, vision_full_blocks=(1,),
                           vision_window=56)
-    macs, tokens = model.vision_macs(cfg)
+    macs, tokens = vision.macs(cfg)
     attention = 2 * 128 * 48 * (16 + 64 + 16)      # fused on CPU, where the profiler does not see it
     assert tokens == 32 and counter.get_total_flops() == 2 * (macs - attention)
 
