@@ -94,6 +94,9 @@ def make_tokenizer(texts, path):
 
 # -----------------------------------------------------------------------------
 
+NEAR_M = 0.06     # what is read off the pictures for the state token is told apart up to this far from a tool
+
+
 class Processor:
     """
     Everything that stands between an observation and the model, and between the model and an action. It lives
@@ -268,8 +271,10 @@ class Processor:
         state_floor = np.array([STATE[i].floor for i in self.state_index])
         action_floor = np.array([TOOL_ACTION[i].floor for i in self.action_index])
         action_floor /= np.where(self.action_scale > 0, self.action_scale, 1)  # asinh(x / s) is x / s here
-        geometry = dataset.geometry[dataset.windows, 0].astype(np.float64)     # as a checkpoint gives it back
-        self.stats = {'geometry_mean': geometry.mean(0), 'geometry_std': geometry.std(0) + 0.05,
+        scene, geometry = (x[dataset.windows].astype(np.float64)       # as a checkpoint gives them back
+                           for x in (dataset.scene, dataset.geometry[:, 0]))
+        self.stats = {'scene_mean': scene.mean(0), 'scene_std': scene.std(0) + 0.05,
+                      'geometry_mean': geometry.mean(0), 'geometry_std': geometry.std(0) + 0.05,
                       'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
                       'action_mean': mean, 'action_std': np.maximum(spread, action_floor)}
         return ([n for n, low in zip(self.state_slots, state.std(0) < state_floor) if low]
@@ -304,7 +309,7 @@ class Dataset:
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
         self.paths, self.headers, self.images = [], [], []
         parts = {name: [] for name in (
-            'state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal', 'geometry')}
+            'state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal', 'scene', 'geometry')}
         for path in episode_paths(source):
             arrays, header = read_episode(path)
             if split and (split == 'val') != in_validation(header['task'], header['seed'], val_fraction):
@@ -322,13 +327,18 @@ class Dataset:
         lengths = np.array([len(t) for t in parts['time']])
         self.state, self.tool_action, self.time, self.subtask_id = (
             np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
-        # What could have been asked in the same scene: (n, G, columns), G the most of any episode.
+        # Targets: what pictures tell near the fingers (n, columns), and what could have been asked in the
+        # same scene (n, G, columns), G the most of any episode.
         # Millimetres matter when close, decimetres do not when far: linear to 4 mm, logarithmic beyond.
         self.n_askable = np.array([len(h['askable']) for h in self.headers])
-        blocks = [g.reshape(len(g), k, -1) for g, k in zip(parts['geometry'], self.n_askable)]
-        fill = [(0, 0), (0, 0), (0, 0)]
-        blocks = [np.pad(b, [*fill[:1], (0, self.n_askable.max() - b.shape[1]), *fill[2:]]) for b in blocks]
+        fill, blocks = self.n_askable.max() - self.n_askable, []
+        for seen, asked, k, more in zip(parts['scene'], parts['geometry'], self.n_askable, fill):
+            block = np.concatenate([seen[:, None].repeat(k, 1), asked.reshape(len(asked), k, -1)], -1)
+            blocks.append(np.pad(block, [(0, 0), (0, more), (0, 0)]))
         self.geometry = np.arcsinh(np.concatenate(blocks) / 0.004)
+        scene = np.concatenate(parts['scene'])
+        limit = np.resize([NEAR_M, NEAR_M, NEAR_M, np.pi], scene.shape[1])     # x, y, z, yaw of each brick
+        self.scene = np.arcsinh(np.clip(scene, -limit, limit) / 0.004)
         self.start = np.concatenate([[0], np.cumsum(lengths)])           # (E+1,) first row of each episode
         self.episode = np.repeat(np.arange(len(lengths)), lengths)       # (n,) row -> its episode
         self.last = self.start[1:][self.episode] - 1                     # (n,) row -> last row of its episode
@@ -448,9 +458,11 @@ class Dataset:
         actions = processor.normalise_actions(self.chunk(rows[mine]), state[:, COMMAND])
         mask = self.chunk_mask(rows) & (asked == 0)[:, None]
         n_tokens = sum(len(assistant) for _, assistant in prompts)
-        stats, geometry = processor.stats, self.geometry[rows, asked][mine]
-        geometry = (geometry - stats['geometry_mean']) / stats['geometry_std']
-        return batch | {'geometry': torch.from_numpy(geometry.astype(np.float32)),
+        stats = processor.stats
+        for name, target in (('scene', self.scene[rows]), ('geometry', self.geometry[rows, asked])):
+            target = (target[mine] - stats[f'{name}_mean']) / stats[f'{name}_std']
+            batch[name] = torch.from_numpy(target.astype(np.float32))
+        return batch | {
                         'actions': torch.from_numpy(actions), 'action_mask': torch.from_numpy(mask[mine]),
                         'n_rows': torch.tensor(mask.sum() / world_size, dtype=torch.float32),
                         'n_tokens': torch.tensor(n_tokens / world_size, dtype=torch.float32)}

@@ -83,6 +83,7 @@ class VLAConfig:
     text_weight: float = 0.1
     geometry_dim: int = 0             # numbers about the scene regressed from the user part; 0: none
     geometry_weight: float = 0.5
+    scene_dim: int = 0                # numbers regressed from the image tokens, given to the state token
     eo1_compat: bool = False          # EO-1's diluted mean, and its sampled time on clean rows
 
     def __post_init__(self):
@@ -202,7 +203,12 @@ def make_norm(cfg):
 
 
 def state_projection(cfg):
-    return nn.Linear(cfg.state_dim * (1 + 2 * cfg.state_frequencies), cfg.hidden_size)
+    return nn.Linear((cfg.state_dim + cfg.scene_dim) * (1 + 2 * cfg.state_frequencies), cfg.hidden_size)
+
+
+def scene_head(cfg):
+    D, tokens = cfg.hidden_size, cfg.n_cameras * cfg.tokens_per_camera
+    return nn.Sequential(nn.Linear(tokens * D, D), nn.ReLU(), nn.Linear(D, cfg.scene_dim))
 
 
 def geometry_head(cfg):
@@ -322,6 +328,7 @@ class VLA(nn.Module):
                 cfg.vision_full_blocks, cfg.patch_size, cfg.merge_size, cfg.patch_frames, cfg.vision_window)
             self.image_embedding = None
         self.state_in = state_projection(cfg)
+        self.scene_out = scene_head(cfg) if cfg.scene_dim else None
         self.head = ActionHead(cfg)
         self.decoder = Decoder(cfg)
         self.lm_head = None if cfg.tie_embeddings else nn.Linear(D, cfg.vocab_size, bias=False)
@@ -366,12 +373,17 @@ class VLA(nn.Module):
         angle = (2 * math.pi * state.float()[..., None] * turns).flatten(-2)
         return torch.cat([state, angle.sin(), angle.cos()], -1)
 
-    def embed_prefix(self, batch):
+    def embed_prefix(self, batch, trace=None):
         """(B, L, D): token embeddings, with images, state and, where they stand in the text, action rows."""
-        cfg, ids = self.cfg, batch['input_ids']
-        x = self.embed_tokens(ids).flatten(0, 1)                                      # (B*L, D)
-        parts = [(ids == cfg.image_pad_id, self.embed_images(batch)),
-                 (ids == cfg.state_pad_id, self.state_in(self.state_features(batch['state'])))]
+        cfg, ids, state = self.cfg, batch['input_ids'], batch['state']
+        x, images = self.embed_tokens(ids).flatten(0, 1), self.embed_images(batch)    # (B*L, D), (n, D)
+        if self.scene_out is not None:
+            scene = self.scene_out(images.view(len(ids), -1)).float()                 # (B, scene_dim)
+            state = torch.cat([state, scene.detach()], -1)     # a gradient through sines would be noise
+            if trace is not None:
+                trace.append(scene)
+        parts = [(ids == cfg.image_pad_id, images),
+                 (ids == cfg.state_pad_id, self.state_in(self.state_features(state)))]
         if 'rows' in batch:
             rows = self.head.embed(batch['rows'], batch['row_time'])
             parts.append((self.row_tokens(ids), rows.flatten(0, 1)))
@@ -428,7 +440,7 @@ class VLA(nn.Module):
         time = time if time.ndim == 3 else time[..., None].expand(B, K, H)            # a flow time per row
         x_t = time[..., None] * noise + (1 - time[..., None]) * actions[:, None]      # (B, K, H, A)
         prefix = self.prefix_layout(batch)
-        x = self.embed_prefix(batch)                                                  # (B, L, D)
+        x = self.embed_prefix(batch, trace)                                           # (B, L, D)
         L, rows = x.shape[1], self.head.embed(x_t, time).flatten(1, 2)                # (B, K*H, D)
         layout = prefix.join(self.chunk_layout(prefix, batch['read_text']))
         hidden, _ = self.decoder(torch.cat([x, rows.to(x.dtype)], 1), layout, skip=skip, trace=trace)
@@ -452,12 +464,16 @@ class VLA(nn.Module):
         flow = (error * valid[:, None]).sum() / (n_rows * noise.shape[1])
         loss, parts = self.total_loss(flow, hidden, batch['labels'][:, skip:], batch)
         if trace:
+            scene = trace.pop(0) if self.scene_out is not None else None
             # asked of the last token of the user part, which has seen all of it, and before the last block,
             # so that the action rows can read the answer there
-            seen = trace[-2] if len(trace) > 1 else trace[-1]
-            last = seen[torch.arange(len(seen), device=seen.device), batch['user_len'] - 1]
+            early = trace[-2] if len(trace) > 1 else trace[-1]
+            last = early[torch.arange(len(early), device=early.device), batch['user_len'] - 1]
             geometry = (self.geometry_out(last).float() - batch['geometry']).square().mean()
             loss, parts = loss + cfg.geometry_weight * geometry, parts | dict(geometry=geometry.detach())
+            if scene is not None:
+                scene = (scene - batch['scene']).square().mean()
+                loss, parts = loss + scene, parts | dict(scene=scene.detach())
         return loss, parts
 
     def forward_inline(self, batch):

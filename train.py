@@ -73,6 +73,7 @@ chunk_attention = 'bidirectional'
 predict = 'action'            # the head gives the clean chunk ('action') or the velocity
 text_weight = 0.1             # of the text loss
 geometry_weight = 0.5         # of the loss on where the named bricks and places are, from images and words
+look = True                   # where the bricks are is read off the pictures alone, for the state token
 tie_embeddings = False        # one table for reading and writing words (True: as Qwen2.5-VL-3B)
 # optimizer
 batch_size = 128              # chunks per step, over all processes and accumulation steps together
@@ -272,6 +273,7 @@ if __name__ == '__main__':
         vocab_size=processor.tokenizer.get_vocab_size(), state_dim=len(processor.state_slots),
         action_dim=len(processor.action_slots), horizon=processor.horizon, image_size=processor.image_size,
         geometry_dim=train_data.geometry.shape[-1] if geometry_weight else 0,
+        scene_dim=train_data.scene.shape[-1] if geometry_weight and look else 0,
         n_cameras=len(processor.cameras), tokens_per_camera=processor.tokens_per_camera,
         image_pad_id=processor.token_id['<|image_pad|>'], state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'])

@@ -348,34 +348,40 @@ class World:
     def success(self):
         return self._held_steps >= HOLD_S * self.control_hz
 
-    def geometry(self):
-        """Ground truth about the scene as a training target for perception and language, one row per goal
-        that could be asked for (`askable`), float32 (G, 34) with two loose bricks. Three kinds of numbers:
-        what pictures alone tell (where every loose brick is), what words alone tell (which brick, which
-        place), and what takes both (the way to the brick asked for, and its way to its place). A learner that
-        is only asked for the last kind does not find the first two.
+    def scene(self):
+        """What pictures alone tell, as a training target: for every loose brick and hand its position (3,) m
+        in the tool frame and its grasp yaw error, rad; float32 (8 n) for n loose bricks."""
+        views = self._brick_views()
+        return np.ravel(list(views.values())).astype(np.float32)
 
-        every loose brick x hand: position (3,) m in the tool frame, grasp yaw error rad; asked for: one
-        number per loose brick, place (3,) m in the torso frame, 1 if the left hand is to do it; per hand the
-        same four numbers of the brick it has to fetch (an idle hand: the other's); way (3,) m to the place in
-        the tool frame, yaw error rad."""
+    def geometry(self):
+        """Ground truth about what is asked for as a training target, one row per goal that could be asked for
+        (`askable`), float32 (G, n + 16) with n loose bricks. What words alone tell: one number per loose
+        brick, 1 if asked for; place (3,) m in the torso frame; 1 if the left hand is to do it. What takes
+        words and pictures: per hand the same four numbers as in `scene` of the brick it has to fetch (an idle
+        hand: the other's); way (3,) m from that brick to the place in the tool frame, yaw error rad. A
+        learner that is only asked for the last kind does not find the first."""
+        views, rows = self._brick_views(), []
         loose = [b.name for b in self.bricks if not b.fixed]
-        tools = {hand: self.tool_pose(hand) for hand in HANDS}
-        poses = {b.name: self.brick_pose(b.name) for b in self.bricks}
-        yaws = {name: np.arctan2(R[1, 0], R[0, 0]) for name, (_, R) in poses.items()}
-        views = {}
-        for name in loose:
-            for hand, (tool, Rt) in tools.items():
-                yaw = wrap(yaws[name] - np.pi / 2 - np.arctan2(Rt[1, 0], Rt[0, 0]), np.pi)
-                views[hand, name] = [*(Rt.T @ (poses[name][0] - tool)), yaw]
-        seen, rows = np.ravel(list(views.values())), []
         for g, _ in self.askable:
             place, place_yaw = self.goal_pose(g)
+            pos, R = self.brick_pose(g.upper)
             fetch = [views[hand, g.lower if hand == g.holder else g.upper] for hand in HANDS]
-            rows.append([*seen, *(float(b == g.upper) for b in loose), *place, float(g.hand == 'left'),
-                         *np.ravel(fetch), *(tools[g.hand][1].T @ (place - poses[g.upper][0])),
-                         wrap(place_yaw - yaws[g.upper], np.pi)])
+            rows.append([*(float(b == g.upper) for b in loose), *place, float(g.hand == 'left'),
+                         *np.ravel(fetch), *(self.tool_pose(g.hand)[1].T @ (place - pos)),
+                         wrap(place_yaw - np.arctan2(R[1, 0], R[0, 0]), np.pi)])
         return np.array(rows, np.float32)
+
+    def _brick_views(self):
+        """{(hand, loose brick): [position (3) in the tool frame, yaw the hand has to turn to grasp it]}"""
+        views = {}
+        for name in (b.name for b in self.bricks if not b.fixed):
+            pos, R = self.brick_pose(name)
+            for hand in HANDS:
+                tool, Rt = self.tool_pose(hand)
+                yaw = wrap(np.arctan2(R[1, 0], R[0, 0]) - np.pi / 2 - np.arctan2(Rt[1, 0], Rt[0, 0]), np.pi)
+                views[hand, name] = [*(Rt.T @ (pos - tool)), yaw]
+        return views
 
     def connections(self):
         return self.clutch.connections()

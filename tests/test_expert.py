@@ -34,7 +34,7 @@ def test_expert_recovers_from_kicks(task):
     def policy(w):
         action, info = expert.act(w)
         executed, kicked = kicks.apply(w, action, info)
-        assert kicked or np.array_equal(executed, action)
+        assert kicked or np.abs(executed - action).max() < .02      # jitter
         kicked_share.append(kicked)
         return executed
     ok = 0

@@ -141,6 +141,20 @@ def test_geometry_is_asked_of_the_user_part_only():
     assert not close(net(dict(batch, input_ids=ids))[1]['geometry'], before['geometry'])
 
 
+def test_the_scene_is_read_off_the_pictures_alone_and_reaches_the_actions():
+    net = network(geometry_dim=6, scene_dim=4, state_frequencies=2)
+    batch = make_batch() | dict(geometry=torch.randn(3, 6), scene=torch.randn(3, 4))
+    before = net(batch)[1]
+    ids = batch['input_ids'].clone()
+    ids[:, 6] = 38      # a word of the instruction
+    blind = net(dict(batch, state=batch['state'] + 1, input_ids=ids))[1]
+    assert torch.equal(blind['scene'], before['scene']) and not close(blind['flow'], before['flow'])
+    assert not close(net(dict(batch, images=255 - batch['images']))[1]['scene'], before['scene'])
+    with torch.no_grad():
+        net.scene_out[2].bias += 1
+    assert not close(net(batch)[1]['flow'], before['flow'])
+
+
 def test_a_flow_time_per_row_equals_one_per_draw_when_constant():
     net, batch = network(), make_batch()
     rows = dict(batch, time=batch['time'][..., None].expand(3, 2, H))
