@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+import layers
 import model
 from model import EMA, VLA, VLAConfig
 
@@ -365,7 +366,7 @@ def test_average_warms_up_then_follows_its_decay():
 def test_fast_rms_norm_equals_the_library():
     torch.manual_seed(0)
     results, x = [], torch.randn(5, 7, 24)
-    for norm in (model.RMSNorm(24, eps=1e-6), torch.nn.RMSNorm(24, eps=1e-6)):
+    for norm in (layers.RMSNorm(24, eps=1e-6), torch.nn.RMSNorm(24, eps=1e-6)):
         norm.weight.data = torch.linspace(-1, 2, 24)
         y = x.clone().requires_grad_()
         out = norm(y)

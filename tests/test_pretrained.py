@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import model
+import pretrained
 import vision
 from model import VLA
 
@@ -75,8 +76,8 @@ def test_losses_and_gradients_match_eo1(net, name):
     with open(f'{FOLDER}/{name}.gradnorm.json') as f:
         norms = json.load(f)
     grads = {ours: p.grad for ours, p in net.named_parameters()}
-    for ours, parts in vision.hub_names(net.cfg).items():
-        expected = [norms[key] for part in parts for key in norms if vision.hub_name(key) == part]
+    for ours, parts in pretrained.hub_names(net.cfg).items():
+        expected = [norms[key] for part in parts for key in norms if pretrained.hub_name(key) == part]
         if ours in grads and expected:
             norm = sum(n ** 2 for n in expected) ** 0.5
             assert abs(grads[ours].norm().item() - norm) < TOLERANCE * norm + 1e-6, ours
@@ -107,7 +108,7 @@ def test_every_generation_of_names_loads(net, tmp_path, prefix):
     shutil.copy(f'{FOLDER}/config.json', tmp_path)
     tensors = {}
     for key, tensor in load_file(f'{FOLDER}/model.safetensors').items():
-        key = vision.hub_name(key)
+        key = pretrained.hub_name(key)
         head = key.startswith(('state_proj', 'action_'))
         if prefix.startswith('model.'):      # LeRobot: the names transformers 5 has in memory
             inner = ('model.' + key if key.startswith('visual.')
