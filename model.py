@@ -25,7 +25,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch.utils.checkpoint import checkpoint
 
 import layers
 import pretrained
@@ -238,11 +237,11 @@ class Decoder(nn.Module):
         dtype = layers.compute_dtype(x)
         cos, sin = rotary_tables(layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, dtype)
         bias = attention_bias(layout, layout if past is None else past_layout.join(layout))
-        recompute, cache = cfg.recompute and torch.is_grad_enabled(), []
+        keep, cache = not (cfg.recompute and torch.is_grad_enabled()), []
         for i, block in enumerate(self.blocks):
-            run = functools.partial(checkpoint, block, use_reentrant=False) if recompute else block
-            x, kv = run(x, cos, sin, bias, None if past is None else past[i], skip if i == last else 0)
-            cache.append(None if recompute else kv)                                   # to keep them takes memory
+            run, seen = layers.recomputed(block, cfg.recompute), None if past is None else past[i]
+            x, kv = run(x, cos, sin, bias, seen, skip if i == last else 0)
+            cache.append(kv if keep else None)
             if trace is not None:
                 trace.append(x)
         return self.norm(x), cache
@@ -298,7 +297,8 @@ class VLA(nn.Module):
         else:
             self.vision = vision.QwenVision(
                 cfg.vision_width, cfg.vision_layers, cfg.vision_heads, cfg.vision_intermediate, D,
-                cfg.vision_full_blocks, cfg.patch_size, cfg.merge_size, cfg.patch_frames, cfg.vision_window)
+                cfg.vision_full_blocks, cfg.patch_size, cfg.merge_size, cfg.patch_frames, cfg.vision_window,
+                cfg.recompute)
             self.image_embedding = None
         self.state_in = state_projection(cfg)
         self.head = ActionHead(cfg)
@@ -431,7 +431,7 @@ class VLA(nn.Module):
     def forward(self, batch):
         """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens.
         Where the batch is a share of a larger one, n_rows and n_tokens in it are the counts to divide by."""
-        if batch['noise'].ndim == 3:
+        if 'noise' not in batch or batch['noise'].ndim == 3:
             return self.forward_inline(batch)
         cfg, actions, noise = self.cfg, batch['actions'], batch['noise']
         trace = None if self.geometry_out is None else []
@@ -439,10 +439,12 @@ class VLA(nn.Module):
         skip = int((batch['labels'][:, 1:] != -100).any(0).int().argmax()) if cfg.n_layers > 1 else 0
         predicted, hidden = self.predict(batch, skip, trace)
         target = actions[:, None] if cfg.predict == 'action' else noise - actions[:, None]
-        valid = batch['action_mask'].float()                                          # (B, H)
-        n_rows = batch['n_rows'] if 'n_rows' in batch else valid.sum()
+        valid = batch['action_mask'][:, None].float()                                 # (B, 1, H)
+        if batch['time'].ndim == 3:      # rows at time 0 are given, not asked for
+            valid = valid * (batch['time'] > 0)                                       # (B, K, H)
+        n_rows = batch['n_rows'] if 'n_rows' in batch else valid.sum() / valid.shape[1]
         error = (predicted - target).square().mean(-1)                                # (B, K, H)
-        flow = (error * valid[:, None]).sum() / (n_rows * noise.shape[1])
+        flow = (error * valid).sum() / (n_rows * noise.shape[1])
         loss, parts = self.total_loss(flow, hidden, batch['labels'][:, skip:], batch)
         if trace:
             # asked of the last token of the user part, which has seen all of it, and before the last block,
@@ -456,15 +458,19 @@ class VLA(nn.Module):
     def forward_inline(self, batch):
         """Loss of rows that stand inside the text, EO-1's layout and its interleaved samples: <|action_pad|>
         tokens are a noisy chunk, <|action_pass|> tokens one given clean. actions and noise (n, H, A),
-        time (n) and action_mask (n, H) list the chunks of the batch in order of appearance."""
-        cfg, ids, actions, noise = self.cfg, batch['input_ids'], batch['actions'], batch['noise']
-        at = self.row_tokens(ids)
+        time (n) and action_mask (n, H) list the chunks of the batch in order of appearance; a batch without
+        them is text (and pictures) only."""
+        cfg, ids, layout = self.cfg, batch['input_ids'], self.prefix_layout(batch)
+        if 'noise' not in batch:
+            hidden, _ = self.decoder(self.embed_prefix(batch), layout)
+            return self.total_loss(hidden.new_zeros(()), hidden, batch['labels'], batch)
+        at, actions, noise = self.row_tokens(ids), batch['actions'], batch['noise']
         clean = (ids[at] == cfg.action_pass_id).view(actions.shape[:2])               # (n, H)
         time = batch['time'][:, None].expand(clean.shape)
         per_row = time.masked_fill(clean, 0.0)
         x_t = per_row[..., None] * noise + (1 - per_row[..., None]) * actions
         rows = dict(rows=x_t, row_time=time if cfg.eo1_compat else per_row)
-        hidden, _ = self.decoder(self.embed_prefix(batch | rows), self.prefix_layout(batch))  # (B, L, D)
+        hidden, _ = self.decoder(self.embed_prefix(batch | rows), layout)             # (B, L, D)
         target = actions if cfg.predict == 'action' else noise - actions
         valid = batch['action_mask'] & ~clean
         error = (self.head.read(hidden[at]).view(actions.shape) - target).square().mean(-1)
@@ -473,7 +479,10 @@ class VLA(nn.Module):
 
     def total_loss(self, flow, hidden, labels, batch):
         """Add the text loss; hidden (B, L, D) and labels (B, L) belong to the same tokens."""
-        labels = labels[:, 1:].flatten()                                              # what comes after each
+        labels = labels[:, 1:]                                                        # what comes after each
+        if 'document' in batch:      # no token foretells the next document
+            labels = labels.masked_fill(batch['document'].diff(dim=1) != 0, -100)
+        labels = labels.flatten()
         at = (labels != -100).nonzero().squeeze(1)
         logits, labels = self.logits(hidden[:, :-1].flatten(0, 1)[at]), labels[at]
         n_tokens = batch['n_tokens'] if 'n_tokens' in batch else max(len(at), 1)
@@ -514,8 +523,9 @@ class VLA(nn.Module):
         return self.denoise(cache, layout, steps, noise, solver, action_prefix), texts
 
     def decode_text(self, batch, max_new_tokens, stop=None, pick=None):
-        """Every text ends with a token of `stop` in the cache, also one that ran into max_new_tokens."""
-        batch, stop, pick = user_part(batch), stop or [self.cfg.action_start_id], pick or pick_token
+        """Without `stop` every text ends with <|action_start|> in the cache, also one that got too long."""
+        go, closing = self.cfg.action_start_id, stop is None
+        batch, stop, pick = user_part(batch), [go] if closing else list(stop), pick or pick_token
         layout = self.prefix_layout(batch)
         document, user = layout.last_document, layout.kind == USER
         # the column after the user part
@@ -524,8 +534,9 @@ class VLA(nn.Module):
         hidden, cache = self.decoder(self.embed_prefix(batch), layout, skip=skip)
         logits = self.logits(hidden[torch.arange(B, device=end.device), end - 1 - skip])  # (B, V)
         done, texts = torch.zeros_like(end, dtype=torch.bool), [[] for _ in range(B)]
-        for i in range(max_new_tokens + 1):
-            token = pick(logits) if i < max_new_tokens else torch.full_like(end, stop[0])
+        ends = torch.tensor(stop, dtype=torch.int64, device=end.device)
+        for i in range(max_new_tokens + closing):
+            token = pick(logits) if i < max_new_tokens else torch.full_like(end, go)
             for text, t, d in zip(texts, token.tolist(), done.tolist()):
                 text += [] if d or t in stop else [t]
             # a finished sample rides along as padding until all are done
@@ -535,7 +546,7 @@ class VLA(nn.Module):
             own = torch.where(done[:, None], -1, document)
             one = Layout(position, order, own, draw, kind, torch.ones_like(kind, dtype=torch.bool))
             hidden, cache = self.decoder(self.embed_tokens(token)[:, None], one, cache, layout)
-            layout, done = layout.join(one), done | torch.isin(token, torch.tensor(stop, device=token.device))
+            layout, done = layout.join(one), done | torch.isin(token, ends)
             if done.all():
                 break
             logits = self.logits(hidden[:, 0])

@@ -165,7 +165,7 @@ def read_config(folder):
 # weights
 
 def find_tensors(folder):
-    """Name -> (file, key in it, shape) of a folder's tensors, in one file or in shards; reads headers only."""
+    """Name -> (file, key in it, shape) of a folder's tensors, in one file or shards; reads headers only."""
     files, index = ['model.safetensors'], f'{folder}/model.safetensors.index.json'
     if os.path.exists(index):
         with open(index) as f:

@@ -88,8 +88,9 @@ class QwenVision(nn.Module):
     """Patches attend within windows of window x window pixels, in a few blocks within the whole picture."""
 
     def __init__(self, width, layers, heads, intermediate, out, full_blocks, patch=14, merge=2, frames=2,
-                 window=112):
+                 window=112, recompute=False):
         super().__init__()
+        self.recompute = recompute
         self.heads, self.merge, self.full_blocks = heads, merge, set(full_blocks)
         self.window = window // patch // merge               # cells on a side
         self.patch = nn.Linear(3 * frames * patch * patch, width, bias=False)  # a convolution without overlap
@@ -132,12 +133,13 @@ class QwenVision(nn.Module):
         if gh % s or gw % s:
             real = to_windows(x.new_ones(1, rows * columns, 1))[0, :, :, 0].bool()
         for i, block in enumerate(self.blocks):
+            run = layers.recomputed(block, self.recompute)
             if i in self.full_blocks:
                 cos, sin = (y.reshape(*whole, 1, c) for y in tables)
                 seen = None if real is None else real.view(whole)
-                x = block(x.view(len(x), *whole, -1), cos, sin, seen).view(x.shape)
+                x = run(x.view(len(x), *whole, -1), cos, sin, seen).view(x.shape)
             else:
-                x = block(x, *tables, real)
+                x = run(x, *tables, real)
         x = self.norm(x).view(len(x), nh, nw, s, s, -1).transpose(2, 3).reshape(len(x), nh * s, nw * s, -1)
         x = x[:, :gh, :gw].flatten(1, 2)                                       # (M, cells, merge^2 * width)
         return self.merge_out(F.gelu(self.merge_in(x)))
@@ -180,14 +182,12 @@ def preprocess(pictures, min_pixels=56 * 56, max_pixels=28 * 28 * 1280, patch=14
     patches, grids = [], []
     for picture in pictures:
         x = torch.as_tensor(picture)
-        size = smart_size(*x.shape[-3:-1], min_pixels, max_pixels, patch * merge)
-        if size != tuple(x.shape[-3:-1]):
-            # on bytes torch rounds after either direction, as PIL does; GPUs have no kernel for that
-            y = x.view(-1, *x.shape[-3:]).permute(0, 3, 1, 2)
-            y = y if y.device.type == 'cpu' else y.float()
-            y = F.interpolate(y, size, mode='bicubic', antialias=True)
-            x = y.round().clamp(0, 255).permute(0, 2, 3, 1).view(*x.shape[:-3], *size, 3) \
-                if y.is_floating_point() else y.permute(0, 2, 3, 1).reshape(*x.shape[:-3], *size, 3)
+        h, w = smart_size(*x.shape[-3:-1], min_pixels, max_pixels, patch * merge)
+        if (h, w) != x.shape[-3:-1]:
+            y = x.view(-1, *x.shape[-3:]).permute(0, 3, 1, 2).float()
+            for size in ((y.shape[2], w), (h, w)):           # PIL rounds to bytes after either direction
+                y = F.interpolate(y, size, mode='bicubic', antialias=True).add(0.5).floor().clamp(0, 255)
+            x = y.permute(0, 2, 3, 1).view(*x.shape[:-3], h, w, 3)
         parts, grid = patchify(x[None], patch, merge, frames)
         patches.append(parts)
         grids += grid
