@@ -14,6 +14,7 @@ Flow convention (pi0, EO-1), everywhere: t = 1 is noise, t = 0 is data,
     x_t = t * noise + (1 - t) * action,   velocity = noise - action,   Euler from t = 1 down to 0.
 """
 # B batch, N cameras, L prefix tokens, K draws, H horizon, A action, S state, T tokens, D width, h heads of c
+import functools
 import json
 import math
 import os
@@ -23,11 +24,13 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+import layers
+import pretrained
 import vision
 
-PAD, USER, ASSISTANT, ACTION = 0, 1, 2, 3      # token kinds in a Layout
+PAD, USER, ASSISTANT, ACTION = range(4)        # token kinds in a Layout
 MASKED = -1e4                                  # added to a score: exp() of it is exactly 0; bf16 can hold it
 
 
@@ -43,6 +46,7 @@ class VLAConfig:
     action_start_id: int              # ends the decoded text
     action_pad_id: int | None = None  # where the rows of a chunk stand inside the text: EO-1's layout,
     action_pass_id: int | None = None  # noisy and clean
+    video_pad_id: int | None = None   # like image_pad_id; the pictures of a batch are listed as they appear
     # decoder
     hidden_size: int = 192
     n_layers: int = 4
@@ -70,6 +74,7 @@ class VLAConfig:
     patch_size: int = 14              # pixels
     merge_size: int = 2               # patches on the side of a token
     patch_frames: int = 2
+    tokens_per_second: float = 2      # rotary positions that a second of video takes
     # state
     state_frequencies: int = 0        # sines and cosines per state slot, periods 8, 4, 2 .. spreads; EO-1: 0
     # action head
@@ -85,6 +90,7 @@ class VLAConfig:
     geometry_weight: float = 0.5
     scene_dim: int = 0                # numbers regressed from the image tokens, given to the state token
     eo1_compat: bool = False          # EO-1's diluted mean, and its sampled time on clean rows
+    recompute: bool = False           # activation checkpointing per block: a third more work, less memory
 
     def __post_init__(self):
         both = ('bidirectional', 'causal')
@@ -109,25 +115,50 @@ class Layout(NamedTuple):
     """One entry per token, all (B, T): the attention mask and the rotary angles follow from these alone."""
     position: torch.Tensor   # rotary position; (3, B, T) time, row, column where image tokens form a grid
     order: torch.Tensor      # a token sees tokens of the same or lower order
+    document: torch.Tensor   # ... and of its own document; -1 is padding
     draw: torch.Tensor       # -1 outside the draws; a draw is seen by itself only
-    kind: torch.Tensor       # PAD is seen by nobody
+    kind: torch.Tensor
     reads: torch.Tensor      # whether the token may see the assistant part
 
     def join(self, other):
         return Layout(*(torch.cat(pair, -1) for pair in zip(self, other)))
 
     def after(self, *kinds):
-        """The first position (B) that no token of these kinds has reached."""
+        """The first position (B) that no token of these kinds has reached in the row's last document."""
         position = self.position if self.position.ndim == 2 else self.position.amax(0)
-        return position.masked_fill(sum(self.kind == kind for kind in kinds) == 0, -1).amax(1) + 1
+        member = (sum(self.kind == kind for kind in kinds) > 0) & (self.document == self.last_document)
+        return position.masked_fill(~member, -1).amax(1) + 1
+
+    @property
+    def last_document(self):
+        return self.document.amax(1, keepdim=True)                                    # (B, 1)
 
 
 def attention_bias(query, key):
     """0 where a query may look, MASKED elsewhere: float32 (B, 1, Tq, Tk)."""
     q, k = Layout(*(f[..., None] for f in query)), Layout(*(f[..., None, :] for f in key))
-    seen = (k.order <= q.order) & (k.kind != PAD)
+    seen = (k.order <= q.order) & (k.document == q.document)
     seen &= ((k.draw < 0) | (k.draw == q.draw)) & (q.reads | (k.kind != ASSISTANT))
     return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, MASKED).unsqueeze(1)
+
+
+def documents(batch):
+    """document (B, L): to which document of its row a token belongs, -1 for padding; place (B, L): the
+    token's number in it; user (B, L): is it of the user part? Rows are padded on the right to total_len,
+    unless 'document' is in the batch: padding anywhere (an attention mask minus 1), several documents in a
+    row. Then user_len is (B,) or, per document, (B, documents); without it all is user part."""
+    ids = batch['input_ids']
+    index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    if 'document' not in batch:
+        user, real = index < batch['user_len'][:, None], index < batch['total_len'][:, None]
+        return torch.where(real, 0, -1), index, user
+    document = batch['document']
+    begins = document != F.pad(document, (1, 0), value=-2)[:, :-1]
+    place = index - torch.where(begins, index, 0).cummax(1).values
+    if 'user_len' not in batch:
+        return document, place, document >= 0
+    user_len = batch['user_len'].view(len(ids), -1).gather(1, document.clamp(min=0))
+    return document, place, place < user_len
 
 
 def rotary_tables(position, head_dim, theta, mrope_section, dtype):
@@ -138,68 +169,14 @@ def rotary_tables(position, head_dim, theta, mrope_section, dtype):
     if position.ndim == 3:
         parts = angle.split(list(mrope_section), -1)
         angle = torch.cat([part[axis] for axis, part in enumerate(parts)], -1)
-    return vision.rotation(angle, dtype)
-
-
-def attend(q, k, v, bias):
-    """q (B, h, Tq, c), k and v (B, h_kv, Tk, c) -> (B, h, Tq, c)."""
-    grouped = q.shape[1] != k.shape[1]
-    if q.device.type != 'cpu':
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=grouped)
-    if grouped:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    # written out: 2-3x faster backward than SDPA's on CPU, where softmax is 3x faster in float32 than in bf16
-    scores = torch.add(bias, q @ k.transpose(-1, -2), alpha=q.shape[-1] ** -0.5)
-    return scores.softmax(-1).to(v.dtype) @ v
+    return layers.rotation(angle, dtype)
 
 
 # -----------------------------------------------------------------------------
 # decoder
 
-class FastRMSNorm(torch.autograd.Function):
-    """RMS norm with a written-out backward: PyTorch composes it of small operations on CPU, 2 ms to 1.2."""
-
-    @staticmethod
-    def forward(ctx, x, weight, eps, dtype):
-        x, ctx.dtype = x.float(), x.dtype
-        scale = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
-        unit = x * scale
-        ctx.save_for_backward(unit, scale, weight)
-        return (unit * weight).to(dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        unit, scale, weight = ctx.saved_tensors
-        grad = grad.float()
-        along = grad * unit
-        mean = (along @ weight.float())[..., None] / unit.shape[-1]
-        grad_x = torch.addcmul(grad * weight, unit, mean, value=-1).mul_(scale)
-        return grad_x.to(ctx.dtype), along.flatten(0, -2).sum(0).to(weight.dtype), None, None
-
-
-class RMSNorm(nn.RMSNorm):
-    def forward(self, x):
-        if x.device.type != 'cpu':
-            return super().forward(x)
-        return FastRMSNorm.apply(x, self.weight, self.eps, vision.compute_dtype(x))
-
-
-class SquaredReLU(torch.autograd.Function):
-    """relu(x)^2; by itself the pair keeps both inputs and goes through memory five times in the backward."""
-
-    @staticmethod
-    def forward(ctx, x):
-        x = x.relu()
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return (grad * ctx.saved_tensors[0]).mul_(2)
-
-
 def make_norm(cfg):
-    return (RMSNorm if cfg.norm == 'rms' else nn.LayerNorm)(cfg.hidden_size, eps=cfg.norm_eps)
+    return (layers.RMSNorm if cfg.norm == 'rms' else nn.LayerNorm)(cfg.hidden_size, eps=cfg.norm_eps)
 
 
 def state_projection(cfg):
@@ -235,18 +212,18 @@ class Block(nn.Module):
         B, T, _ = x.shape
         qkv = self.qkv(self.norm1(x)).view(B, T, -1, self.head_dim)                   # (B, T, h + 2 h_kv, c)
         qk, v = qkv.split([sum(self.heads[:2]), self.heads[2]], 2)
-        q, k = vision.rotate(qk, cos, sin).transpose(1, 2).split(self.heads[:2], 1)   # (B, h or h_kv, T, c)
+        q, k = layers.rotate(qk, cos, sin).transpose(1, 2).split(self.heads[:2], 1)  # (B, h or h_kv, T, c)
         v = v.transpose(1, 2)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        y = attend(q[:, :, skip:], k, v, bias[:, :, skip:])                           # (B, h, T - skip, c)
+        y = layers.attend(q[:, :, skip:], k, v, bias[:, :, skip:])                    # (B, h, T - skip, c)
         x = x[:, skip:] + self.out(y.transpose(1, 2).flatten(2))
         y = self.up(self.norm2(x))
         if self.mlp == 'swiglu':
             gate, y = y.chunk(2, -1)
             y = F.silu(gate) * y
         else:
-            y = F.gelu(y) if self.mlp == 'gelu' else SquaredReLU.apply(y)
+            y = F.gelu(y) if self.mlp == 'gelu' else layers.SquaredReLU.apply(y)
         return x + self.down(y), (k, v)
 
 
@@ -263,13 +240,14 @@ class Decoder(nn.Module):
         the past. What the first `skip` tokens become in the last block is not computed (a tenth of the work
         of the demo). trace: a list that receives what x is after each block."""
         cfg, last = self.cfg, len(self.blocks) - 1
-        dtype = vision.compute_dtype(x)
+        dtype = layers.compute_dtype(x)
         cos, sin = rotary_tables(layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, dtype)
         bias = attention_bias(layout, layout if past is None else past_layout.join(layout))
-        cache = []
+        keep, cache = not (cfg.recompute and torch.is_grad_enabled()), []
         for i, block in enumerate(self.blocks):
-            x, kv = block(x, cos, sin, bias, None if past is None else past[i], skip if i == last else 0)
-            cache.append(kv)
+            run, seen = layers.recomputed(block, cfg.recompute), None if past is None else past[i]
+            x, kv = run(x, cos, sin, bias, seen, skip if i == last else 0)
+            cache.append(kv if keep else None)
             if trace is not None:
                 trace.append(x)
         return self.norm(x), cache
@@ -325,7 +303,8 @@ class VLA(nn.Module):
         else:
             self.vision = vision.QwenVision(
                 cfg.vision_width, cfg.vision_layers, cfg.vision_heads, cfg.vision_intermediate, D,
-                cfg.vision_full_blocks, cfg.patch_size, cfg.merge_size, cfg.patch_frames, cfg.vision_window)
+                cfg.vision_full_blocks, cfg.patch_size, cfg.merge_size, cfg.patch_frames, cfg.vision_window,
+                cfg.recompute)
             self.image_embedding = None
         self.state_in = state_projection(cfg)
         self.scene_out = scene_head(cfg) if cfg.scene_dim else None
@@ -375,21 +354,28 @@ class VLA(nn.Module):
 
     def embed_prefix(self, batch, trace=None):
         """(B, L, D): token embeddings, with images, state and, where they stand in the text, action rows."""
-        cfg, ids, state = self.cfg, batch['input_ids'], batch['state']
-        x, images = self.embed_tokens(ids).flatten(0, 1), self.embed_images(batch)    # (B*L, D), (n, D)
-        if self.scene_out is not None:
-            scene = self.scene_out(images.view(len(ids), -1)).float()                 # (B, scene_dim)
-            state = torch.cat([state, scene.detach()], -1)     # a gradient through sines would be noise
-            if trace is not None:
-                trace.append(scene)
-        parts = [(ids == cfg.image_pad_id, images),
-                 (ids == cfg.state_pad_id, self.state_in(self.state_features(state)))]
+        cfg, ids, parts = self.cfg, batch['input_ids'], []
+        x = self.embed_tokens(ids).flatten(0, 1)                                      # (B*L, D)
+        if 'images' in batch or 'patches' in batch:
+            images = self.embed_images(batch)                                         # (n, D)
+            parts.append((self.picture_tokens(ids), images))
+        if 'state' in batch:
+            state = batch['state']
+            if self.scene_out is not None:
+                scene = self.scene_out(images.view(len(ids), -1)).float()             # (B, scene_dim)
+                state = torch.cat([state, scene.detach()], -1)     # a gradient through sines would be noise
+                if trace is not None:
+                    trace.append(scene)
+            parts.append((ids == cfg.state_pad_id, self.state_in(self.state_features(state))))
         if 'rows' in batch:
             rows = self.head.embed(batch['rows'], batch['row_time'])
             parts.append((self.row_tokens(ids), rows.flatten(0, 1)))
         for where, value in parts:
-            at = where.flatten().nonzero().squeeze(1)
-            assert len(at) == len(value), f'{len(at)} places in input_ids, {len(value)} embeddings for them'
+            if not torch.compiler.is_compiling():
+                n = int(where.sum())
+                assert n == len(value), f'{n} places in input_ids, {len(value)} embeddings for them'
+            # the number of places is known, so that a compiler need not look at the ids
+            at = where.flatten().nonzero_static(size=len(value)).squeeze(1)
             x = x.index_copy(0, at, value.to(x.dtype))
         return x.view(*ids.shape, -1)
 
@@ -397,22 +383,28 @@ class VLA(nn.Module):
         """Where rows of a chunk stand in the text, bool (B, L)."""
         return (ids == self.cfg.action_pad_id) | (ids == self.cfg.action_pass_id)
 
+    def picture_tokens(self, ids):
+        image, video = ids == self.cfg.image_pad_id, self.cfg.video_pad_id
+        return image if video is None else image | (ids == video)
+
     def prefix_layout(self, batch):
         cfg, ids = self.cfg, batch['input_ids']
+        document, position, user = documents(batch)
         index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        user, real = index < batch['user_len'][:, None], index < batch['total_len'][:, None]
-        kind = torch.where(user, USER, torch.where(real, ASSISTANT, PAD))
-        position = index
-        if cfg.vision == 'qwen':
-            square = (1, *[cfg.image_size // cfg.patch_size] * 2)
-            grids = batch['grids'] if 'grids' in batch else [square] * batch['images'].shape[:2].numel()
-            position = vision.grid_positions(ids, cfg.image_pad_id, grids, cfg.merge_size)
+        kind = torch.where(document < 0, PAD, torch.where(user, USER, ASSISTANT))
         # one order for the whole user part makes it bidirectional; the assistant part counts on and is causal
-        order = index if cfg.prefix_attention == 'causal' else torch.where(user, 0, index)
+        order = index if cfg.prefix_attention == 'causal' else torch.where(user, index - position, index)
+        if cfg.vision == 'qwen':
+            square, grids = (1, *[cfg.image_size // cfg.patch_size] * 2), []
+            if 'grids' in batch or 'images' in batch:
+                grids = batch['grids'] if 'grids' in batch else [square] * batch['images'].shape[:2].numel()
+            seconds = batch['grid_seconds'] if 'grid_seconds' in batch else None
+            position = vision.grid_positions(self.picture_tokens(ids), grids, cfg.merge_size, seconds,
+                                             cfg.tokens_per_second, index - position)
         if cfg.action_pad_id is not None and cfg.chunk_attention == 'bidirectional':
             row = self.row_tokens(ids)
             order = torch.where(row, order - (row.cumsum(1) - 1) % cfg.horizon, order)
-        return Layout(position, order, torch.full_like(index, -1), kind, torch.ones_like(user))
+        return Layout(position, order, document, torch.full_like(index, -1), kind, torch.ones_like(user))
 
     def chunk_layout(self, prefix, reads):
         """K draws of H rows that follow `prefix`; reads bool (B, K). Positions go on after the part that is
@@ -426,7 +418,9 @@ class VLA(nn.Module):
             order += row.flatten(1)
         draw = torch.arange(K, device=reads.device)[:, None].expand(B, K, H).flatten(1)
         position = place if prefix.position.ndim == 2 else place.expand(3, -1, -1)
-        return Layout(position, order, draw, torch.full_like(place, ACTION), reads.repeat_interleave(H, 1))
+        document = prefix.last_document.expand(place.shape)
+        kind, reads = torch.full_like(place, ACTION), reads.repeat_interleave(H, 1)
+        return Layout(position, order, document, draw, kind, reads)
 
     def logits(self, hidden):
         return F.linear(hidden, (self.embed_tokens if self.lm_head is None else self.lm_head).weight).float()
@@ -450,7 +444,7 @@ class VLA(nn.Module):
     def forward(self, batch):
         """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens.
         Where the batch is a share of a larger one, n_rows and n_tokens in it are the counts to divide by."""
-        if batch['noise'].ndim == 3:
+        if 'noise' not in batch or batch['noise'].ndim == 3:
             return self.forward_inline(batch)
         cfg, actions, noise = self.cfg, batch['actions'], batch['noise']
         trace = None if self.geometry_out is None else []
@@ -458,10 +452,12 @@ class VLA(nn.Module):
         skip = int((batch['labels'][:, 1:] != -100).any(0).int().argmax()) if cfg.n_layers > 1 else 0
         predicted, hidden = self.predict(batch, skip, trace)
         target = actions[:, None] if cfg.predict == 'action' else noise - actions[:, None]
-        valid = batch['action_mask'].float()                                          # (B, H)
-        n_rows = batch['n_rows'] if 'n_rows' in batch else valid.sum()
+        valid = batch['action_mask'][:, None].float()                                 # (B, 1, H)
+        if batch['time'].ndim == 3:      # rows at time 0 are given, not asked for
+            valid = valid * (batch['time'] > 0)                                       # (B, K, H)
+        n_rows = batch['n_rows'] if 'n_rows' in batch else valid.sum() / valid.shape[1]
         error = (predicted - target).square().mean(-1)                                # (B, K, H)
-        flow = (error * valid[:, None]).sum() / (n_rows * noise.shape[1])
+        flow = (error * valid).sum() / (n_rows * noise.shape[1])
         loss, parts = self.total_loss(flow, hidden, batch['labels'][:, skip:], batch)
         if trace:
             scene = trace.pop(0) if self.scene_out is not None else None
@@ -479,15 +475,19 @@ class VLA(nn.Module):
     def forward_inline(self, batch):
         """Loss of rows that stand inside the text, EO-1's layout and its interleaved samples: <|action_pad|>
         tokens are a noisy chunk, <|action_pass|> tokens one given clean. actions and noise (n, H, A),
-        time (n) and action_mask (n, H) list the chunks of the batch in order of appearance."""
-        cfg, ids, actions, noise = self.cfg, batch['input_ids'], batch['actions'], batch['noise']
-        at = self.row_tokens(ids)
+        time (n) and action_mask (n, H) list the chunks of the batch in order of appearance; a batch without
+        them is text (and pictures) only."""
+        cfg, ids, layout = self.cfg, batch['input_ids'], self.prefix_layout(batch)
+        if 'noise' not in batch:
+            hidden, _ = self.decoder(self.embed_prefix(batch), layout)
+            return self.total_loss(hidden.new_zeros(()), hidden, batch['labels'], batch)
+        at, actions, noise = self.row_tokens(ids), batch['actions'], batch['noise']
         clean = (ids[at] == cfg.action_pass_id).view(actions.shape[:2])               # (n, H)
         time = batch['time'][:, None].expand(clean.shape)
         per_row = time.masked_fill(clean, 0.0)
         x_t = per_row[..., None] * noise + (1 - per_row[..., None]) * actions
         rows = dict(rows=x_t, row_time=time if cfg.eo1_compat else per_row)
-        hidden, _ = self.decoder(self.embed_prefix(batch | rows), self.prefix_layout(batch))  # (B, L, D)
+        hidden, _ = self.decoder(self.embed_prefix(batch | rows), layout)             # (B, L, D)
         target = actions if cfg.predict == 'action' else noise - actions
         valid = batch['action_mask'] & ~clean
         error = (self.head.read(hidden[at]).view(actions.shape) - target).square().mean(-1)
@@ -496,7 +496,10 @@ class VLA(nn.Module):
 
     def total_loss(self, flow, hidden, labels, batch):
         """Add the text loss; hidden (B, L, D) and labels (B, L) belong to the same tokens."""
-        labels = labels[:, 1:].flatten()                                              # what comes after each
+        labels = labels[:, 1:]                                                        # what comes after each
+        if 'document' in batch:      # no token foretells the next document
+            labels = labels.masked_fill(batch['document'].diff(dim=1) != 0, -100)
+        labels = labels.flatten()
         at = (labels != -100).nonzero().squeeze(1)
         logits, labels = self.logits(hidden[:, :-1].flatten(0, 1)[at]), labels[at]
         n_tokens = batch['n_tokens'] if 'n_tokens' in batch else max(len(at), 1)
@@ -508,60 +511,80 @@ class VLA(nn.Module):
     # ---- inference
 
     @torch.no_grad()
-    def act(self, batch, steps=5, noise=None, solver='euler', read_text=True):
+    def act(self, batch, steps=5, noise=None, solver='euler', read_text=True, action_prefix=None):
         """Action chunk (B, H, A), normalised. noise (B, H, A) starts the flow; None = zeros, deterministic.
-        A sample with an assistant part in the batch has read it, unless read_text is False."""
+        A sample with an assistant part in the batch has read it, unless read_text is False.
+        action_prefix (B, P, A): the first P rows of the chunk, which are being executed while this one is
+        made. They stay as they are, clean, at t = 0; the rest is drawn to go on from them."""
         batch = batch if read_text else user_part(batch)
         layout = self.prefix_layout(batch)
         _, cache = self.decoder(self.embed_prefix(batch), layout, skip=layout.kind.shape[1])
-        return self.denoise(cache, layout, steps, noise, solver)
+        return self.denoise(cache, layout, steps, noise, solver, action_prefix)
 
     @torch.no_grad()
-    def generate(self, batch, max_new_tokens=24):
-        """Greedy text after the user part: token ids per sample, up to and without <|action_start|>."""
-        return self.decode_text(batch, max_new_tokens)[0]
+    def generate(self, batch, max_new_tokens=24, stop=None, temperature=0.0, top_p=1.0, generator=None):
+        """Text after the user part: token ids per sample, up to and without a token of `stop`; None:
+        <|action_start|>. temperature 0: the likeliest word every time, else see pick_token."""
+        pick = functools.partial(pick_token, temperature=temperature, top_p=top_p, generator=generator)
+        return self.decode_text(batch, max_new_tokens, stop, pick)[0]
 
     @torch.no_grad()
-    def plan_and_act(self, batch, steps=5, max_new_tokens=24, noise=None, solver='euler'):
-        """Decode the text, then act having read it; one prefix pass serves both. -> (actions, token ids)."""
+    def plan_and_act(self, batch, steps=5, max_new_tokens=24, noise=None, solver='euler', action_prefix=None,
+                     texts=None):
+        """Decode the text, then act having read it; one prefix pass serves both. -> (actions, token ids).
+        texts: token ids of an earlier call, to act k times on one text: they are read instead of decoded."""
+        if texts is not None:
+            batch = give_text(batch, [[*text, self.cfg.action_start_id] for text in texts])
+            return self.act(batch, steps, noise, solver, action_prefix=action_prefix), texts
         texts, cache, layout = self.decode_text(batch, max_new_tokens)
-        return self.denoise(cache, layout, steps, noise, solver), texts
+        return self.denoise(cache, layout, steps, noise, solver, action_prefix), texts
 
-    def decode_text(self, batch, max_new_tokens):
-        """Every text ends with <|action_start|> in the cache, also one that ran into max_new_tokens."""
-        batch = user_part(batch)
-        go, layout, end = self.cfg.action_start_id, self.prefix_layout(batch), batch['user_len']
+    def decode_text(self, batch, max_new_tokens, stop=None, pick=None):
+        """Without `stop` every text ends with <|action_start|> in the cache, also one that got too long."""
+        go, closing = self.cfg.action_start_id, stop is None
+        batch, stop, pick = user_part(batch), [go] if closing else list(stop), pick or pick_token
+        layout = self.prefix_layout(batch)
+        document, user = layout.last_document, layout.kind == USER
+        # the column after the user part
+        end = ((torch.arange(user.shape[1], device=user.device) + 1) * user).amax(1)
         B, skip, start = len(end), int(end.min()) - 1, layout.after(USER)
         hidden, cache = self.decoder(self.embed_prefix(batch), layout, skip=skip)
         logits = self.logits(hidden[torch.arange(B, device=end.device), end - 1 - skip])  # (B, V)
         done, texts = torch.zeros_like(end, dtype=torch.bool), [[] for _ in range(B)]
-        for i in range(max_new_tokens + 1):
-            token = logits.argmax(-1) if i < max_new_tokens else torch.full_like(end, go)
+        ends = torch.tensor(stop, dtype=torch.int64, device=end.device)
+        for i in range(max_new_tokens + closing):
+            token = pick(logits) if i < max_new_tokens else torch.full_like(end, go)
             for text, t, d in zip(texts, token.tolist(), done.tolist()):
-                text += [] if d or t == go else [t]
+                text += [] if d or t in stop else [t]
             # a finished sample rides along as padding until all are done
             place, kind = (start + i)[:, None], torch.where(done, PAD, ASSISTANT)[:, None]
             position = place if layout.position.ndim == 2 else place.expand(3, -1, -1)
             order, draw = (end + i)[:, None], torch.full_like(place, -1)
-            one = Layout(position, order, draw, kind, torch.ones_like(kind, dtype=torch.bool))
+            own = torch.where(done[:, None], -1, document)
+            one = Layout(position, order, own, draw, kind, torch.ones_like(kind, dtype=torch.bool))
             hidden, cache = self.decoder(self.embed_tokens(token)[:, None], one, cache, layout)
-            layout, done = layout.join(one), done | (token == go)
+            layout, done = layout.join(one), done | torch.isin(token, ends)
             if done.all():
                 break
             logits = self.logits(hidden[:, 0])
         return texts, cache, layout
 
-    def denoise(self, cache, prefix, steps, noise, solver):
+    def denoise(self, cache, prefix, steps, noise, solver, action_prefix=None):
         cfg, kind = self.cfg, prefix.kind
         layout = self.chunk_layout(prefix, torch.ones_like(kind[:, :1], dtype=torch.bool))
         shape = (len(kind), cfg.horizon, cfg.action_dim)
         x = torch.zeros(shape, device=kind.device) if noise is None else noise
+        clean = 0 if action_prefix is None else action_prefix.shape[1]
+        if clean:
+            x = torch.cat([action_prefix, x[:, clean:]], 1)
+        free = (torch.arange(cfg.horizon, device=kind.device) >= clean).float().expand(shape[:2])  # (B, H)
 
         def velocity(x, t):
-            rows = self.head.embed(x, torch.full(x.shape[:2], t, device=x.device))
+            rows = self.head.embed(x, t * free)
             hidden, _ = self.decoder(rows.to(self.embed_tokens.weight.dtype), layout, cache, prefix)
             out = self.head.read(hidden)
-            return (x - out) / t if cfg.predict == 'action' else out   # clean chunk c: velocity (x_t - c) / t
+            out = (x - out) / t if cfg.predict == 'action' else out   # clean chunk c: velocity (x_t - c) / t
+            return out * free[..., None] if clean else out
         for i in range(steps):
             t, dt = 1 - i / steps, 1 / steps
             v = velocity(x, t)
@@ -577,10 +600,10 @@ class VLA(nn.Module):
     def save(self, folder, meta, ema=None):
         """model.safetensors, ema.safetensors (an EMA, optional) and meta.json, each replaced atomically."""
         os.makedirs(folder, exist_ok=True)
-        write_tensors(f'{folder}/model.safetensors', self.state_dict())
+        pretrained.write_tensors(f'{folder}/model.safetensors', self.state_dict())
         if ema is not None:
-            write_tensors(f'{folder}/ema.safetensors', ema.state_dict(self))
-        write_json(f'{folder}/meta.json', dict(meta, model=asdict(self.cfg)))
+            pretrained.write_tensors(f'{folder}/ema.safetensors', ema.state_dict(self))
+        pretrained.write_json(f'{folder}/meta.json', dict(meta, model=asdict(self.cfg)))
 
     @classmethod
     def load(cls, folder, ema=True):
@@ -595,71 +618,57 @@ class VLA(nn.Module):
         return model.eval(), meta
 
     @classmethod
-    def from_pretrained(cls, folder, **changes):
-        """Read a Hugging Face folder of Qwen2.5-VL, whose action head is then new, or of EO-1. `changes` are
-        fields of VLAConfig, among them those the folder does not tell (always action_start_id)."""
-        with open(f'{folder}/config.json') as f:
-            cfg = VLAConfig(**(vision.config_from_hf(json.load(f)) | changes))
+    def from_pretrained(cls, folder, dtype=None, **changes):
+        """Read a Hugging Face folder of Qwen2.5-VL, whose action head is then new, of EO-1, or one of ours.
+        dtype: of all but the action head; None: as in the files. `changes` are fields of VLAConfig; a folder
+        without tokenizer.json does not tell action_start_id."""
+        if os.path.exists(f'{folder}/meta.json'):
+            return cls.load(folder)[0].to(dtype)
+        cfg = VLAConfig(**pretrained.read_config(folder) | changes)
         with torch.device('meta'):
             model = cls(cfg)
         model.state_in, model.head = state_projection(cfg), ActionHead(cfg)
+        if cfg.row_embedding:
+            nn.init.normal_(model.head.row, std=0.02)
         if cfg.geometry_dim:
             model.geometry_out = geometry_head(cfg)
-        theirs = vision.read_hub(folder)
-        if cfg.tie_embeddings:
-            theirs.pop('lm_head.weight', None)
-        ours, shapes = {}, {name: p.shape for name, p in model.named_parameters()}
-        for name, parts in vision.hub_names(cfg).items():
-            if name in shapes and all(part in theirs for part in parts):
-                ours[name] = torch.cat([theirs.pop(part) for part in parts]).view(shapes[name])
-        new = ('state_in.', 'head.', 'geometry_out.')
-        missing = [name for name in shapes if name not in ours and not name.startswith(new)]
-        if missing or theirs:
-            raise ValueError(f'{folder} does not fit config.json: '
-                             f'missing {missing[:5]}, unused {list(theirs)[:5]}')
-        model.load_state_dict(ours, strict=False, assign=True)
+        pretrained.fill(model, folder, dtype)
         return model.eval()
 
-    def save_pretrained(self, folder):
-        """Write model.safetensors and config.json as transformers' Qwen2.5-VL (and from_pretrained) read
-        them; the action head is in the same file under EO-1's names, which transformers calls unexpected."""
-        os.makedirs(folder, exist_ok=True)
-        cfg, tensors, state = self.cfg, {}, self.state_dict()
-        qkv = [n * cfg.head_dim for n in (cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads)]
-        for name, parts in vision.hub_names(cfg).items():
-            if name in state:
-                split = qkv if len(parts) == 3 else state[name].shape[0] // len(parts)
-                for part, tensor in zip(parts, state[name].split(split)):
-                    tensors[part] = tensor
-        patch = 'visual.patch_embed.proj.weight'
-        tensors[patch] = tensors[patch].view(-1, 3, cfg.patch_frames, cfg.patch_size, cfg.patch_size)
-        write_tensors(f'{folder}/model.safetensors', tensors, {'format': 'pt'})
-        write_json(f'{folder}/config.json', vision.config_to_hf(cfg))
+    def save_pretrained(self, folder, layout='hf'):
+        """Write a folder that transformers ('hf') or EO-1's code ('eo1') opens, and from_pretrained."""
+        pretrained.save(self, folder, layout)
 
 
 def user_part(batch):
     """The batch without its assistant part."""
+    if 'document' in batch:
+        document, _, user = documents(batch)
+        return dict(batch, document=torch.where(user, document, -1))
     L = int(batch['user_len'].max())
     return dict(batch, total_len=batch['user_len'], input_ids=batch['input_ids'][:, :L])
 
 
-def write_atomic(path, write):
-    write(path + '.tmp')
-    with open(path + '.tmp', 'rb') as f:
-        os.fsync(f.fileno())
-    os.replace(path + '.tmp', path)
+def give_text(batch, texts):
+    """The batch with these token ids as assistant parts; one document in a row."""
+    document, _, user = documents(batch)
+    assert document.max() == 0, 'a row of several documents has no one assistant part'
+    users = [ids[keep] for ids, keep in zip(batch['input_ids'], user & (document == 0))]
+    rows = [torch.cat([ids, ids.new_tensor(text)]) for ids, text in zip(users, texts)]
+    lengths = {name: torch.tensor([len(row) for row in part], device=rows[0].device)
+               for name, part in (('user_len', users), ('total_len', rows))}
+    batch = {k: v for k, v in batch.items() if k != 'document'}
+    return dict(batch, **lengths, input_ids=nn.utils.rnn.pad_sequence(rows, batch_first=True))
 
 
-def write_tensors(path, tensors, metadata=None):
-    tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
-    write_atomic(path, lambda tmp: save_file(tensors, tmp, metadata))
-
-
-def write_json(path, value):
-    def write(tmp):
-        with open(tmp, 'w') as f:
-            json.dump(value, f, indent=1)
-    write_atomic(path, write)
+def pick_token(logits, temperature=0.0, top_p=1.0, generator=None):
+    """Scores (B, V) -> token ids (B): the likeliest; or, at a temperature, one drawn from the fewest tokens
+    that together have the probability top_p."""
+    if not temperature:
+        return logits.argmax(-1)
+    p, token = (logits / temperature).softmax(-1).sort(-1, descending=True)
+    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)
+    return token.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
 
 
 # -----------------------------------------------------------------------------

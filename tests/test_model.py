@@ -3,11 +3,13 @@
     python -m pytest tests/test_model.py
 """
 import dataclasses
+import functools
 import json
 
 import pytest
 import torch
 
+import layers
 import model
 from model import EMA, VLA, VLAConfig
 
@@ -161,6 +163,19 @@ def test_a_flow_time_per_row_equals_one_per_draw_when_constant():
     assert torch.equal(net(batch)[0], net(rows)[0])
 
 
+def test_rows_at_time_zero_are_given_and_do_not_count():
+    """Training for chunks that begin with rows already being executed."""
+    net, batch = network(), make_batch()
+    time = batch['time'][..., None].expand(3, 2, H).clone()
+    time[:, 1, :2] = 0
+    batch |= dict(time=time)
+    error = (net.predict(batch)[0] - batch['actions'][:, None]).square().mean(-1)
+    assert close(net(batch)[1]['flow'], error[time > 0].mean(), 1e-6)
+    other = batch['noise'].clone()
+    other[:, 1, :2] += 5      # their noise is nowhere
+    assert torch.equal(net(dict(batch, noise=other))[0], net(batch)[0])
+
+
 def test_parts_of_a_batch_add_up_when_told_the_global_counts():
     net, batch = network(), make_batch(B=4)
     batch['action_mask'][0, 1:] = False
@@ -306,6 +321,49 @@ def test_plan_and_act_acts_as_if_its_text_had_been_given():
         assert close(net.act(given, 2, batch['noise'][b:b + 1, 0])[0], actions[b])
 
 
+def test_a_text_is_decoded_once_and_read_for_several_chunks():
+    net, batch = network(), make_batch()
+    actions, texts = net.plan_and_act(batch, 2, 4)
+    calls = []
+    net.decoder.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[1]))
+    again, same = net.plan_and_act(batch, 2, texts=texts)
+    assert same == texts and close(again, actions)
+    assert len(calls) == 3 and calls[1:] == [H, H]      # one prefix pass, two steps, no word by word
+    moved = dict(batch, state=batch['state'] + 1)       # what it sees is new all the same
+    assert not close(net.plan_and_act(moved, 2, texts=texts)[0], actions)
+
+
+def test_words_are_drawn_from_the_smallest_set_that_holds_top_p():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(4000, 1)[:, [2, 0, 3, 1]]
+    draw = functools.partial(model.pick_token, logits, generator=torch.Generator().manual_seed(0))
+
+    def shares(tokens):
+        return tokens.bincount(minlength=4) / 4000
+    assert (draw() == 1).all()
+    assert close(shares(draw(1.0)), torch.tensor([0.15, 0.5, 0.05, 0.3]), 0.03)
+    assert close(shares(draw(1.0, 0.6)), torch.tensor([0, 0.625, 0, 0.375]), 0.03)
+    assert close(shares(draw(0.5)), torch.tensor([0.0225, 0.25, 0.0025, 0.09]) / 0.365, 0.03)
+    assert (draw(1.0, 1e-6) == 1).all()
+    net, batch = network(), make_batch()
+    texts = [net.generate(batch, 6, temperature=3.0, top_p=0.9, generator=torch.Generator().manual_seed(s))
+             for s in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2] and net.generate(batch, 6) == net.generate(batch, 6, top_p=0.5)
+
+
+@pytest.mark.parametrize('changes', [{}, dict(vision='qwen', image_size=56, vision_width=32, vision_layers=2,
+                                              vision_heads=2, vision_intermediate=32, vision_full_blocks=(1,),
+                                              tokens_per_camera=4, predict='velocity')])
+def test_acting_compiles_into_one_graph(changes):
+    """fullgraph=True raises at the first thing a compiler cannot follow."""
+    net, batch = network(**changes), make_batch(1 if changes else 2)
+    if changes:
+        batch |= dict(images=torch.randint(0, 256, (1, 1, 56, 56, 3), dtype=torch.uint8))
+    act = torch.compile(net.act, fullgraph=True, backend='eager')
+    noise, prefix = batch['noise'][:, 0], batch['actions'][:, :2]
+    expected = net.act(batch, 3, noise, 'midpoint', action_prefix=prefix)
+    assert close(act(batch, 3, noise, 'midpoint', action_prefix=prefix), expected)
+
+
 def test_acting_leaves_the_noise_alone():
     net, batch = network(), make_batch()
     noise = batch['noise'][:, 0].clone()
@@ -324,6 +382,38 @@ def test_gradient_reaches_every_parameter(changes):
     net(batch | dict(geometry=torch.randn(3, 6)))[0].backward()
     silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not silent
+
+
+@pytest.mark.parametrize('share, changes', [      # of the memory; the stem is not recomputed, the tower is
+    (0.9, {}), (0.5, dict(vision='qwen', vision_width=32, vision_heads=2, image_size=28, vision_layers=3,
+                          vision_intermediate=64, tokens_per_camera=1))])
+def test_recomputing_activations_saves_memory_and_changes_nothing(share, changes):
+    batch, results = make_batch(), []
+    if changes:
+        batch |= dict(images=torch.randint(0, 256, (3, 4, 28, 28, 3), dtype=torch.uint8))
+    for recompute in (False, True):
+        net, kept = network(recompute=recompute, n_layers=4, **changes), []
+
+        def keep(tensor):
+            kept.append(tensor.nbytes)
+            return tensor
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = net(batch)[0]
+            forward = sum(kept)
+        loss.backward()
+        results.append((forward, [p.grad for p in net.parameters()]))
+    assert results[1][0] < share * results[0][0]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+def test_a_batch_of_words_alone_has_a_text_loss_alone():
+    net, batch = network(), make_batch()
+    text = {k: batch[k] for k in ('input_ids', 'labels', 'user_len', 'total_len')}
+    text['input_ids'] = text['input_ids'].clamp(min=GO)      # no place for a picture or a state
+    loss, parts = net(text)
+    logits = net.logits(net.decoder(net.embed_prefix(text), net.prefix_layout(text))[0][:, :-1])
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text['labels'][:, 1:].flatten())
+    assert parts['flow'] == 0 and close(parts['text'], expected) and close(loss, 0.1 * expected)
 
 
 def test_one_batch_is_learnt_by_heart():
@@ -379,7 +469,7 @@ def test_average_warms_up_then_follows_its_decay():
 def test_fast_rms_norm_equals_the_library():
     torch.manual_seed(0)
     results, x = [], torch.randn(5, 7, 24)
-    for norm in (model.RMSNorm(24, eps=1e-6), torch.nn.RMSNorm(24, eps=1e-6)):
+    for norm in (layers.RMSNorm(24, eps=1e-6), torch.nn.RMSNorm(24, eps=1e-6)):
         norm.weight.data = torch.linspace(-1, 2, 24)
         y = x.clone().requires_grad_()
         out = norm(y)
