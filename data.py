@@ -108,20 +108,31 @@ class Processor:
     compand        m, tenths of a rad: moves are linear up to about this and logarithmic beyond, so that the
                    last millimetre before a press weighs as much in the loss as the way to it; 0: linear
     stats          mean and spread per state slot, (S,), and per row and action slot, (H, A): see `fit`
+    template       'minimal', or 'qwen': EO-1's prompt, for a tokenizer of Qwen's with EO-1's tokens added
+    pad_dims       S and A are filled up with zeros to so many, 32 in EO-1; 0: left as they are
     """
 
     def __init__(self, cameras, image_size, state_slots, action_slots, horizon, control_hz, tokenizer,
-                 tokens_per_camera=4, action_space='tool', template='minimal', compand=0.0, stats=None):
-        for name, value, known in (('action_space', action_space, 'tool'), ('template', template, 'minimal')):
-            if value != known:
-                raise ValueError(f'{name} {value!r}, expected {known!r}')
+                 tokens_per_camera=4, action_space='tool', template='minimal', compand=0.0, pad_dims=0,
+                 stats=None):
+        for name, value, known in (('action_space', action_space, ('tool',)),
+                                   ('template', template, ('minimal', 'qwen'))):
+            if value not in known:
+                raise ValueError(f'{name} {value!r}, expected {" or ".join(map(repr, known))}')
         self.cameras, self.image_size = tuple(cameras), image_size
         self.state_slots = slots(state_slots, STATE_NAMES)
         self.action_slots = slots(action_slots, TOOL_ACTION_NAMES)
         self.horizon, self.control_hz, self.tokens_per_camera = horizon, control_hz, tokens_per_camera
         self.action_space, self.template, self.compand = action_space, template, compand
+        self.state_dim, self.action_dim = (pad_dims or len(s) for s in (self.state_slots, self.action_slots))
+        self.pad_dims = pad_dims
+        if self.state_dim < len(self.state_slots) or self.action_dim < len(self.action_slots):
+            raise ValueError(f'{len(self.state_slots)} state and {len(self.action_slots)} action slots '
+                             f'are more than pad_dims {pad_dims}')
         self.tokenizer_json, self.tokenizer = tokenizer, tokenizers.Tokenizer.from_str(tokenizer)
-        self.token_id = {name: self.tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
+        stands_for = {'<|pad|>': '<|endoftext|>'} if template == 'qwen' else {}
+        self.token_id = {name: self.tokenizer.token_to_id(stands_for[name] if name in stands_for else name)
+                         for name in SPECIAL_TOKENS}
         missing = [name for name, i in self.token_id.items() if i is None]
         if missing:
             raise ValueError(f'tokenizer lacks {", ".join(missing)}; make one: python data.py tokenizer')
@@ -134,7 +145,7 @@ class Processor:
 
     def to_dict(self):
         plain = ('cameras', 'image_size', 'state_slots', 'action_slots', 'horizon', 'control_hz',
-                 'tokens_per_camera', 'action_space', 'template', 'compand')
+                 'tokens_per_camera', 'action_space', 'template', 'compand', 'pad_dims')
         return {**{k: list(v) if isinstance(v := getattr(self, k), tuple) else v for k in plain},
                 'tokenizer': self.tokenizer_json,
                 'stats': self.stats and {k: v.tolist() for k, v in self.stats.items()},
@@ -176,9 +187,14 @@ class Processor:
         for text in (instruction, subtask or ''):
             if '<|' in text:
                 raise ValueError(f'{text!r}: "<|" would forge a special token')
-        images = '<|image_pad|>' * (self.tokens_per_camera * len(self.cameras))
+        image = '<|image_pad|>' * self.tokens_per_camera
         assistant = '' if subtask is None else f'{subtask}<|action_start|>'
-        return f'{images}<|state_pad|>{instruction}<|vla|>', assistant
+        if self.template == 'minimal':
+            return f'{image * len(self.cameras)}<|state_pad|>{instruction}<|vla|>', assistant
+        images = f'<|vision_start|>{image}<|vision_end|>' * len(self.cameras)
+        return ('<|im_start|>system\nYou are a helpful physical assistant.<|im_end|>\n<|im_start|>user\n'
+                f'{images}<|state_start|><|state_pad|><|state_end|>{instruction}<|vla|><|im_end|>\n'
+                '<|im_start|>assistant\n'), assistant
 
     @functools.lru_cache(maxsize=100_000)
     def prompt_ids(self, instruction, subtask=None):
@@ -204,7 +220,13 @@ class Processor:
     def normalise_state(self, states):
         """(B, 79) -> (B, S) float32."""
         centred = states[:, self.state_index] - self.stats['state_mean']
-        return (centred / self.stats['state_std']).astype(np.float32)
+        return self.fill_up((centred / self.stats['state_std']).astype(np.float32))
+
+    def fill_up(self, values):
+        """(..., slots) -> (..., pad_dims), zeros behind; unchanged without pad_dims."""
+        if not self.pad_dims:
+            return values
+        return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, self.pad_dims - values.shape[-1])])
 
     def relative_actions(self, actions, commands):
         """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) anchored and companded."""
@@ -214,11 +236,13 @@ class Processor:
     def normalise_actions(self, actions, commands):
         """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) float32."""
         relative = self.relative_actions(actions, commands)
-        return ((relative - self.stats['action_mean']) / self.stats['action_std']).astype(np.float32)
+        return self.fill_up(((relative - self.stats['action_mean']) / self.stats['action_std'])
+                            .astype(np.float32))
 
     def decode_actions(self, chunk, commands):
         """Inverse: (B, H, A) normalised, (B, 15) command in force -> (B, H, 15) absolute actions, float32."""
-        chunk, commands = np.asarray(chunk, np.float64), np.asarray(commands, np.float64)
+        chunk = np.asarray(chunk, np.float64)[..., :len(self.action_slots)]
+        commands = np.asarray(commands, np.float64)
         hold = np.repeat(commands[:, None], chunk.shape[1], 1)     # (B, H, 15)
         relative = anchor(hold, commands)
         chunk, scale = chunk * self.stats['action_std'] + self.stats['action_mean'], self.action_scale
@@ -419,7 +443,7 @@ class Dataset:
         if batch_size % world_size:
             raise ValueError(f'global batch {batch_size} does not divide into {world_size} slices')
         processor, B, K, N = self.processor, batch_size, self.draws, len(self.processor.cameras)
-        H, A, S = processor.horizon, len(processor.action_slots), len(processor.state_slots)
+        H, A, S = processor.horizon, processor.action_dim, processor.state_dim
         rng = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
         draws = {
             'noise': torch.randn(B, K, H, A, generator=rng),
