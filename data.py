@@ -24,6 +24,7 @@ import numpy as np
 import tokenizers
 import torch
 
+import questions
 from episode import (
     COMMAND, POSITION, ROTVEC, SPINE, STATE, STATE_NAMES, TOOL_ACTION, TOOL_ACTION_NAMES, check_episode,
     draw_episode, episode_paths, observation_from_state, print_stats, quat_from_rotvec, quat_inv, quat_mul,
@@ -182,24 +183,26 @@ class Processor:
             raise ValueError(f'{where} does not fit the policy: ' + '; '.join(faults))
 
     # ---- text
-    def prompt(self, instruction, subtask=None):
-        """-> user part, assistant part ('' without subtask): the token sequence as text."""
+    def prompt(self, instruction, subtask=None, question=False):
+        """-> user part, assistant part ('' without subtask): the token sequence as text. With `question` the
+        two are a question and its answer: no <|vla|>, which asks for action, and <|im_end|> at the end."""
         for text in (instruction, subtask or ''):
             if '<|' in text:
                 raise ValueError(f'{text!r}: "<|" would forge a special token')
         image = '<|image_pad|>' * self.tokens_per_camera
-        assistant = '' if subtask is None else f'{subtask}<|action_start|>'
+        assistant = '' if subtask is None else subtask + ('<|im_end|>' if question else '<|action_start|>')
         if self.template == 'minimal':
-            return f'{image * len(self.cameras)}<|state_pad|>{instruction}<|vla|>', assistant
+            text = f'{image * len(self.cameras)}<|state_pad|>{instruction}'
+            return text + ('<|im_start|>' if question else '<|vla|>'), assistant
         images = f'<|vision_start|>{image}<|vision_end|>' * len(self.cameras)
         return ('<|im_start|>system\nYou are a helpful physical assistant.<|im_end|>\n<|im_start|>user\n'
-                f'{images}<|state_start|><|state_pad|><|state_end|>{instruction}<|vla|><|im_end|>\n'
-                '<|im_start|>assistant\n'), assistant
+                f'{images}<|state_start|><|state_pad|><|state_end|>{instruction}'
+                f'{"" if question else "<|vla|>"}<|im_end|>\n<|im_start|>assistant\n'), assistant
 
     @functools.lru_cache(maxsize=100_000)
-    def prompt_ids(self, instruction, subtask=None):
+    def prompt_ids(self, instruction, subtask=None, question=False):
         """-> token ids of the user part, of the assistant part."""
-        parts = self.prompt(instruction, subtask)
+        parts = self.prompt(instruction, subtask, question)
         return tuple(tuple(self.tokenizer.encode(part).ids) if part else () for part in parts)
 
     def decode_text(self, ids):
@@ -253,11 +256,11 @@ class Processor:
                 out[..., columns] = hold[..., columns]
         return out.astype(np.float32)
 
-    def encode(self, rows, subtasks=None):
+    def encode(self, rows, subtasks=None, questions=None):
         """Observations -> batch for the model. `rows` are observation dicts, live from the world or
         `Dataset.row`: the images of our cameras, the state fields and the instruction are read.
         With `subtasks`, one text per row, the batch contains the assistant part and the model acts having
-        read it."""
+        read it. `questions`, one per row, take the place of the instructions: VLA.generate answers them."""
         for camera in self.cameras:
             shape = np.shape(rows[0][f'image/{camera}'])
             if shape != (self.image_size, self.image_size, 3):
@@ -266,6 +269,8 @@ class Processor:
         images = np.stack([[row[f'image/{camera}'] for camera in self.cameras] for row in rows])
         states = np.stack([state_vector(row) for row in rows])
         prompts = [self.prompt_ids(row['instruction'], subtask) for row, subtask in zip(rows, subtasks)]
+        if questions is not None:
+            prompts = [self.prompt_ids(question, None, True) for question in questions]
         return self.assemble(images, states, prompts)
 
     def assemble(self, images, states, prompts):
@@ -320,11 +325,14 @@ class Dataset:
     gain         spread of the colour gain, per image channel; brightness: of the offset, in 0..255
     shift        largest image shift, pixels; state_noise: in normalised units
     ask          probability that a sample asks for another goal in the same scene, see `batch`
+    questions    probability that a sample is a question about the scene and its answer, see questions.py
     """
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
-                 gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0):
+                 gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0,
+                 questions=0.0):
         self.processor, self.draws, self.read_text, self.ask = processor, draws, read_text, ask
+        self.questions = questions
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
         self.paths, self.headers, self.images = [], [], []
         parts = {name: [] for name in (
@@ -359,6 +367,7 @@ class Dataset:
         self.held = np.array([bool(h['success']) for h in self.headers])[self.episode]      # (n,)
         kicked = np.concatenate(parts['kicked']) > 0
         self.kicks_before = np.concatenate([[0], np.cumsum(kicked)])     # (n+1,)
+        self.goal = np.concatenate(parts['goal'])
         # first row from which on the goal holds to the end
         settled = [0 if goal.all() else n - np.argmin(goal[::-1]) for n, goal in zip(lengths, parts['goal'])]
         sampled = [np.arange(n) <= at + tail for n, at in zip(lengths, settled)]
@@ -394,6 +403,14 @@ class Dataset:
 
     def subtask(self, row):
         return self.headers[self.episode[row]]['subtasks'][self.subtask_id[row]]
+
+    def questions_at(self, row, rng):
+        """[(kind, question, answer)] of a row, each in one of its wordings."""
+        episode = self.episode[row]
+        recorded = dict(subtask_id=self.subtask_id, goal=self.goal)
+        first = self.start[episode]
+        arrays = {k: v[first:self.start[episode + 1]] for k, v in recorded.items()}
+        return questions.at(self.headers[episode], arrays, row - first, rng)
 
     def row(self, row):
         """Recorded frame as the observation dict the world gave."""
@@ -462,6 +479,15 @@ class Dataset:
         asked = np.where(ask[:, 0] < self.ask, np.ceil(ask[:, 1] * others).astype(int), 0)     # 0: as it was
         prompts = [processor.prompt_ids(self.instruction(row, k), None if k else self.subtask(row))
                    for row, k in zip(rows, asked)]
+        quiz = torch.rand(B, generator=rng).numpy() < self.questions
+        words = np.random.default_rng([seed, step])
+        for i in np.flatnonzero(quiz):
+            pairs = self.questions_at(rows[i], words)
+            kinds = sorted({kind for kind, *_ in pairs})
+            kind = kinds[words.integers(len(kinds))]         # every kind as often as it can be asked
+            pairs = [pair for pair in pairs if pair[0] == kind]
+            _, question, answer = pairs[words.integers(len(pairs))]
+            prompts[i] = processor.prompt_ids(question, answer, True)
         longest = max(prompts, key=lambda parts: len(parts[0]) + len(parts[1]))
         mine = slice(rank * B // world_size, (rank + 1) * B // world_size)
         n, state = len(rows[mine]), self.state[rows[mine]]
@@ -470,7 +496,7 @@ class Dataset:
         batch = {k: v[:n] for k, v in batch.items()} | {k: v[mine] for k, v in draws.items()}
         batch['state'] += batch.pop('state_noise')
         actions = processor.normalise_actions(self.chunk(rows[mine]), state[:, COMMAND])
-        mask = self.chunk_mask(rows) & (asked == 0)[:, None]
+        mask = self.chunk_mask(rows) & ((asked == 0) & ~quiz)[:, None]
         n_tokens = sum(len(assistant) for _, assistant in prompts)
         stats, geometry = processor.stats, self.geometry[rows, asked][mine]
         geometry = (geometry - stats['geometry_mean']) / stats['geometry_std']

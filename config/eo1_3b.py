@@ -1,5 +1,6 @@
-# EO-1 from its own starting point: Qwen2.5-VL-3B and a new action head, 3.77 B parameters; 8 GPUs. Not run yet: here
-# only the sizes are tested. First: hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir=out/Qwen2.5-VL-3B-Instruct
+# EO-1 from its own starting point: Qwen2.5-VL-3B and a new action head, 3.77 B parameters; 8 GPUs. Not run
+# yet: only the sizes are tested. First
+# hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir=out/Qwen2.5-VL-3B-Instruct
 # torchrun --standalone --nproc_per_node=8 train.py config/eo1_3b.py
 out_dir = 'out/eo1_3b'
 init_from = 'out/Qwen2.5-VL-3B-Instruct'

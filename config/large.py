@@ -1,4 +1,4 @@
-# 1.2 B parameters, the size from which on a decoder of this kind is trained on many tasks; 8 GPUs. Not trained yet
+# 1.2 B parameters, for many tasks at once; 8 GPUs. Not trained yet: no result to state
 # torchrun --standalone --nproc_per_node=8 train.py config/large.py
 out_dir = 'out/large'
 episodes = 'episodes/join'      # python sim_rollout.py config/join_collect.py

@@ -624,7 +624,7 @@ def test_named_sizes_are_what_they_are_called(name, millions, tolerance):
 def test_the_largest_config_is_eo1_3b_to_the_parameter():
     net = configured('config/eo1_3b.py', vocab_size=151_936, state_dim=32, action_dim=32)
     assert net.n_parameters == 3_771_607_072
-    with open('tests/fixtures/eo1_3b_keys.json') as f:      # of the reference: how many of a name, their shape
+    with open('tests/fixtures/eo1_3b_keys.json') as f:      # the reference's: how many of a name, their shape
         published = json.load(f)
     ours = {}
     for name, (_, _, shape) in pretrained.hub_parts(net).items():
