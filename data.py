@@ -24,6 +24,7 @@ import numpy as np
 import tokenizers
 import torch
 
+import questions
 from episode import (
     COMMAND, POSITION, ROTVEC, SPINE, STATE, STATE_NAMES, TOOL_ACTION, TOOL_ACTION_NAMES, check_episode,
     draw_episode, episode_paths, observation_from_state, print_stats, quat_from_rotvec, quat_inv, quat_mul,
@@ -111,20 +112,31 @@ class Processor:
     compand        m, tenths of a rad: moves are linear up to about this and logarithmic beyond, so that the
                    last millimetre before a press weighs as much in the loss as the way to it; 0: linear
     stats          mean and spread per state slot, (S,), and per row and action slot, (H, A): see `fit`
+    template       'minimal', or 'qwen': EO-1's prompt, for a tokenizer of Qwen's with EO-1's tokens added
+    pad_dims       S and A are filled up with zeros to so many, 32 in EO-1; 0: left as they are
     """
 
     def __init__(self, cameras, image_size, state_slots, action_slots, horizon, control_hz, tokenizer,
-                 tokens_per_camera=4, action_space='tool', template='minimal', compand=0.0, stats=None):
-        for name, value, known in (('action_space', action_space, 'tool'), ('template', template, 'minimal')):
-            if value != known:
-                raise ValueError(f'{name} {value!r}, expected {known!r}')
+                 tokens_per_camera=4, action_space='tool', template='minimal', compand=0.0, pad_dims=0,
+                 stats=None):
+        for name, value, known in (('action_space', action_space, ('tool',)),
+                                   ('template', template, ('minimal', 'qwen'))):
+            if value not in known:
+                raise ValueError(f'{name} {value!r}, expected {" or ".join(map(repr, known))}')
         self.cameras, self.image_size = tuple(cameras), image_size
         self.state_slots = slots(state_slots, STATE_NAMES)
         self.action_slots = slots(action_slots, TOOL_ACTION_NAMES)
         self.horizon, self.control_hz, self.tokens_per_camera = horizon, control_hz, tokens_per_camera
         self.action_space, self.template, self.compand = action_space, template, compand
+        self.state_dim, self.action_dim = (pad_dims or len(s) for s in (self.state_slots, self.action_slots))
+        self.pad_dims = pad_dims
+        if self.state_dim < len(self.state_slots) or self.action_dim < len(self.action_slots):
+            raise ValueError(f'{len(self.state_slots)} state and {len(self.action_slots)} action slots '
+                             f'are more than pad_dims {pad_dims}')
         self.tokenizer_json, self.tokenizer = tokenizer, tokenizers.Tokenizer.from_str(tokenizer)
-        self.token_id = {name: self.tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
+        stands_for = {'<|pad|>': '<|endoftext|>'} if template == 'qwen' else {}
+        self.token_id = {name: self.tokenizer.token_to_id(stands_for[name] if name in stands_for else name)
+                         for name in SPECIAL_TOKENS}
         missing = [name for name, i in self.token_id.items() if i is None]
         if missing:
             raise ValueError(f'tokenizer lacks {", ".join(missing)}; make one: python data.py tokenizer')
@@ -137,7 +149,7 @@ class Processor:
 
     def to_dict(self):
         plain = ('cameras', 'image_size', 'state_slots', 'action_slots', 'horizon', 'control_hz',
-                 'tokens_per_camera', 'action_space', 'template', 'compand')
+                 'tokens_per_camera', 'action_space', 'template', 'compand', 'pad_dims')
         return {**{k: list(v) if isinstance(v := getattr(self, k), tuple) else v for k in plain},
                 'tokenizer': self.tokenizer_json,
                 'stats': self.stats and {k: v.tolist() for k, v in self.stats.items()},
@@ -174,19 +186,26 @@ class Processor:
             raise ValueError(f'{where} does not fit the policy: ' + '; '.join(faults))
 
     # ---- text
-    def prompt(self, instruction, subtask=None):
-        """-> user part, assistant part ('' without subtask): the token sequence as text."""
+    def prompt(self, instruction, subtask=None, question=False):
+        """-> user part, assistant part ('' without subtask): the token sequence as text. With `question` the
+        two are a question and its answer: no <|vla|>, which asks for action, and <|im_end|> at the end."""
         for text in (instruction, subtask or ''):
             if '<|' in text:
                 raise ValueError(f'{text!r}: "<|" would forge a special token')
-        images = '<|image_pad|>' * (self.tokens_per_camera * len(self.cameras))
-        assistant = '' if subtask is None else f'{subtask}<|action_start|>'
-        return f'{images}<|state_pad|>{instruction}<|vla|>', assistant
+        image = '<|image_pad|>' * self.tokens_per_camera
+        assistant = '' if subtask is None else subtask + ('<|im_end|>' if question else '<|action_start|>')
+        if self.template == 'minimal':
+            text = f'{image * len(self.cameras)}<|state_pad|>{instruction}'
+            return text + ('<|im_start|>' if question else '<|vla|>'), assistant
+        images = f'<|vision_start|>{image}<|vision_end|>' * len(self.cameras)
+        return ('<|im_start|>system\nYou are a helpful physical assistant.<|im_end|>\n<|im_start|>user\n'
+                f'{images}<|state_start|><|state_pad|><|state_end|>{instruction}'
+                f'{"" if question else "<|vla|>"}<|im_end|>\n<|im_start|>assistant\n'), assistant
 
     @functools.lru_cache(maxsize=100_000)
-    def prompt_ids(self, instruction, subtask=None):
+    def prompt_ids(self, instruction, subtask=None, question=False):
         """-> token ids of the user part, of the assistant part."""
-        parts = self.prompt(instruction, subtask)
+        parts = self.prompt(instruction, subtask, question)
         return tuple(tuple(self.tokenizer.encode(part).ids) if part else () for part in parts)
 
     def decode_text(self, ids):
@@ -207,7 +226,13 @@ class Processor:
     def normalise_state(self, states):
         """(B, 79) -> (B, S) float32."""
         centred = states[:, self.state_index] - self.stats['state_mean']
-        return (centred / self.stats['state_std']).astype(np.float32)
+        return self.fill_up((centred / self.stats['state_std']).astype(np.float32))
+
+    def fill_up(self, values):
+        """(..., slots) -> (..., pad_dims), zeros behind; unchanged without pad_dims."""
+        if not self.pad_dims:
+            return values
+        return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, self.pad_dims - values.shape[-1])])
 
     def relative_actions(self, actions, commands):
         """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) anchored and companded."""
@@ -217,11 +242,13 @@ class Processor:
     def normalise_actions(self, actions, commands):
         """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) float32."""
         relative = self.relative_actions(actions, commands)
-        return ((relative - self.stats['action_mean']) / self.stats['action_std']).astype(np.float32)
+        return self.fill_up(((relative - self.stats['action_mean']) / self.stats['action_std'])
+                            .astype(np.float32))
 
     def decode_actions(self, chunk, commands):
         """Inverse: (B, H, A) normalised, (B, 15) command in force -> (B, H, 15) absolute actions, float32."""
-        chunk, commands = np.asarray(chunk, np.float64), np.asarray(commands, np.float64)
+        chunk = np.asarray(chunk, np.float64)[..., :len(self.action_slots)]
+        commands = np.asarray(commands, np.float64)
         hold = np.repeat(commands[:, None], chunk.shape[1], 1)     # (B, H, 15)
         relative = anchor(hold, commands)
         chunk, scale = chunk * self.stats['action_std'] + self.stats['action_mean'], self.action_scale
@@ -232,11 +259,11 @@ class Processor:
                 out[..., columns] = hold[..., columns]
         return out.astype(np.float32)
 
-    def encode(self, rows, subtasks=None):
+    def encode(self, rows, subtasks=None, questions=None):
         """Observations -> batch for the model. `rows` are observation dicts, live from the world or
         `Dataset.row`: the images of our cameras, the state fields and the instruction are read.
         With `subtasks`, one text per row, the batch contains the assistant part and the model acts having
-        read it."""
+        read it. `questions`, one per row, take the place of the instructions: VLA.generate answers them."""
         for camera in self.cameras:
             shape = np.shape(rows[0][f'image/{camera}'])
             if shape != (self.image_size, self.image_size, 3):
@@ -245,6 +272,8 @@ class Processor:
         images = np.stack([[row[f'image/{camera}'] for camera in self.cameras] for row in rows])
         states = np.stack([state_vector(row) for row in rows])
         prompts = [self.prompt_ids(row['instruction'], subtask) for row, subtask in zip(rows, subtasks)]
+        if questions is not None:
+            prompts = [self.prompt_ids(question, None, True) for question in questions]
         return self.assemble(images, states, prompts)
 
     def assemble(self, images, states, prompts):
@@ -301,11 +330,14 @@ class Dataset:
     gain         spread of the colour gain, per image channel; brightness: of the offset, in 0..255
     shift        largest image shift, pixels; state_noise: in normalised units
     ask          probability that a sample asks for another goal in the same scene, see `batch`
+    questions    probability that a sample is a question about the scene and its answer, see questions.py
     """
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
-                 gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0):
+                 gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0,
+                 questions=0.0):
         self.processor, self.draws, self.read_text, self.ask = processor, draws, read_text, ask
+        self.questions = questions
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
         self.paths, self.headers, self.images = [], [], []
         parts = {name: [] for name in (
@@ -345,6 +377,7 @@ class Dataset:
         self.held = np.array([bool(h['success']) for h in self.headers])[self.episode]      # (n,)
         kicked = np.concatenate(parts['kicked']) > 0
         self.kicks_before = np.concatenate([[0], np.cumsum(kicked)])     # (n+1,)
+        self.goal = np.concatenate(parts['goal'])
         # first row from which on the goal holds to the end
         settled = [0 if goal.all() else n - np.argmin(goal[::-1]) for n, goal in zip(lengths, parts['goal'])]
         sampled = [np.arange(n) <= at + tail for n, at in zip(lengths, settled)]
@@ -380,6 +413,14 @@ class Dataset:
 
     def subtask(self, row):
         return self.headers[self.episode[row]]['subtasks'][self.subtask_id[row]]
+
+    def questions_at(self, row, rng):
+        """[(kind, question, answer)] of a row, each in one of its wordings."""
+        episode = self.episode[row]
+        recorded = dict(subtask_id=self.subtask_id, goal=self.goal)
+        first = self.start[episode]
+        arrays = {k: v[first:self.start[episode + 1]] for k, v in recorded.items()}
+        return questions.at(self.headers[episode], arrays, row - first, rng)
 
     def row(self, row):
         """Recorded frame as the observation dict the world gave."""
@@ -429,7 +470,7 @@ class Dataset:
         if batch_size % world_size:
             raise ValueError(f'global batch {batch_size} does not divide into {world_size} slices')
         processor, B, K, N = self.processor, batch_size, self.draws, len(self.processor.cameras)
-        H, A, S = processor.horizon, len(processor.action_slots), len(processor.state_slots)
+        H, A, S = processor.horizon, processor.action_dim, processor.state_dim
         rng = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
         draws = {
             'noise': torch.randn(B, K, H, A, generator=rng),
@@ -448,6 +489,15 @@ class Dataset:
         asked = np.where(ask[:, 0] < self.ask, np.ceil(ask[:, 1] * others).astype(int), 0)     # 0: as it was
         prompts = [processor.prompt_ids(self.instruction(row, k), None if k else self.subtask(row))
                    for row, k in zip(rows, asked)]
+        quiz = torch.rand(B, generator=rng).numpy() < self.questions
+        words = np.random.default_rng([seed, step])
+        for i in np.flatnonzero(quiz):
+            pairs = self.questions_at(rows[i], words)
+            kinds = sorted({kind for kind, *_ in pairs})
+            kind = kinds[words.integers(len(kinds))]         # every kind as often as it can be asked
+            pairs = [pair for pair in pairs if pair[0] == kind]
+            _, question, answer = pairs[words.integers(len(pairs))]
+            prompts[i] = processor.prompt_ids(question, answer, True)
         longest = max(prompts, key=lambda parts: len(parts[0]) + len(parts[1]))
         mine = slice(rank * B // world_size, (rank + 1) * B // world_size)
         n, state = len(rows[mine]), self.state[rows[mine]]
@@ -456,7 +506,7 @@ class Dataset:
         batch = {k: v[:n] for k, v in batch.items()} | {k: v[mine] for k, v in draws.items()}
         batch['state'] += batch.pop('state_noise')
         actions = processor.normalise_actions(self.chunk(rows[mine]), state[:, COMMAND])
-        mask = self.chunk_mask(rows) & (asked == 0)[:, None]
+        mask = self.chunk_mask(rows) & ((asked == 0) & ~quiz)[:, None]
         n_tokens = sum(len(assistant) for _, assistant in prompts)
         stats = processor.stats
         for name, target in (('scene', self.scene[rows]), ('geometry', self.geometry[rows, asked])):

@@ -205,16 +205,18 @@ class Kicks:
         # Small errors all along (DART, Laskey et al. 2017). Without them a hand low over the place is always
         # just where the way the brick lies in it requires: a learner reads the one off the other, does not
         # look, and in the end centres the hand instead of the brick.
-        self.jitter_m, self.drift = self.rng.uniform(0, .001) * (probability > 0), np.zeros((2, 3))
+        self.jitter_m, self.drift = self.rng.uniform(0, .0008) * (probability > 0), np.zeros((2, 3))
 
     def apply(self, world, action, info):
         """Returns the action to execute (15,) float32 and whether it was replaced: then what comes after it
         answers another situation. Jitter alone does not count."""
         action, kicked = action.copy(), False
         self.drift = .5 * self.drift + .87 * self.rng.normal(size=(2, 3))      # of unit spread
+        # two hands that meet in the air both miss
+        jitter_m = self.jitter_m * world.brick_scale * (.6 if world.goal.holder else 1)
         for hand, verb, drift in zip(HANDS, info['phase'], self.drift):
             if verb != 'rest':
-                action[TOOL[hand]][:3] += self.jitter_m * world.brick_scale * drift
+                action[TOOL[hand]][:3] += jitter_m * drift
             if verb == 'rest' and world.steps < self.feint_steps:
                 other = Hand(world, hand, self._unasked(world))
                 other.pick()

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 from world import PHASES, World  # before anything that might import mujoco: world chooses the GL backend
 from expert import Expert, Kicks
-import data
+import data, questions
 # -----------------------------------------------------------------------------
 # policy
 policy = 'expert'    # expert, hold, zero, random; checkpoint folder; replay: episode file or folder of them
@@ -167,8 +167,8 @@ def run_episode(world, start, seed, instruction=None, record=False, film=False):
         obs['instruction'] = instruction
         verdict = film_frame(world, obs, info, 'SUCCESS' if info['success'] else 'FAILED')
         frames += [verdict] * world.control_hz
-    result = dict(seed=seed, success=bool(info['success']), phase=PHASES[info['phase']],
-                  phase_id=info['phase'], steps=n_steps, fault=info['fault'], metrics=info['metrics'],
+    result = dict(seed=seed, success=bool(info['success']), phase=PHASES[info['phase']], steps=n_steps,
+                  phase_id=info['phase'], fault=info['fault'], metrics=info['metrics'],
                   instruction=instruction, wall_s=round(time.perf_counter() - began, 3))
     if chunk_ms:
         result['chunk_ms'] = [round(x, 2) for x in chunk_ms]
@@ -184,7 +184,7 @@ def record_row(world, obs, info, choice):
                 tool_executed=choice['executed'], kicked=choice['kicked'], subtask=choice['subtask'],
                 qpos=world.data.qpos.copy(), qvel=world.data.qvel.copy(), ctrl=world.data.ctrl.copy(),
                 connections=len(world.connections()), phase=info['phase'], goal=info['goal'],
-                scene=world.scene(), geometry=world.geometry().ravel(),
+                scene=world.scene(), geometry=world.geometry().ravel(), facts=questions.facts(world),
                 **{k: v for k, v in obs.items() if k.startswith('image/')})
 
 
@@ -255,12 +255,12 @@ def run_job(world, start, job, instruction, record):
 def pack(world, result, rows):
     """Rows of one episode -> (arrays, header) of its file."""
     subtasks = sorted({row['subtask'] for row in rows})
-    arrays = {k: np.stack([row[k] for row in rows]) for k in rows[0] if k != 'subtask'}
+    arrays = {k: np.stack([row[k] for row in rows]) for k in rows[0] if k not in ('subtask', 'facts')}
     arrays['subtask_id'] = np.array([subtasks.index(row['subtask']) for row in rows])
-    askable = [text for _, text in world.askable]
-    return arrays, dict(task=world.task, instruction=world.instruction, askable=askable, subtasks=subtasks,
-                        seed=result['seed'], control_hz=world.control_hz, success=result['success'],
-                        metrics=result['metrics'], world=world.metadata(), git_rev=git_rev())
+    askable, qa = [text for _, text in world.askable], questions.spans([row['facts'] for row in rows])
+    kept = {k: result[k] for k in ('seed', 'success', 'metrics')} | dict(qa=qa, subtasks=subtasks)
+    return arrays, dict(kept, task=world.task, instruction=world.instruction, askable=askable,
+                        control_hz=world.control_hz, world=world.metadata(), git_rev=git_rev())
 
 
 def work(pipe, setup_args, instruction, record):

@@ -95,7 +95,7 @@ def _join_sample(rng, scale):
 
 TASKS = {
     'place': Task(
-        _place_bricks, _place_sample, 12.,
+        _place_bricks, _place_sample, 15.,
         'one hand does: the baseplate is screwed to the table. '
         'Which hand follows from where the brick lies.'),
     'join': Task(

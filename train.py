@@ -22,12 +22,14 @@ import sys
 import time
 
 import numpy as np
+import tokenizers
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import data
 import model
+import pretrained
 
 # -----------------------------------------------------------------------------
 # where and what
@@ -35,7 +37,8 @@ out_dir = 'out/run'           # checkpoint, log.jsonl, loss.png
 episodes = 'episodes/demo'    # folder of episodes, see data.py; sim_rollout.py records them
 synthetic = 0                 # episodes to make up when that folder is missing; 0: the folder has to exist
 tokenizer = 'assets/tokenizer.json'
-init_from = ''                # checkpoint folder whose weights and normaliser are the starting point
+init_from = ''                # checkpoint folder whose weights and normaliser are the starting point, or one
+                              # of Qwen2.5-VL or EO-1, with its tokenizer and sizes (vision='qwen')
 resume = 'auto'               # 'auto': go on when out_dir holds a run; 'never': start over
 seed = 1337
 # data
@@ -53,7 +56,10 @@ gain = 0.1                    # augmentation: spread of the colour gain, per cha
 brightness = 6.0              # spread of the brightness offset, out of 255
 shift = 0                     # largest image shift, pixels
 ask = 0.3                     # share of samples that ask for another goal in the same scene: where is that?
+questions = 0.0               # share of samples that are questions about the scene and their answers
 state_noise = 0.0             # in normalised units: 0.05 are 3 mm of a hand's position
+template = 'minimal'          # 'qwen': EO-1's prompt
+pad_dims = 0                  # state and action are filled up with zeros to so many; EO-1: 32
 compand = 0.004               # m: smaller moves count in the loss by their size, larger ones by its logarithm
 # model: each of these is a field of model.VLAConfig, explained there
 hidden_size = 192
@@ -66,10 +72,21 @@ mrope_section = (8, 12, 12)
 mlp = 'relu2'
 norm = 'rms'
 vision = 'conv'
+vision_width = 1280           # these six: Qwen2.5-VL's tower
+vision_layers = 32
+vision_heads = 16
+vision_intermediate = 3420
+vision_full_blocks = (7, 15, 23, 31)
+vision_window = 112           # pixels
 tokens_per_camera = 4
 state_frequencies = 6
 prefix_attention = 'bidirectional'
 chunk_attention = 'bidirectional'
+head_layers = 1
+row_embedding = True
+time_period_min = 0.06
+rope_theta = 10_000.0
+recompute = False             # activation checkpointing: less memory, a third more work
 predict = 'action'            # the head gives the clean chunk ('action') or the velocity
 text_weight = 0.1             # of the text loss
 geometry_weight = 0.5         # of the loss on where the named bricks and places are, from images and words
@@ -133,7 +150,8 @@ def git_rev():
 
 def settings_that_differ(old, new):
     """Text naming each setting in which a resumed run may not differ; '' when there is none."""
-    changed = [k for k in new if k not in MAY_CHANGE and old.get(k) != new[k]]
+    # a setting the run did not have yet has changed nothing
+    changed = [k for k in new if k in old and k not in MAY_CHANGE and old[k] != new[k]]
     return ', '.join(f'{k} {old.get(k)!r} -> {new[k]!r}' for k in changed)
 
 
@@ -249,15 +267,19 @@ if __name__ == '__main__':
             os.replace(episodes + '.tmp', episodes)
         if world_size > 1:
             dist.barrier()
-    initial = model.VLA.load(init_from) if init_from else None
+    published = init_from and not os.path.exists(f'{init_from}/meta.json')     # of Qwen2.5-VL or EO-1
+    initial = model.VLA.load(init_from) if init_from and not published else None
     if state or initial:
         processor = data.Processor.from_dict(state['processor'] if state else initial[1]['processor'])
     else:
-        with open(tokenizer) as f:
-            processor = data.Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz,
-                                       f.read(), tokens_per_camera, compand=compand)
+        with open(f'{init_from}/tokenizer.json' if published else tokenizer) as f:
+            words = f.read()
+        if template == 'qwen':
+            words = pretrained.add_action_tokens(tokenizers.Tokenizer.from_str(words)).to_str()
+        processor = data.Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz, words,
+                                   tokens_per_camera, template=template, compand=compand, pad_dims=pad_dims)
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
-                              gain, brightness, shift, state_noise, ask)
+                              gain, brightness, shift, state_noise, ask, questions)
     val_data = None
     if val_fraction:
         val_data = data.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text)
@@ -270,16 +292,21 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # model and optimizers
     given = dict(      # by the data
-        vocab_size=processor.tokenizer.get_vocab_size(), state_dim=len(processor.state_slots),
-        action_dim=len(processor.action_slots), horizon=processor.horizon, image_size=processor.image_size,
+        vocab_size=processor.tokenizer.get_vocab_size(), state_dim=processor.state_dim,
+        action_dim=processor.action_dim, horizon=processor.horizon, image_size=processor.image_size,
         geometry_dim=train_data.geometry.shape[-1] if geometry_weight else 0,
         scene_dim=train_data.scene.shape[-1] if geometry_weight and look else 0,
         n_cameras=len(processor.cameras), tokens_per_camera=processor.tokens_per_camera,
         image_pad_id=processor.token_id['<|image_pad|>'], state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'])
     fields = {f.name for f in dataclasses.fields(model.VLAConfig)}
-    cfg = model.VLAConfig(**{**{k: v for k, v in config.items() if k in fields}, **given})
-    net = model.VLA(cfg)
+    given = {**{k: v for k, v in config.items() if k in fields}, **given}
+    if published:
+        del given['vocab_size']      # the table has spare rows
+        net = model.VLA.from_pretrained(init_from, torch.float32, **given)
+    else:
+        net = model.VLA(model.VLAConfig(**given))
+    cfg = net.cfg
     if state or initial:
         net.load_state_dict(state['model'] if state else initial[0].state_dict())
     net = net.to(device).train()

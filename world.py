@@ -321,9 +321,9 @@ class World:
         pos, R = self.brick_pose(goal.upper)
         return pos - target, wrap(np.arctan2(R[1, 0], R[0, 0]) - yaw, np.pi)
 
-    def joined(self):
-        """True while the goal connection holds."""
-        g = self.goal
+    def joined(self, goal=None):
+        """True while the connection of the episode's goal (or of another one) holds."""
+        g = goal or self.goal
         link = self.clutch.link(g.lower, g.upper)
         if link is None:
             return False
@@ -337,6 +337,20 @@ class World:
         """True when the hand is open and its tool is 3 cm above where it would hold the upper brick."""
         top = self.brick_pose(self.goal.upper)[0][2] + self.grasp_height_m
         return self.opening_m(hand) > .75 * self.max_opening_m and self.tool_pose(hand)[0][2] > top + .03
+
+    def held_by(self, brick):
+        """The hand that has the brick between its closed fingers; None if neither has."""
+        s = self.brick_scale
+        for hand in HANDS:
+            closed = self.opening_m(hand) < (2 * STUD_PITCH_M + .008) * s
+            if closed and np.linalg.norm(self._offset_along(hand, brick)) < .012 * s:
+                return hand
+        return None
+
+    @staticmethod
+    def cell_name(goal):
+        """Words for where on `lower` a goal's brick goes; None where there are none."""
+        return next((c for c, v in CELLS.items() if goal.holder is None and v == tuple(goal.cell)), None)
 
     def goal_reached(self):
         """The goal's conditions at this instant; success needs them for HOLD_S."""
@@ -526,7 +540,15 @@ class World:
                     insertion_force_n=self.clutch.insertion_force_n, pull_force_n=self.clutch.pull_force_n,
                     tool_action_names=list(TOOL_ACTION_NAMES), joint_action_names=list(JOINT_ACTION_NAMES),
                     camera_fovy_deg={c: float(self.model.cam_fovy[i]) for c, i in self._camera_id.items()},
+                    camera_pose=self.camera_poses(),
                     mujoco=mujoco.__version__, gl=gl_backend())
+
+    def camera_poses(self):
+        """{camera that stands still: position (3,) m and rotation (9,), row by row, world frame}; a camera
+        looks along its -z, x to the right, y up."""
+        m = self.model
+        return {c: [*m.cam_pos0[i].tolist(), *m.cam_mat0[i].ravel().tolist()]
+                for c, i in self._camera_id.items() if m.body_weldid[m.cam_bodyid[i]] == 0}
 
     def close(self):
         for r in self._renderers.values():

@@ -358,7 +358,7 @@ def test_acting_compiles_into_one_graph(changes):
     net, batch = network(**changes), make_batch(1 if changes else 2)
     if changes:
         batch |= dict(images=torch.randint(0, 256, (1, 1, 56, 56, 3), dtype=torch.uint8))
-    act = torch.compile(net.act, fullgraph=True, backend='eager')
+    act = torch.compile(net.act, fullgraph=True, backend='eager', dynamic=False)
     noise, prefix = batch['noise'][:, 0], batch['actions'][:, :2]
     expected = net.act(batch, 3, noise, 'midpoint', action_prefix=prefix)
     assert close(act(batch, 3, noise, 'midpoint', action_prefix=prefix), expected)

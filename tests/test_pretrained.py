@@ -5,6 +5,7 @@ installed transformers, on tiny random models made here.
 
     python -m pytest tests/test_pretrained.py
 """
+import dataclasses
 import functools
 import json
 import re
@@ -16,6 +17,7 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
+import data
 import model
 import pretrained
 import vision
@@ -590,3 +592,44 @@ def test_flops_of_the_tower_agree_with_the_profiler():
     macs, tokens = vision.macs(cfg)
     attention = 2 * 128 * 48 * (16 + 64 + 16)      # fused on CPU, where the profiler does not see it
     assert tokens == 32 and counter.get_total_flops() == 2 * (macs - attention)
+
+
+# -----------------------------------------------------------------------------
+# sizes
+
+def configured(path, **known_by_data):
+    """A model of the size train.py makes by a config file, on the meta device."""
+    settings = {}
+    with open('train.py') as f:
+        exec(f.read().split("exec(open('configurator.py')")[0], settings)
+    with open(path) as f:
+        exec(f.read(), settings)
+    with open(settings['tokenizer']) as f:
+        words = f.read()
+    processor = data.Processor(*(settings[k] for k in ('cameras', 'image_size', 'state_slots', 'action_slots',
+                                                       'horizon', 'control_hz')), words)
+    sizes = dict(state_dim=len(processor.state_slots), action_dim=len(processor.action_slots),
+                 vocab_size=processor.tokenizer.get_vocab_size(), image_pad_id=1, state_pad_id=2,
+                 action_start_id=3, n_cameras=len(settings['cameras'])) | known_by_data
+    fields = {f.name for f in dataclasses.fields(model.VLAConfig)}
+    with torch.device('meta'):
+        return VLA(model.VLAConfig(**{**{k: v for k, v in settings.items() if k in fields}, **sizes}))
+
+
+@pytest.mark.parametrize('name, millions, tolerance', [('base', 25, 0.1), ('large', 1200, 0.05)])
+def test_named_sizes_are_what_they_are_called(name, millions, tolerance):
+    assert abs(configured(f'config/{name}.py').n_parameters / 1e6 - millions) <= tolerance * millions
+
+
+def test_the_largest_config_is_eo1_3b_to_the_parameter():
+    net = configured('config/eo1_3b.py', vocab_size=151_936, state_dim=32, action_dim=32)
+    assert net.n_parameters == 3_771_607_072
+    with open('tests/fixtures/eo1_3b_keys.json') as f:      # the reference's: how many of a name, their shape
+        published = json.load(f)
+    ours = {}
+    for name, (_, _, shape) in pretrained.hub_parts(net).items():
+        name = name if name.startswith(pretrained.HEAD) else 'vlm_backbone.' + name
+        name = re.sub(r'(blocks|layers)\.\d+\.', r'\1.*.', name)
+        ours[name] = [ours[name][0] + 1 if name in ours else 1, list(shape)]
+    del published['vlm_backbone.lm_head.weight']            # the table of words again: not on disk
+    assert ours == published

@@ -2,14 +2,19 @@
 
     python -m pytest tests/test_sample.py
 """
+import json
 import subprocess
 import sys
 
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+import tokenizers
+from safetensors.torch import load_file, save_file
 
 import data
+import model
+import pretrained
 import sample
 
 
@@ -50,6 +55,34 @@ def test_error_is_averaged_over_held_out_windows(trained, tmp_path):
     assert '40 held-out windows' in text and 'holding still' in text and (tmp_path / 'x.png').exists()
 
 
+def test_a_question_is_answered_and_answers_are_scored(trained):
+    checkpoint, episodes = trained
+    text = run('sample.py', f'--ckpt={checkpoint}', '--ask=where is the red brick ?', '--eval_qa=6',
+               '--samples=2', '--max_words=5')
+    assert 'asked              where is the red brick ?\nanswered           ' in text
+    head, *rows = text[text.index('right answers'):].splitlines()[:3]
+    assert head.split() == 'right answers n model blind majority majority per question'.split()
+    assert [row.split()[:2] for row in rows] == [['done', '6'], ['now', '6']]
+    assert all(0 <= float(x[:-1]) <= 100 for row in rows for x in row.split()[2:])
+
+
+@pytest.mark.mujoco
+def test_ways_are_drawn_where_the_camera_sees_them():
+    """A brick's centre, projected, falls on a pixel of its colour; outside stands something else."""
+    from world import World
+    world = World('place', image_size=120, cameras=('overhead',))
+    obs, _ = world.reset(5)
+    facts = world.metadata()
+    assert 'left/wrist' not in facts['camera_pose']      # it moves
+    for name, channel in (('red', 0), ('blue', 2)):
+        top = world.brick_pose(name)[0] + [0, 0, 0.02]
+        at = sample.project(top, facts['camera_pose']['overhead'], facts['camera_fovy_deg']['overhead'], 120)
+        column, row = at.round().astype(int)
+        pixel = obs['image/overhead'][row, column].astype(int)
+        assert pixel[channel] > 1.5 * np.delete(pixel, channel).max(), (name, at, pixel)
+    world.close()
+
+
 def test_masked_rows_do_not_count():
     recorded, predicted = np.zeros((2, 3, 15)), np.zeros((2, 3, 15))
     x = data.TOOL_ACTION_NAMES.index('left/tool_x')
@@ -57,3 +90,63 @@ def test_masked_rows_do_not_count():
     counted = np.array([[True, True, False], [True, True, True]])
     per_slot, distance = sample.mean_error(predicted, recorded, counted)
     assert per_slot[x] == 0.5 / 5 and distance[2].tolist() == [0.5, 0]
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+    """A tiny random Qwen2.5-VL folder with a tokenizer of its kind."""
+    folder = tmp_path_factory.mktemp('published')
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = tokenizers.decoders.ByteLevel()
+    words.add_special_tokens(['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>',
+                              '<|vision_end|>', '<|image_pad|>', '<|video_pad|>'])
+    words.save(f'{folder}/tokenizer.json')
+    cfg = model.VLAConfig(
+        vocab_size=300, state_dim=4, action_dim=4, horizon=2, image_pad_id=words.token_to_id('<|image_pad|>'),
+        video_pad_id=words.token_to_id('<|video_pad|>'), state_pad_id=266, action_start_id=263,
+        action_pad_id=264, action_pass_id=270, vision='qwen', vision_width=32, vision_layers=2,
+        vision_heads=2, vision_intermediate=48, vision_full_blocks=(1,), hidden_size=48, n_layers=2,
+        n_heads=3, n_kv_heads=1, head_dim=16, intermediate_size=64, mrope_section=(2, 3, 3), mlp='swiglu',
+        head_layers=2, row_embedding=False, tie_embeddings=True)
+    model.VLA(cfg).save_pretrained(str(folder))
+    tensors = load_file(folder / 'model.safetensors')
+    save_file({k: v for k, v in tensors.items() if not k.startswith(pretrained.HEAD)},
+              folder / 'model.safetensors')
+    hf = json.loads((folder / 'config.json').read_text())
+    for key in ('action_chunk_size', 'state_token_id', 'action_token_id', 'action_pass_id'):
+        del hf[key]      # as Qwen2.5-VL's own
+    (folder / 'config.json').write_text(json.dumps(hf))
+    (folder / 'preprocessor_config.json').write_text(json.dumps(dict(
+        min_pixels=3136, max_pixels=6272, patch_size=14, merge_size=2, temporal_patch_size=2)))
+    return folder
+
+
+def test_a_published_folder_answers_about_a_picture_and_says_what_it_cannot_do(published):
+    ask = ('sample.py', f'--ckpt={published}', '--picture=docs/place.png', '--max_words=4')
+    greedy = run(*ask, '--ask=What is there?')
+    drawn = run(*ask, '--ask=What is there?', '--temperature=5', '--seed=3')
+    assert greedy.count('\n') < 30 and greedy != drawn
+    refused = subprocess.run([sys.executable, *ask], capture_output=True, text=True)
+    assert refused.returncode and '--ask' in refused.stderr
+
+
+def test_training_starts_from_a_published_folder_as_eo1_does(published, tmp_path):
+    """Qwen's words and eyes, a new head, EO-1's prompt and 32 dims; the result is a checkpoint like any."""
+    small = dict(n_layers=2, n_heads=3, n_kv_heads=1, head_dim=16, hidden_size=48, intermediate_size=64,
+                 mrope_section=(2, 3, 3), vision_layers=2, vision_width=32, vision_heads=2, batch_size=4,
+                 vision_intermediate=48, vision_full_blocks=(1,), image_size=28, tokens_per_camera=1,
+                 rope_theta=10_000.0, max_steps=2, val_fraction=0.2, synthetic=10, horizon=4)
+    config = tmp_path / 'small.py'
+    config.write_text(open('config/eo1_3b.py').read() + ''.join(f'{k} = {v!r}\n' for k, v in small.items()))
+    run('train.py', config, f'--init_from={published}', f'--out_dir={tmp_path}/run',
+        f'--episodes={tmp_path}/episodes', '--state_slots=command/right/*,', '--dtype=float32')
+    meta = json.loads((tmp_path / 'run' / 'meta.json').read_text())
+    assert meta['model']['state_dim'] == meta['model']['action_dim'] == 32
+    assert meta['model']['action_start_id'] == 263 and meta['model']['vocab_size'] == 300
+    before, after = load_file(published / 'model.safetensors'), load_file(tmp_path / 'run/model.safetensors')
+    change = (after['embed_tokens.weight'] - before['model.embed_tokens.weight']).abs().max()
+    assert 0 < change < 1e-2
+    text = run('sample.py', f'--ckpt={tmp_path}/run', '--ask=what now ?', '--max_words=3')
+    assert 'answered' in text and 'right/tool_x' in text

@@ -1,0 +1,92 @@
+"""Questions with checkable answers, from the simulator's truth: facts when recording, words when reading.
+
+    facts = [questions.facts(world) for every step]            # (kind, subject, answer)
+    header['qa'] = questions.spans(facts)                      # runs of rows in which an answer holds
+    for kind, text, answer in questions.at(header, arrays, row, rng): ...
+Files recorded before hold no spans; of them the kinds `done` and `now` can still be asked.
+"""
+import numpy as np
+
+TEMPLATES = {      # several wordings each; {x} is the subject
+    'where': ('where is the {x} brick ?', 'where is {x} ?', 'in which place is the {x} brick ?'),
+    'cell': ('on which corner is the {x} brick ?', 'which corner is {x} pressed onto ?'),
+    'left': ('which brick is further left ?', 'what lies on the left ?'),
+    'near': ('which brick is nearer ?', 'what lies in front ?'),
+    'hand': ('which hand holds the {x} brick ?', 'in which hand is {x} ?'),
+    'arm': ('which hand has to press ?', 'which hand is it for ?'),
+    'joined': ('what is the {x} brick joined to ?', 'what does {x} sit on ?'),
+    'count': ('how many bricks are pressed on ?', 'how many bricks sit on something ?'),
+    'wrong': ('what went wrong ?', 'did something go wrong ?'),
+    'done': ('is it done ?', 'is the task finished ?'),
+    'now': ('what now ?', 'what is to be done now ?', 'next ?')}
+NEEDS_TASK = ('arm', 'done', 'now')      # of the instruction: it comes before the question
+
+
+def facts(world):
+    """[(kind, subject, answer)] that hold in the world at this instant."""
+    loose = [b.name for b in world.bricks if not b.fixed]
+    below = {link['upper']: link['lower'] for link in world.connections()}
+    position = {name: world.brick_pose(name)[0] for name in loose}
+    metrics, found = world.info()['metrics'], []
+    for name in loose:
+        hand = world.held_by(name)
+        side = 'left' if position[name][1] > 0 else 'right'
+        place = f'{hand} hand' if hand else f'on {below[name]}' if name in below else f'table {side}'
+        found += [('where', name, place), ('hand', name, hand or 'none'),
+                  ('joined', name, below[name] if name in below else 'nothing')]
+    for goal, _ in world.askable:
+        cell = world.cell_name(goal)
+        if cell and world.joined(goal):
+            found.append(('cell', goal.upper, cell))
+    for kind, axis, sign, margin_m in (('left', 1, 1, .03), ('near', 0, -1, .015)):
+        order = sorted(loose, key=lambda name: sign * position[name][axis])
+        if len(order) > 1 and abs(position[order[-1]][axis] - position[order[-2]][axis]) > margin_m:
+            found.append((kind, '', order[-1]))
+    broken = metrics['broken'] if 'broken' in metrics else 0
+    wrong = 'brick fell' if metrics['drops'] else 'joint broke' if broken else 'nothing'
+    return [*found, ('arm', '', world.goal.hand), ('count', '', str(len(below))), ('wrong', '', wrong)]
+
+
+def spans(rows):
+    """Facts of every row -> [[kind, subject, answer, first row, row after the last]]."""
+    runs, open_runs = [], {}
+    for t, found in enumerate([*rows, []]):
+        for key in [key for key in open_runs if key not in found]:
+            runs.append([*key, open_runs.pop(key), t])
+        for key in map(tuple, found):
+            open_runs.setdefault(key, t)
+    return sorted(runs)
+
+
+def at(header, arrays, row, rng):
+    """All that can be asked in a row: [(kind, question, answer)], each in one of its wordings."""
+    found = [tuple(fact) for *fact, first, end in header['qa'] if first <= row < end]
+    found.append(('done', '', 'yes' if arrays['goal'][row] else 'no'))
+    found.append(('now', '', header['subtasks'][arrays['subtask_id'][row]]))
+    asked = []
+    for kind, subject, answer in found:
+        words = TEMPLATES[kind][rng.integers(len(TEMPLATES[kind]))].format(x=subject)
+        asked.append((kind, f'{header["instruction"]} : {words}' if kind in NEEDS_TASK else words, answer))
+    return asked
+
+
+def scores(asked, said, known):
+    """Share of right answers by kind. asked: [(kind, question, answer)]; said: {name: answers to them};
+    known: other questions with answers, of which the majority is taken, of a kind and of a question.
+    -> {kind: {'n', 'majority', 'majority per question', and every name of said}}"""
+    def majority(pairs):
+        counts = {}
+        for key, answer in pairs:
+            counts.setdefault(key, {}).setdefault(answer, []).append(1)
+        return {key: max(sorted(answers), key=lambda a: len(answers[a])) for key, answers in counts.items()}
+    of_kind = majority((kind, answer) for kind, _, answer in known)
+    of_question = majority((question, answer) for _, question, answer in known)
+    guesses = {'majority': [of_kind[kind] if kind in of_kind else None for kind, _, _ in asked],
+               'majority per question': [of_question[q] if q in of_question else None for _, q, _ in asked]}
+    table = {}
+    for kind in sorted({kind for kind, _, _ in asked}):
+        mine = [i for i, (k, _, _) in enumerate(asked) if k == kind]
+        table[kind] = {'n': len(mine), **{
+            name: float(np.mean([answers[i] == asked[i][2] for i in mine]))
+            for name, answers in {**guesses, **said}.items()}}
+    return table
