@@ -394,22 +394,22 @@ def mesh_size(file):
 
 # -- URDF ----------------------------------------------------------------------------------------------------
 def check_urdf(file):
-    """Findings of a URDF file. MuJoCo throws visual meshes away, so theirs are warnings only."""
+    """Findings of a URDF file. A mesh that is not found is only a warning: every program has its own way to
+    look for packages, and MuJoCo throws visual meshes away."""
     root, findings, meshdir = load(file)[0], [], ''
 
-    def walk(element, where):
+    def walk(element):
         nonlocal meshdir
         if element.tag == 'compiler':
             meshdir = element.attributes.get('meshdir', element.attributes.get('assetdir', meshdir))
         if element.tag == 'mesh' and 'filename' in element.attributes:
             severity, text = _urdf_mesh(file, element.attributes['filename'], meshdir)
             if severity:
-                severity = 'WARNING' if where == 'visual' and text.startswith('missing') else severity
                 findings.append(Finding(file, element.line, severity, text))
         for child in element.children:
-            walk(child, element.tag if element.tag in ('visual', 'collision') else where)
+            walk(child)
     if not any(name.startswith('xmlns:xacro') for name in root.attributes):      # a template for xacro
-        walk(root, '')
+        walk(root)
     return findings
 
 
@@ -430,7 +430,7 @@ def _urdf_mesh(file, name, meshdir):
     if first_file([*places, file.parent], name) or first_file([file.parent / meshdir, file.parent], last) \
             or first_file([file.parent / meshdir], name):
         return None, ''
-    return 'ERROR', f'missing file: filename="{name}" is not in {places[0]}'
+    return 'WARNING', f'missing file: filename="{name}" is not in {places[0]}'
 
 
 # -- many files ----------------------------------------------------------------------------------------------
@@ -444,7 +444,7 @@ def collect(paths):
 
 
 def neighbours(file):
-    """MJCF files that may include one named by itself: of its folder, the one above and that one's folders."""
+    """MJCF files that may include one named by itself: in its folder, the one above and that one's folders."""
     around = file.absolute().parent.parent
     for pattern in ('*.xml', '*/*.xml'):
         yield from (Path(p) for p in around.glob(pattern) if p.is_file())
