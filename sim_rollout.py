@@ -37,6 +37,7 @@ brick_scale = None   # 1.0 LEGO, 2.0 DUPLO
 cameras = None       # names, comma separated, see world.py; --cameras= (empty) renders none
 image_size = None    # px
 control_hz = None
+robot = None         # assets/robots/<robot>/<robot>.xml
 # seeds: those of `seeds`, else `episodes` from seed0 on
 seeds = None         # 'a:b', half open
 seed0 = None         # None: 0 when recording, else 1_000_000: from there on seeds are for testing only
@@ -49,7 +50,7 @@ out = ''             # for rollouts.jsonl and films; '': record folder, <checkpo
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
 TEST_SEED0 = 1_000_000
-WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz')
+WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz', 'robot')
 FILM_VIEWS = ('head', 'overhead', 'left/wrist', 'right/wrist')
 FILM_PX, BANNER_PX = 480, 64  # films: 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 likes multiples of 16
 # -----------------------------------------------------------------------------

@@ -157,6 +157,9 @@ class World:
         m = self.model
         joints = [m.joint(n) for n in JOINT_NAMES]
         self._joint_qadr, self._joint_vadr = [j.qposadr[0] for j in joints], [j.dofadr[0] for j in joints]
+        # rad/s per joint, from its `user` attribute in the robot's file; where it says none: no limit
+        stated = m.jnt_user[[j.id for j in joints], 0] if m.nuser_jnt else np.zeros(len(joints))
+        self.max_joint_speed = np.where(stated > 0, stated, np.inf)
         self._finger_qadr = [m.joint(f'{h}/finger_1').qposadr[0] for h in HANDS]
         self._joint_act_id = [m.actuator(n).id for n in JOINT_ACTION_NAMES]
         self._site_id = [m.site(f'{h}/tool').id for h in HANDS]
@@ -240,6 +243,8 @@ class World:
             if not np.array_equal(new[TOOL[hand]][:6], self.tool_command[TOOL[hand]][:6]):
                 target[arm] = self.ik[hand].solve(before[arm], c[:3], rotvec_to_matrix(c[3:6]))
             target[15 + i] = c[6]
+        reach = self.max_joint_speed / self.control_hz      # the robot's velocity limits
+        target[:15] = np.clip(target[:15], before[:15] - reach, before[:15] + reach)
         n = round(INTERPOLATION_HZ / self.control_hz)
         for k in range(1, n + 1):
             self._send(before + (target - before) * k / n)
@@ -564,19 +569,28 @@ def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
         have = sorted(p.parent.name for p in ASSETS.glob('robots/*/*.xml'))
         raise FileNotFoundError(f'{path}: no such robot; have {have}; put your MJCF there')
     robot_model = mujoco.MjModel.from_xml_path(str(path))
-    have = {robot_model.joint(i).name for i in range(robot_model.njnt)}
-    missing = [n for n in JOINT_NAMES if n not in have]
+    needed = dict(
+        joint=(*JOINT_NAMES, *(f'{h}/finger_{i}' for h in HANDS for i in (1, 2))), actuator=JOINT_ACTION_NAMES,
+        site=tuple(f'{h}/tool' for h in HANDS), camera=('head', *(f'{h}/wrist' for h in HANDS)), body=('torso',),
+        key=('home',))
+    kinds = {kind: getattr(mujoco.mjtObj, f'mjOBJ_{kind.upper()}') for kind in needed}
+    missing = [f'{kind} {name}' for kind, names in needed.items() for name in names
+               if mujoco.mj_name2id(robot_model, kinds[kind], name) < 0]
     if missing:
-        raise ValueError(f'{path}: joints missing: {missing}')
+        raise ValueError(f'{path}: missing: {", ".join(missing)}; what they are is said in '
+                         f'{ASSETS / "robots" / "alex" / "README.md"}')
     bodies, excludes, welds = pool_xml(n_slots)
     start = {b.name: (.34, 0, 0) if b.fixed else (.3, .3 - .12 * i, 0) for i, b in enumerate(bricks)}
     brick_bodies = ''.join(brick_xml(b, scale, start[b.name]) for b in bricks)
     parts = (f'<mujoco><worldbody>{brick_bodies}{bodies}</worldbody>'
              f'<contact>{excludes}</contact><equality>{welds}</equality></mujoco>')
-    files = {'table.xml': (ASSETS / 'scenes' / 'table.xml').read_bytes(),
-             'robot.xml': path.read_bytes(),
-             'bricks.xml': parts.encode()}
-    includes = ''.join(f'<include file="{f}"/>' for f in files)
-    scene = mujoco.MjSpec.from_string(f'<mujoco model="vla-lego">{includes}</mujoco>', include=files)
+    # These files exist in memory only, as if beside the robot's: its meshes and textures count from there.
+    folder = path.parent.resolve()
+    main = ''.join(f'<include file="{f}"/>' for f in ('vla-lego/table.xml', path.name, 'vla-lego/bricks.xml'))
+    files = {'vla-lego.xml': f'<mujoco model="vla-lego">{main}</mujoco>'.encode(),
+             'vla-lego/table.xml': (ASSETS / 'scenes' / 'table.xml').read_bytes(),
+             'vla-lego/bricks.xml': parts.encode()}
+    files = {f'{folder}/{name}': text for name, text in files.items()}
+    scene = mujoco.MjSpec.from_file(f'{folder}/vla-lego.xml', include=files)
     scene.option.timestep = physics_dt_s
     return scene.compile(), robot_model

@@ -1,0 +1,524 @@
+"""Check MJCF and URDF files without loading them: are the files there, will they be on another machine?
+
+python assets/lint.py                      # the files beside this one
+python assets/lint.py robots/ scene.xml    # folders (recursively: *.xml *.mjcf *.urdf) and files
+
+One line per finding, `file:line: ERROR|WARNING: what`; exit status 1 if there is an ERROR, 2 if a path given
+does not exist. Needs only the standard library. XML that is neither MJCF nor URDF is passed over.
+
+ERROR: malformed XML; an absolute path; a missing file. WARNING: a file that is there, but not where MuJoCo
+looks; the same file included twice; duplicate names; a mesh scale or size out of proportion; a geom of the
+visual group 2 with a mass of its own; a hinge or slide without limits.
+
+How MuJoCo 4.0 finds files (tried out on it; mujoco.readthedocs.io/en/stable/XMLreference.html#compiler):
+- <include> puts the other file's elements in its own place before anything is read. It is looked for beside
+  the main file, then beside the file that includes. So one <compiler> counts for all; the last value wins.
+- mesh, hfield, skin, flexcomp: <main folder>/<meshdir>/<file>, else beside the included file that names it,
+  without meshdir. texture: the same with texturedir. assetdir sets both, strippath keeps the last part only.
+- <model> (for <attach>): beside the main file, else beside the included file that names it; it is then a
+  main file itself, with a <compiler> of its own.
+A file that another one includes is therefore checked as part of that one.
+"""
+import bisect
+import functools
+import math
+import re
+import struct
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+SUFFIXES = ('.xml', '.mjcf', '.urdf')
+CUBE_FACES = ('fileright', 'fileleft', 'fileup', 'filedown', 'filefront', 'fileback')
+DIRECTORIES = ('assetdir', 'meshdir', 'texturedir')
+BODIES = ('worldbody', 'body', 'frame', 'replicate')   # what a geom or joint of the kinematic tree stands in
+NAMED = ('body', 'geom', 'joint', 'site', 'camera', 'light', 'mesh', 'material', 'texture', 'hfield', 'skin',
+         'pair', 'exclude', 'key', 'numeric', 'text', 'tuple')
+# every child of these sections is named in one space of names
+SECTIONS = {'actuator': 'actuator', 'sensor': 'sensor', 'tendon': 'tendon', 'equality': 'equality'}
+SCALE_RANGE = 1e-4, 99.   # millimetres are .001, inches .0254; beyond this range a power of ten got lost
+SIZE_RANGE_M = 1e-3, 100.  # longest edge of a mesh's bounding box
+VISUAL_GROUP = '2'
+
+# file: where the element is written; folders: of the files that include each other down to it, main file
+# first; ancestors, parent: tags around it once includes are resolved; classes: of the defaults around it
+Element = namedtuple('Element', 'tag attributes line file children', defaults=((),))
+Placed = namedtuple('Placed', 'tag attributes line file folders parent ancestors classes')
+Finding = namedtuple('Finding', 'file line severity text')
+
+
+# -- XML as MuJoCo reads it ----------------------------------------------------------------------------------
+# MuJoCo's parser (tinyxml2) takes what the standard does not: "--" in comments, a bare & or <, any encoding.
+# A strict parser would condemn models that load.
+_NAME = r'[A-Za-z_:\x80-\U0010ffff][\w:.\-\x80-\U0010ffff]*'
+_TOKEN = re.compile(rf'<!--(?P<comment>.*?)-->|<!\[CDATA\[(?P<cdata>.*?)\]\]>|<\?(?P<declaration>.*?)\?>'
+                    rf'|<!(?P<unknown>[^-\[][^>]*)>|<\s*/\s*(?P<end>{_NAME})\s*>'
+                    rf'|<\s*(?P<start>{_NAME})', re.S)
+_ATTRIBUTE = re.compile(rf'\s*({_NAME})\s*=\s*("[^"]*"|\'[^\']*\')')
+_CLOSE = re.compile(r'\s*(/?)>')
+
+
+class Malformed(ValueError):
+    """XML that MuJoCo's parser refuses. `line` counts from 1."""
+
+    def __init__(self, text, line):
+        super().__init__(text)
+        self.line = line
+
+
+def parse(text, file):
+    """Text of an XML file -> root Element, None where there is none. Raises Malformed."""
+    text = text.lstrip('\ufeff').split('\0')[0]
+    starts = [0, *(m.end() for m in re.finditer('\n', text))]
+
+    def line(offset):
+        return bisect.bisect_right(starts, offset)
+    stack, top, at, seen = [], [], 0, False
+    while (at := text.find('<', at)) >= 0:
+        token = _TOKEN.match(text, at)
+        if token is None:
+            what = 'a comment that never ends' if text.startswith('<!--', at) else 'not a tag'
+            raise Malformed(f'{what}: {text[at:at + 30].splitlines()[0]!r}', line(at))
+        begin, at = at, token.end()
+        if token['declaration'] is not None and seen:
+            raise Malformed('a <?...?> declaration after the beginning of the file', line(begin))
+        seen = seen or token['declaration'] is None
+        if token['end']:
+            if not stack:      # MuJoCo reads no further
+                break
+            if token['end'] != stack[-1].tag:
+                opened = f'<{stack[-1].tag}> of line {stack[-1].line}'
+                raise Malformed(f'</{token["end"]}> closes nothing: {opened} is still open', line(begin))
+            stack.pop()
+        elif token['start']:
+            element = Element(token['start'], {}, line(begin), file, [])
+            while found := _ATTRIBUTE.match(text, at):
+                name, at = found[1], found.end()
+                if name in element.attributes:
+                    raise Malformed(f'{name} appears twice in <{element.tag}>', line(found.start(1)))
+                element.attributes[name] = _unescape(found[2][1:-1])
+            close = _CLOSE.match(text, at)
+            if close is None:
+                where = f'{text[at:at + 30].strip().splitlines()[:1] or ["end of file"]}'
+                raise Malformed(f'in <{element.tag}>: expected name="value", > or />, got {where}', line(at))
+            at = close.end()
+            (stack[-1].children if stack else top).append(element)
+            if not close[1]:
+                stack.append(element)
+    if stack:
+        raise Malformed(f'<{stack[-1].tag}> is never closed', stack[-1].line)
+    return top[0] if top else None
+
+
+def _unescape(value):
+    for entity, character in (('&lt;', '<'), ('&gt;', '>'), ('&quot;', '"'), ('&apos;', "'"), ('&amp;', '&')):
+        value = value.replace(entity, character)
+    return value
+
+
+@functools.cache
+def load(file):
+    """(root Element or None, Finding or None) of a file; read once."""
+    try:
+        root = parse(file.read_bytes().decode('utf-8', errors='replace'), file)
+    except Malformed as error:
+        return None, Finding(file, error.line, 'ERROR', f'malformed XML: {error}')
+    return root, None if root else Finding(file, 1, 'ERROR', 'malformed XML: no element in it')
+
+
+def kind(root):
+    """'model', 'part' (a fragment that only makes sense included), 'urdf', or None for other XML."""
+    kinds = {'mujoco': 'model', 'mujocoinclude': 'part', 'robot': 'urdf'}
+    return kinds.get(root.tag.lower()) if root else None
+
+
+# -- paths ---------------------------------------------------------------------------------------------------
+def is_absolute(path):
+    return bool(re.match(r'[/\\]|[A-Za-z]:[/\\]|file:', path))
+
+
+def is_checkable(path):
+    """False for a resource provider's address (scheme:...) and for a template some program fills in."""
+    return not re.match(r'[A-Za-z][\w+.-]+:', path) and not re.search(r'[{}$<>]|%[sd(]', path)
+
+
+def first_file(folders, *parts):
+    """The first folder/parts that is a file, or None. MuJoCo takes both kinds of slashes."""
+    for folder in folders:
+        path = Path(folder, *(part.replace('\\', '/') for part in parts))
+        if path.is_file():
+            return path
+    return None
+
+
+def included_files(file):
+    """Elements <include> of one file."""
+    root, _ = load(file)
+
+    def below(element):
+        for child in element.children:
+            yield from [child] if child.tag.lower() == 'include' else below(child)
+    return list(below(root)) if root and kind(root) in ('model', 'part') else []
+
+
+# -- one model: the main file with everything it includes ----------------------------------------------------
+class Model:
+    """The elements of a main file and of what it includes, and what is wrong with them (`findings`).
+    is_part: it only makes sense inside another file that is not known: what it names may be elsewhere."""
+
+    def __init__(self, main):
+        self.main, self.findings, self._files, self._unsure = main, [], {main.resolve()}, []
+        root, _ = load(main)
+        self.is_part = kind(root) == 'part'
+        self.elements = list(self._place(root.children, (main.parent,), ('mujoco',), ()))
+        self.compiler, self.own_compiler = {}, {}
+        for e in self.elements:
+            if e.tag == 'compiler':
+                for settings in (self.compiler, self.own_compiler.setdefault(e.file, {})):
+                    settings.update(_compiler_settings(e))
+
+    def _say(self, element, severity, text):
+        self.findings.append(Finding(element.file, element.line, severity, text))
+
+    def _place(self, elements, folders, ancestors, classes):
+        """Elements in document order with includes resolved."""
+        for e in elements:
+            tag = e.tag.lower()
+            if tag == 'include':
+                yield from self._include(e, folders, ancestors, classes)
+                continue
+            yield Placed(tag, e.attributes, e.line, e.file, folders, ancestors[-1], ancestors, classes)
+            inside = classes
+            if tag == 'default':
+                inside = (*classes, e.attributes.get('class', 'main' if not classes else ''))
+            elif 'childclass' in e.attributes:
+                inside = (e.attributes['childclass'],)
+            yield from self._place(e.children, folders, (*ancestors, tag), inside)
+
+    def _include(self, e, folders, ancestors, classes):
+        name = e.attributes.get('file', '')
+        if is_absolute(name):
+            self._say(e, 'ERROR', f'absolute path in <include>: {name}; write it relative to the main file')
+        elif not is_checkable(name):
+            return
+        target = first_file((folders[0], folders[-1]), name)
+        if target is None:
+            if not is_absolute(name):
+                self._missing(e, 'include', name, [Path(folders[0], name), Path(folders[-1], name)])
+            return
+        if target.resolve() in self._files:
+            self._say(e, 'WARNING', f'{name} is included twice; MuJoCo takes a file once per model')
+            return
+        self._files.add(target.resolve())
+        root, broken = load(target)
+        if broken:
+            self.findings.append(broken)
+        else:
+            yield from self._place(root.children, (*folders, target.parent), ancestors, classes)
+
+    def _missing(self, e, attribute, name, places):
+        looked = ', '.join(dict.fromkeys(map(str, places)))
+        if self.is_part:
+            self._unsure.append((e, name))
+        else:
+            self._say(e, 'ERROR', f'missing file: {attribute}="{name}" is not at {looked}')
+
+    def check(self):
+        """All findings."""
+        for e in self.elements:
+            if 'default' not in e.ancestors:
+                self._check_files(e)
+            if e.tag == 'compiler':
+                for name in DIRECTORIES:
+                    if is_absolute(e.attributes.get(name, '')):
+                        self._say(e, 'ERROR', f'absolute path: {name}="{e.attributes[name]}"; '
+                                              'write it relative to the main file')
+            if e.tag == 'mesh' and 'scale' in e.attributes:
+                self._check_scale(e)
+        if self._unsure:
+            e, name = self._unsure[0]
+            self._say(e, 'WARNING', f'cannot tell whether "{name}" exists ({len(self._unsure)} such here): '
+                      'paths count from the file that includes this one, and none was found that does')
+        self._check_names()
+        self._check_defaults()
+        return self.findings
+
+    # -- files
+    def _check_files(self, e):
+        a = e.attributes
+        if e.tag == 'model':
+            self._check_file(e, 'file', None)
+        elif e.tag in ('mesh', 'hfield', 'skin') or e.tag == 'flexcomp' and a.get('type') in ('mesh', 'gmsh'):
+            self._check_file(e, 'file', 'meshdir')
+        elif e.tag == 'texture' and a.get('builtin', 'none') == 'none':
+            for attribute in ('file',) if a.get('file') else CUBE_FACES:
+                self._check_file(e, attribute, 'texturedir')
+
+    def _check_file(self, e, attribute, directory):
+        """directory: the compiler's attribute that says where such files are, None: they ignore it."""
+        name = e.attributes.get(attribute, '')
+        if not name:
+            return
+        strip = directory and self.compiler.get('strippath') == 'true'
+        if is_absolute(name) and strip:
+            self._say(e, 'WARNING', f'absolute path: {attribute}="{name}"; only strippath saves it')
+        elif is_absolute(name):
+            self._say(e, 'ERROR', f'absolute path: {attribute}="{name}"; write it relative to the main file')
+            return
+        elif not is_checkable(name):
+            return
+        asked = re.split(r'[/\\]', name)[-1] if strip else name
+        where = self.compiler.get(directory, '')
+        if is_absolute(where) or not is_checkable(where):
+            return      # the first is a finding of its own
+        places = [Path(e.folders[0], where.replace('\\', '/')), *e.folders[1:][-1:]]
+        found = first_file(places, asked)
+        if found is None:
+            own = Path(e.folders[-1], self.own_compiler.get(e.file, {}).get(directory, ''))
+            if len(e.folders) > 1 and (found := first_file([own], name)):
+                self._say(e, 'WARNING', f'{attribute}="{name}" is at {found}, where MuJoCo does not look: '
+                          f'one <compiler> counts for all files, relative to {self.main}')
+            else:
+                self._missing(e, attribute, name, [place / asked for place in places])
+        elif e.tag == 'mesh' and (size := mesh_size(found)):
+            self._check_size(e, size)
+
+    # -- proportions
+    def _check_scale(self, e):
+        scale = [abs(x) for x in numbers(e.attributes['scale'])]
+        low, high = SCALE_RANGE
+        if scale and (min(scale) < low or max(scale) > high):
+            self._say(e, 'WARNING', f'mesh scale {e.attributes["scale"]}: expected {low:g} to {high:g} '
+                                    '(.001 for a mesh in millimetres)')
+        elif scale and max(scale) > 10 * min(scale):
+            self._say(e, 'WARNING', f'mesh scale {e.attributes["scale"]}: very different along the axes')
+
+    def _check_size(self, e, size):
+        scale = numbers(e.attributes.get('scale', '1 1 1'))
+        if len(scale) != 3:
+            return
+        longest, (low, high) = max(abs(s * x) for s, x in zip(scale, size)), SIZE_RANGE_M
+        if not low < longest < high:
+            self._say(e, 'WARNING', f'mesh {e.attributes["file"]} is {longest:.3g} m long: is scale right? '
+                                    '(.001 for a mesh in millimetres)')
+
+    # -- names
+    def _check_names(self):
+        first = {}
+        for e in self.elements:
+            if 'default' in e.ancestors and e.tag != 'default':
+                continue
+            space = SECTIONS.get(e.parent) or {'freejoint': 'joint', 'worldbody': ''}.get(e.tag, e.tag)
+            name = e.attributes.get('class' if e.tag == 'default' else 'name', '')
+            if not name or not (space in NAMED or e.parent in SECTIONS or e.tag == 'default'):
+                continue
+            if e.tag == 'joint' and e.parent not in BODIES:      # of a tendon or of an equality
+                continue
+            key = space, name
+            if key in first:
+                other = first[key]
+                at = f'line {other.line}' if other.file == e.file else f'{other.file}:{other.line}'
+                self._say(e, 'WARNING', f'duplicate name: {space} "{name}" is also at {at}')
+            first.setdefault(key, e)
+
+    # -- what defaults decide
+    def _check_defaults(self):
+        defaults = self._defaults()
+        limited_by_range = self.compiler.get('autolimits', 'true') == 'true'
+        for e in self.elements:
+            if e.parent not in BODIES or e.tag not in ('geom', 'joint'):
+                continue
+            own = e.attributes.get('class') or (e.classes[-1] if e.classes else 'main')
+            a = {**defaults.get(own, defaults.get('main', {})).get(e.tag, {}), **e.attributes}
+            label = f'{e.tag} "{a["name"]}"' if a.get('name') else e.tag
+            if e.tag == 'joint':
+                limited = a.get('limited', 'auto')
+                free = limited == 'false' or limited == 'auto' and not ('range' in a and limited_by_range)
+                if free and a.get('type', 'hinge') in ('hinge', 'slide'):
+                    self._say(e, 'WARNING', f'{label} has no limits: give it a range')
+            elif a.get('group') == VISUAL_GROUP:
+                heavy = [n for n in ('mass', 'density') if any(x > 0 for x in numbers(a.get(n, '0')))]
+                if heavy and not (heavy == ['density'] and 'mass' in a):
+                    self._say(e, 'WARNING', f'{label} is in the visual group {VISUAL_GROUP} and has '
+                              f'{heavy[0]}="{a[heavy[0]]}": a picture weighs nothing (mass="0")')
+
+    def _defaults(self):
+        """{class: {'geom': attributes, 'joint': attributes}} with what nested classes inherit."""
+        made = {'main': {}}
+        for e in self.elements:
+            if e.tag == 'default':
+                parent = made[e.classes[-1]] if e.classes else {}
+                name = e.attributes.get('class', 'main' if not e.classes else '')
+                if e.classes or name not in made:
+                    made[name] = {tag: dict(values) for tag, values in parent.items()}
+            elif e.parent == 'default' and e.tag in ('geom', 'joint'):
+                made[e.classes[-1]].setdefault(e.tag, {}).update(e.attributes)
+        return made
+
+
+def _compiler_settings(e):
+    """What one <compiler> element changes; assetdir stands for meshdir and texturedir that are not given."""
+    found = {k: v for k, v in e.attributes.items() if k in ('strippath', 'autolimits')}
+    for name in ('meshdir', 'texturedir'):
+        if name in e.attributes or 'assetdir' in e.attributes:
+            found[name] = e.attributes.get(name, e.attributes.get('assetdir'))
+    return found
+
+
+def numbers(text):
+    """Floats of an attribute; () where some word is not a number."""
+    try:
+        return tuple(float(word) for word in text.split())
+    except ValueError:
+        return ()
+
+
+@functools.cache
+def mesh_size(file):
+    """Edges (m, unscaled) of the bounding box of a binary STL file; None for other files."""
+    if file.suffix.lower() != '.stl' or file.stat().st_size < 84:
+        return None
+    with open(file, 'rb') as f:
+        n = struct.unpack('<80xI', f.read(84))[0]
+        if n == 0 or file.stat().st_size != 84 + 50 * n:
+            return None      # ASCII, or a pointer to a file stored elsewhere
+        step = max(1, n // 2000)      # a sample of the triangles shows the order of magnitude
+        low, high, content = [math.inf] * 3, [-math.inf] * 3, f.read()
+    for i in range(0, n, step):
+        corners = struct.unpack_from('<9f', content, 50 * i + 12)
+        for axis in range(3):
+            low[axis] = min(low[axis], *corners[axis::3])
+            high[axis] = max(high[axis], *corners[axis::3])
+    return tuple(b - a for a, b in zip(low, high))
+
+
+# -- URDF ----------------------------------------------------------------------------------------------------
+def check_urdf(file):
+    """Findings of a URDF file. A mesh that is not found is only a warning: every program has its own way to
+    look for packages, and MuJoCo throws visual meshes away."""
+    root, findings, meshdir = load(file)[0], [], ''
+
+    def walk(element):
+        nonlocal meshdir
+        if element.tag == 'compiler':
+            meshdir = element.attributes.get('meshdir', element.attributes.get('assetdir', meshdir))
+        if element.tag == 'mesh' and 'filename' in element.attributes:
+            severity, text = _urdf_mesh(file, element.attributes['filename'], meshdir)
+            if severity:
+                findings.append(Finding(file, element.line, severity, text))
+        for child in element.children:
+            walk(child)
+    if not any(name.startswith('xmlns:xacro') for name in root.attributes):      # a template for xacro
+        walk(root)
+    return findings
+
+
+def _urdf_mesh(file, name, meshdir):
+    if is_absolute(name):
+        return 'ERROR', f'absolute path: filename="{name}"; write it relative to the file'
+    if package := re.match(r'(?:package|model)://([^/]+)/(.*)', name):
+        roots = [p for p in (folder if folder.name == package[1] else folder / package[1]
+                             for folder in file.resolve().parents) if p.is_dir()]
+        if not roots:
+            return None, ''      # a package that is not here: nothing to be said
+        name, places = package[2], roots
+    elif not is_checkable(name):
+        return None, ''
+    else:
+        places = [file.parent]
+    last = name.split('/')[-1]
+    if first_file([*places, file.parent], name) or first_file([file.parent / meshdir, file.parent], last) \
+            or first_file([file.parent / meshdir], name):
+        return None, ''
+    return 'WARNING', f'missing file: filename="{name}" is not in {places[0]}'
+
+
+# -- many files ----------------------------------------------------------------------------------------------
+def collect(paths):
+    """Files to check: those named, and those in the folders named."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file())
+        else:
+            yield path
+
+
+def neighbours(file):
+    """MJCF files that may include one named by itself: in its folder, the one above and that one's folders."""
+    around = file.absolute().parent.parent
+    for pattern in ('*.xml', '*/*.xml'):
+        yield from (Path(p) for p in around.glob(pattern) if p.is_file())
+
+
+def lint(paths):
+    """Findings (file, line, severity, text) of files and folders, sorted by file and line.
+    Raises FileNotFoundError for a path that does not exist."""
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f'{path}: no such file or folder')
+    asked = list(dict.fromkeys(collect(paths)))
+    findings = {broken for file in asked if (broken := load(file)[1]) and _might_be_a_model(file)}
+    models = {f.resolve(): f for f in asked if kind(load(f)[0]) in ('model', 'part')}
+    around = dict(models)
+    for path in paths:
+        if path.is_file() and path.resolve() in models:
+            for file in neighbours(path):
+                if kind(load(file)[0]) in ('model', 'part'):
+                    around.setdefault(file.resolve(), file)
+    includers = _includers(around)
+    mains = _mains(models, includers)
+    for resolved in sorted(mains):
+        model = Model(around[resolved])
+        findings |= {f._replace(file=models[f.file.resolve()]) if f.file.resolve() in models else f
+                     for f in model.check() if f.file.resolve() in models or resolved in models}
+    for file in asked:
+        if kind(load(file)[0]) == 'urdf':
+            findings |= set(check_urdf(file))
+    return sorted(findings, key=lambda f: (str(f.file), f.line, f.severity, f.text))
+
+
+def _might_be_a_model(file):
+    """False for broken XML that is something else altogether."""
+    text = file.read_bytes().decode('utf-8', errors='replace')
+    first = re.search(r'<\s*([A-Za-z_:][\w:.-]*)', re.sub(r'<!--.*?-->|<[?!].*?>', '', text, flags=re.S))
+    return first is None or first[1].lower() in ('mujoco', 'mujocoinclude', 'robot')
+
+
+def _includers(files):
+    """{file: files that include it}, all resolved; a file is looked for as from every main file above it."""
+    includers = {}
+    for main in files:
+        todo, seen = [(main, main.parent)], set()
+        while todo:
+            file, folder = todo.pop()
+            for e in included_files(file):
+                target = first_file((main.parent, folder), e.attributes.get('file', ''))
+                if target and (target := target.resolve()) not in seen and target != main:
+                    seen.add(target)
+                    includers.setdefault(target, set()).add(main)
+                    todo.append((target, target.parent))
+    return includers
+
+
+def _mains(models, includers):
+    """The files to check as main files, so that each of `models` is checked in every model it is part of."""
+    mains = set()
+    for file in models:
+        above = includers.get(file, set())
+        roots = {f for f in above if not includers.get(f)}
+        mains |= roots or {file}
+    return mains
+
+
+if __name__ == '__main__':
+    given = [Path(word) for word in sys.argv[1:]] or [Path(__file__).parent]
+    try:
+        found = lint(given)
+    except FileNotFoundError as missing:
+        print(missing, file=sys.stderr)
+        sys.exit(2)
+    for f in found:
+        print(f'{f.file}:{f.line}: {f.severity}: {f.text}')
+    errors = sum(f.severity == 'ERROR' for f in found)
+    print(f'{errors} errors, {len(found) - errors} warnings', file=sys.stderr)
+    sys.exit(1 if errors else 0)
