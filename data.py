@@ -95,7 +95,9 @@ def make_tokenizer(texts, path):
 
 # -----------------------------------------------------------------------------
 
-NEAR_M = 0.06     # what is read off the pictures for the state token is told apart up to this far from a tool
+# Units of what a camera at the torso, or at a hand, tells of a brick: m, m, m, rad. A hand's camera is asked
+# about bricks within SCENE_RANGE units of the tool.
+SCENE_UNITS, SCENE_RANGE = ((0.03, 0.03, 0.03, 0.1), (0.01, 0.01, 0.01, 0.1)), 6
 
 
 class Processor:
@@ -300,10 +302,8 @@ class Processor:
         state_floor = np.array([STATE[i].floor for i in self.state_index])
         action_floor = np.array([TOOL_ACTION[i].floor for i in self.action_index])
         action_floor /= np.where(self.action_scale > 0, self.action_scale, 1)  # asinh(x / s) is x / s here
-        scene, geometry = (x[dataset.windows].astype(np.float64)       # as a checkpoint gives them back
-                           for x in (dataset.scene, dataset.geometry[:, 0]))
-        self.stats = {'scene_mean': scene.mean(0), 'scene_std': scene.std(0) + 0.05,
-                      'geometry_mean': geometry.mean(0), 'geometry_std': geometry.std(0) + 0.05,
+        geometry = dataset.geometry[dataset.windows, 0].astype(np.float64)     # as a checkpoint gives it back
+        self.stats = {'geometry_mean': geometry.mean(0), 'geometry_std': geometry.std(0) + 0.05,
                       'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
                       'action_mean': mean, 'action_std': np.maximum(spread, action_floor)}
         return ([n for n, low in zip(self.state_slots, state.std(0) < state_floor) if low]
@@ -359,18 +359,19 @@ class Dataset:
         lengths = np.array([len(t) for t in parts['time']])
         self.state, self.tool_action, self.time, self.subtask_id = (
             np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
-        # Targets: what pictures tell near the fingers (n, columns), and what could have been asked in the
-        # same scene (n, G, columns), G the most of any episode.
+        # Targets: where each camera sees the bricks (n, N, bricks, 4), in units of a good guess; and what could
+        # have been asked in the same scene (n, G, columns), G the most of any episode.
         # Millimetres matter when close, decimetres do not when far: linear to 4 mm, logarithmic beyond.
         self.n_askable = np.array([len(h['askable']) for h in self.headers])
+        scene = np.concatenate([x.reshape(len(x), 3, -1, 4) for x in parts['scene']])
+        frames = [('left', 'right').index(c.split('/')[0]) + 1 if '/' in c else 0 for c in processor.cameras]
+        units = np.array([SCENE_UNITS[min(f, 1)] for f in frames], np.float32)
+        self.scene, self.carried = scene[:, frames] / units[:, None], np.array(frames) > 0
         fill, blocks = self.n_askable.max() - self.n_askable, []
         for seen, asked, k, more in zip(parts['scene'], parts['geometry'], self.n_askable, fill):
             block = np.concatenate([seen[:, None].repeat(k, 1), asked.reshape(len(asked), k, -1)], -1)
             blocks.append(np.pad(block, [(0, 0), (0, more), (0, 0)]))
         self.geometry = np.arcsinh(np.concatenate(blocks) / 0.004)
-        scene = np.concatenate(parts['scene'])
-        limit = np.resize([NEAR_M, NEAR_M, NEAR_M, np.pi], scene.shape[1])     # x, y, z, yaw of each brick
-        self.scene = np.arcsinh(np.clip(scene, -limit, limit) / 0.004)
         self.start = np.concatenate([[0], np.cumsum(lengths)])           # (E+1,) first row of each episode
         self.episode = np.repeat(np.arange(len(lengths)), lengths)       # (n,) row -> its episode
         self.last = self.start[1:][self.episode] - 1                     # (n,) row -> last row of its episode
@@ -508,11 +509,12 @@ class Dataset:
         actions = processor.normalise_actions(self.chunk(rows[mine]), state[:, COMMAND])
         mask = self.chunk_mask(rows) & ((asked == 0) & ~quiz)[:, None]
         n_tokens = sum(len(assistant) for _, assistant in prompts)
-        stats = processor.stats
-        for name, target in (('scene', self.scene[rows]), ('geometry', self.geometry[rows, asked])):
-            target = (target[mine] - stats[f'{name}_mean']) / stats[f'{name}_std']
-            batch[name] = torch.from_numpy(target.astype(np.float32))
-        return batch | {
+        stats, geometry = processor.stats, self.geometry[rows, asked][mine]
+        geometry = (geometry - stats['geometry_mean']) / stats['geometry_std']
+        scene = self.scene[rows[mine]]
+        near = (np.abs(scene[..., :2]) < SCENE_RANGE).all(-1) | ~self.carried[:, None]
+        return batch | {'geometry': torch.from_numpy(geometry.astype(np.float32)),
+                        'scene': torch.from_numpy(scene), 'near': torch.from_numpy(near),
                         'actions': torch.from_numpy(actions), 'action_mask': torch.from_numpy(mask[mine]),
                         'n_rows': torch.tensor(mask.sum() / world_size, dtype=torch.float32),
                         'n_tokens': torch.tensor(n_tokens / world_size, dtype=torch.float32)}

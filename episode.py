@@ -76,8 +76,8 @@ ARRAYS = {
     'qpos': ('float64', 0), 'qvel': ('float64', 0), 'ctrl': ('float64', 0),
     'connections': ('int32', None), 'phase': ('int32', None), 'subtask_id': ('int32', None),
     'goal': ('uint8', None),
-    # ground truth, training targets only: what pictures tell (World.scene), and what is asked for, one block
-    # per instruction of header['askable'] (World.geometry)
+    # ground truth, training targets only: what pictures tell (World.scene, 12 columns per loose brick), and
+    # what is asked for, one block per instruction of header['askable'] (World.geometry)
     'scene': ('float32', 0), 'geometry': ('float32', 0),
 }
 HEADER_KEYS = (
@@ -361,7 +361,8 @@ def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
         row = {'time': len(rows) / control_hz, 'state': state_vector(obs), 'tool_action': action,
                'tool_executed': executed, 'joint_action': np.zeros(17), 'kicked': kicked, 'goal': settled > 0,
                'connections': 0, 'phase': int(near), 'subtask_id': int(near),
-               'scene': np.ravel([p - pos[1] for p in places.values()]), 'geometry': away,
+               'scene': np.ravel([[[*(p - at), 0] for p in places.values()] for at in (0, *pos)]),
+               'geometry': away,
                **{k: np.zeros(3) for k in ('qpos', 'qvel', 'ctrl')}}
         for camera in cameras:
             image = np.full((image_size, image_size, 3), 128, np.uint8)

@@ -185,7 +185,7 @@ def record_row(world, obs, info, choice):
                 tool_executed=choice['executed'], kicked=choice['kicked'], subtask=choice['subtask'],
                 qpos=world.data.qpos.copy(), qvel=world.data.qvel.copy(), ctrl=world.data.ctrl.copy(),
                 connections=len(world.connections()), phase=info['phase'], goal=info['goal'],
-                scene=world.scene(), geometry=world.geometry().ravel(), facts=questions.facts(world),
+                scene=world.scene().ravel(), geometry=world.geometry().ravel(), facts=questions.facts(world),
                 **{k: v for k, v in obs.items() if k.startswith('image/')})
 
 

@@ -368,16 +368,21 @@ class World:
         return self._held_steps >= HOLD_S * self.control_hz
 
     def scene(self):
-        """What pictures alone tell, as a training target: for every loose brick and hand its position (3,) m
-        in the tool frame and its grasp yaw error, rad; float32 (8 n) for n loose bricks."""
-        views = self._brick_views()
-        return np.ravel(list(views.values())).astype(np.float32)
+        """What pictures alone tell, as a training target: the pose of every loose brick in the frame of what
+        carries a camera, (3, n, 4) float32 for the torso, the left and the right tool: position (3,) m, and
+        the yaw in rad, modulo pi, by which that frame has to turn for a hand to grasp the brick."""
+        views = [[v for (name, _), v in self._brick_views().items() if name == hand] for hand in HANDS]
+        torso = []
+        for name in (b.name for b in self.bricks if not b.fixed):
+            pos, R = self.brick_pose(name)
+            torso.append([*pos, wrap(np.arctan2(R[1, 0], R[0, 0]) - np.pi / 2, np.pi)])
+        return np.array([torso, *views], np.float32)
 
     def geometry(self):
         """Ground truth about what is asked for as a training target, one row per goal that could be asked for
         (`askable`), float32 (G, n + 16) with n loose bricks. What words alone tell: one number per loose
         brick, 1 if asked for; place (3,) m in the torso frame; 1 if the left hand is to do it. What takes
-        words and pictures: per hand the same four numbers as in `scene` of the brick it has to fetch (an idle
+        words and pictures: per hand the same four numbers as in `scene`, of the brick it has to fetch (an idle
         hand: the other's); way (3,) m from that brick to the place in the tool frame, yaw error rad. A
         learner that is only asked for the last kind does not find the first."""
         views, rows = self._brick_views(), []
