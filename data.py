@@ -327,6 +327,7 @@ class Dataset:
     tail         windows that start more than `tail` rows after the goal was reached for good are not sampled
     draws        K, (noise, time) draws per chunk; they share one reading of the images
     read_text    probability that a draw sees the subtask text
+    pure_noise   share of draws with time 1; the others are from Beta(1.5, 1)
     gain         spread of the colour gain, per image channel; brightness: of the offset, in 0..255
     shift        largest image shift, pixels; state_noise: in normalised units
     ask          probability that a sample asks for another goal in the same scene, see `batch`
@@ -334,11 +335,12 @@ class Dataset:
     """
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
-                 gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0,
+                 gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0, pure_noise=0.0,
                  questions=0.0):
         self.processor, self.draws, self.read_text, self.ask = processor, draws, read_text, ask
         self.questions = questions
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
+        self.pure_noise = pure_noise
         self.paths, self.headers, self.images = [], [], []
         parts = {name: [] for name in (
             'state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal', 'scene', 'geometry')}
@@ -359,8 +361,8 @@ class Dataset:
         lengths = np.array([len(t) for t in parts['time']])
         self.state, self.tool_action, self.time, self.subtask_id = (
             np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
-        # Targets: where each camera sees the bricks (n, N, bricks, 4), in units of a good guess; and what could
-        # have been asked in the same scene (n, G, columns), G the most of any episode.
+        # Targets: where each camera sees the bricks (n, N, bricks, 4), in units of a good guess; and what
+        # could have been asked in the same scene (n, G, columns), G the most of any episode.
         # Millimetres matter when close, decimetres do not when far: linear to 4 mm, logarithmic beyond.
         self.n_askable = np.array([len(h['askable']) for h in self.headers])
         scene = np.concatenate([x.reshape(len(x), 3, -1, 4) for x in parts['scene']])
@@ -476,6 +478,7 @@ class Dataset:
         draws = {
             'noise': torch.randn(B, K, H, A, generator=rng),
             'time': 0.001 + 0.999 * torch.rand(B, K, generator=rng) ** (1 / 1.5),  # Beta(1.5, 1) by inversion
+            'pure_noise': torch.rand(B, K, generator=rng) < self.pure_noise,
             'read_text': torch.rand(B, K, generator=rng) < self.read_text,
             'gain': 1 + self.gain * torch.randn(B, 1, 1, 1, 3, generator=rng),
             'offset': self.brightness * torch.randn(B, 1, 1, 1, 1, generator=rng),
@@ -506,6 +509,7 @@ class Dataset:
         batch = processor.assemble(self.gather_images(rows[mine]), state, prompts[mine] + [longest])
         batch = {k: v[:n] for k, v in batch.items()} | {k: v[mine] for k, v in draws.items()}
         batch['state'] += batch.pop('state_noise')
+        batch['time'][batch.pop('pure_noise')] = 1.0
         actions = processor.normalise_actions(self.chunk(rows[mine]), state[:, COMMAND])
         mask = self.chunk_mask(rows) & ((asked == 0) & ~quiz)[:, None]
         n_tokens = sum(len(assistant) for _, assistant in prompts)

@@ -85,10 +85,12 @@ class VLAConfig:
     row_embedding: bool = True        # learnt embedding per row, besides the rotary position
     time_period_min: float = 0.06     # of the sine embedding of t; pi0 and EO-1: 4e-3
     time_period_max: float = 4.0
+    row_decay: float = 1.0            # weight of a row in the loss against that of the row before
     text_weight: float = 0.1
     geometry_dim: int = 0             # numbers about the scene regressed from the user part; 0: none
     geometry_weight: float = 0.5
-    scene_dim: int = 0                # numbers regressed from the image tokens, given to the state token
+    scene_bricks: int = 0             # whose poses are read off the pictures and given to the state token
+    scene_cameras: tuple = ()         # per camera: 1 if a hand carries it; hands share what they learn to see
     eo1_compat: bool = False          # EO-1's diluted mean, and its sampled time on clean rows
     recompute: bool = False           # activation checkpointing per block: a third more work, less memory
 
@@ -180,12 +182,46 @@ def make_norm(cfg):
 
 
 def state_projection(cfg):
-    return nn.Linear((cfg.state_dim + cfg.scene_dim) * (1 + 2 * cfg.state_frequencies), cfg.hidden_size)
+    seen = cfg.n_cameras * cfg.scene_bricks * 5
+    return nn.Linear((cfg.state_dim + seen) * (1 + 2 * cfg.state_frequencies), cfg.hidden_size)
 
 
-def scene_head(cfg):
-    D, tokens = cfg.hidden_size, cfg.n_cameras * cfg.tokens_per_camera
-    return nn.Sequential(nn.Linear(tokens * D, D), nn.ReLU(), nn.Linear(D, cfg.scene_dim))
+class SceneHead(nn.Module):
+    """What each picture alone tells of each brick: pose (4) in the frame of what carries the camera, and the
+    logit that it is in range. Trained by itself on the tokens of that camera, it is precise where the same
+    question asked through the decoder is not: there the answer can be guessed from what the arms do."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cameras, self.bricks, width = cfg.scene_cameras, cfg.scene_bricks, cfg.tokens_per_camera
+        self.mlp = nn.ModuleList(nn.Sequential(
+            nn.Linear(width * cfg.hidden_size, 256), nn.ReLU(), nn.Linear(256, 5 * cfg.scene_bricks))
+            for _ in range(2))
+
+    def forward(self, tokens):
+        """(B, N, P * D) -> (B, N, bricks, 5), float32"""
+        seen = [self.mlp[kind](tokens[:, i]).float() for i, kind in enumerate(self.cameras)]
+        return torch.stack(seen, 1).unflatten(-1, (self.bricks, 5))
+
+    @staticmethod
+    def loss(seen, scene, near):
+        """scene (B, N, bricks, 4) counts where near, bool (B, N, bricks)."""
+        error = F.smooth_l1_loss(seen[..., :4], scene, reduction='none', beta=0.1).mean(-1)
+        in_range = F.binary_cross_entropy_with_logits(seen[..., 4], near.float())
+        return (error * near).mean() + 0.3 * in_range
+
+    @staticmethod
+    def features(seen):
+        """What the state token gets, (B, N * bricks * 5), without a gradient: sines make noise of it."""
+        seen = seen.detach()
+        near = (seen[..., 4:] > 0).float()
+        return torch.cat([seen[..., :4] * near, near], -1).flatten(1)
+
+
+def row_weights(cfg, device):
+    """(H), mean 1"""
+    weights = cfg.row_decay ** torch.arange(cfg.horizon, device=device)
+    return weights / weights.mean()
 
 
 def geometry_head(cfg):
@@ -307,7 +343,7 @@ class VLA(nn.Module):
                 cfg.recompute)
             self.image_embedding = None
         self.state_in = state_projection(cfg)
-        self.scene_out = scene_head(cfg) if cfg.scene_dim else None
+        self.scene_out = SceneHead(cfg) if cfg.scene_bricks else None
         self.head = ActionHead(cfg)
         self.decoder = Decoder(cfg)
         self.lm_head = None if cfg.tie_embeddings else nn.Linear(D, cfg.vocab_size, bias=False)
@@ -362,10 +398,10 @@ class VLA(nn.Module):
         if 'state' in batch:
             state = batch['state']
             if self.scene_out is not None:
-                scene = self.scene_out(images.view(len(ids), -1)).float()             # (B, scene_dim)
-                state = torch.cat([state, scene.detach()], -1)     # a gradient through sines would be noise
+                seen = self.scene_out(images.view(len(ids), cfg.n_cameras, -1))
+                state = torch.cat([state, self.scene_out.features(seen)], -1)
                 if trace is not None:
-                    trace.append(scene)
+                    trace.append(seen)
             parts.append((ids == cfg.state_pad_id, self.state_in(self.state_features(state))))
         if 'rows' in batch:
             rows = self.head.embed(batch['rows'], batch['row_time'])
@@ -452,7 +488,7 @@ class VLA(nn.Module):
         skip = int((batch['labels'][:, 1:] != -100).any(0).int().argmax()) if cfg.n_layers > 1 else 0
         predicted, hidden = self.predict(batch, skip, trace)
         target = actions[:, None] if cfg.predict == 'action' else noise - actions[:, None]
-        valid = batch['action_mask'][:, None].float()                                 # (B, 1, H)
+        valid = batch['action_mask'][:, None] * row_weights(cfg, noise.device)        # (B, 1, H)
         if batch['time'].ndim == 3:      # rows at time 0 are given, not asked for
             valid = valid * (batch['time'] > 0)                                       # (B, K, H)
         n_rows = batch['n_rows'] if 'n_rows' in batch else valid.sum() / valid.shape[1]
@@ -460,15 +496,15 @@ class VLA(nn.Module):
         flow = (error * valid).sum() / (n_rows * noise.shape[1])
         loss, parts = self.total_loss(flow, hidden, batch['labels'][:, skip:], batch)
         if trace:
-            scene = trace.pop(0) if self.scene_out is not None else None
+            seen = trace.pop(0) if self.scene_out is not None else None
             # asked of the last token of the user part, which has seen all of it, and before the last block,
             # so that the action rows can read the answer there
             early = trace[-2] if len(trace) > 1 else trace[-1]
             last = early[torch.arange(len(early), device=early.device), batch['user_len'] - 1]
             geometry = (self.geometry_out(last).float() - batch['geometry']).square().mean()
             loss, parts = loss + cfg.geometry_weight * geometry, parts | dict(geometry=geometry.detach())
-            if scene is not None:
-                scene = (scene - batch['scene']).square().mean()
+            if seen is not None:
+                scene = self.scene_out.loss(seen, batch['scene'], batch['near'])
                 loss, parts = loss + scene, parts | dict(scene=scene.detach())
         return loss, parts
 

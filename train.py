@@ -51,6 +51,7 @@ action_slots = ('*',)         # out of data.TOOL_ACTION_NAMES; the command in fo
 tail = 3                      # rows after the goal is reached for good that still start a window
 val_fraction = 0.05           # of the episodes, chosen by hash of task and seed
 draws = 4                     # K, (noise, time) draws per chunk that share one reading of the images
+pure_noise = 0.5              # share of draws at t = 1, the only time that acting in one step asks for
 read_text = 0.5               # probability that a draw sees the subtask text
 gain = 0.1                    # augmentation: spread of the colour gain, per channel
 brightness = 6.0              # spread of the brightness offset, out of 255
@@ -88,6 +89,7 @@ time_period_min = 0.06
 rope_theta = 10_000.0
 recompute = False             # activation checkpointing: less memory, a third more work
 predict = 'action'            # the head gives the clean chunk ('action') or the velocity
+row_decay = 1.0               # weight of a chunk's row in the loss against that of the row before
 text_weight = 0.1             # of the text loss
 geometry_weight = 0.5         # of the loss on where the named bricks and places are, from images and words
 look = True                   # where the bricks are is read off the pictures alone, for the state token
@@ -279,7 +281,7 @@ if __name__ == '__main__':
         processor = data.Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz, words,
                                    tokens_per_camera, template=template, compand=compand, pad_dims=pad_dims)
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
-                              gain, brightness, shift, state_noise, ask, questions)
+                              gain, brightness, shift, state_noise, ask, pure_noise, questions)
     val_data = None
     if val_fraction:
         val_data = data.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text)
@@ -295,7 +297,8 @@ if __name__ == '__main__':
         vocab_size=processor.tokenizer.get_vocab_size(), state_dim=processor.state_dim,
         action_dim=processor.action_dim, horizon=processor.horizon, image_size=processor.image_size,
         geometry_dim=train_data.geometry.shape[-1] if geometry_weight else 0,
-        scene_dim=train_data.scene.shape[-1] if geometry_weight and look else 0,
+        scene_bricks=train_data.scene.shape[2] if geometry_weight and look else 0,
+        scene_cameras=tuple(map(int, train_data.carried)),
         n_cameras=len(processor.cameras), tokens_per_camera=processor.tokens_per_camera,
         image_pad_id=processor.token_id['<|image_pad|>'], state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'])

@@ -382,8 +382,8 @@ class World:
         """Ground truth about what is asked for as a training target, one row per goal that could be asked for
         (`askable`), float32 (G, n + 16) with n loose bricks. What words alone tell: one number per loose
         brick, 1 if asked for; place (3,) m in the torso frame; 1 if the left hand is to do it. What takes
-        words and pictures: per hand the same four numbers as in `scene`, of the brick it has to fetch (an idle
-        hand: the other's); way (3,) m from that brick to the place in the tool frame, yaw error rad. A
+        words and pictures: per hand the same four numbers as in `scene`, of the brick it has to fetch (an
+        idle hand: the other's); way (3,) m from that brick to the place in the tool frame, yaw error rad. A
         learner that is only asked for the last kind does not find the first."""
         views, rows = self._brick_views(), []
         loose = [b.name for b in self.bricks if not b.fixed]

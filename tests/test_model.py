@@ -144,16 +144,19 @@ def test_geometry_is_asked_of_the_user_part_only():
 
 
 def test_the_scene_is_read_off_the_pictures_alone_and_reaches_the_actions():
-    net = network(geometry_dim=6, scene_dim=4, state_frequencies=2)
-    batch = make_batch() | dict(geometry=torch.randn(3, 6), scene=torch.randn(3, 4))
+    net = network(geometry_dim=6, scene_bricks=2, scene_cameras=(0, 1), state_frequencies=2)
+    batch = make_batch() | dict(geometry=torch.randn(3, 6), scene=torch.randn(3, 2, 2, 4),
+                                near=torch.rand(3, 2, 2) < .7)
     before = net(batch)[1]
     ids = batch['input_ids'].clone()
     ids[:, 6] = 38      # a word of the instruction
     blind = net(dict(batch, state=batch['state'] + 1, input_ids=ids))[1]
     assert torch.equal(blind['scene'], before['scene']) and not close(blind['flow'], before['flow'])
     assert not close(net(dict(batch, images=255 - batch['images']))[1]['scene'], before['scene'])
+    far = dict(batch, near=torch.zeros_like(batch['near']))      # then where it is does not matter
+    assert torch.equal(net(far)[1]['scene'], net(dict(far, scene=far['scene'] + 1))[1]['scene'])
     with torch.no_grad():
-        net.scene_out[2].bias += 1
+        net.scene_out.mlp[1][2].bias += 1
     assert not close(net(batch)[1]['flow'], before['flow'])
 
 
