@@ -325,14 +325,15 @@ class Dataset:
     gain         spread of the colour gain, per image channel; brightness: of the offset, in 0..255
     shift        largest image shift, pixels; state_noise: in normalised units
     ask          probability that a sample asks for another goal in the same scene, see `batch`
+    prefix_rows  up to so many first rows of a draw are given clean, as when they are being executed already
     questions    probability that a sample is a question about the scene and its answer, see questions.py
     """
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
                  gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0,
-                 questions=0.0):
+                 questions=0.0, prefix_rows=0):
         self.processor, self.draws, self.read_text, self.ask = processor, draws, read_text, ask
-        self.questions = questions
+        self.questions, self.prefix_rows = questions, prefix_rows
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
         self.paths, self.headers, self.images = [], [], []
         parts = {name: [] for name in (
@@ -489,6 +490,9 @@ class Dataset:
             _, question, answer = pairs[words.integers(len(pairs))]
             prompts[i] = processor.prompt_ids(question, answer, True)
         longest = max(prompts, key=lambda parts: len(parts[0]) + len(parts[1]))
+        if self.prefix_rows:
+            given = torch.arange(H) < torch.randint(self.prefix_rows + 1, (B, K, 1), generator=rng)
+            draws['time'] = draws['time'][..., None].expand(B, K, H).masked_fill(given, 0.0)
         mine = slice(rank * B // world_size, (rank + 1) * B // world_size)
         n, state = len(rows[mine]), self.state[rows[mine]]
         # the longest prompt of all ranks sets the width of every rank's batch
@@ -497,12 +501,13 @@ class Dataset:
         batch['state'] += batch.pop('state_noise')
         actions = processor.normalise_actions(self.chunk(rows[mine]), state[:, COMMAND])
         mask = self.chunk_mask(rows) & ((asked == 0) & ~quiz)[:, None]
+        n_rows = mask.sum() if not self.prefix_rows else (mask[:, None] & ~given.numpy()).sum() / K
         n_tokens = sum(len(assistant) for _, assistant in prompts)
         stats, geometry = processor.stats, self.geometry[rows, asked][mine]
         geometry = (geometry - stats['geometry_mean']) / stats['geometry_std']
         return batch | {'geometry': torch.from_numpy(geometry.astype(np.float32)),
                         'actions': torch.from_numpy(actions), 'action_mask': torch.from_numpy(mask[mine]),
-                        'n_rows': torch.tensor(mask.sum() / world_size, dtype=torch.float32),
+                        'n_rows': torch.tensor(n_rows / world_size, dtype=torch.float32),
                         'n_tokens': torch.tensor(n_tokens / world_size, dtype=torch.float32)}
 
 
