@@ -331,14 +331,15 @@ class Dataset:
     gain         spread of the colour gain, per image channel; brightness: of the offset, in 0..255
     shift        largest image shift, pixels; state_noise: in normalised units
     ask          probability that a sample asks for another goal in the same scene, see `batch`
+    prefix_rows  up to so many first rows of a draw are given clean, as when they are being executed already
     questions    probability that a sample is a question about the scene and its answer, see questions.py
     """
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
                  gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0, pure_noise=0.0,
-                 questions=0.0):
+                 questions=0.0, prefix_rows=0):
         self.processor, self.draws, self.read_text, self.ask = processor, draws, read_text, ask
-        self.questions = questions
+        self.questions, self.prefix_rows = questions, prefix_rows
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
         self.pure_noise = pure_noise
         self.paths, self.headers, self.images = [], [], []
@@ -478,12 +479,12 @@ class Dataset:
         draws = {
             'noise': torch.randn(B, K, H, A, generator=rng),
             'time': 0.001 + 0.999 * torch.rand(B, K, generator=rng) ** (1 / 1.5),  # Beta(1.5, 1) by inversion
-            'pure_noise': torch.rand(B, K, generator=rng) < self.pure_noise,
             'read_text': torch.rand(B, K, generator=rng) < self.read_text,
             'gain': 1 + self.gain * torch.randn(B, 1, 1, 1, 3, generator=rng),
             'offset': self.brightness * torch.randn(B, 1, 1, 1, 1, generator=rng),
             'shift': torch.randint(-self.shift, self.shift + 1, (B, N, 2), generator=rng),
             'state_noise': self.state_noise * torch.randn(B, S, generator=rng)}
+        draws['time'].masked_fill_(torch.rand(B, K, generator=rng) < self.pure_noise, 1.0)
         ask = torch.rand(B, 2, generator=rng).numpy()
         rows = self.sample_rows(step, batch_size, seed)
         # Some samples ask for something else than what the episode was about: there is no action to learn
@@ -503,15 +504,18 @@ class Dataset:
             _, question, answer = pairs[words.integers(len(pairs))]
             prompts[i] = processor.prompt_ids(question, answer, True)
         longest = max(prompts, key=lambda parts: len(parts[0]) + len(parts[1]))
+        if self.prefix_rows:
+            given = torch.arange(H) < torch.randint(self.prefix_rows + 1, (B, K, 1), generator=rng)
+            draws['time'] = draws['time'][..., None].expand(B, K, H).masked_fill(given, 0.0)
         mine = slice(rank * B // world_size, (rank + 1) * B // world_size)
         n, state = len(rows[mine]), self.state[rows[mine]]
         # the longest prompt of all ranks sets the width of every rank's batch
         batch = processor.assemble(self.gather_images(rows[mine]), state, prompts[mine] + [longest])
         batch = {k: v[:n] for k, v in batch.items()} | {k: v[mine] for k, v in draws.items()}
         batch['state'] += batch.pop('state_noise')
-        batch['time'][batch.pop('pure_noise')] = 1.0
         actions = processor.normalise_actions(self.chunk(rows[mine]), state[:, COMMAND])
         mask = self.chunk_mask(rows) & ((asked == 0) & ~quiz)[:, None]
+        n_rows = mask.sum() if not self.prefix_rows else (mask[:, None] & ~given.numpy()).sum() / K
         n_tokens = sum(len(assistant) for _, assistant in prompts)
         stats, geometry = processor.stats, self.geometry[rows, asked][mine]
         geometry = (geometry - stats['geometry_mean']) / stats['geometry_std']
@@ -520,7 +524,7 @@ class Dataset:
         return batch | {'geometry': torch.from_numpy(geometry.astype(np.float32)),
                         'scene': torch.from_numpy(scene), 'near': torch.from_numpy(near),
                         'actions': torch.from_numpy(actions), 'action_mask': torch.from_numpy(mask[mine]),
-                        'n_rows': torch.tensor(mask.sum() / world_size, dtype=torch.float32),
+                        'n_rows': torch.tensor(n_rows / world_size, dtype=torch.float32),
                         'n_tokens': torch.tensor(n_tokens / world_size, dtype=torch.float32)}
 
 

@@ -163,6 +163,11 @@ def documents(batch):
     return document, place, place < user_len
 
 
+def column_after(member):
+    """bool (B, L) -> (B): the column after the last True."""
+    return (member * torch.arange(1, member.shape[1] + 1, device=member.device)).amax(1)
+
+
 def rotary_tables(position, head_dim, theta, mrope_section, dtype):
     """cos and signed sin of the rotary angles, (B, T, 1, c). Text has equal positions on the three axes: a
     (B, T) position is the common case, and (3, B, T) picks for each frequency the axis that turns it."""
@@ -408,8 +413,7 @@ class VLA(nn.Module):
             parts.append((self.row_tokens(ids), rows.flatten(0, 1)))
         for where, value in parts:
             if not torch.compiler.is_compiling():
-                n = int(where.sum())
-                assert n == len(value), f'{n} places in input_ids, {len(value)} embeddings for them'
+                assert (n := int(where.sum())) == len(value), f'{n} places, {len(value)} embeddings for them'
             # the number of places is known, so that a compiler need not look at the ids
             at = where.flatten().nonzero_static(size=len(value)).squeeze(1)
             x = x.index_copy(0, at, value.to(x.dtype))
@@ -500,7 +504,8 @@ class VLA(nn.Module):
             # asked of the last token of the user part, which has seen all of it, and before the last block,
             # so that the action rows can read the answer there
             early = trace[-2] if len(trace) > 1 else trace[-1]
-            last = early[torch.arange(len(early), device=early.device), batch['user_len'] - 1]
+            last = column_after(documents(batch)[2]) - 1
+            last = early[torch.arange(len(early), device=early.device), last]
             geometry = (self.geometry_out(last).float() - batch['geometry']).square().mean()
             loss, parts = loss + cfg.geometry_weight * geometry, parts | dict(geometry=geometry.detach())
             if seen is not None:
@@ -534,9 +539,9 @@ class VLA(nn.Module):
         """Add the text loss; hidden (B, L, D) and labels (B, L) belong to the same tokens."""
         labels = labels[:, 1:]                                                        # what comes after each
         if 'document' in batch:      # no token foretells the next document
-            labels = labels.masked_fill(batch['document'].diff(dim=1) != 0, -100)
-        labels = labels.flatten()
-        at = (labels != -100).nonzero().squeeze(1)
+            document = batch['document'][:, -hidden.shape[1]:]
+            labels = labels.masked_fill(document.diff(dim=1) != 0, -100)
+        at = ((labels := labels.flatten()) != -100).nonzero().squeeze(1)
         logits, labels = self.logits(hidden[:, :-1].flatten(0, 1)[at]), labels[at]
         n_tokens = batch['n_tokens'] if 'n_tokens' in batch else max(len(at), 1)
         text = F.cross_entropy(logits, labels, reduction='sum') / n_tokens
@@ -580,14 +585,11 @@ class VLA(nn.Module):
         go, closing = self.cfg.action_start_id, stop is None
         batch, stop, pick = user_part(batch), [go] if closing else list(stop), pick or pick_token
         layout = self.prefix_layout(batch)
-        document, user = layout.last_document, layout.kind == USER
-        # the column after the user part
-        end = ((torch.arange(user.shape[1], device=user.device) + 1) * user).amax(1)
+        document, end = layout.last_document, column_after(layout.kind == USER)
         B, skip, start = len(end), int(end.min()) - 1, layout.after(USER)
         hidden, cache = self.decoder(self.embed_prefix(batch), layout, skip=skip)
         logits = self.logits(hidden[torch.arange(B, device=end.device), end - 1 - skip])  # (B, V)
         done, texts = torch.zeros_like(end, dtype=torch.bool), [[] for _ in range(B)]
-        ends = torch.tensor(stop, dtype=torch.int64, device=end.device)
         for i in range(max_new_tokens + closing):
             token = pick(logits) if i < max_new_tokens else torch.full_like(end, go)
             for text, t, d in zip(texts, token.tolist(), done.tolist()):
@@ -599,7 +601,7 @@ class VLA(nn.Module):
             own = torch.where(done[:, None], -1, document)
             one = Layout(position, order, own, draw, kind, torch.ones_like(kind, dtype=torch.bool))
             hidden, cache = self.decoder(self.embed_tokens(token)[:, None], one, cache, layout)
-            layout, done = layout.join(one), done | torch.isin(token, ends)
+            layout, done = layout.join(one), done | torch.isin(token, end.new_tensor(stop))
             if done.all():
                 break
             logits = self.logits(hidden[:, 0])
@@ -611,8 +613,7 @@ class VLA(nn.Module):
         shape = (len(kind), cfg.horizon, cfg.action_dim)
         x = torch.zeros(shape, device=kind.device) if noise is None else noise
         clean = 0 if action_prefix is None else action_prefix.shape[1]
-        if clean:
-            x = torch.cat([action_prefix, x[:, clean:]], 1)
+        x = torch.cat([action_prefix, x[:, clean:]], 1) if clean else x
         free = (torch.arange(cfg.horizon, device=kind.device) >= clean).float().expand(shape[:2])  # (B, H)
 
         def velocity(x, t):
@@ -737,9 +738,8 @@ def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, wei
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, lr=muon_learning_rate, momentum=0.95,
                                            weight_decay=weight_decay))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group['peak_lr'] = group['lr']
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group['peak_lr'] = group['lr']
     return optimizers
 
 

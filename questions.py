@@ -72,7 +72,8 @@ def at(header, arrays, row, rng):
 
 def scores(asked, said, known):
     """Share of right answers by kind. asked: [(kind, question, answer)]; said: {name: answers to them};
-    known: other questions with answers, of which the majority is taken, of a kind and of a question.
+    known: other questions with answers, of which the majority is taken, of a kind, and of a question where it
+    is among them.
     -> {kind: {'n', 'majority', 'majority per question', and every name of said}}"""
     def majority(pairs):
         counts = {}
@@ -81,8 +82,9 @@ def scores(asked, said, known):
         return {key: max(sorted(answers), key=lambda a: len(answers[a])) for key, answers in counts.items()}
     of_kind = majority((kind, answer) for kind, _, answer in known)
     of_question = majority((question, answer) for _, question, answer in known)
-    guesses = {'majority': [of_kind[kind] if kind in of_kind else None for kind, _, _ in asked],
-               'majority per question': [of_question[q] if q in of_question else None for _, q, _ in asked]}
+    guesses = {'majority': [of_kind.get(kind) for kind, _, _ in asked],
+               'majority per question': [of_question[q] if q in of_question else of_kind.get(kind)
+                                         for kind, q, _ in asked]}
     table = {}
     for kind in sorted({kind for kind, _, _ in asked}):
         mine = [i for i, (k, _, _) in enumerate(asked) if k == kind]

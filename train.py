@@ -57,6 +57,7 @@ gain = 0.1                    # augmentation: spread of the colour gain, per cha
 brightness = 6.0              # spread of the brightness offset, out of 255
 shift = 0                     # largest image shift, pixels
 ask = 0.3                     # share of samples that ask for another goal in the same scene: where is that?
+prefix_rows = 0               # up to so many rows of a chunk are given clean, as when they are being executed
 questions = 0.0               # share of samples that are questions about the scene and their answers
 state_noise = 0.0             # in normalised units: 0.05 are 3 mm of a hand's position
 template = 'minimal'          # 'qwen': EO-1's prompt
@@ -281,7 +282,7 @@ if __name__ == '__main__':
         processor = data.Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz, words,
                                    tokens_per_camera, template=template, compand=compand, pad_dims=pad_dims)
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
-                              gain, brightness, shift, state_noise, ask, pure_noise, questions)
+                              gain, brightness, shift, state_noise, ask, pure_noise, questions, prefix_rows)
     val_data = None
     if val_fraction:
         val_data = data.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text)

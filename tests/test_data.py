@@ -275,6 +275,17 @@ def test_an_epoch_visits_every_window_once_also_across_batch_borders(dataset):
     assert rows[:n].tolist() != rows[n:2 * n].tolist()
 
 
+def test_given_rows_have_time_zero_and_are_not_counted(folder, dataset):
+    giving = data.Dataset(folder, dataset.processor, draws=2, prefix_rows=2)
+    plain = data.Dataset(folder, dataset.processor, draws=2)
+    a, b = plain.batch(3, 32), giving.batch(3, 32)
+    given = (b['time'] == 0).sum(-1)
+    assert sorted(given.unique().tolist()) == [0, 1, 2] and not b['time'][..., 2:].eq(0).any()
+    assert torch.equal(b['time'][..., -1], a['time'])      # the rest is as it was
+    counted = (b['action_mask'][:, None] & (b['time'] > 0)).sum() / 2
+    assert b['n_rows'] == counted < a['n_rows']
+
+
 def test_draws_follow_their_distributions(dataset):
     batch = dataset.batch(0, 4096)
     t, noise = batch['time'].double(), batch['noise'].double()

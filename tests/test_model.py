@@ -367,6 +367,25 @@ def test_acting_compiles_into_one_graph(changes):
     assert close(act(batch, 3, noise, 'midpoint', action_prefix=prefix), expected)
 
 
+@pytest.mark.parametrize('attention', ['bidirectional', 'causal'])
+def test_padding_may_as_well_be_on_the_left(attention):
+    net = network(prefix_attention=attention, chunk_attention=attention, geometry_dim=6)
+    right = make_batch() | dict(geometry=torch.randn(3, 6, generator=torch.Generator().manual_seed(0)))
+    width, total = right['input_ids'].shape[1], right['total_len'].tolist()
+    left = {k: v for k, v in right.items() if k != 'total_len'}
+    for key in ('input_ids', 'labels'):
+        left[key] = torch.stack([row.roll(width - n) for row, n in zip(right[key], total)])
+    left['document'] = torch.stack([torch.where(torch.arange(width) < width - n, -1, 0) for n in total])
+    assert len(set(total)) > 1 and close(net.predict(left)[0], net.predict(right)[0])
+    ours, theirs = net(left), net(right)
+    assert close(ours[0], theirs[0]) and all(close(ours[1][k], theirs[1][k]) for k in theirs[1])
+    assert close(net.act(left, 2), net.act(right, 2))
+    assert close(net.act(left, 2, read_text=False), net.act(right, 2, read_text=False))
+    actions, texts = net.plan_and_act(left, 2, 5)
+    assert texts == net.plan_and_act(right, 2, 5)[1] and close(actions, net.plan_and_act(right, 2, 5)[0])
+    assert close(net.plan_and_act(left, 2, texts=texts)[0], actions)
+
+
 def test_acting_leaves_the_noise_alone():
     net, batch = network(), make_batch()
     noise = batch['noise'][:, 0].clone()
@@ -442,6 +461,30 @@ def test_one_batch_is_learnt_by_heart():
     assert texts == answers
     assert (actions - batch['actions']).abs().mean() < 0.2
     assert (net.act(batch, 5, read_text=False) - batch['actions']).abs().mean() < 0.2
+
+
+def fit(steps):
+    """Loss and its parts after so many steps on one batch with the same noise and times."""
+    torch.manual_seed(0)
+    net, batch = VLA(config(text_weight=1.0, n_layers=1)), make_batch(B=2, K=2)
+    optimizers = model.configure_optimizers(net, 1e-2, 0.02, weight_decay=0.0)
+    for step in range(steps):
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group['lr'] = group['peak_lr'] * (1 - step / steps)
+        loss, parts = net(batch)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return loss, parts
+
+
+def test_draws_that_stay_the_same_are_fitted_to_a_thousandth():
+    assert fit(150)[0] < 1e-3
+
+
+def test_training_twice_gives_the_same_bits():
+    assert torch.equal(fit(5)[0], fit(5)[0])
 
 
 def test_every_parameter_is_optimized_once_and_vectors_do_not_decay():

@@ -245,6 +245,14 @@ def test_every_generation_of_names_loads_from_shards(net, tmp_path, prefix):
         VLA.from_pretrained(str(tmp_path), action_start_id=GO)
 
 
+def test_a_checkpoint_of_ours_is_read_by_the_same_call(net, tmp_path):
+    net.save(str(tmp_path), {})
+    for dtype in (None, torch.bfloat16):
+        again = VLA.from_pretrained(str(tmp_path), dtype)
+        assert again.cfg == net.cfg and again.embed_tokens.weight.dtype == (dtype or torch.float32)
+        assert all(torch.equal(a.to(dtype), b) for a, b in zip(net.parameters(), again.parameters()))
+
+
 @pytest.mark.parametrize('layout', ['hf', 'eo1'])
 def test_export_comes_back(net, tmp_path, layout):
     net.save_pretrained(str(tmp_path), layout)

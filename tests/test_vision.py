@@ -2,7 +2,6 @@
 
     python -m pytest tests/test_vision.py
 """
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -86,13 +85,20 @@ def test_pictures_of_one_batch_do_not_see_each_other():
     assert together.shape == (2 + 15 + 2, 16) and close(together, alone)
 
 
-@pytest.mark.slow
-def test_patches_equal_the_published_image_processor():
-    transformers = pytest.importorskip('transformers')
-    processor = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
-        min_pixels=1, max_pixels=10 ** 6)
-    image = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
-    theirs = processor(images=[image], return_tensors='pt')
-    patches, grids = vision.patchify(torch.from_numpy(image)[None])
-    assert close(patches, theirs['pixel_values'], 1e-5)
-    assert [list(g) for g in grids] == theirs['image_grid_thw'].tolist()
+def test_a_video_shows_two_frames_in_a_patch_and_repeats_the_last():
+    video = torch.randint(0, 256, (3, 28, 56, 3), dtype=torch.uint8)
+    patches, grids = vision.preprocess([video, video[0]], min_pixels=1)
+    assert grids == [(2, 2, 4), (1, 2, 4)]
+    frames = [vision.preprocess([frame], min_pixels=1)[0].view(8, 3, 2, 196)[:, :, 0] for frame in video]
+    rows = patches.view(3, 8, 3, 2, 196)
+    for row, (first, second) in enumerate(((0, 1), (2, 2), (0, 0))):
+        assert torch.equal(rows[row, :, :, 0], frames[first])
+        assert torch.equal(rows[row, :, :, 1], frames[second])
+
+
+def test_pictures_are_brought_to_whole_cells_within_bounds():
+    for size, expected in (((224, 224), (224, 224)), ((256, 256), (252, 252)), ((480, 640), (252, 364)),
+                           ((720, 1280), (224, 420)), ((84, 84), (224, 224))):      # EO-1's, 64 to 128 cells
+        assert vision.smart_size(*size, 64 * 784, 128 * 784) == expected
+    with pytest.raises(ValueError, match='5 x 1200 px'):
+        vision.smart_size(5, 1200, 1, 10 ** 6)
