@@ -543,8 +543,8 @@ def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
     robot_model = mujoco.MjModel.from_xml_path(str(path))
     needed = dict(
         joint=(*JOINT_NAMES, *(f'{h}/finger_{i}' for h in HANDS for i in (1, 2))), actuator=JOINT_ACTION_NAMES,
-        site=tuple(f'{h}/tool' for h in HANDS), camera=('head', *(f'{h}/wrist' for h in HANDS)), body=('torso',),
-        key=('home',))
+        site=tuple(f'{h}/tool' for h in HANDS), camera=('head', *(f'{h}/wrist' for h in HANDS)),
+        body=('torso',), key=('home',))
     kinds = {kind: getattr(mujoco.mjtObj, f'mjOBJ_{kind.upper()}') for kind in needed}
     missing = [f'{kind} {name}' for kind, names in needed.items() for name in names
                if mujoco.mj_name2id(robot_model, kinds[kind], name) < 0]
