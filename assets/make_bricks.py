@@ -1,11 +1,11 @@
 """Write the brick catalogue as MJCF, one file per part, and a scene that shows all of them.
 
 python assets/make_bricks.py                                # assets/lego/*.xml and assets/scenes/bricks.xml
-python assets/make_bricks.py --check                        # nothing is written; exit status 1 if a file differs
-python assets/make_bricks.py --rgba="0 .4 .8 1" --scale=2 --out=out/duplo    # another colour or size, elsewhere
+python assets/make_bricks.py --check                        # writes nothing; exit status 1 if a file differs
+python assets/make_bricks.py --rgba="0 .4 .8 1" --scale=2 --out=out/duplo    # other colour, other size
 
-Shapes, masses and contact parameters are those of clutch.brick_xml, with which world.py builds its scenes: there
-is one description of a brick. The same command writes the same bytes on every machine.
+Shapes, masses and contact parameters are those of clutch.brick_xml, with which world.py builds its scenes:
+there is one description of a brick. The same command writes the same bytes on every machine.
 Frame: the origin is the middle of the bottom face, z up along the studs. SI units.
 """
 import re
@@ -67,7 +67,7 @@ def files(out, rgba=None, scale=1.):
 
 
 def settings(words):
-    """Command line -> dict(check, rgba, scale, out). Exits with what was expected where a word is not known."""
+    """Command line -> dict(check, rgba, scale, out). Exits with what was expected where it makes no sense."""
     chosen = dict(check=False, rgba=None, scale=1., out=ROOT / 'assets' / 'lego')
     for word in words:
         key, _, value = word.removeprefix('--').partition('=')
@@ -90,7 +90,8 @@ if __name__ == '__main__':
     check = chosen.pop('check')
     made = files(**chosen)
     if check:
-        stale = [path for path, text in made.items() if not path.exists() or path.read_bytes() != text.encode()]
+        stale = [path for path, text in made.items()
+                 if not path.exists() or path.read_bytes() != text.encode()]
         if stale:
             sys.exit(f'not what make_bricks.py writes: {", ".join(map(str, stale))}; run it without --check')
         print(f'{len(made)} files are up to date')
@@ -98,5 +99,5 @@ if __name__ == '__main__':
         for path, text in made.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text.encode())
-        print(f'{len(made)} files written to {chosen["out"]}; a brick is {1e3 * chosen["scale"] * STUD_PITCH_M:g} mm '
-              'per stud')
+        pitch_mm = 1e3 * chosen['scale'] * STUD_PITCH_M
+        print(f'{len(made)} files written to {chosen["out"]}; {pitch_mm:g} mm per stud')
