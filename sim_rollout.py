@@ -19,7 +19,8 @@ import imageio.v2 as imageio
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
-from world import PHASES, World  # before anything that might import mujoco: world chooses the GL backend
+# before anything that might import mujoco: world chooses the GL backend
+from world import PHASES, TOOL_ACTION_NAMES, TOOL_HIGH, TOOL_LOW, World
 from expert import Expert, Kicks
 import data
 import film
@@ -66,15 +67,20 @@ WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz', 'rob
 #   bool; subtask str; of a new chunk: chunk_ms; of a replay: difference, the largest |qpos - recorded qpos|
 
 def constant_policy(kind):
-    """hold: the command in force; zero: all slots zero; random: a random walk of the command in force."""
-    sigma = np.array([.02, *2 * (.01, .01, .01, .05, .05, .05, .004)])  # a step: rad, then m and rad per arm
+    """hold: the command in force; zero: all slots zero; random: every 5 steps a new command, anywhere
+    within the bounds, the hands more often low than high: they hit the table, the bricks and each other."""
+    low = np.isin(TOOL_ACTION_NAMES, ('left/tool_z', 'right/tool_z'))
 
     def start(seed):
-        rng = np.random.default_rng(seed)
+        rng, t, drawn = np.random.default_rng(seed), 0, None
 
         def act(obs):
-            command = np.zeros(15) if kind == 'zero' else obs['tool_command'].astype(float)
-            command += sigma * rng.standard_normal(15) * (kind == 'random')
+            nonlocal t, drawn
+            if t % 5 == 0:
+                share = rng.uniform(size=15)
+                drawn = TOOL_LOW + (TOOL_HIGH - TOOL_LOW) * np.where(low, share ** 3, share)
+            t += 1
+            command = dict(hold=obs['tool_command'].astype(float), zero=np.zeros(15), random=drawn)[kind]
             return dict(executed=command.astype(np.float32), action=command, kicked=False, subtask='')
         return act
     return start
