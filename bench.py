@@ -39,7 +39,7 @@ exec(open('configurator.py').read())  # overrides from a config file or the comm
 # -----------------------------------------------------------------------------
 SECTIONS = ('world', 'render', 'loader', 'train', 'act')
 EPISODES = 4     # recorded where train_config's are missing: more windows than a batch has samples
-SOAK_SEED0 = 1_000_000  # python sim_rollout.py --policy=random --task=join --seeds=7:8 --cameras= repeats seed 7
+SOAK_SEED0 = 1_000_000  # seed 7 of join again: python sim_rollout.py --policy=random --task=join --seeds=7:8
 TEXT_TOKENS = 8  # length of a decoded subtask; fixed, because an untrained model never stops
 
 
@@ -207,8 +207,8 @@ def run_soak(episodes, workers, out):
         for first, end in missing_ranges(seeds, done):
             print(f'{task}: {sum(s in done for s in seeds)} of {len(seeds)} done', flush=True)
             subprocess.run([sys.executable, 'sim_rollout.py', '--policy=random', f'--task={task}',
-                            '--cameras=', f'--seeds={first}:{end}', f'--workers={workers}', f'--out={folder}'], check=True,
-                           stdout=subprocess.DEVNULL)
+                            '--cameras=', f'--seeds={first}:{end}', f'--workers={workers}', f'--out={folder}'],
+                           check=True, stdout=subprocess.DEVNULL)
             done = soaked(folder)
         rows = [done[s] for s in seeds]
         bad += [(task, row) for row in rows if row['fault']]

@@ -1,4 +1,4 @@
-"""What people look at: films with burnt-in text, contact sheets, score curves, depth, segmentation, the viewer.
+"""What people look at: films with text in them, contact sheets, curves, depth and segmentation, the viewer.
 
     frame = film_frame(world, obs, info, subtask)             # one picture of a film
     save_pictures(Path('out/x'), world, ('head',), ('depth',))     # out/x_head_depth.png, out/x_head.npz
@@ -18,9 +18,9 @@ from world import PHASES, RENDER_MODES, mujoco
 
 FILM_VIEWS = ('head', 'overhead', 'left/wrist', 'right/wrist')
 FILM_PX, BANNER_PX = 480, 64  # films: 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 likes multiples of 16
-DEPTH_M = 3.    # depth pictures are white here and beyond
-HEADLESS = 'the viewer needs a display and there is none (DISPLAY and WAYLAND_DISPLAY are empty). Without one, ' \
-           'make a film: python sim_rollout.py --video=1'
+DEPTH_M = 1.5  # depth pictures are white here and beyond
+HEADLESS = 'the viewer needs a display and there is none (DISPLAY and WAYLAND_DISPLAY are empty). Make a film ' \
+           'instead: python sim_rollout.py --video=1'
 
 
 # -- films ---------------------------------------------------------------------------------------------------
@@ -100,8 +100,8 @@ def body_colours(n):
 
 
 def save_pictures(stem, world, cameras, modes, size=None):
-    """What cameras see now, as files that begin with `stem`: <stem>_<camera>_<mode>.png to look at (depth: near
-    is dark, white at DEPTH_M; segmentation: a colour per body) and <stem>_<camera>.npz with the numbers, one
+    """What cameras see now, as files that begin with `stem`: <stem>_<camera>_<mode>.png to look at (depth:
+    near is dark, white at DEPTH_M; segmentation: a colour per body) and <stem>_<camera>.npz with the numbers, one
     array per mode (see World.render) and body_names (n,). Returns the paths."""
     if unknown := [mode for mode in modes if mode not in RENDER_MODES]:
         raise ValueError(f'pictures: no mode {unknown[0]!r}; there are {", ".join(RENDER_MODES)}')

@@ -166,7 +166,7 @@ def bridge_split(dt, force_n=3.):
 
 
 def broken_link(dt, weak=4, height=8):
-    """(lower, upper) of the link that breaks when a tower is pulled at its top, in which one link has 2 studs."""
+    """(lower, upper) of the link that breaks when a tower with one 2-stud link is pulled at its top."""
     rig = Rig([(2, 4)] * height, dt=dt, n_slots=height + 2)
     y = 0.
     for i in range(height):

@@ -154,8 +154,8 @@ def checkpoint_policy(world, folder, execute, steps, read_text, device, dtype):
 # The one stepping loop
 
 def run_episode(world, start, seed, instruction=None, record=False, filmed=False, watched=None):
-    """One episode -> (result dict, rows of its file if record, frames if filmed). watched is asked after every
-    step whether to go on."""
+    """One episode -> (result dict, rows of its file if record, frames if filmed). watched: asked after
+    every step whether to go on."""
     began = time.perf_counter()
     obs, info = world.reset(seed)
     act = start(seed)

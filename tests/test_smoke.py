@@ -1,5 +1,5 @@
-"""Does everything stand up? Every scene and task, 10 s of random actions at both time steps; leaves pictures, a film
-and the facts of the machine in out/smoke.
+"""Does everything stand up? Every scene and task, 10 s of random actions at both time steps. Pictures, a film and
+the facts of the machine stay in out/smoke.
 
     python -m pytest -m smoke
 """
@@ -86,8 +86,8 @@ def test_task_survives_random_actions(task, dt):
     typical = float(np.median(depths)) if depths else 0.
     assert typical < 2., 'robot and bricks typically overlap by less than 2 mm'
     facts[f'{task} {dt}'] = dict(
-        penetration_mm=metrics['penetration_mm'], energy_j=metrics['energy_j'], robot_brick_typical_mm=typical,
-        world=world.metadata())
+        penetration_mm=metrics['penetration_mm'], energy_j=metrics['energy_j'],
+        robot_brick_typical_mm=typical, world=world.metadata())
     print(f"{task} at {1e3 * dt:g} ms: deepest contact {metrics['penetration_mm']:.2f} mm, robot-brick "
           f"{typical:.2f} mm (median of {len(depths)}), kinetic energy up to {metrics['energy_j']:.1f} J")
 
