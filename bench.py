@@ -4,6 +4,8 @@ python bench.py                                # everything as config/demo.py ha
 python bench.py --only=world,render            # some sections of: world render loader train act; seconds each
 python bench.py --only=train --processes=1     # one process; else as make demo: two on CPUs, one per GPU
 python bench.py --only=loader,act --ckpt=out/demo    # of a trained checkpoint, on a GPU if there is one
+python bench.py --clutch                       # the clutch's force table, nothing else
+python bench.py --soak --episodes=10000        # random actions in every task; kill and repeat to go on
 python bench.py --train_config=config/join.py --collect_config=config/join_collect.py    # the two-arm task
 Ratios, and lines of one kind, are measured in turns, so that other load on the machine falls on all of them.
 """
@@ -18,6 +20,8 @@ import mujoco
 from expert import Expert
 import data
 import model
+import rig
+import tasks
 # -----------------------------------------------------------------------------
 only = ''                                  # sections, comma separated; '': all
 seconds = 3.0                              # per measurement
@@ -26,10 +30,16 @@ train_config = 'config/demo.py'            # the training that is measured, its 
 train_steps = 40
 processes = None                           # of training; None: as make demo, one per GPU or two on CPUs
 ckpt = ''                                  # for loader and act; '': one made for the occasion, hardly trained
+clutch = False                             # print the force table and nothing else
+soak = False                               # look for divergence and nothing else
+episodes = 10_000                          # of soak, spread over the tasks
+workers = 2                                # of soak, processes
+out = 'out/soak'                           # of soak: <out>/<task>/rollouts.jsonl, one line per episode
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
 SECTIONS = ('world', 'render', 'loader', 'train', 'act')
 EPISODES = 4     # recorded where train_config's are missing: more windows than a batch has samples
+SOAK_SEED0 = 1_000_000  # seed 7 of join again: python sim_rollout.py --policy=random --task=join --seeds=7:8
 TEXT_TOKENS = 8  # length of a decoded subtask; fixed, because an untrained model never stops
 
 
@@ -155,6 +165,64 @@ def bench_render():
     world.close()
 
 
+def print_forces():
+    """The force table, row by row -> number of rows that miss their requirement."""
+    title = 'clutch set to press 1, pull 2, shear 10 N per stud'
+    print(f'{title:52} {"step":>4} {"measured":>10} {"expected":>10}')
+    bad = 0
+    for row in rig.force_table():
+        measured, expected = (
+            x if isinstance(x, str) else f'{x:.3g}' for x in (row['measured'], row['expected']))
+        print(f'{row["test"]:52} {1e3 * row["dt"]:.0f} ms {measured:>10} {expected:>10} {row["unit"]:8}'
+              f'{"" if row["ok"] else "MISSED"}', flush=True)
+        bad += not row['ok']
+    return bad
+
+
+def soaked(folder):
+    """{seed: result} of the episodes that are done; a line cut off by a kill is none."""
+    log = Path(folder) / 'rollouts.jsonl'
+    rows = [json.loads(line) for line in log.read_text().splitlines() if line.endswith('}}')] \
+        if log.exists() else []
+    return {row['seed']: row for row in rows}
+
+
+def missing_ranges(seeds, done, longest=500):
+    """[(first, end)] half open, that together hold the seeds not in `done`, each no longer than asked."""
+    ranges = []
+    for seed in (s for s in seeds if s not in done):
+        if ranges and ranges[-1][1] == seed and seed - ranges[-1][0] < longest:
+            ranges[-1][1] = seed + 1
+        else:
+            ranges.append([seed, seed + 1])
+    return ranges
+
+
+def run_soak(episodes, workers, out):
+    """Random actions until the time limit, by the one stepping loop -> 1 if anything diverged."""
+    names, bad, worst = sorted(tasks.TASKS), [], {}
+    for i, task in enumerate(names):
+        seeds = range(SOAK_SEED0, SOAK_SEED0 + len(range(i, episodes, len(names))))
+        folder, done = f'{out}/{task}', soaked(f'{out}/{task}')
+        for first, end in missing_ranges(seeds, done):
+            print(f'{task}: {sum(s in done for s in seeds)} of {len(seeds)} done', flush=True)
+            subprocess.run([sys.executable, 'sim_rollout.py', '--policy=random', f'--task={task}',
+                            '--cameras=', f'--seeds={first}:{end}', f'--workers={workers}', f'--out={folder}'],
+                           check=True, stdout=subprocess.DEVNULL)
+            done = soaked(folder)
+        rows = [done[s] for s in seeds]
+        bad += [(task, row) for row in rows if row['fault']]
+        for key in ('penetration_mm', 'energy_j'):
+            worst[task, key] = max(((row['metrics'][key], row['seed']) for row in rows), default=(0., None))
+        (depth, a), (energy, b) = worst[task, 'penetration_mm'], worst[task, 'energy_j']
+        print(f'{task}: {len(rows)} episodes, deepest contact {depth:.1f} mm (seed {a}), '
+              f'most energy {energy:.1f} J (seed {b})', flush=True)
+    for task, row in bad:
+        print(f'{task} seed {row["seed"]} after {row["steps"]} steps: {row["fault"]}')
+    print(f'{len(bad)} of {episodes} episodes diverged')
+    return int(bool(bad))
+
+
 def bench_loader(ckpt):
     """Batches with the settings and the normaliser the checkpoint was trained with."""
     meta = json.loads((Path(ckpt) / 'meta.json').read_text())
@@ -216,6 +284,10 @@ def bench_act(ckpt):
 
 
 if __name__ == '__main__':
+    if clutch:
+        raise SystemExit(print_forces())
+    if soak:
+        raise SystemExit(run_soak(episodes, workers, out))
     chosen = only.split(',') if only else SECTIONS
     if unknown := [name for name in chosen if name not in SECTIONS]:
         raise SystemExit(f'only={only}: no section {unknown[0]}; there are {", ".join(SECTIONS)}')

@@ -64,7 +64,7 @@ def brick_xml(brick, scale, pos=(0, 0, 0)):
     joint = '' if brick.fixed else '<freejoint/>'
     return (f'<body name="{name}" pos="{pos[0]} {pos[1]} {pos[2]}">{joint}'
             f'<geom name="{name}/box" type="box" size="{box}" pos="0 0 {(h + BOTTOM_GAP_M) / 2:.6g}"'
-            f' rgba="{brick.rgba}" mass="{.9 * mass:.6g}" group="2" {CONTACT}/>{studs}'
+            f' rgba="{brick.rgba}" mass="{.9 * mass:.6g}" {CONTACT}/>{studs}'
             f'<body name="{name}/slab">'
             f'<geom name="{name}/slab" type="box" size="{slab}" pos="0 0 {h + sh / 2:.6g}"'
             f' mass="{.1 * mass:.6g}" group="3" rgba="0 1 0 .3" {CONTACT}/></body></body>')

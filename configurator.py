@@ -1,6 +1,7 @@
 # Overrides the settings of the script that runs it, from config files and the command line, in order:
 #
 # python train.py config/demo.py --batch_size=32 --out_dir out/small       # --key=value and --key value
+# python bench.py --clutch                                                 # --key alone sets a bool to True
 # python train.py --help                                                   # the settings, with their comments
 #
 # A script calls `exec(open('configurator.py').read())` right below its settings. Settings are its lowercase
@@ -45,12 +46,17 @@ def _configure(settings, doc, script, argv):
             if found and found[1] in settings:
                 print(f'  --{found[1]}={found[2]}')
         sys.exit(0)
-    words = iter(argv)
-    for word in words:
+    words = list(argv)
+    while words:
+        word = words.pop(0)
         if word.startswith('--'):
             name, equals, text = word[2:].partition('=')
-            if not equals and ((text := next(words, None)) is None or text.startswith('--')):
-                sys.exit(f'command line: --{name} needs a value: --{name}=value')
+            if not equals and (not words or words[0].startswith('--')):
+                if not isinstance(settings.get(name), bool):
+                    sys.exit(f'command line: --{name} needs a value: --{name}=value')
+                text = 'true'
+            elif not equals:
+                text = words.pop(0)
             assign(name, parse(name, text), 'command line')
             continue
         if not os.path.isfile(word):

@@ -5,6 +5,8 @@ python sim_rollout.py --ckpt=out/demo --episodes=100     # score a checkpoint on
 python sim_rollout.py --ckpt=out/demo --episodes=100 --instruction=    # the same with the instruction blanked
 python sim_rollout.py --ckpt=out/demo --episodes=20 --video=4          # film two successes, two failures
 python sim_rollout.py --task=join --episodes=1 --video=1 # watch the expert
+python sim_rollout.py --task=join --viewer               # the same in MuJoCo's viewer
+python sim_rollout.py --view=assets/scenes/bricks.xml --show_contacts    # any scene in the viewer
 python sim_rollout.py --policy=episodes/demo             # replay every episode of a folder, bit for bit
 1 GPU, 8 GPU: the same commands: networks go to a GPU if there is one; --workers=16 gives each core a world.
 2 nodes: seeds are independent: an array job takes --seeds=0:1000, --seeds=1000:2000, ... into one folder.
@@ -15,11 +17,12 @@ import functools, inspect, json, multiprocessing, multiprocessing.connection, si
 from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
-from world import PHASES, World  # before anything that might import mujoco: world chooses the GL backend
+# before anything that might import mujoco: world chooses the GL backend
+from world import PHASES, TOOL_ACTION_NAMES, TOOL_HIGH, TOOL_LOW, World
 from expert import Expert, Kicks
-import data, questions
+import data, film, questions
 # -----------------------------------------------------------------------------
 # policy
 policy = 'expert'    # expert, hold, zero, random; checkpoint folder; replay: episode file or folder of them
@@ -46,28 +49,37 @@ workers = 2          # processes, each with a world of its own
 # output
 record = ''          # folder for the successful episodes; what is there already is skipped
 video = 0            # episodes to film: half successes, half failures where there are enough
+pictures = ()        # with each film, of its last moment: rgb,depth,segmentation as PNG and npz
 out = ''             # for rollouts.jsonl and films; '': record folder, <checkpoint>/rollout or out/<policy>
+# to look at it on a display, docs/viewer-checklist.md says what
+viewer = False       # the episodes run in MuJoCo's viewer, in real time, none is recorded
+view = ''            # a scene instead of a task: --view=assets/scenes/bricks.xml
+show_contacts = False
+show_joints = False
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
 TEST_SEED0 = 1_000_000
 WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz', 'robot')
-FILM_VIEWS = ('head', 'overhead', 'left/wrist', 'right/wrist')
-FILM_PX, BANNER_PX = 480, 64  # films: 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 likes multiples of 16
 # -----------------------------------------------------------------------------
 # Policies. Each gives start(seed) -> act, and act(obs) -> None when it has nothing left to do, else a dict of
 #   executed (15,) f32, what the world gets; action (15,) f32, the label, the expert's clean answer; kicked
 #   bool; subtask str; of a new chunk: chunk_ms; of a replay: difference, the largest |qpos - recorded qpos|
 
 def constant_policy(kind):
-    """hold: the command in force; zero: all slots zero; random: a random walk of the command in force."""
-    sigma = np.array([.02, *2 * (.01, .01, .01, .05, .05, .05, .004)])  # a step: rad, then m and rad per arm
+    """hold: the command in force; zero: all slots zero; random: every 5 steps a new command, anywhere
+    within the bounds, the hands more often low than high: they hit the table, the bricks and each other."""
+    low = np.isin(TOOL_ACTION_NAMES, ('left/tool_z', 'right/tool_z'))
 
     def start(seed):
-        rng = np.random.default_rng(seed)
+        rng, t, drawn = np.random.default_rng(seed), 0, None
 
         def act(obs):
-            command = np.zeros(15) if kind == 'zero' else obs['tool_command'].astype(float)
-            command += sigma * rng.standard_normal(15) * (kind == 'random')
+            nonlocal t, drawn
+            if t % 5 == 0:
+                share = rng.uniform(size=15)
+                drawn = TOOL_LOW + (TOOL_HIGH - TOOL_LOW) * np.where(low, share ** 3, share)
+            t += 1
+            command = dict(hold=obs['tool_command'].astype(float), zero=np.zeros(15), random=drawn)[kind]
             return dict(executed=command.astype(np.float32), action=command, kicked=False, subtask='')
         return act
     return start
@@ -140,8 +152,9 @@ def checkpoint_policy(world, folder, execute, steps, read_text, device, dtype):
 # -----------------------------------------------------------------------------
 # The one stepping loop
 
-def run_episode(world, start, seed, instruction=None, record=False, film=False):
-    """One episode -> (result dict, rows of its file if record, frames if film)."""
+def run_episode(world, start, seed, instruction=None, record=False, filmed=False, watched=None):
+    """One episode -> (result dict, rows of its file if record, frames if filmed). watched: asked after
+    every step whether to go on."""
     began = time.perf_counter()
     obs, info = world.reset(seed)
     act = start(seed)
@@ -154,19 +167,19 @@ def run_episode(world, start, seed, instruction=None, record=False, film=False):
             break
         if record:
             rows.append(record_row(world, obs, info, choice))
-        if film:
-            frames.append(film_frame(world, obs, info, choice['subtask']))
+        if filmed:
+            frames.append(film.film_frame(world, obs, info, choice['subtask']))
         obs, _, terminated, truncated, info = world.step(choice['executed'])
         if record:
             rows[-1]['joint_action'] = obs['joint_command']
         chunk_ms += [choice['chunk_ms']] if 'chunk_ms' in choice else []
         difference += [choice['difference']] if 'difference' in choice else []
         n_steps += 1
-        stop = terminated or truncated
+        stop = terminated or truncated or watched is not None and not watched()
     instruction = world.instruction if instruction is None else instruction
-    if film:  # hold the last picture for a second, with the verdict
+    if filmed:  # hold the last picture for a second, with the verdict
         obs['instruction'] = instruction
-        verdict = film_frame(world, obs, info, 'SUCCESS' if info['success'] else 'FAILED')
+        verdict = film.film_frame(world, obs, info, 'SUCCESS' if info['success'] else 'FAILED')
         frames += [verdict] * world.control_hz
     result = dict(seed=seed, success=bool(info['success']), phase=PHASES[info['phase']], steps=n_steps,
                   phase_id=info['phase'], fault=info['fault'], metrics=info['metrics'],
@@ -190,42 +203,6 @@ def record_row(world, obs, info, choice):
 
 
 # -----------------------------------------------------------------------------
-# Films
-
-def film_frame(world, obs, info, subtask):
-    """(FILM_PX + BANNER_PX, 2 FILM_PX, 3) u8: text, third person on the left, robot cameras on the right."""
-    half, font = FILM_PX // 2, ImageFont.load_default
-    head, overhead, left, right = (world.render(name, half) for name in FILM_VIEWS)
-    robot = np.vstack([np.hstack([head, overhead]), np.hstack([left, right])])
-    image = Image.new('RGB', (2 * FILM_PX, FILM_PX + BANNER_PX), (24, 24, 28))
-    image.paste(Image.fromarray(np.hstack([world.render('third_person', FILM_PX), robot])), (0, BANNER_PX))
-    draw = ImageDraw.Draw(image)
-    links = ', '.join(f"{c['upper']} on {c['lower']}: {c['studs']} studs" for c in world.connections())
-    draw.text((10, 4), obs['instruction'] or '(no instruction)', (255, 255, 255), font(22))
-    draw.text((10, 35), subtask, (255, 210, 90), font(18))
-    facts = f"{obs['time']:.1f} s   {PHASES[info['phase']]}   {links}"
-    draw.text((FILM_PX + 100, 35), facts, (150, 200, 255), font(18))
-    for i, name in enumerate(FILM_VIEWS):
-        at = FILM_PX + half * (i % 2) + 6, BANNER_PX + half * (i // 2) + 4
-        draw.text(at, name, (255, 255, 255), font(14), stroke_width=1, stroke_fill=(0, 0, 0))
-    return np.asarray(image)
-
-
-def thumbnails(frames, n=6, width=480):
-    """n moments of a film side by side, for the contact sheet."""
-    moments = [Image.fromarray(frames[i]) for i in np.linspace(0, len(frames) - 1, n).round().astype(int)]
-    size = width, width * moments[0].height // moments[0].width
-    return np.hstack([np.asarray(moment.resize(size, Image.LANCZOS)) for moment in moments])
-
-
-def choose_films(results, count):
-    """Seeds to film: half failures, half successes, more of one where the other runs out."""
-    good, bad = ([r['seed'] for r in results if r['success'] == kind] for kind in (True, False))
-    n_bad = min(len(bad), max(count // 2, count - len(good)))
-    return good[:count - n_bad] + bad[:n_bad]
-
-
-# -----------------------------------------------------------------------------
 # Processes. A job is (seed, path of its film or None). Everything a worker needs comes by argument, because a
 # spawned process imports this script with its default settings.
 
@@ -239,17 +216,19 @@ def setup(world_settings, kind, path, files, kicks, how):
     return world, expert_policy(world, kicks) if kind == 'expert' else constant_policy(kind)
 
 
-def run_job(world, start, job, instruction, record):
+def run_job(world, start, job, instruction, record, pictures):
     """Run, write what is to be written, return the result for the parent."""
-    seed, film = job
-    recording = bool(record) and not film  # a film repeats an episode that was recorded before
-    result, rows, frames = run_episode(world, start, seed, instruction, recording, bool(film))
+    seed, path = job
+    recording = bool(record) and not path  # a film repeats an episode that was recorded before
+    result, rows, frames = run_episode(world, start, seed, instruction, recording, bool(path))
     if recording and result['success']:
         data.write_episode(episode_file(record, world.task, seed), *pack(world, result, rows))
-    if film:
-        film = film.with_name(f"{film.name}_{'success' if result['success'] else 'failure'}.mp4")
-        imageio.mimwrite(film, frames, fps=world.control_hz, quality=7)  # H.264, yuv420p: plays everywhere
-        result |= dict(film=str(film), thumbnails=thumbnails(frames))
+    if path:
+        path = path.with_name(f"{path.name}_{'success' if result['success'] else 'failure'}.mp4")
+        imageio.mimwrite(path, frames, fps=world.control_hz, quality=7)  # H.264, yuv420p: plays everywhere
+        result |= dict(film=str(path), thumbnails=film.thumbnails(frames))
+        if pictures:
+            film.save_pictures(path.with_suffix(''), world, film.FILM_VIEWS, pictures, film.FILM_PX)
     return result
 
 
@@ -264,7 +243,7 @@ def pack(world, result, rows):
                         control_hz=world.control_hz, world=world.metadata(), git_rev=git_rev())
 
 
-def work(pipe, setup_args, instruction, record):
+def work(pipe, setup_args, instruction, record, pictures):
     """A worker's life: set up, say so, answer jobs until the pipe breaks (closed, or the parent is gone)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     try:
@@ -275,7 +254,7 @@ def work(pipe, setup_args, instruction, record):
     try:
         pipe.send('ready')
         while True:
-            pipe.send(run_job(world, start, pipe.recv(), instruction, record))
+            pipe.send(run_job(world, start, pipe.recv(), instruction, record, pictures))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         world.close()
 
@@ -379,12 +358,6 @@ def known_results(record, task, seeds, made_with):
     return known
 
 
-def wilson(k, n, z=1.96):
-    """95 % confidence interval of a rate: honest for few trials, and near 0 and 1."""
-    centre, half = k + z * z / 2, z * np.sqrt(k * (n - k) / n + z * z / 4)
-    return (centre - half) / (n + z * z), (centre + half) / (n + z * z)
-
-
 def watch(results, total):
     """Pass results through and show progress: a bar on a terminal, else a line every 10 s."""
     bar, k = tqdm(total=total, unit='ep', disable=not sys.stderr.isatty()), 0
@@ -402,40 +375,13 @@ def watch(results, total):
     bar.close()
 
 
-def funnel(results):
-    """{phase: episodes that got at least as far}."""
-    return {phase: sum(r['phase_id'] >= i for r in results) for i, phase in enumerate(PHASES) if i}
-
-
-def success_curve(results, control_hz):
-    """-> times (s) of successes, between 0 and the end of the longest episode; number of them until then."""
-    ends = np.sort([r['steps'] for r in results if r['success']])
-    at = np.unique([0, *ends, max(r['steps'] for r in results)])
-    return at / control_hz, np.searchsorted(ends, at, side='right')
-
-
-def draw_success(path, title, results, control_hz):
-    """Left: share of episodes that have succeeded by then. Right: how far they got."""
-    from matplotlib.figure import Figure  # here: recording does without it
-    (time_s, k), n = success_curve(results, control_hz), len(results)
-    figure = Figure(figsize=(12, 4), layout='constrained')
-    left, right = figure.subplots(1, 2)
-    left.fill_between(time_s, *wilson(k, n), step='post', alpha=0.2)
-    left.step(time_s, k / n, where='post')
-    left.set(xlabel='time (s)', ylabel='have succeeded, with 95% interval', xlim=(0, time_s[-1]), ylim=(0, 1))
-    right.bar_label(right.bar(*zip(*funnel(results).items())))
-    right.set(ylabel='episodes that got at least as far', ylim=(0, 1.1 * n))
-    figure.suptitle(title)
-    figure.savefig(path, dpi=80)
-
-
 def summary(task, results, new, wall_s):
     """Lines for the end of a run; results: those of all seeds asked for, new: those of this run."""
     k, n, numbers = sum(r['success'] for r in results), len(results), [r['seed'] for r in results]
-    low, high = wilson(k, n)
+    low, high = film.wilson(k, n)
     yield (f'{task} {k}/{n} ({100 * k / n:.0f}%, 95% CI {100 * low:.0f}-{100 * high:.0f}) '
            f'seeds {min(numbers)}-{max(numbers)}')
-    yield '  got as far as: ' + ', '.join(f'{phase} {count}' for phase, count in funnel(results).items())
+    yield '  got as far as: ' + ', '.join(f'{phase} {count}' for phase, count in film.funnel(results).items())
     if k:
         yield f"  mean steps of a success: {np.mean([r['steps'] for r in results if r['success']]):.1f}"
     if new:
@@ -452,6 +398,12 @@ def summary(task, results, new, wall_s):
 
 
 if __name__ == '__main__':
+    if view:
+        try:
+            film.view_scene(view, show_contacts, show_joints)
+        except (FileNotFoundError, ValueError, RuntimeError) as refusal:
+            raise SystemExit(str(refusal)) from None
+        raise SystemExit(0)
     # ---- who drives what, from where
     policy = ckpt or policy
     kind, files, made = resolve(policy)
@@ -477,13 +429,28 @@ if __name__ == '__main__':
     todo = [seed for seed in todo if seed not in done]
     if done:
         print(f'{record}: {len(done)} seeds are done, {len(todo)} to go')
+    setup_args = world_settings, kind, policy, files, kicks, how
+    # ---- watch
+    if viewer:
+        try:
+            world, start = setup(*setup_args)
+            with film.viewer(world.model, world.data, show_contacts, show_joints) as draw:
+                world.observer = draw
+                for seed in todo:
+                    if draw():
+                        result, _, _ = run_episode(world, start, seed, instruction, watched=draw)
+                        print(f"seed {seed}: {result['phase']} after {result['steps']} steps, "
+                              f"{result['instruction']}")
+        except (ValueError, FileNotFoundError, RuntimeError) as refusal:
+            raise SystemExit(str(refusal)) from None
+        raise SystemExit(0)
     # ---- run
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill and SLURM's time limit: like Ctrl-C
     results, films, pool = list(done.values()), [], {}
     try:
         if todo or video:
             pool = start_workers(min(workers, max(len(todo), video)),
-                                 (world_settings, kind, policy, files, kicks, how), instruction, record)
+                                 setup_args, instruction, record, pictures)
         began, path = time.time(), out / 'rollouts.jsonl'
         torn = path.exists() and not path.read_text().endswith('\n')  # a kill cut the last line
         with open(path, 'a') as log:
@@ -495,15 +462,15 @@ if __name__ == '__main__':
         lines = list(summary(task, results, results[len(done):], time.time() - began))
         print('\n'.join(lines), flush=True)
         if not record:
-            draw_success(out / 'success.png', lines[0], results, world_settings['control_hz'])
+            film.draw_success(out / 'success.png', lines[0], results, world_settings['control_hz'])
             print(f"  success over time: {out / 'success.png'}", flush=True)
         success = {r['seed']: r['success'] for r in results}
-        jobs = [(seed, out / f'{task}_{seed:07d}') for seed in choose_films(results, video)]
-        for film in dispatch(pool, jobs):
-            films.append(film)
-            print(f"  film: {film['film']}", flush=True)
-            if film['success'] != success[film['seed']]:
-                print(f"  seed {film['seed']} ended differently this time: something is not deterministic")
+        jobs = [(seed, out / f'{task}_{seed:07d}') for seed in film.choose_films(results, video)]
+        for reel in dispatch(pool, jobs):
+            films.append(reel)
+            print(f"  film: {reel['film']}", flush=True)
+            if reel['success'] != success[reel['seed']]:
+                print(f"  seed {reel['seed']} ended differently this time: something is not deterministic")
     except KeyboardInterrupt:
         again = f'; the same command goes on: python {" ".join(sys.argv)}' if record else ''
         raise SystemExit(f'\nstopped, {len(results)} episodes are safe{again}') from None
@@ -511,8 +478,8 @@ if __name__ == '__main__':
         stop_workers(pool)
     # ---- what there is to see, and what to type next
     if films:
-        films.sort(key=lambda film: (film['success'], film['seed']))
-        Image.fromarray(np.vstack([film['thumbnails'] for film in films])).save(out / 'sheet.png')
+        films.sort(key=lambda reel: (reel['success'], reel['seed']))
+        Image.fromarray(np.vstack([reel['thumbnails'] for reel in films])).save(out / 'sheet.png')
         print(f"  contact sheet: {out / 'sheet.png'}")
     if record:
         train = f'config/{name}.py' if Path(f'config/{name}.py').exists() else f'--episodes={record}'

@@ -11,6 +11,7 @@ quaternions wxyz.
 One control step is 1/control_hz s: the tool action is turned into joint targets by damped least squares once,
 the targets are interpolated at 50 Hz, and physics runs at physics_dt_s with a clutch update every 8 ms.
 """
+import hashlib
 import os
 import subprocess
 import sys
@@ -65,6 +66,8 @@ HOLD_S = 1.            # success: the goal holds for this long
 INTERPOLATION_HZ = 50
 CLUTCH_PERIOD_S = .008
 MAX_PENETRATION_M = .05
+MAX_ENERGY_J = 1000.
+RENDER_MODES = ('rgb', 'depth', 'segmentation')
 
 
 # -- rotations -----------------------------------------------------------------------------------------------
@@ -177,6 +180,11 @@ class World:
                 f'physics_dt_s={physics_dt_s} must divide {1 / INTERPOLATION_HZ} s')
         self._clutch_phase = 0
         self._renderers = {}
+        self.observer = None       # called with no arguments, at 50 Hz, while a step runs: a viewer's turn
+        buffer = np.zeros(mujoco.mj_sizeModel(m), np.uint8)
+        mujoco.mj_saveModel(m, None, buffer)
+        # as compiled: the clutch writes to the model later
+        self.model_hash = hashlib.sha256(buffer.tobytes()).hexdigest()[:16]
         self.max_opening_m = 2 * (.016 + .008 * self.brick_scale)      # what a released hand opens to
         # Tool above the held brick's bottom face. The fingertips reach 6 mm below the tool and must clear the
         # studs beside it.
@@ -222,7 +230,8 @@ class World:
         d.time = 0.
         self.steps, self.phase, self._held_steps, self._carried = 0, 0, 0, False
         self.fault, self._was_joined, self._joined_in_air = None, False, False
-        self._metrics = dict(peak_force_n=0., drops=0, press_error_mm=None, press_yaw_deg=None)
+        self._metrics = dict(peak_force_n=0., drops=0, press_error_mm=None, press_yaw_deg=None,
+                             penetration_mm=0., energy_j=0.)      # the largest of each
         self.clutch.events.clear()
         self.clutch.pending[:] = 0
         self.clutch.changed()
@@ -249,6 +258,8 @@ class World:
         for k in range(1, n + 1):
             self._send(before + (target - before) * k / n)
             self._physics(self._substeps)
+            if self.observer:
+                self.observer()
         self.clutch.measure()
         self._refresh()
         self.tool_command, self.joint_command = new, target
@@ -285,13 +296,23 @@ class World:
         d = self.data
         counts = [d.warning[i].number for i in range(int(mujoco.mjtWarning.mjNWARNING))]
         bad = [mujoco.mjtWarning(i).name for i, n in enumerate(counts) if n]
-        depth = -d.contact.dist.min() if d.ncon else 0.
+        depth, energy = -d.contact.dist.min() if d.ncon else 0., self.energy_j()
+        self._metrics['penetration_mm'] = max(self._metrics['penetration_mm'], float(1e3 * depth))
+        self._metrics['energy_j'] = max(self._metrics['energy_j'], energy)
         if bad:
             self.fault = f'MuJoCo warning {bad[0]} at t={d.time:.2f} s'
         elif not np.isfinite(d.qpos).all():
             self.fault = f'non-finite positions at t={d.time:.2f} s'
         elif depth > MAX_PENETRATION_M:
             self.fault = f'penetration {1e3 * depth:.0f} mm at t={d.time:.2f} s'
+        elif energy > MAX_ENERGY_J:
+            self.fault = f'energy {energy:.0f} J at t={d.time:.2f} s'
+
+    def energy_j(self):
+        """Kinetic energy of everything, J: what a simulation that blows up has too much of. (Potential energy
+        is left out: gravity does no work on the compensated robot.)"""
+        mujoco.mj_energyVel(self.model, self.data)
+        return float(self.data.energy[1])
 
     # -- what is where ---------------------------------------------------------------------------------------
     def brick_pose(self, name):
@@ -484,8 +505,12 @@ class World:
         return dict(success=self.success(), goal=self._held_steps > 0, phase=self.phase,
                     metrics=dict(self._metrics), fault=self.fault)
 
-    def render(self, camera, size=None, shadows=False):
-        """RGB picture (h, w, 3) uint8 of a named camera; size int or (height, width), default image_size."""
+    def render(self, camera, size=None, shadows=False, mode='rgb'):
+        """Picture of a named camera; size int or (height, width), default image_size. mode: 'rgb' (h, w, 3)
+        uint8; 'depth' (h, w) float32, m along the optical axis; 'segmentation' (h, w) int32, the body's id
+        (names: model.body(i).name; 0 is the world: table, floor), -1 where nothing is."""
+        if mode not in RENDER_MODES:
+            raise ValueError(f'mode={mode!r}: expected one of {RENDER_MODES}')
         h, w = (size, size) if isinstance(size, int) else size or (self.image_size, self.image_size)
         if os.environ.get('MUJOCO_GL') == 'disable':
             raise RuntimeError('no headless OpenGL found, cannot render: on Debian/Ubuntu run '
@@ -501,7 +526,17 @@ class World:
             r.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         r = self._renderers[key]
         r.update_scene(self.data, self._camera_id[camera])
-        return r.render().copy()
+        if mode == 'rgb':
+            return r.render().copy()
+        if mode == 'depth':
+            r.enable_depth_rendering()
+            picture = r.render().astype(np.float32)
+            r.disable_depth_rendering()
+            return picture
+        r.enable_segmentation_rendering()
+        ids, kinds = np.moveaxis(r.render(), -1, 0)      # of geoms
+        r.disable_segmentation_rendering()
+        return np.where(kinds == mujoco.mjtObj.mjOBJ_GEOM, self.model.geom_bodyid[ids], -1).astype(np.int32)
 
     # -- snapshots, facts ------------------------------------------------------------------------------------
     def state(self):
@@ -550,7 +585,7 @@ class World:
                     insertion_force_n=self.clutch.insertion_force_n, pull_force_n=self.clutch.pull_force_n,
                     tool_action_names=list(TOOL_ACTION_NAMES), joint_action_names=list(JOINT_ACTION_NAMES),
                     camera_fovy_deg={c: float(self.model.cam_fovy[i]) for c, i in self._camera_id.items()},
-                    camera_pose=self.camera_poses(),
+                    camera_pose=self.camera_poses(), model_hash=self.model_hash,
                     mujoco=mujoco.__version__, gl=gl_backend())
 
     def camera_poses(self):
@@ -575,9 +610,9 @@ def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
         raise FileNotFoundError(f'{path}: no such robot; have {have}; put your MJCF there')
     robot_model = mujoco.MjModel.from_xml_path(str(path))
     needed = dict(
-        joint=(*JOINT_NAMES, *(f'{h}/finger_{i}' for h in HANDS for i in (1, 2))), actuator=JOINT_ACTION_NAMES,
-        site=tuple(f'{h}/tool' for h in HANDS), camera=('head', *(f'{h}/wrist' for h in HANDS)), body=('torso',),
-        key=('home',))
+        actuator=JOINT_ACTION_NAMES, joint=(*JOINT_NAMES, *(f'{h}/finger_{i}' for h in HANDS for i in (1, 2))),
+        site=tuple(f'{h}/tool' for h in HANDS), camera=('head', *(f'{h}/wrist' for h in HANDS)),
+        body=('torso',), key=('home',))
     kinds = {kind: getattr(mujoco.mjtObj, f'mjOBJ_{kind.upper()}') for kind in needed}
     missing = [f'{kind} {name}' for kind, names in needed.items() for name in names
                if mujoco.mj_name2id(robot_model, kinds[kind], name) < 0]

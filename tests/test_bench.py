@@ -2,11 +2,14 @@
 
     python -m pytest tests/test_bench.py
 """
+import json
 import re
 import subprocess
 import sys
 
 import pytest
+
+import bench as bench_script
 
 pytestmark = pytest.mark.mujoco
 
@@ -44,6 +47,41 @@ def test_training_loader_and_latency_are_those_of_the_config(tmp_path):
     assert rate['Dataset.batch of 24'] > rate['Dataset.batch of 24, then data.augment'] > 0
     assert rate[f'train.py {config}'] > 0 and rate['arithmetic done'] > 0
     assert 0 < rate['chunk, 1 step(s), float32'] < rate['chunk, 5 step(s), after 8 words, float32']
+
+
+def test_force_table_is_printed_row_by_row():
+    done = subprocess.run([sys.executable, 'bench.py', '--clutch'], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'MISSED' not in done.stdout and done.stdout.count(' 2 ms ') == done.stdout.count(' 4 ms ') == 18
+    pull = re.search(r'straight pull, 12 studs +4 ms +([0-9.]+) +2 N/stud', done.stdout)
+    assert 1.9 < float(pull[1]) < 2.1
+
+
+def test_soak_goes_on_where_it_was_and_names_what_diverged(tmp_path):
+    soak = [sys.executable, 'bench.py', '--soak', '--workers=1', f'--out={tmp_path}']
+    tasks = len(bench_script.tasks.TASKS)
+    (tmp_path / 'place').mkdir()
+    row = dict(seed=1_000_000, success=False, fault='energy 2000 J at t=1.00 s', steps=9,
+               metrics=dict(penetration_mm=7., energy_j=2000.), made_with={'task': 'place'})
+    log = tmp_path / 'place' / 'rollouts.jsonl'
+    log.write_text(json.dumps(row) + '\n{"seed": 1000001, "fau')
+    done = subprocess.run([*soak, f'--episodes={tasks}'], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert 'place seed 1000000 after 9 steps: energy 2000 J' in done.stdout
+    assert f'1 of {tasks} episodes diverged' in done.stdout
+    for task in bench_script.tasks.TASKS:
+        lines = (tmp_path / task / 'rollouts.jsonl').read_text().splitlines()
+        assert [json.loads(line)['seed'] for line in lines if line.endswith('}}')] == [1_000_000]
+    # all is there: nothing is run again
+    before = log.read_bytes()
+    again = subprocess.run([*soak, f'--episodes={tasks}'], capture_output=True, text=True, timeout=300)
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1] and log.read_bytes() == before
+
+
+def test_missing_seeds_are_run_in_ranges():
+    done = dict.fromkeys([3, 4, 8])
+    assert bench_script.missing_ranges(range(10), done, longest=2) == [[0, 2], [2, 3], [5, 7], [7, 8], [9, 10]]
+    assert bench_script.missing_ranges(range(3, 5), done) == []
 
 
 def test_unknown_section_is_named():

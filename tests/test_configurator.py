@@ -102,6 +102,11 @@ def test_mistakes_in_a_config_file_name_the_file(run, tmp_path):
     assert code == 1 and 'crash.py", line 2' in err and 'ZeroDivisionError' in err
 
 
+def test_a_bool_alone_is_set(run):
+    assert run('--fast')[1]['config']['fast'] and run('--fast', '--count=5')[1]['config']['count'] == 5
+    assert run('--count', '5', '--fast')[1]['config']['fast']
+
+
 def test_missing_values_and_files_exit(run):
     assert '--count needs a value' in run('--count')[3]
     assert '--count needs a value' in run('--count', '--rate=1')[3]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import data
+import film
 import sim_rollout
 from world import World
 
@@ -200,28 +201,28 @@ def test_film_shows_something_that_moves(tmp_path):
 
 def test_films_are_half_failures_where_there_are_enough():
     results = [dict(seed=i, success=i % 5 > 0) for i in range(20)]  # fails: 0 5 10 15
-    assert sim_rollout.choose_films(results, 4) == [1, 2, 0, 5]
-    assert sim_rollout.choose_films(results[:5], 4) == [1, 2, 3, 0]
-    assert sim_rollout.choose_films(results[:2], 4) == [1, 0]
-    assert sim_rollout.choose_films(results, 0) == []
+    assert film.choose_films(results, 4) == [1, 2, 0, 5]
+    assert film.choose_films(results[:5], 4) == [1, 2, 3, 0]
+    assert film.choose_films(results[:2], 4) == [1, 0]
+    assert film.choose_films(results, 0) == []
 
 
 def test_success_curve_counts_who_has_finished_by_then():
     ends = [(30, True), (50, False), (20, True), (30, True), (40, False)]
     results = [dict(steps=steps, success=success) for steps, success in ends]
-    time_s, count = sim_rollout.success_curve(results, control_hz=10)
+    time_s, count = film.success_curve(results, control_hz=10)
     assert time_s.tolist() == [0, 2, 3, 5] and count.tolist() == [0, 1, 3, 3]
-    time_s, count = sim_rollout.success_curve(results[1:2], control_hz=10)
+    time_s, count = film.success_curve(results[1:2], control_hz=10)
     assert time_s.tolist() == [0, 5] and count.tolist() == [0, 0]
 
 
 def test_funnel_counts_who_got_at_least_as_far():
     results = [dict(phase_id=i) for i in (0, 1, 1, 3, len(sim_rollout.PHASES) - 1)]
-    counts = sim_rollout.funnel(results)
+    counts = film.funnel(results)
     assert list(counts) == list(sim_rollout.PHASES[1:]) and list(counts.values())[:4] == [4, 2, 2, 1]
 
 
 def test_wilson_interval_is_the_textbook_one():
-    assert np.allclose(sim_rollout.wilson(37, 50), (0.6045, 0.8413), atol=5e-5)
-    assert np.allclose(sim_rollout.wilson(0, 10), (0, 0.2775), atol=5e-5)
-    assert np.allclose(sim_rollout.wilson(200, 200), (0.9812, 1), atol=5e-5)
+    assert np.allclose(film.wilson(37, 50), (0.6045, 0.8413), atol=5e-5)
+    assert np.allclose(film.wilson(0, 10), (0, 0.2775), atol=5e-5)
+    assert np.allclose(film.wilson(200, 200), (0.9812, 1), atol=5e-5)

@@ -1,0 +1,149 @@
+"""Protects what people look at: depth and segmentation tell the truth, files hold them, no display is said clearly.
+
+    python -m pytest tests/test_film.py
+"""
+import subprocess
+import sys
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+
+import film
+from world import CAMERAS, World, mujoco
+
+pytestmark = pytest.mark.mujoco
+
+
+@pytest.fixture(scope='module')
+def world():
+    made = World('place', cameras=(), image_size=96)
+    made.reset(1_000_000)
+    yield made
+    made.close()
+
+
+def test_depth_is_the_distance_along_the_optical_axis(world):
+    depth = world.render('overhead', mode='depth')
+    assert depth.shape == (96, 96) and depth.dtype == np.float32
+    # the camera hangs 0.6 m above the table and looks straight down
+    assert np.median(depth) == pytest.approx(.6, abs=2e-3) and depth.min() < .55, 'hands are nearer'
+    plate = depth[world.render('overhead', mode='segmentation') == world.model.body('plate').id]
+    top = .6 - 2 * .0032      # of the plate; its studs are 3.4 mm higher
+    assert plate.min() > top - .004 and np.median(plate) == pytest.approx(top, abs=2e-3)
+
+
+def test_segmentation_names_bodies_where_they_are(world):
+    ids = world.render('overhead', mode='segmentation')
+    assert ids.dtype == np.int32 and ids.min() >= -1
+    v, u = np.nonzero(ids == world.model.body('plate').id)
+    # pinhole: 96 px for 56 degrees, row 0 on the far side (+x), column 0 on the left (+y)
+    f = 48 / np.tan(np.radians(56 / 2))
+    x, y = .36 + .6 * (47.5 - v.mean()) / f, .6 * (47.5 - u.mean()) / f
+    assert np.allclose((x, y), world.brick_pose('plate')[0][:2], atol=.008) and len(u) > 200
+    assert 0 in ids, 'the table belongs to the world'
+    # the hands hide bricks from above, not from the head
+    ids, rgb = (world.render('head', mode=mode) for mode in ('segmentation', 'rgb'))
+    assert -1 in ids, 'the sky is nothing'
+    for name, channel in (('red', 0), ('blue', 2), ('plate', 1)):
+        pixels = rgb[ids == world.model.body(name).id].astype(int)
+        assert len(pixels) > 8 and (pixels.argmax(1) == channel).mean() > .9, name
+
+
+def test_modes_do_not_disturb_each_other_and_pictures_repeat(world):
+    first = {camera: world.render(camera) for camera in CAMERAS}
+    before = world.data.qpos.copy()
+    for camera in CAMERAS:
+        world.render(camera, mode='depth')
+        world.render(camera, mode='segmentation')
+        again = world.render(camera)
+        assert np.abs(first[camera].astype(int) - again).max() <= 1
+    assert np.array_equal(before, world.data.qpos)
+    with pytest.raises(ValueError, match="mode='normals': expected one of"):
+        world.render('head', mode='normals')
+
+
+def test_pictures_are_saved_to_look_at_and_to_use(world, tmp_path):
+    modes = 'rgb', 'depth', 'segmentation'
+    paths = film.save_pictures(tmp_path / 'x', world, ('head', 'left/wrist'), modes, 64)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        f'x_{camera}{end}' for camera in ('head', 'left_wrist')
+        for end in ('_rgb.png', '_depth.png', '_segmentation.png', '.npz')) and len(paths) == 8
+    with np.load(tmp_path / 'x_head.npz') as numbers:
+        assert np.array_equal(numbers['depth'], world.render('head', 64, mode='depth'))
+        seen = {numbers['body_names'][i] for i in np.unique(numbers['segmentation']) if i >= 0}
+        assert {'red', 'blue', 'plate', 'left/palm'} < seen
+        colours = imageio.imread(tmp_path / 'x_head_segmentation.png').reshape(-1, 3)
+        assert len(np.unique(colours, axis=0)) == len(np.unique(numbers['segmentation']))
+    with pytest.raises(ValueError, match="no mode 'flow'"):
+        film.save_pictures(tmp_path / 'y', world, ('head',), ('flow',))
+
+
+def test_energy_and_penetration_are_watched(world):
+    obs, _ = world.reset(3)
+    *_, info = world.step(obs['tool_command'])
+    assert 0 < info['metrics']['energy_j'] < 50 and info['metrics']['penetration_mm'] < 5
+    state = world.state()
+    world.data.qvel[world._joint_vadr[0]] = 60.      # the torso spins: 0.5 I w^2, I around 1 kg m^2
+    assert world.energy_j() > 1000
+    world._check_physics()
+    assert 'energy' in world.fault
+    world.set_state(state)
+
+
+@pytest.mark.parametrize('arguments', [['--viewer'], ['--view=assets/scenes/table.xml']])
+def test_without_a_display_the_viewer_says_what_to_do(arguments, monkeypatch):
+    if not sys.platform.startswith('linux'):
+        pytest.skip('other systems always have a display')
+    for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
+        monkeypatch.delenv(name, raising=False)
+    command = [sys.executable, 'sim_rollout.py', '--cameras=', *arguments]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1 and 'the viewer needs a display' in run.stderr and '--video=1' in run.stderr
+    assert 'Traceback' not in run.stderr
+
+
+def test_a_scene_that_is_not_there_or_wrong_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='view=nowhere.xml: no such file'):
+        film.view_scene('nowhere.xml')
+    (tmp_path / 'bad.xml').write_text('<mujoco><worldbody><geom/></worldbody></mujoco>')
+    with pytest.raises(ValueError, match='size'):
+        film.view_scene(tmp_path / 'bad.xml')
+
+
+class Window:
+    """Stands in for the viewer's handle: closes after so many draws."""
+
+    def __init__(self, draws):
+        self.draws, self.opt = draws, mujoco.MjvOption()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.closed = True
+
+    def sync(self):
+        self.draws -= 1
+
+    def is_running(self):
+        return self.draws > 0
+
+
+def test_the_viewer_shows_the_running_task_in_real_time_until_it_is_closed(world, monkeypatch):
+    import time
+    import mujoco.viewer
+
+    import sim_rollout
+    window = Window(draws=25)
+    monkeypatch.setattr(film, 'has_display', lambda: True)
+    monkeypatch.setattr(mujoco.viewer, 'launch_passive', lambda model, data: window)
+    with film.viewer(world.model, world.data, show_contacts=True, show_joints=True) as draw:
+        world.observer, began = draw, time.time()
+        result, _, _ = sim_rollout.run_episode(world, sim_rollout.constant_policy('hold'), 5, watched=draw)
+        world.observer = None
+    # 6 draws per step: 5 while it runs and 1 after it; the window closes within the fifth
+    assert result['steps'] == 5 and window.closed
+    assert time.time() - began > .38, 'real time'
+    for flag in (mujoco.mjtVisFlag.mjVIS_CONTACTPOINT, mujoco.mjtVisFlag.mjVIS_JOINT):
+        assert window.opt.flags[flag]
