@@ -191,38 +191,6 @@ def state_projection(cfg):
     return nn.Linear((cfg.state_dim + seen) * (1 + 2 * cfg.state_frequencies), cfg.hidden_size)
 
 
-class SceneHead(nn.Module):
-    """What each picture alone tells of each brick: pose (4) in the frame of what carries the camera, and the
-    logit that it is in range. Trained by itself on the tokens of that camera, it is precise where the same
-    question asked through the decoder is not: there the answer can be guessed from what the arms do."""
-
-    def __init__(self, cfg):
-        super().__init__()
-        self.cameras, self.bricks, width = cfg.scene_cameras, cfg.scene_bricks, cfg.tokens_per_camera
-        self.mlp = nn.ModuleList(nn.Sequential(
-            nn.Linear(width * cfg.hidden_size, 256), nn.ReLU(), nn.Linear(256, 5 * cfg.scene_bricks))
-            for _ in range(2))
-
-    def forward(self, tokens):
-        """(B, N, P * D) -> (B, N, bricks, 5), float32"""
-        seen = [self.mlp[kind](tokens[:, i]).float() for i, kind in enumerate(self.cameras)]
-        return torch.stack(seen, 1).unflatten(-1, (self.bricks, 5))
-
-    @staticmethod
-    def loss(seen, scene, near):
-        """scene (B, N, bricks, 4) counts where near, bool (B, N, bricks)."""
-        error = F.smooth_l1_loss(seen[..., :4], scene, reduction='none', beta=0.1).mean(-1)
-        in_range = F.binary_cross_entropy_with_logits(seen[..., 4], near.float())
-        return (error * near).mean() + 0.3 * in_range
-
-    @staticmethod
-    def features(seen):
-        """What the state token gets, (B, N * bricks * 5), without a gradient: sines make noise of it."""
-        seen = seen.detach()
-        near = (seen[..., 4:] > 0).float()
-        return torch.cat([seen[..., :4] * near, near], -1).flatten(1)
-
-
 def row_weights(cfg, device):
     """(H), mean 1"""
     weights = cfg.row_decay ** torch.arange(cfg.horizon, device=device)
@@ -348,7 +316,7 @@ class VLA(nn.Module):
                 cfg.recompute)
             self.image_embedding = None
         self.state_in = state_projection(cfg)
-        self.scene_out = SceneHead(cfg) if cfg.scene_bricks else None
+        self.scene_out = vision.SceneHead(cfg) if cfg.scene_bricks else None
         self.head = ActionHead(cfg)
         self.decoder = Decoder(cfg)
         self.lm_head = None if cfg.tie_embeddings else nn.Linear(D, cfg.vocab_size, bias=False)
@@ -723,53 +691,6 @@ def autocast_for(device, dtype='auto'):
 
 
 # -----------------------------------------------------------------------------
-# optimisation
-
-def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, weight_decay=0.01,
-                         betas=(0.9, 0.95)):
-    """Muon on the matrices of the decoder blocks, AdamW on the rest, no decay on vectors. A group keeps its
-    peak rate as group['peak_lr']; schedules multiply that. muon_learning_rate = 0: all goes to AdamW."""
-    matrices, decayed, plain = [], [], []
-    for name, p in model.named_parameters():
-        in_block = p.ndim == 2 and name.startswith('decoder.blocks.')
-        (matrices if in_block and muon_learning_rate else decayed if p.ndim > 1 else plain).append(p)
-    groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
-    optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=muon_learning_rate, momentum=0.95,
-                                           weight_decay=weight_decay))
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group['peak_lr'] = group['lr']
-    return optimizers
-
-
-class EMA:
-    """Running average of the weights; the decay warms up: early averages forget the initial weights."""
-
-    def __init__(self, model, decay=0.995):
-        self.decay, self.step = decay, 0
-        self.weights = [p.detach().clone() for p in model.parameters()]
-
-    @torch.no_grad()
-    def update(self, model):
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.weights, list(model.parameters()), 1 - decay)
-        self.step += 1
-
-    @torch.no_grad()
-    def swap(self, model):
-        """Exchange weights and averages; call again to change back."""
-        for p, average in zip(model.parameters(), self.weights):
-            p_copy = p.detach().clone()
-            p.copy_(average)
-            average.copy_(p_copy)
-
-    def state_dict(self, model):
-        return dict(zip((name for name, _ in model.named_parameters()), self.weights))
-
-    def load_state_dict(self, model, tensors, step):
-        self.weights, self.step = [tensors[name].clone() for name, _ in model.named_parameters()], step
-
 
 def flops_per_sample(cfg, prefix_len, draws):
     """Multiply-adds x 2 of one training sample, forward and backward (3x forward), for the share of peak."""

@@ -1,6 +1,7 @@
 """Drive the world with a policy: record the expert, score a checkpoint, replay an episode, film any of them.
 
 python sim_rollout.py config/demo_collect.py             # record demonstrations; kill and repeat to go on
+python sim_rollout.py config/demo_coach.py               # a checkpoint drives, the expert labels: DAgger
 python sim_rollout.py --ckpt=out/demo --episodes=100     # score a checkpoint on the held-out seeds
 python sim_rollout.py --ckpt=out/demo --episodes=100 --instruction=    # the same with the instruction blanked
 python sim_rollout.py --ckpt=out/demo --episodes=20 --video=4          # film two successes, two failures
@@ -28,8 +29,8 @@ import data, film, questions
 policy = 'expert'    # expert, hold, zero, random; checkpoint folder; replay: episode file or folder of them
 ckpt = ''            # --ckpt=out/demo is the same as --policy=out/demo
 kicks = 0.0          # expert: probability per step that a disturbance starts; the recorded label stays clean
-execute = 2          # checkpoint: rows of each predicted chunk that are executed before it looks again
-steps = 5            # checkpoint: denoising steps per chunk
+execute = 1          # checkpoint: rows of each predicted chunk that are executed before it looks again
+steps = 1            # checkpoint: denoising steps per chunk
 read_text = False    # checkpoint: decode the subtask text and act having read it
 instruction = None   # replaces the world's; --instruction= (empty) blanks it: does the policy use language?
 device = None        # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
@@ -149,6 +150,22 @@ def checkpoint_policy(world, folder, execute, steps, read_text, device, dtype):
     return start
 
 
+def coached_policy(world, student):
+    """DAgger (Ross et al. 2011): a checkpoint drives and the expert says what it would do, which is the label.
+    The expert also takes the wheel now and then: else episodes do not get past where the student is stuck."""
+    def start(seed):
+        expert, rng, choose, driving = Expert(), np.random.default_rng([104_729, seed]), student(seed), True
+
+        def act(obs):
+            nonlocal driving
+            driving ^= rng.random() < (.05 if driving else .12)  # 20 steps of the student, 8 of the expert
+            action, info = expert.act(world)
+            executed = choose(obs)['executed'] if driving else action
+            return dict(executed=executed, action=action, kicked=driving, subtask=info['subtask'])
+        return act
+    return start
+
+
 # -----------------------------------------------------------------------------
 # The one stepping loop
 
@@ -209,8 +226,9 @@ def record_row(world, obs, info, choice):
 def setup(world_settings, kind, path, files, kicks, how):
     """-> world, start; called once per process. how: the settings of checkpoint_policy."""
     world = World(**world_settings)
-    if kind == 'checkpoint':
-        return world, checkpoint_policy(world, path, **how)
+    if kind in ('checkpoint', 'coached'):
+        student = checkpoint_policy(world, path, **how)
+        return world, student if kind == 'checkpoint' else coached_policy(world, student)
     if kind == 'replay':
         return world, replay_policy(world, files)
     return world, expert_policy(world, kicks) if kind == 'expert' else constant_policy(kind)
@@ -414,7 +432,9 @@ if __name__ == '__main__':
     seed0 = seed0 if seed0 is not None else 0 if record else TEST_SEED0
     first, end = map(int, seeds.split(':')) if seeds else (seed0, seed0 + episodes)
     todo = sorted(files) if files else list(range(first, end))
-    if record and kind not in ('expert', 'replay'):
+    if record and kind == 'checkpoint':
+        kind = 'coached'
+    if record and kind not in ('expert', 'replay', 'coached'):
         raise SystemExit(f'record={record}: only the expert gives labels worth learning, policy is {policy}')
     if record and max(todo) >= TEST_SEED0:
         raise SystemExit(f'record={record}: seeds from {TEST_SEED0} on are for testing, never recorded')
@@ -423,7 +443,7 @@ if __name__ == '__main__':
     # ---- what is there already
     how = dict(execute=execute, steps=steps, read_text=read_text, device=device, dtype=dtype)
     made_with = dict(world_settings, policy=policy, kicks=kicks, instruction=instruction)
-    made_with |= how if kind == 'checkpoint' else {}
+    made_with |= how if kind in ('checkpoint', 'coached') else {}
     made_with = json.loads(json.dumps(made_with))  # tuples to lists, as they come back from the log
     done = known_results(record, task, todo, made_with) if record else {}
     todo = [seed for seed in todo if seed not in done]

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import data
 import model
+import optim
 import pretrained
 
 # -----------------------------------------------------------------------------
@@ -314,9 +315,9 @@ if __name__ == '__main__':
     if state or initial:
         net.load_state_dict(state['model'] if state else initial[0].state_dict())
     net = net.to(device).train()
-    optimizers = model.configure_optimizers(net, learning_rate, muon_learning_rate, weight_decay,
+    optimizers = optim.configure_optimizers(net, learning_rate, muon_learning_rate, weight_decay,
                                             (beta1, beta2))
-    average_weights = model.EMA(net, ema)
+    average_weights = optim.EMA(net, ema)
     start = 0
     if state:
         for optimizer, saved in zip(optimizers, state['optimizers'], strict=True):

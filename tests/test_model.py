@@ -11,7 +11,9 @@ import torch
 
 import layers
 import model
-from model import EMA, VLA, VLAConfig
+import optim
+from model import VLA, VLAConfig
+from optim import EMA
 
 torch.set_num_threads(1)
 PAD, IMAGE, STATE, GO = 0, 1, 2, 3      # token ids; GO is <|action_start|>
@@ -441,7 +443,7 @@ def test_a_batch_of_words_alone_has_a_text_loss_alone():
 def test_one_batch_is_learnt_by_heart():
     torch.manual_seed(0)
     net, batch = VLA(config(text_weight=1.0)), make_batch(B=2, K=4)
-    optimizers, ema = model.configure_optimizers(net, 3e-3, 0.02), EMA(net, 0.9)
+    optimizers, ema = optim.configure_optimizers(net, 3e-3, 0.02), EMA(net, 0.9)
     for step in range(120):      # the same two samples, new noise each time
         fresh = dict(batch, noise=torch.randn(2, 4, H, A), time=1 - 0.999 * torch.rand(2, 4) ** 1.5)
         loss, parts = net(fresh)
@@ -467,7 +469,7 @@ def fit(steps):
     """Loss and its parts after so many steps on one batch with the same noise and times."""
     torch.manual_seed(0)
     net, batch = VLA(config(text_weight=1.0, n_layers=1)), make_batch(B=2, K=2)
-    optimizers = model.configure_optimizers(net, 1e-2, 0.02, weight_decay=0.0)
+    optimizers = optim.configure_optimizers(net, 1e-2, 0.02, weight_decay=0.0)
     for step in range(steps):
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group['lr'] = group['peak_lr'] * (1 - step / steps)
@@ -489,7 +491,7 @@ def test_training_twice_gives_the_same_bits():
 
 def test_every_parameter_is_optimized_once_and_vectors_do_not_decay():
     net = network()
-    groups = [g for o in model.configure_optimizers(net) for g in o.param_groups]
+    groups = [g for o in optim.configure_optimizers(net) for g in o.param_groups]
     ours = [id(p) for g in groups for p in g['params']]
     assert sorted(ours) == sorted(id(p) for p in net.parameters())
     assert all(p.ndim > 1 for g in groups if g['weight_decay'] for p in g['params'])

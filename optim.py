@@ -1,0 +1,48 @@
+"""How weights change: Muon and AdamW for a model's parameters, and the running average that acts."""
+import torch
+
+
+def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, weight_decay=0.01,
+                         betas=(0.9, 0.95)):
+    """Muon on the matrices of the decoder blocks, AdamW on the rest, no decay on vectors. A group keeps its
+    peak rate as group['peak_lr']; schedules multiply that. muon_learning_rate = 0: all goes to AdamW."""
+    matrices, decayed, plain = [], [], []
+    for name, p in model.named_parameters():
+        in_block = p.ndim == 2 and name.startswith('decoder.blocks.')
+        (matrices if in_block and muon_learning_rate else decayed if p.ndim > 1 else plain).append(p)
+    groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
+    optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, lr=muon_learning_rate, momentum=0.95,
+                                           weight_decay=weight_decay))
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group['peak_lr'] = group['lr']
+    return optimizers
+
+
+class EMA:
+    """Running average of the weights; the decay warms up: early averages forget the initial weights."""
+
+    def __init__(self, model, decay=0.995):
+        self.decay, self.step = decay, 0
+        self.weights = [p.detach().clone() for p in model.parameters()]
+
+    @torch.no_grad()
+    def update(self, model):
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.weights, list(model.parameters()), 1 - decay)
+        self.step += 1
+
+    @torch.no_grad()
+    def swap(self, model):
+        """Exchange weights and averages; call again to change back."""
+        for p, average in zip(model.parameters(), self.weights):
+            p_copy = p.detach().clone()
+            p.copy_(average)
+            average.copy_(p_copy)
+
+    def state_dict(self, model):
+        return dict(zip((name for name, _ in model.named_parameters()), self.weights))
+
+    def load_state_dict(self, model, tensors, step):
+        self.weights, self.step = [tensors[name].clone() for name, _ in model.named_parameters()], step
