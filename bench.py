@@ -208,7 +208,7 @@ def run_soak(episodes, workers, out):
             print(f'{task}: {sum(s in done for s in seeds)} of {len(seeds)} done', flush=True)
             command = [sys.executable, 'sim_rollout.py', '--policy=random', f'--task={task}', '--cameras=',
                        f'--seeds={first}:{end}', f'--workers={workers}', f'--out={folder}']
-            if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:      # its progress stays visible
+            if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # its progress is seen
                 raise SystemExit(f'{" ".join(command)} failed, for the reason above')
             done = soaked(folder)
         rows = [done[s] for s in seeds]
