@@ -206,9 +206,10 @@ def run_soak(episodes, workers, out):
         folder, done = f'{out}/{task}', soaked(f'{out}/{task}')
         for first, end in missing_ranges(seeds, done):
             print(f'{task}: {sum(s in done for s in seeds)} of {len(seeds)} done', flush=True)
-            subprocess.run([sys.executable, 'sim_rollout.py', '--policy=random', f'--task={task}',
-                            '--cameras=', f'--seeds={first}:{end}', f'--workers={workers}', f'--out={folder}'],
-                           check=True, stdout=subprocess.DEVNULL)
+            command = [sys.executable, 'sim_rollout.py', '--policy=random', f'--task={task}', '--cameras=',
+                       f'--seeds={first}:{end}', f'--workers={workers}', f'--out={folder}']
+            if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # its progress is seen
+                raise SystemExit(f'{" ".join(command)} failed, for the reason above')
             done = soaked(folder)
         rows = [done[s] for s in seeds]
         bad += [(task, row) for row in rows if row['fault']]

@@ -19,8 +19,8 @@ from world import PHASES, RENDER_MODES, mujoco
 FILM_VIEWS = ('head', 'overhead', 'left/wrist', 'right/wrist')
 FILM_PX, BANNER_PX = 480, 64  # films: 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 likes multiples of 16
 DEPTH_M = 1.5  # depth pictures are white here and beyond
-HEADLESS = 'the viewer needs a display and there is none (DISPLAY and WAYLAND_DISPLAY are empty). Make a film ' \
-           'instead: python sim_rollout.py --video=1'
+HEADLESS = 'the viewer needs a display and there is none (DISPLAY and WAYLAND_DISPLAY are empty). Make ' \
+           'a film instead: python sim_rollout.py --video=1'
 
 
 # -- films ---------------------------------------------------------------------------------------------------
@@ -101,8 +101,8 @@ def body_colours(n):
 
 def save_pictures(stem, world, cameras, modes, size=None):
     """What cameras see now, as files that begin with `stem`: <stem>_<camera>_<mode>.png to look at (depth:
-    near is dark, white at DEPTH_M; segmentation: a colour per body) and <stem>_<camera>.npz with the numbers, one
-    array per mode (see World.render) and body_names (n,). Returns the paths."""
+    near is dark, white at DEPTH_M; segmentation: a colour per body) and <stem>_<camera>.npz with the numbers,
+    one array per mode (see World.render) and body_names (n,). Returns the paths."""
     if unknown := [mode for mode in modes if mode not in RENDER_MODES]:
         raise ValueError(f'pictures: no mode {unknown[0]!r}; there are {", ".join(RENDER_MODES)}')
     paths, names = [], [world.model.body(i).name for i in range(world.model.nbody)]

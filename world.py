@@ -610,7 +610,8 @@ def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
         raise FileNotFoundError(f'{path}: no such robot; have {have}; put your MJCF there')
     robot_model = mujoco.MjModel.from_xml_path(str(path))
     needed = dict(
-        actuator=JOINT_ACTION_NAMES, joint=(*JOINT_NAMES, *(f'{h}/finger_{i}' for h in HANDS for i in (1, 2))),
+        joint=(*JOINT_NAMES, *(f'{h}/finger_{i}' for h in HANDS for i in (1, 2))),
+        actuator=JOINT_ACTION_NAMES,
         site=tuple(f'{h}/tool' for h in HANDS), camera=('head', *(f'{h}/wrist' for h in HANDS)),
         body=('torso',), key=('home',))
     kinds = {kind: getattr(mujoco.mjtObj, f'mjOBJ_{kind.upper()}') for kind in needed}

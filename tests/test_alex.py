@@ -86,8 +86,8 @@ def normal(element):
     """The same text for the same body, however its numbers are written."""
     out = []
     for e in element.iter():
-        values = {k: ' '.join(f'{float(x) + 0.:g}' if x.strip('-.0123456789e') == '' else x for x in v.split())
-                  for k, v in e.attrib.items()}
+        values = {k: ' '.join(f'{float(x) + 0.:g}' if x.strip('-.0123456789e') == '' else x
+                              for x in v.split()) for k, v in e.attrib.items()}
         out.append((e.tag, sorted(values.items())))
     return out
 
@@ -185,7 +185,8 @@ def test_a_robot_of_the_users_own_comes_with_its_meshes_and_included_files(robot
         'v 0 0 0\nv .1 0 0\nv 0 .1 0\nv 0 0 .1\nf 1 3 2\nf 1 2 4\nf 2 3 4\nf 1 4 3\n')
     (path.parent / 'more.xml').write_text('<mujocoinclude><material name="more"/></mujocoinclude>')
     mine = world.World('place', robot='mine', cameras=())
-    assert mine.model.mesh('chest').id == 0 and mine.model.material('more') and mine.metadata()['robot'] == 'mine'
+    assert mine.model.mesh('chest').id == 0 and mine.model.material('more')
+    assert mine.metadata()['robot'] == 'mine'
     obs, _ = mine.reset(0)
     obs, *_ = mine.step(obs['tool_command'])
     assert np.isfinite(obs['joint_pos']).all()

@@ -50,7 +50,8 @@ def test_training_loader_and_latency_are_those_of_the_config(tmp_path):
 
 
 def test_force_table_is_printed_row_by_row():
-    done = subprocess.run([sys.executable, 'bench.py', '--clutch'], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, 'bench.py', '--clutch']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'MISSED' not in done.stdout and done.stdout.count(' 2 ms ') == done.stdout.count(' 4 ms ') == 18
     pull = re.search(r'straight pull, 12 studs +4 ms +([0-9.]+) +2 N/stud', done.stdout)
@@ -80,7 +81,8 @@ def test_soak_goes_on_where_it_was_and_names_what_diverged(tmp_path):
 
 def test_missing_seeds_are_run_in_ranges():
     done = dict.fromkeys([3, 4, 8])
-    assert bench_script.missing_ranges(range(10), done, longest=2) == [[0, 2], [2, 3], [5, 7], [7, 8], [9, 10]]
+    ranges = bench_script.missing_ranges(range(10), done, longest=2)
+    assert ranges == [[0, 2], [2, 3], [5, 7], [7, 8], [9, 10]]
     assert bench_script.missing_ranges(range(3, 5), done) == []
 
 

@@ -1,4 +1,4 @@
-"""Protects what people look at: depth and segmentation tell the truth, files hold them, no display is said clearly.
+"""Protects what people look at: depth and segmentation tell the truth, files hold them, the viewer runs.
 
     python -m pytest tests/test_film.py
 """

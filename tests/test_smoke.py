@@ -1,5 +1,5 @@
-"""Does everything stand up? Every scene and task, 10 s of random actions at both time steps. Pictures, a film and
-the facts of the machine stay in out/smoke.
+"""Does everything stand up? Every scene and task, 10 s of random actions at both time steps. Pictures, a film
+and the facts of the machine stay in out/smoke.
 
     python -m pytest -m smoke
 """
