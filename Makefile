@@ -53,7 +53,11 @@ endef
 
 out/%/collect.done: config/%_collect.py | setup
 	$(call stage,collect,$(PY) sim_rollout.py config/$*_collect.py)
-out/%/train.done: out/%/collect.done config/%.py
+out/%/start.done: out/%/collect.done config/%.py config/%_start.py
+	$(call stage,start,$(TRAIN) train.py config/$*.py config/$*_start.py)
+out/%/coach.done: out/%/start.done config/%_coach.py
+	$(call stage,coach,$(PY) sim_rollout.py config/$*_coach.py)
+out/%/train.done: out/%/coach.done config/%.py
 	$(call stage,train,$(TRAIN) train.py config/$*.py)
 out/%/score.done: out/%/train.done
 	$(call stage,score,$(PY) sim_rollout.py --ckpt=out/$* --episodes=100 --video=6)
@@ -76,4 +80,4 @@ bench: setup
 
 # what `make demo` and `make join` made; the installed packages stay (rm -rf $(VENV))
 clean:
-	rm -rf out/demo out/join episodes/demo episodes/join .pytest_cache __pycache__ tests/__pycache__
+	rm -rf out/{demo,join}{,_start} episodes/{demo,join}{,_coached} .pytest_cache __pycache__ tests/__pycache__

@@ -309,8 +309,8 @@ def check_episode(path):
 
 
 def episode_paths(source):
-    """Folder, file or list of them -> sorted list of episode files."""
-    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    """Folder or file, several of them in a list or separated by commas -> list of episode files."""
+    sources = str(source).split(',') if isinstance(source, (str, os.PathLike)) else list(source)
     paths = []
     for item in map(str, sources):
         if os.path.isdir(item):

@@ -35,7 +35,7 @@ import pretrained
 # -----------------------------------------------------------------------------
 # where and what
 out_dir = 'out/run'           # checkpoint, log.jsonl, loss.png
-episodes = 'episodes/demo'    # folder of episodes, see data.py; sim_rollout.py records them
+episodes = 'episodes/demo'    # folder of episodes, or several: a,b; sim_rollout.py records them
 synthetic = 0                 # episodes to make up when that folder is missing; 0: the folder has to exist
 tokenizer = 'assets/tokenizer.json'
 init_from = ''                # checkpoint folder whose weights and normaliser are the starting point, or one
@@ -272,6 +272,9 @@ if __name__ == '__main__':
         if world_size > 1:
             dist.barrier()
     published = init_from and not os.path.exists(f'{init_from}/meta.json')     # of Qwen2.5-VL or EO-1
+    if published and not os.path.exists(f'{init_from}/config.json'):
+        sys.exit(f'init_from {init_from!r} holds neither a checkpoint (meta.json) nor a published model '
+                 f'(config.json); --init_from= starts from scratch')
     initial = model.VLA.load(init_from) if init_from and not published else None
     if state or initial:
         processor = data.Processor.from_dict(state['processor'] if state else initial[1]['processor'])

@@ -5,6 +5,6 @@ task = 'join'
 brick_scale = 2.0      # DUPLO: twice LEGO, and so is the tolerance of a press
 kicks = 0.1            # disturbances to recover from; each arm gets its own
 seed0 = 0
-episodes = 2_000       # seeds tried; only successes are written
+episodes = 1_500       # seeds tried; only successes are written
 workers = 2            # processes: one per core
 record = 'episodes/join'

@@ -149,6 +149,20 @@ def test_random_policy_repeats_itself(blind_world):
     assert np.array_equal(*ends)
 
 
+def test_a_coached_episode_is_driven_by_both_and_labelled_by_the_expert():
+    world = World('place', image_size=32)
+    policy = sim_rollout.coached_policy(world, sim_rollout.constant_policy('hold'))
+    _, rows, _ = sim_rollout.run_episode(world, policy, seed=3, record=True)
+    by_student = np.array([row['kicked'] for row in rows])
+    assert by_student[0] and 5 < by_student.sum() < len(rows) - 5
+    for row, student in zip(rows, by_student):
+        expected = row['state'][data.COMMAND] if student else row['tool_action']
+        assert np.array_equal(row['tool_executed'], expected)
+    moved = [np.abs(row['tool_action'] - row['tool_executed']).max() for row in rows if row['kicked']]
+    assert np.median(moved) > .005      # what it says while the student does nothing
+    world.close()
+
+
 def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
     text = rollout(f'--ckpt={checkpoint}', '--episodes=2', '--execute=4', '--read_text=True',
                    '--instruction=', '--workers=1')

@@ -197,7 +197,7 @@ def test_make_targets_in_the_readme_exist():
     unknown = sorted(said - targets)
     assert said and not unknown, f'README names {unknown}; the Makefile has {sorted(targets)}'
     for run in ('demo', 'join'): # the Makefile composes these names
-        for name in (f'config/{run}.py', f'config/{run}_collect.py'):
+        for name in (f'config/{run}{part}.py' for part in ('', '_collect', '_start', '_coach')):
             assert (ROOT / name).exists(), f'make {run} needs {name}'
 
 def test_file_tree_in_the_readme_exists():
