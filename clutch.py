@@ -363,8 +363,9 @@ class Clutch:
         self.changed()
 
     def _settle_loose(self, forces):
-        """A broken link keeps its exclude (the studs are still inside) until the bricks have parted;
-        pressed again, it re-seats."""
+        """A broken link keeps its exclude (the studs are still inside) until the bricks have parted. Where they
+        have not moved, the studs have not come out: it holds again once they rest on each other. (Asking for
+        the force of an insertion left bricks that look joined and are not.)"""
         parted = False
         for slot in np.flatnonzero(self.links['loose']):
             row = self.links[slot]
@@ -377,8 +378,7 @@ class Clutch:
                 self.events.append((float(self.data.time), 'part', self.names[a], self.names[b]))
             elif (gap_m < 3e-4 and self._fits(fit) and fit['turns'] == row['turns']
                     and self.data.time - row['time'] > self.RESEAT_AFTER_S):
-                force = forces.get((min(a, b), max(a, b)))
-                if force is not None and self._axial(force, a) >= self.insertion_force_n * row['studs']:
+                if (min(a, b), max(a, b)) in forces:
                     row['loose'], row['over'] = False, 0
                     self._start(slot, 'reseat')
         if parted:

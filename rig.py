@@ -187,8 +187,7 @@ def cycles(dt, n=10):
         on = len(rig.clutch.connections()) == 1
         rig.push('b0', 20., 1.)
         off = not rig.clutch.connections()
-        rig.wait(.1)
-        rig.put('b0', z=.05)
+        rig.put('b0', z=.05)      # away at once: left where it is, it would hold again
         rig.wait(.02)
         good += on and off and not rig.clutch.links['used'].any() and bool(np.isfinite(rig.data.qpos).all())
     return good

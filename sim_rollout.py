@@ -151,7 +151,7 @@ def checkpoint_policy(world, folder, execute, steps, read_text, device, dtype):
 
 
 def coached_policy(world, student):
-    """DAgger (Ross et al. 2011): a checkpoint drives and the expert says what it would do, which is the label.
+    """DAgger (Ross et al. 2011): a checkpoint drives, the expert says what it would do, which is the label.
     The expert also takes the wheel now and then: else episodes do not get past where the student is stuck."""
     def start(seed):
         expert, rng, choose, driving = Expert(), np.random.default_rng([104_729, seed]), student(seed), True
