@@ -444,7 +444,7 @@ def collect(paths):
 
 
 def neighbours(file):
-    """MJCF files that may include one named by itself: in its folder, the one above and that one's folders."""
+    """MJCF files that may include one named by itself: in its folder, the one above, that one's folders."""
     around = file.absolute().parent.parent
     for pattern in ('*.xml', '*/*.xml'):
         yield from (Path(p) for p in around.glob(pattern) if p.is_file())
