@@ -364,8 +364,8 @@ class Clutch:
 
     def _settle_loose(self, forces):
         """A broken link keeps its exclude (the studs are still inside) until the bricks have parted. Where
-        they have not moved, the studs have not come out: it holds again once they rest on each other. (Asking for
-        the force of an insertion left bricks that look joined and are not.)"""
+        they have not moved, the studs have not come out: it holds again once they rest on each other.
+        (Asking for the force of an insertion left bricks that look joined and are not.)"""
         parted = False
         for slot in np.flatnonzero(self.links['loose']):
             row = self.links[slot]
