@@ -66,13 +66,13 @@ class SceneHead(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cameras, self.bricks, width = cfg.scene_cameras, cfg.scene_bricks, cfg.tokens_per_camera
-        self.mlp = nn.ModuleList(nn.Sequential(
+        self.mlp = nn.ModuleDict({str(kind): nn.Sequential(
             nn.Linear(width * cfg.hidden_size, 256), nn.ReLU(), nn.Linear(256, 5 * cfg.scene_bricks))
-            for _ in range(2))
+            for kind in sorted(set(self.cameras))})
 
     def forward(self, tokens):
         """(B, N, P * D) -> (B, N, bricks, 5), float32"""
-        seen = [self.mlp[kind](tokens[:, i]).float() for i, kind in enumerate(self.cameras)]
+        seen = [self.mlp[str(kind)](tokens[:, i]).float() for i, kind in enumerate(self.cameras)]
         return torch.stack(seen, 1).unflatten(-1, (self.bricks, 5))
 
     @staticmethod

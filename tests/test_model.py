@@ -158,7 +158,7 @@ def test_the_scene_is_read_off_the_pictures_alone_and_reaches_the_actions():
     far = dict(batch, near=torch.zeros_like(batch['near']))      # then where it is does not matter
     assert torch.equal(net(far)[1]['scene'], net(dict(far, scene=far['scene'] + 1))[1]['scene'])
     with torch.no_grad():
-        net.scene_out.mlp[1][2].bias += 1
+        net.scene_out.mlp['1'][2].bias += 1
     assert not close(net(batch)[1]['flow'], before['flow'])
 
 
