@@ -86,7 +86,7 @@ def make_checkpoint(folder, steps, processes):
         run(sys.executable, 'sim_rollout.py', collect_config, few, f'--record={episodes}')
     torchrun = [Path(sys.executable).parent / 'torchrun', '--standalone', f'--nproc_per_node={processes}']
     run(*(torchrun if processes > 1 else [sys.executable]), 'train.py', train_config,
-        f'--episodes={episodes}', f'--out_dir={folder}/run', f'--max_steps={steps}',
+        f'--episodes={episodes}', f'--out_dir={folder}/run', '--init_from=', f'--max_steps={steps}',
         f'--log_interval={max(1, steps // 4)}', '--val_fraction=0')  # few episodes: maybe none to hold out
     return f'{folder}/run'
 
