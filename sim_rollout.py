@@ -376,6 +376,16 @@ def known_results(record, task, seeds, made_with):
     return known
 
 
+def lesson(record):
+    """Arguments for train.py that learn from a recording: the first lesson's, unless it was coached."""
+    name = Path(record).name
+    whole = Path(f"config/{name.removesuffix('_coached')}.py")
+    start = whole.with_name(f'{whole.stem}_start.py')
+    if not whole.exists():
+        return f'--episodes={record}'
+    return f'{whole} {start}' if start.exists() and whole.stem == name else f'{whole}'
+
+
 def watch(results, total):
     """Pass results through and show progress: a bar on a terminal, else a line every 10 s."""
     bar, k = tqdm(total=total, unit='ep', disable=not sys.stderr.isatty()), 0
@@ -428,7 +438,7 @@ if __name__ == '__main__':
     config['cameras'] = tuple(filter(None, cameras.split(','))) if isinstance(cameras, str) else cameras
     default = {k: v.default for k, v in inspect.signature(World).parameters.items() if k in WORLD_KEYS}
     world_settings = default | made | {k: config[k] for k in WORLD_KEYS if config[k] is not None}
-    task, name = world_settings['task'], Path(record).name
+    task = world_settings['task']
     seed0 = seed0 if seed0 is not None else 0 if record else TEST_SEED0
     first, end = map(int, seeds.split(':')) if seeds else (seed0, seed0 + episodes)
     todo = sorted(files) if files else list(range(first, end))
@@ -502,7 +512,6 @@ if __name__ == '__main__':
         Image.fromarray(np.vstack([reel['thumbnails'] for reel in films])).save(out / 'sheet.png')
         print(f"  contact sheet: {out / 'sheet.png'}")
     if record:
-        train = f'config/{name}.py' if Path(f'config/{name}.py').exists() else f'--episodes={record}'
-        print(f'next: python data.py check {record} && python train.py {train}')
+        print(f'next: python data.py check {record} && python train.py {lesson(record)}')
     elif not video:
         print(f'next: see it: python {" ".join(sys.argv)} --video=4')

@@ -2,8 +2,8 @@
 Train the VLA by behaviour cloning on a folder of episodes; killed, the same command goes on where it stopped.
 
 python train.py config/debug.py                                       # any machine, seconds, no simulator
-python train.py config/demo.py                                        # 1 CPU process or 1 GPU
-torchrun --standalone --nproc_per_node=2 train.py config/demo.py      # 2 CPU cores: two one-thread processes
+python train.py config/demo.py config/demo_start.py                   # first lesson: 1 CPU process or 1 GPU
+torchrun --standalone --nproc_per_node=2 train.py config/demo.py      # second, 2 CPU cores: one thread each
 torchrun --standalone --nproc_per_node=8 train.py config/demo.py      # 8 GPUs
 # 2 nodes, on each: HEAD is the name of the first
 torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=$HEAD:29500 train.py config/demo.py
@@ -152,6 +152,14 @@ def git_rev():
         return ''
 
 
+def next_command(out_dir):
+    """What to type after a run: after a first lesson there is somebody to coach."""
+    coach = f"config/{os.path.basename(out_dir).removesuffix('_start')}_coach.py"
+    if out_dir.endswith('_start') and os.path.exists(coach):
+        return f'python sim_rollout.py {coach}'
+    return f'python sim_rollout.py --ckpt={out_dir}'
+
+
 def settings_that_differ(old, new):
     """Text naming each setting in which a resumed run may not differ; '' when there is none."""
     # a setting the run did not have yet has changed nothing
@@ -241,7 +249,7 @@ if __name__ == '__main__':
         if state['step'] >= max_steps:
             if master:
                 print(f'{out_dir} is finished at step {state["step"]}; --resume=never starts over\n'
-                      f'next: python sim_rollout.py --ckpt={out_dir}')
+                      f'next: {next_command(out_dir)}')
             sys.exit(0)
     elif resume not in ('auto', 'never'):
         sys.exit(f"resume {resume!r}, expected 'auto' or 'never'")
@@ -274,7 +282,7 @@ if __name__ == '__main__':
     published = init_from and not os.path.exists(f'{init_from}/meta.json')     # of Qwen2.5-VL or EO-1
     if published and not os.path.exists(f'{init_from}/config.json'):
         sys.exit(f'init_from {init_from!r} holds neither a checkpoint (meta.json) nor a published model '
-                 f'(config.json); --init_from= starts from scratch')
+                 f'(config.json): train it first (README, First run), or --init_from= starts from scratch')
     initial = model.VLA.load(init_from) if init_from and not published else None
     if state or initial:
         processor = data.Processor.from_dict(state['processor'] if state else initial[1]['processor'])
@@ -457,6 +465,6 @@ if __name__ == '__main__':
             plot_losses(log_path, f'{out_dir}/loss.png')
             minutes = (time.perf_counter() - began) / 60
             print(f'{step - start} steps in {minutes:.1f} min; curves: {out_dir}/loss.png\n'
-                  f'next: python sim_rollout.py --ckpt={out_dir}')
+                  f'next: {next_command(out_dir)}')
     if world_size > 1:
         dist.destroy_process_group()

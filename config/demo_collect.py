@@ -1,4 +1,4 @@
-# Demonstrations of `place`, DUPLO scale, with kicks: 2 CPU cores, 4 min, 900 episodes, 4.3 GB
+# Demonstrations of `place`, DUPLO scale, with kicks: 2 CPU cores, 3 min, 900 episodes, 4.0 GB
 # python sim_rollout.py config/demo_collect.py       (kill it and type it again: it goes on where it was)
 policy = 'expert'
 task = 'place'

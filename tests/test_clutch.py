@@ -73,3 +73,13 @@ def test_running_out_of_welds_says_so():
     press.clutch.links['used'] = True
     with pytest.raises(RuntimeError, match='8 clutch welds'):
         press.clutch.connect(0, 1, dict(cell=np.zeros(2), turns=0, lo=-np.ones(2), hi=np.ones(2)))
+
+
+def test_a_broken_link_holds_again_where_its_studs_have_not_come_out():
+    here = Rig([(2, 2)])
+    here.on_studs('b0')
+    here.snap('b0')
+    assert here.push('b0', 20., 1.) is not None and not here.clutch.connections()
+    here.wait(.2)      # nobody presses
+    assert [e[1] for e in here.clutch.events][-1] == 'reseat' and len(here.clutch.connections()) == 1
+    assert here.push('b0', 20., 1.) is not None      # and can be broken again

@@ -69,6 +69,9 @@ def test_recorded_episodes_are_sound_and_named_by_task_and_seed(recorded):
         changed = (arrays['tool_action'] != arrays['tool_executed']).any(1)
         # a kick moves the robot, not the label
         assert changed[arrays['kicked'] == 1].any()
+        off = np.abs(arrays['tool_action'] - arrays['tool_executed'])[arrays['kicked'] == 0]
+        still = [i for i, slot in enumerate(data.TOOL_ACTION_NAMES) if slot[-6:-1] != 'tool_']
+        assert off.max() < .01 and not off[:, still].any()      # jitter: millimetres, nothing but position
     assert [row['success'] for row in log(recorded)] == [True, True]
 
 
