@@ -26,9 +26,9 @@ import torch
 
 import questions
 from episode import (
-    COMMAND, POSITION, ROTVEC, SPINE, STATE, STATE_NAMES, TOOL_ACTION, TOOL_ACTION_NAMES, check_episode,
-    draw_episode, episode_paths, observation_from_state, print_stats, quat_from_rotvec, quat_inv, quat_mul,
-    quat_rotate, read_episode, rotvec_from_quat, slots, state_vector, write_atomic)
+    ARMS, COMMAND, POSITION, ROTVEC, SPINE, STATE, STATE_NAMES, TOOL_ACTION, TOOL_ACTION_NAMES, TOOL_POSE,
+    check_episode, draw_episode, episode_paths, observation_from_state, print_stats, quat_from_rotvec,
+    quat_inv, quat_mul, quat_rotate, read_episode, rotvec_from_quat, slots, state_vector, write_atomic)
 # not used here: whoever feeds a model needs one import for it
 from episode import JOINT_ACTION_NAMES, write_episode, write_synthetic_episodes  # noqa: F401
 
@@ -95,9 +95,12 @@ def make_tokenizer(texts, path):
 
 # -----------------------------------------------------------------------------
 
-# Units of what a camera at the torso, or at a hand, tells of a brick: m, m, m, rad. A hand's camera is asked
-# about bricks within SCENE_RANGE units of the tool.
-SCENE_UNITS, SCENE_RANGE = ((0.03, 0.03, 0.03, 0.1), (0.01, 0.01, 0.01, 0.1)), 6
+def tool_frames(states):
+    """Measured poses of the hands in the torso frame: (B, 79) -> (B, 2, 4) x, y, z, yaw; m, rad; float32."""
+    position, quat = (np.reshape(states[:, columns], (len(states), 2, -1)) for columns in TOOL_POSE)
+    w, x, y, z = np.moveaxis(quat, -1, 0)
+    yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+    return np.concatenate([position, yaw[..., None]], -1).astype(np.float32)
 
 
 class Processor:
@@ -126,6 +129,8 @@ class Processor:
             if value not in known:
                 raise ValueError(f'{name} {value!r}, expected {" or ".join(map(repr, known))}')
         self.cameras, self.image_size = tuple(cameras), image_size
+        # what carries each camera: 0 torso, 1 left hand, 2 right hand
+        self.frames = tuple(ARMS.index(c.split('/')[0]) + 1 if '/' in c else 0 for c in self.cameras)
         self.state_slots = slots(state_slots, STATE_NAMES)
         self.action_slots = slots(action_slots, TOOL_ACTION_NAMES)
         self.horizon, self.control_hz, self.tokens_per_camera = horizon, control_hz, tokens_per_camera
@@ -281,7 +286,8 @@ class Processor:
     def assemble(self, images, states, prompts):
         """(B, N, h, w, 3) uint8, (B, 79), prompt ids -> batch. The one place to put model inputs together."""
         state = torch.from_numpy(self.normalise_state(states))
-        return {'images': torch.from_numpy(images), 'state': state, **self.pad(prompts)}
+        return {'images': torch.from_numpy(images), 'state': state,
+                'tool': torch.from_numpy(tool_frames(states)), **self.pad(prompts)}
 
     def fit(self, dataset):
         """Mean and spread of exactly the tensors the loss sees: anchored, masked, the sampled windows.
@@ -302,9 +308,7 @@ class Processor:
         state_floor = np.array([STATE[i].floor for i in self.state_index])
         action_floor = np.array([TOOL_ACTION[i].floor for i in self.action_index])
         action_floor /= np.where(self.action_scale > 0, self.action_scale, 1)  # asinh(x / s) is x / s here
-        geometry = dataset.geometry[dataset.windows, 0].astype(np.float64)     # as a checkpoint gives it back
-        self.stats = {'geometry_mean': geometry.mean(0), 'geometry_std': geometry.std(0) + 0.05,
-                      'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
+        self.stats = {'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
                       'action_mean': mean, 'action_std': np.maximum(spread, action_floor)}
         return ([n for n, low in zip(self.state_slots, state.std(0) < state_floor) if low]
                 + [f'action {n}' for n, low in zip(self.action_slots, spread.max(0) < action_floor) if low])
@@ -344,7 +348,7 @@ class Dataset:
         self.pure_noise = pure_noise
         self.paths, self.headers, self.images = [], [], []
         parts = {name: [] for name in (
-            'state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal', 'scene', 'geometry')}
+            'state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal', 'scene')}
         for path in episode_paths(source):
             arrays, header = read_episode(path)
             if split and (split == 'val') != in_validation(header['task'], header['seed'], val_fraction):
@@ -362,19 +366,14 @@ class Dataset:
         lengths = np.array([len(t) for t in parts['time']])
         self.state, self.tool_action, self.time, self.subtask_id = (
             np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
-        # Targets: where each camera sees the bricks (n, N, bricks, 4), in units of a good guess; and what
-        # could have been asked in the same scene (n, G, columns), G the most of any episode.
-        # Millimetres matter when close, decimetres do not when far: linear to 4 mm, logarithmic beyond.
+        # Targets: where each camera sees the bricks, m and rad (n, N, bricks, 4), and what the words of each
+        # goal that could have been asked for in the same scene refer to (E, G, 8), G the most of any episode.
         self.n_askable = np.array([len(h['askable']) for h in self.headers])
         scene = np.concatenate([x.reshape(len(x), 3, -1, 4) for x in parts['scene']])
-        frames = [('left', 'right').index(c.split('/')[0]) + 1 if '/' in c else 0 for c in processor.cameras]
-        units = np.array([SCENE_UNITS[min(f, 1)] for f in frames], np.float32)
-        self.scene, self.carried = scene[:, frames] / units[:, None], np.array(frames) > 0
-        fill, blocks = self.n_askable.max() - self.n_askable, []
-        for seen, asked, k, more in zip(parts['scene'], parts['geometry'], self.n_askable, fill):
-            block = np.concatenate([seen[:, None].repeat(k, 1), asked.reshape(len(asked), k, -1)], -1)
-            blocks.append(np.pad(block, [(0, 0), (0, more), (0, 0)]))
-        self.geometry = np.arcsinh(np.concatenate(blocks) / 0.004)
+        self.scene = scene[:, list(processor.frames)]
+        self.referents = np.zeros((len(self.headers), self.n_askable.max(), 8), np.float32)
+        for row, header in zip(self.referents, self.headers):
+            row[:len(header['referents'])] = header['referents']
         self.start = np.concatenate([[0], np.cumsum(lengths)])           # (E+1,) first row of each episode
         self.episode = np.repeat(np.arange(len(lengths)), lengths)       # (n,) row -> its episode
         self.last = self.start[1:][self.episode] - 1                     # (n,) row -> last row of its episode
@@ -517,12 +516,10 @@ class Dataset:
         mask = self.chunk_mask(rows) & ((asked == 0) & ~quiz)[:, None]
         n_rows = mask.sum() if not self.prefix_rows else (mask[:, None] & ~given.numpy()).sum() / K
         n_tokens = sum(len(assistant) for _, assistant in prompts)
-        stats, geometry = processor.stats, self.geometry[rows, asked][mine]
-        geometry = (geometry - stats['geometry_mean']) / stats['geometry_std']
-        scene = self.scene[rows[mine]]
-        near = (np.abs(scene[..., :2]) < SCENE_RANGE).all(-1) | ~self.carried[:, None]
-        return batch | {'geometry': torch.from_numpy(geometry.astype(np.float32)),
-                        'scene': torch.from_numpy(scene), 'near': torch.from_numpy(near),
+        referents = self.referents[self.episode[rows], asked]
+        referents[quiz] = -1                             # a question refers to nothing that is to be done
+        return batch | {'scene': torch.from_numpy(self.scene[rows[mine]]),
+                        'referents': torch.from_numpy(referents[mine]),
                         'actions': torch.from_numpy(actions), 'action_mask': torch.from_numpy(mask[mine]),
                         'n_rows': torch.tensor(n_rows / world_size, dtype=torch.float32),
                         'n_tokens': torch.tensor(n_tokens / world_size, dtype=torch.float32)}

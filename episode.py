@@ -76,14 +76,13 @@ ARRAYS = {
     'qpos': ('float64', 0), 'qvel': ('float64', 0), 'ctrl': ('float64', 0),
     'connections': ('int32', None), 'phase': ('int32', None), 'subtask_id': ('int32', None),
     'goal': ('uint8', None),
-    # ground truth, training targets only: what pictures tell (World.scene, 12 columns per loose brick), and
-    # what is asked for, one block per instruction of header['askable'] (World.geometry)
-    'scene': ('float32', 0), 'geometry': ('float32', 0),
+    # ground truth, a training target only: World.scene, 12 columns per loose brick
+    'scene': ('float32', 0),
 }
 HEADER_KEYS = (
     'spec', 'task', 'instruction', 'subtasks', 'control_hz', 'cameras', 'seed', 'success', 'metrics', 'world',
-    'git_rev', 'qa', 'askable', 'state_slots', 'state_units', 'tool_action_slots', 'tool_action_units',
-    'joint_action_slots', 'joint_action_units')
+    'git_rev', 'qa', 'askable', 'referents', 'state_slots', 'state_units', 'tool_action_slots',
+    'tool_action_units', 'joint_action_slots', 'joint_action_units')
 
 
 def slots(patterns, names):
@@ -143,6 +142,8 @@ _FIELDS = {'joint_pos': (15,), 'joint_vel': (15,), 'gripper': (2,), 'tool_pos': 
 POSITION = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_{a}') for a in 'xyz'] for arm in ARMS])    # (2, 3)
 ROTVEC = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_r{a}') for a in 'xyz'] for arm in ARMS])     # (2, 3)
 SPINE = TOOL_ACTION_NAMES.index('spine_z')
+TOOL_POSE = tuple([STATE_NAMES.index(f'{arm}/tool_{a}') for arm in ARMS for a in axes]
+                  for axes in (('x', 'y', 'z'), ('qw', 'qx', 'qy', 'qz')))
 COMMAND = slice(STATE_NAMES.index('command/spine_z'), STATE_NAMES.index('command/right/gripper') + 1)
 
 
@@ -289,9 +290,9 @@ def _find_value_faults(arrays, header):
         faults.append('instruction is empty')
     elif header['askable'][:1] != [header['instruction']]:
         faults.append('askable does not begin with the instruction')
-    elif arrays['geometry'].shape[1] % len(header['askable']):
-        faults.append(f'geometry has {arrays["geometry"].shape[1]} columns, '
-                      f'for {len(header["askable"])} askable goals')
+    elif np.shape(header['referents']) != (len(header['askable']), 8):
+        faults.append(f'referents are {np.shape(header["referents"])}, '
+                      f'expected 8 for each of {len(header["askable"])} askable goals')
     for camera in header['cameras']:
         flat = np.ptp(arrays[f'image/{camera}'].reshape(len(arrays['time']), -1), axis=1) == 0
         if flat.any():
@@ -362,7 +363,6 @@ def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
                'tool_executed': executed, 'joint_action': np.zeros(17), 'kicked': kicked, 'goal': settled > 0,
                'connections': 0, 'phase': int(near), 'subtask_id': int(near),
                'scene': np.ravel([[[*(p - at), 0] for p in places.values()] for at in (0, *pos)]),
-               'geometry': away,
                **{k: np.zeros(3) for k in ('qpos', 'qvel', 'ctrl')}}
         for camera in cameras:
             image = np.full((image_size, image_size, 3), 128, np.uint8)
@@ -374,9 +374,10 @@ def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
             row[f'image/{camera}'] = image
         rows.append(row)
         command = executed
-    text = f'reach the {name} brick'
+    text, brick = f'reach the {name} brick', list(colours).index(name)
     return {k: np.stack([row[k] for row in rows]) for k in rows[0]}, {
-        'task': 'synthetic', 'instruction': text, 'askable': [text], 'control_hz': control_hz, 'seed': seed,
+        'task': 'synthetic', 'instruction': text, 'askable': [text],
+        'referents': [[brick, brick, len(colours), 1, 0, 0, 0, 0]], 'control_hz': control_hz, 'seed': seed,
         'subtasks': [f'right hand: reach the {name} brick', f'right hand: grasp the {name} brick'],
         'success': settled > 0, 'metrics': {}, 'world': {}}
 

@@ -4,6 +4,7 @@ PyTorch composes several of these of small operations; what is written out here 
 """
 # B batch, T tokens, h heads of c, M pictures, P places of a map, C channels, D width
 import functools
+import math
 
 import torch
 import torch.nn as nn
@@ -130,3 +131,13 @@ def group_norm(x, norm):
     flat = x.permute(0, 2, 3, 1).flatten(1, 2)
     flat = FastGroupNorm.apply(flat, norm.weight, norm.bias, norm.num_groups, norm.eps)
     return flat.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+def fourier_features(x, frequencies):
+    """(..., n) -> (..., n (1 + 2 F)): numbers and their sines and cosines, of periods 8, 4, 2 .. (Tancik et
+    al. 2020): a linear map of a coordinate that ranges over decimetres hardly resolves millimetres."""
+    if not frequencies:
+        return x
+    angle = 2 * math.pi / 8 * 2.0 ** torch.arange(frequencies, device=x.device) * x.float()[..., None]
+    angle = angle.flatten(-2)
+    return torch.cat([x, angle.sin(), angle.cos()], -1)

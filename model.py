@@ -26,6 +26,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+import grounding
 import layers
 import pretrained
 import vision
@@ -87,10 +88,8 @@ class VLAConfig:
     time_period_max: float = 4.0
     row_decay: float = 1.0            # weight of a row in the loss against that of the row before
     text_weight: float = 0.1
-    geometry_dim: int = 0             # numbers about the scene regressed from the user part; 0: none
-    geometry_weight: float = 0.5
-    scene_bricks: int = 0             # whose poses are read off the pictures and given to the state token
-    scene_cameras: tuple = ()         # per camera: 1 if a hand carries it; hands share what they learn to see
+    scene_bricks: int = 0             # bricks seen in pictures and named by words; 0: without grounding.py
+    scene_frames: tuple = ()          # what carries each camera: 0 torso, 1 left tool, 2 right tool
     eo1_compat: bool = False          # EO-1's diluted mean, and its sampled time on clean rows
     recompute: bool = False           # activation checkpointing per block: a third more work, less memory
 
@@ -186,9 +185,13 @@ def make_norm(cfg):
     return (layers.RMSNorm if cfg.norm == 'rms' else nn.LayerNorm)(cfg.hidden_size, eps=cfg.norm_eps)
 
 
+def n_numbers(cfg):
+    """How many numbers describe a state to the model: the state itself, what is seen, and their sines."""
+    return (cfg.state_dim + cfg.n_cameras * cfg.scene_bricks * 5) * (1 + 2 * cfg.state_frequencies)
+
+
 def state_projection(cfg):
-    seen = cfg.n_cameras * cfg.scene_bricks * 5
-    return nn.Linear((cfg.state_dim + seen) * (1 + 2 * cfg.state_frequencies), cfg.hidden_size)
+    return nn.Linear(n_numbers(cfg), cfg.hidden_size)
 
 
 def row_weights(cfg, device):
@@ -197,8 +200,15 @@ def row_weights(cfg, device):
     return weights / weights.mean()
 
 
-def geometry_head(cfg):
-    return nn.Sequential(make_norm(cfg), nn.Linear(cfg.hidden_size, cfg.geometry_dim))
+class Prefix(NamedTuple):
+    """What reading the images, the state and the text leaves for words and rows to go on from."""
+    layout: Layout
+    cache: list                        # keys and values of each block
+    hidden: torch.Tensor               # (B, L - skip, D)
+    skip: int
+    seen: torch.Tensor | None          # (B, N, n, 5), see grounding.SceneHead
+    answer: torch.Tensor | None        # (B, R), see grounding.Grounding
+    told: torch.Tensor | None          # (B, D), what that means for the rows of a chunk
 
 
 class Block(nn.Module):
@@ -252,11 +262,11 @@ class Decoder(nn.Module):
         dtype = layers.compute_dtype(x)
         cos, sin = rotary_tables(layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, dtype)
         bias = attention_bias(layout, layout if past is None else past_layout.join(layout))
-        keep, cache = not (cfg.recompute and torch.is_grad_enabled()), []
+        cache = []
         for i, block in enumerate(self.blocks):
             run, seen = layers.recomputed(block, cfg.recompute), None if past is None else past[i]
             x, kv = run(x, cos, sin, bias, seen, skip if i == last else 0)
-            cache.append(kv if keep else None)
+            cache.append(kv)
             if trace is not None:
                 trace.append(x)
         return self.norm(x), cache
@@ -316,11 +326,14 @@ class VLA(nn.Module):
                 cfg.recompute)
             self.image_embedding = None
         self.state_in = state_projection(cfg)
-        self.scene_out = vision.SceneHead(cfg) if cfg.scene_bricks else None
+        self.scene_head, self.grounding = None, None
+        if cfg.scene_bricks:
+            per_camera = cfg.tokens_per_camera * D
+            self.scene_head = grounding.SceneHead(cfg.scene_frames, cfg.scene_bricks, per_camera)
+            self.grounding = grounding.Grounding(cfg.scene_bricks, D, cfg.state_frequencies)
         self.head = ActionHead(cfg)
         self.decoder = Decoder(cfg)
         self.lm_head = None if cfg.tie_embeddings else nn.Linear(D, cfg.vocab_size, bias=False)
-        self.geometry_out = geometry_head(cfg) if cfg.geometry_dim else None
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -333,6 +346,13 @@ class VLA(nn.Module):
         for block in self.decoder.blocks:                      # residual branches start small
             for linear in (block.out, block.down):
                 nn.init.normal_(linear.weight, std=0.02 / self.cfg.n_layers ** 0.5)
+
+    @property
+    def placeholders(self):
+        """Ids of the tokens that stand for pictures, the state and rows of a chunk."""
+        cfg = self.cfg
+        ids = (cfg.image_pad_id, cfg.video_pad_id, cfg.state_pad_id, cfg.action_pad_id, cfg.action_pass_id)
+        return [i for i in ids if i is not None]
 
     @property
     def n_parameters(self):
@@ -352,30 +372,21 @@ class VLA(nn.Module):
         return self.vision(*vision.patchify(batch['images'].flatten(0, 1), cfg.patch_size, cfg.merge_size,
                                             cfg.patch_frames))
 
-    def state_features(self, state):
-        """State (B, S), in spreads -> (B, S (1 + 2 F)): itself and its Fourier features (Tancik et al. 2020):
-        a linear map of a coordinate that ranges over decimetres hardly resolves millimetres."""
-        if not self.cfg.state_frequencies:
-            return state
-        turns = 2.0 ** torch.arange(self.cfg.state_frequencies, device=state.device) / 8
-        angle = (2 * math.pi * state.float()[..., None] * turns).flatten(-2)
-        return torch.cat([state, angle.sin(), angle.cos()], -1)
-
-    def embed_prefix(self, batch, trace=None):
-        """(B, L, D): token embeddings, with images, state and, where they stand in the text, action rows."""
-        cfg, ids, parts = self.cfg, batch['input_ids'], []
+    def embed_prefix(self, batch):
+        """Token embeddings (B, L, D), with images, state and, where they stand in the text, action rows; and
+        what is seen of the bricks, None without a SceneHead."""
+        cfg, ids, parts, seen = self.cfg, batch['input_ids'], [], None
         x = self.embed_tokens(ids).flatten(0, 1)                                      # (B*L, D)
         if 'images' in batch or 'patches' in batch:
             images = self.embed_images(batch)                                         # (n, D)
             parts.append((self.picture_tokens(ids), images))
         if 'state' in batch:
             state = batch['state']
-            if self.scene_out is not None:
-                seen = self.scene_out(images.view(len(ids), cfg.n_cameras, -1))
-                state = torch.cat([state, self.scene_out.features(seen)], -1)
-                if trace is not None:
-                    trace.append(seen)
-            parts.append((ids == cfg.state_pad_id, self.state_in(self.state_features(state))))
+            if self.scene_head is not None:
+                seen = self.scene_head(images.view(len(ids), cfg.n_cameras, -1))
+                state = torch.cat([state, self.scene_head.features(seen)], -1)
+            state = layers.fourier_features(state, cfg.state_frequencies)
+            parts.append((ids == cfg.state_pad_id, self.state_in(state)))
         if 'rows' in batch:
             rows = self.head.embed(batch['rows'], batch['row_time'])
             parts.append((self.row_tokens(ids), rows.flatten(0, 1)))
@@ -385,7 +396,7 @@ class VLA(nn.Module):
             # the number of places is known, so that a compiler need not look at the ids
             at = where.flatten().nonzero_static(size=len(value)).squeeze(1)
             x = x.index_copy(0, at, value.to(x.dtype))
-        return x.view(*ids.shape, -1)
+        return x.view(*ids.shape, -1), seen
 
     def row_tokens(self, ids):
         """Where rows of a chunk stand in the text, bool (B, L)."""
@@ -433,21 +444,45 @@ class VLA(nn.Module):
     def logits(self, hidden):
         return F.linear(hidden, (self.embed_tokens if self.lm_head is None else self.lm_head).weight).float()
 
+    def read(self, batch, skip=None):
+        """One pass over images, state and text. What the first `skip` tokens become in the last block is not
+        computed; None: all that precede the first word that matters to anybody."""
+        layout, ids, answer, told = self.prefix_layout(batch), batch['input_ids'], None, None
+        words = layout.kind == USER
+        if self.grounding is not None:
+            words = words & ~torch.isin(ids, ids.new_tensor(self.placeholders))
+        if skip is None and torch.compiler.is_compiling():
+            skip = 0                  # looking at ids would break the graph
+        elif skip is None:
+            first = words.int().argmax(1) if self.grounding is not None else column_after(words) - 1
+            skip = int(first.min())
+        x, seen = self.embed_prefix(batch)
+        hidden, cache = self.decoder(x, layout, skip=skip)
+        if self.grounding is not None:
+            words = words[:, skip:, None].to(hidden.dtype)
+            answer = self.grounding((hidden * words).sum(1) / words.sum(1))
+            poses = self.scene_head.poses(seen.detach(), batch['tool'])
+            told = self.grounding.embed(answer, poses, batch['tool'])
+        return Prefix(layout, cache, hidden, skip, seen, answer, told)
+
+    def embed_rows(self, rows, time, prefix):
+        """Noisy rows (B, ..., H, A) and their flow time -> (B, ..., H, D)."""
+        x = self.head.embed(rows, time)
+        return x if prefix.told is None else x + prefix.told.view(len(x), *[1] * (x.ndim - 2), -1).to(x.dtype)
+
     # ---- training
 
-    def predict(self, batch, skip=0, trace=None):
-        """What the head says of each draw (B, K, H, A), and hidden states of the prefix (B, L - skip, D)."""
+    def predict(self, batch, skip=None):
+        """What the head says of each draw (B, K, H, A), and the Prefix."""
         actions, noise, time = batch['actions'], batch['noise'], batch['time']
         B, K, H, A = noise.shape
         time = time if time.ndim == 3 else time[..., None].expand(B, K, H)            # a flow time per row
         x_t = time[..., None] * noise + (1 - time[..., None]) * actions[:, None]      # (B, K, H, A)
-        prefix = self.prefix_layout(batch)
-        x = self.embed_prefix(batch, trace)                                           # (B, L, D)
-        L, rows = x.shape[1], self.head.embed(x_t, time).flatten(1, 2)                # (B, K*H, D)
-        layout = prefix.join(self.chunk_layout(prefix, batch['read_text']))
-        hidden, _ = self.decoder(torch.cat([x, rows.to(x.dtype)], 1), layout, skip=skip, trace=trace)
-        prefix_hidden, hidden = hidden.split([L - skip, K * H], 1)
-        return self.head.read(hidden).view(B, K, H, A), prefix_hidden
+        prefix = self.read(batch, skip)
+        rows = self.embed_rows(x_t, time, prefix).flatten(1, 2)                       # (B, K*H, D)
+        layout = self.chunk_layout(prefix.layout, batch['read_text'])
+        hidden, _ = self.decoder(rows, layout, prefix.cache, prefix.layout)
+        return self.head.read(hidden).view(B, K, H, A), prefix
 
     def forward(self, batch):
         """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens.
@@ -455,10 +490,7 @@ class VLA(nn.Module):
         if 'noise' not in batch or batch['noise'].ndim == 3:
             return self.forward_inline(batch)
         cfg, actions, noise = self.cfg, batch['actions'], batch['noise']
-        trace = None if self.geometry_out is None else []
-        # the last block need not work on what precedes the first word asked for (one block: geometry does)
-        skip = int((batch['labels'][:, 1:] != -100).any(0).int().argmax()) if cfg.n_layers > 1 else 0
-        predicted, hidden = self.predict(batch, skip, trace)
+        predicted, prefix = self.predict(batch, 0 if 'document' in batch else None)
         target = actions[:, None] if cfg.predict == 'action' else noise - actions[:, None]
         valid = batch['action_mask'][:, None] * row_weights(cfg, noise.device)        # (B, 1, H)
         if batch['time'].ndim == 3:      # rows at time 0 are given, not asked for
@@ -466,19 +498,11 @@ class VLA(nn.Module):
         n_rows = batch['n_rows'] if 'n_rows' in batch else valid.sum() / valid.shape[1]
         error = (predicted - target).square().mean(-1)                                # (B, K, H)
         flow = (error * valid).sum() / (n_rows * noise.shape[1])
-        loss, parts = self.total_loss(flow, hidden, batch['labels'][:, skip:], batch)
-        if trace:
-            seen = trace.pop(0) if self.scene_out is not None else None
-            # asked of the last token of the user part, which has seen all of it, and before the last block,
-            # so that the action rows can read the answer there
-            early = trace[-2] if len(trace) > 1 else trace[-1]
-            last = column_after(documents(batch)[2]) - 1
-            last = early[torch.arange(len(early), device=early.device), last]
-            geometry = (self.geometry_out(last).float() - batch['geometry']).square().mean()
-            loss, parts = loss + cfg.geometry_weight * geometry, parts | dict(geometry=geometry.detach())
-            if seen is not None:
-                scene = self.scene_out.loss(seen, batch['scene'], batch['near'])
-                loss, parts = loss + scene, parts | dict(scene=scene.detach())
+        loss, parts = self.total_loss(flow, prefix.hidden, batch['labels'][:, prefix.skip:], batch)
+        if self.grounding is not None:
+            scene = self.scene_head.loss(prefix.seen, batch['scene'])
+            words = self.grounding.loss(prefix.answer, batch['referents'])
+            loss, parts = loss + scene + words, parts | dict(scene=scene.detach(), words=words.detach())
         return loss, parts
 
     def forward_inline(self, batch):
@@ -488,7 +512,7 @@ class VLA(nn.Module):
         them is text (and pictures) only."""
         cfg, ids, layout = self.cfg, batch['input_ids'], self.prefix_layout(batch)
         if 'noise' not in batch:
-            hidden, _ = self.decoder(self.embed_prefix(batch), layout)
+            hidden, _ = self.decoder(self.embed_prefix(batch)[0], layout)
             return self.total_loss(hidden.new_zeros(()), hidden, batch['labels'], batch)
         at, actions, noise = self.row_tokens(ids), batch['actions'], batch['noise']
         clean = (ids[at] == cfg.action_pass_id).view(actions.shape[:2])               # (n, H)
@@ -496,7 +520,7 @@ class VLA(nn.Module):
         per_row = time.masked_fill(clean, 0.0)
         x_t = per_row[..., None] * noise + (1 - per_row[..., None]) * actions
         rows = dict(rows=x_t, row_time=time if cfg.eo1_compat else per_row)
-        hidden, _ = self.decoder(self.embed_prefix(batch | rows), layout)             # (B, L, D)
+        hidden, _ = self.decoder(self.embed_prefix(batch | rows)[0], layout)             # (B, L, D)
         target = actions if cfg.predict == 'action' else noise - actions
         valid = batch['action_mask'] & ~clean
         error = (self.head.read(hidden[at]).view(actions.shape) - target).square().mean(-1)
@@ -526,9 +550,8 @@ class VLA(nn.Module):
         action_prefix (B, P, A): the first P rows of the chunk, which are being executed while this one is
         made. They stay as they are, clean, at t = 0; the rest is drawn to go on from them."""
         batch = batch if read_text else user_part(batch)
-        layout = self.prefix_layout(batch)
-        _, cache = self.decoder(self.embed_prefix(batch), layout, skip=layout.kind.shape[1])
-        return self.denoise(cache, layout, steps, noise, solver, action_prefix)
+        prefix = self.read(batch, batch['input_ids'].shape[1] if self.grounding is None else None)
+        return self.denoise(prefix, steps, noise, solver, action_prefix)
 
     @torch.no_grad()
     def generate(self, batch, max_new_tokens=24, stop=None, temperature=0.0, top_p=1.0, generator=None):
@@ -545,20 +568,22 @@ class VLA(nn.Module):
         if texts is not None:
             batch = give_text(batch, [[*text, self.cfg.action_start_id] for text in texts])
             return self.act(batch, steps, noise, solver, action_prefix=action_prefix), texts
-        texts, cache, layout = self.decode_text(batch, max_new_tokens)
-        return self.denoise(cache, layout, steps, noise, solver, action_prefix), texts
+        texts, prefix = self.decode_text(batch, max_new_tokens)
+        return self.denoise(prefix, steps, noise, solver, action_prefix), texts
 
     def decode_text(self, batch, max_new_tokens, stop=None, pick=None):
         """Without `stop` every text ends with <|action_start|> in the cache, also one that got too long."""
         go, closing = self.cfg.action_start_id, stop is None
         batch, stop, pick = user_part(batch), [go] if closing else list(stop), pick or pick_token
-        layout = self.prefix_layout(batch)
+        prefix = self.read(batch)
+        layout, cache = prefix.layout, prefix.cache
         document, end = layout.last_document, column_after(layout.kind == USER)
-        B, skip, start = len(end), int(end.min()) - 1, layout.after(USER)
-        hidden, cache = self.decoder(self.embed_prefix(batch), layout, skip=skip)
-        logits = self.logits(hidden[torch.arange(B, device=end.device), end - 1 - skip])  # (B, V)
+        B, start, last = len(end), layout.after(USER), end - 1 - prefix.skip
+        logits = self.logits(prefix.hidden[torch.arange(B, device=end.device), last])  # (B, V)
         done, texts = torch.zeros_like(end, dtype=torch.bool), [[] for _ in range(B)]
         for i in range(max_new_tokens + closing):
+            if closing:      # a text that is read again must not ask for pictures, state or rows
+                logits[:, self.placeholders] = -torch.inf
             token = pick(logits) if i < max_new_tokens else torch.full_like(end, go)
             for text, t, d in zip(texts, token.tolist(), done.tolist()):
                 text += [] if d or t in stop else [t]
@@ -573,11 +598,11 @@ class VLA(nn.Module):
             if done.all():
                 break
             logits = self.logits(hidden[:, 0])
-        return texts, cache, layout
+        return texts, prefix._replace(layout=layout, cache=cache)
 
-    def denoise(self, cache, prefix, steps, noise, solver, action_prefix=None):
-        cfg, kind = self.cfg, prefix.kind
-        layout = self.chunk_layout(prefix, torch.ones_like(kind[:, :1], dtype=torch.bool))
+    def denoise(self, prefix, steps, noise, solver, action_prefix=None):
+        cfg, kind = self.cfg, prefix.layout.kind
+        layout = self.chunk_layout(prefix.layout, torch.ones_like(kind[:, :1], dtype=torch.bool))
         shape = (len(kind), cfg.horizon, cfg.action_dim)
         x = torch.zeros(shape, device=kind.device) if noise is None else noise
         clean = 0 if action_prefix is None else action_prefix.shape[1]
@@ -585,8 +610,8 @@ class VLA(nn.Module):
         free = (torch.arange(cfg.horizon, device=kind.device) >= clean).float().expand(shape[:2])  # (B, H)
 
         def velocity(x, t):
-            rows = self.head.embed(x, t * free)
-            hidden, _ = self.decoder(rows.to(self.embed_tokens.weight.dtype), layout, cache, prefix)
+            rows = self.embed_rows(x, t * free, prefix).to(self.embed_tokens.weight.dtype)
+            hidden, _ = self.decoder(rows, layout, prefix.cache, prefix.layout)
             out = self.head.read(hidden)
             out = (x - out) / t if cfg.predict == 'action' else out   # clean chunk c: velocity (x_t - c) / t
             return out * free[..., None] if clean else out
@@ -635,8 +660,6 @@ class VLA(nn.Module):
         model.state_in, model.head = state_projection(cfg), ActionHead(cfg)
         if cfg.row_embedding:
             nn.init.normal_(model.head.row, std=0.02)
-        if cfg.geometry_dim:
-            model.geometry_out = geometry_head(cfg)
         pretrained.fill(model, folder, dtype)
         return model.eval()
 

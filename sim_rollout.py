@@ -215,7 +215,7 @@ def record_row(world, obs, info, choice):
                 tool_executed=choice['executed'], kicked=choice['kicked'], subtask=choice['subtask'],
                 qpos=world.data.qpos.copy(), qvel=world.data.qvel.copy(), ctrl=world.data.ctrl.copy(),
                 connections=len(world.connections()), phase=info['phase'], goal=info['goal'],
-                scene=world.scene().ravel(), geometry=world.geometry().ravel(), facts=questions.facts(world),
+                scene=world.scene().ravel(), facts=questions.facts(world),
                 **{k: v for k, v in obs.items() if k.startswith('image/')})
 
 
@@ -258,6 +258,7 @@ def pack(world, result, rows):
     askable, qa = [text for _, text in world.askable], questions.spans([row['facts'] for row in rows])
     kept = {k: result[k] for k in ('seed', 'success', 'metrics')} | dict(qa=qa, subtasks=subtasks)
     return arrays, dict(kept, task=world.task, instruction=world.instruction, askable=askable,
+                        referents=world.referents().tolist(),
                         control_hz=world.control_hz, world=world.metadata(), git_rev=git_rev())
 
 

@@ -93,8 +93,7 @@ recompute = False             # activation checkpointing: less memory, a third m
 predict = 'action'            # the head gives the clean chunk ('action') or the velocity
 row_decay = 1.0               # weight of a chunk's row in the loss against that of the row before
 text_weight = 0.1             # of the text loss
-geometry_weight = 0.5         # of the loss on where the named bricks and places are, from images and words
-look = True                   # where the bricks are is read off the pictures alone, for the state token
+ground = True                 # what words name and where pictures show it are learnt apart, see grounding.py
 tie_embeddings = False        # one table for reading and writing words (True: as Qwen2.5-VL-3B)
 # optimizer
 batch_size = 128              # chunks per step, over all processes and accumulation steps together
@@ -309,9 +308,7 @@ if __name__ == '__main__':
     given = dict(      # by the data
         vocab_size=processor.tokenizer.get_vocab_size(), state_dim=processor.state_dim,
         action_dim=processor.action_dim, horizon=processor.horizon, image_size=processor.image_size,
-        geometry_dim=train_data.geometry.shape[-1] if geometry_weight else 0,
-        scene_bricks=train_data.scene.shape[2] if geometry_weight and look else 0,
-        scene_cameras=tuple(map(int, train_data.carried)),
+        scene_bricks=train_data.scene.shape[2] if ground else 0, scene_frames=processor.frames,
         n_cameras=len(processor.cameras), tokens_per_camera=processor.tokens_per_camera,
         image_pad_id=processor.token_id['<|image_pad|>'], state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'])

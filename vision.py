@@ -5,7 +5,6 @@
     preprocess    pictures and videos of any size -> what QwenVision reads, as Qwen2.5-VL's processor makes it
     patchify      (M, h, w, 3) bytes -> the same, without resizing
     grid_positions   the rotary positions of token rows that hold pictures
-    SceneHead     the tokens of each camera -> where it sees the bricks
 A grid is (frames, rows, columns) of patches; merge x merge patches become one token, a `cell`.
 """
 # M pictures, n patches of all pictures, P patches of one, h heads, c head width, D width
@@ -56,38 +55,6 @@ class ConvStem(nn.Module):
         coarse = self.coarse(F.relu(x)).permute(0, 2, 3, 1).flatten(1)         # (M, 2048)
         features = torch.cat([keypoints.to(coarse.dtype), self.coarse_norm(coarse).to(coarse.dtype)], -1)
         return self.proj(features).view(len(x), self.tokens, -1)
-
-
-class SceneHead(nn.Module):
-    """What each picture alone tells of each brick: pose (4) in the frame of what carries the camera, and the
-    logit that it is in range. Trained by itself on the tokens of that camera, it is precise where the same
-    question asked through the decoder is not: there the answer can be guessed from what the arms do."""
-
-    def __init__(self, cfg):
-        super().__init__()
-        self.cameras, self.bricks, width = cfg.scene_cameras, cfg.scene_bricks, cfg.tokens_per_camera
-        self.mlp = nn.ModuleDict({str(kind): nn.Sequential(
-            nn.Linear(width * cfg.hidden_size, 256), nn.ReLU(), nn.Linear(256, 5 * cfg.scene_bricks))
-            for kind in sorted(set(self.cameras))})
-
-    def forward(self, tokens):
-        """(B, N, P * D) -> (B, N, bricks, 5), float32"""
-        seen = [self.mlp[str(kind)](tokens[:, i]).float() for i, kind in enumerate(self.cameras)]
-        return torch.stack(seen, 1).unflatten(-1, (self.bricks, 5))
-
-    @staticmethod
-    def loss(seen, scene, near):
-        """scene (B, N, bricks, 4) counts where near, bool (B, N, bricks)."""
-        error = F.smooth_l1_loss(seen[..., :4], scene, reduction='none', beta=0.1).mean(-1)
-        in_range = F.binary_cross_entropy_with_logits(seen[..., 4], near.float())
-        return (error * near).mean() + 0.3 * in_range
-
-    @staticmethod
-    def features(seen):
-        """What the state token gets, (B, N * bricks * 5), without a gradient: sines make noise of it."""
-        seen = seen.detach()
-        near = (seen[..., 4:] > 0).float()
-        return torch.cat([seen[..., :4] * near, near], -1).flatten(1)
 
 
 # -----------------------------------------------------------------------------

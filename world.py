@@ -392,41 +392,27 @@ class World:
         """What pictures alone tell, as a training target: the pose of every loose brick in the frame of what
         carries a camera, (3, n, 4) float32 for the torso, the left and the right tool: position (3,) m, and
         the yaw in rad, modulo pi, by which that frame has to turn for a hand to grasp the brick."""
-        views = [[v for (name, _), v in self._brick_views().items() if name == hand] for hand in HANDS]
-        torso = []
-        for name in (b.name for b in self.bricks if not b.fixed):
-            pos, R = self.brick_pose(name)
-            torso.append([*pos, wrap(np.arctan2(R[1, 0], R[0, 0]) - np.pi / 2, np.pi)])
-        return np.array([torso, *views], np.float32)
+        frames = [(np.zeros(3), np.eye(3)), *map(self.tool_pose, HANDS)]
+        poses = [self.brick_pose(b.name) for b in self.bricks if not b.fixed]
+        yaw = lambda R: np.arctan2(R[1, 0], R[0, 0])
+        return np.array([[[*(Rf.T @ (pos - at)), wrap(yaw(R) - np.pi / 2 - yaw(Rf), np.pi)]
+                          for pos, R in poses] for at, Rf in frames], np.float32)
 
-    def geometry(self):
-        """Ground truth about what is asked for as a training target, one row per goal that could be asked for
-        (`askable`), float32 (G, n + 16) with n loose bricks. What words alone tell: one number per loose
-        brick, 1 if asked for; place (3,) m in the torso frame; 1 if the left hand is to do it. What takes
-        words and pictures: per hand the same four numbers as in `scene`, of the brick it has to fetch (an
-        idle hand: the other's); way (3,) m from that brick to the place in the tool frame, yaw error rad. A
-        learner that is only asked for the last kind does not find the first."""
-        views, rows = self._brick_views(), []
-        loose = [b.name for b in self.bricks if not b.fixed]
+    def referents(self):
+        """What the words of each goal that could be asked for (`askable`) refer to, float32 (G, 8): the loose
+        bricks, by number, that the left and the right hand have to fetch (an idle hand: the other's); the one
+        that brick goes on, n where it is fixed; the hand that presses, 0 left; the place: pose (x, y, z, yaw)
+        of the upper brick, m and rad, in the frame of the lower one, of the torso where that is fixed."""
+        loose, rows = [b.name for b in self.bricks if not b.fixed], []
         for g, _ in self.askable:
-            place, place_yaw = self.goal_pose(g)
-            pos, R = self.brick_pose(g.upper)
-            fetch = [views[hand, g.lower if hand == g.holder else g.upper] for hand in HANDS]
-            rows.append([*(float(b == g.upper) for b in loose), *place, float(g.hand == 'left'),
-                         *np.ravel(fetch), *(self.tool_pose(g.hand)[1].T @ (place - pos)),
-                         wrap(place_yaw - np.arctan2(R[1, 0], R[0, 0]), np.pi)])
+            place, yaw = self.goal_pose(g)
+            base = loose.index(g.lower) if g.lower in loose else len(loose)
+            if g.lower in loose:
+                pos, R = self.brick_pose(g.lower)
+                place, yaw = R.T @ (place - pos), yaw - np.arctan2(R[1, 0], R[0, 0])
+            fetch = [loose.index(g.lower if hand == g.holder else g.upper) for hand in HANDS]
+            rows.append([*fetch, base, HANDS.index(g.hand), *place, wrap(yaw, np.pi)])
         return np.array(rows, np.float32)
-
-    def _brick_views(self):
-        """{(hand, loose brick): [position (3) in the tool frame, yaw the hand has to turn to grasp it]}"""
-        views = {}
-        for name in (b.name for b in self.bricks if not b.fixed):
-            pos, R = self.brick_pose(name)
-            for hand in HANDS:
-                tool, Rt = self.tool_pose(hand)
-                yaw = wrap(np.arctan2(R[1, 0], R[0, 0]) - np.pi / 2 - np.arctan2(Rt[1, 0], Rt[0, 0]), np.pi)
-                views[hand, name] = [*(Rt.T @ (pos - tool)), yaw]
-        return views
 
     def connections(self):
         return self.clutch.connections()

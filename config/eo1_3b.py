@@ -14,7 +14,7 @@ draws = 1
 read_text = 1.0
 compand = 0.0
 ask = 0.0
-geometry_weight = 0.0
+ground = False
 state_frequencies = 0
 # Qwen2.5-VL-3B, whose vision tower train.py has as default
 vision = 'qwen'

@@ -72,8 +72,7 @@ def close(a, b, tolerance=1e-5):
 def test_fourier_features_tell_states_apart_that_bf16_does_not():
     """A hand 0.3 mm further (0.006 spreads of 50 mm): bf16 rounds both positions to the same number."""
     net = VLA(config(state_frequencies=6))
-    near = net.state_features(torch.full((1, S), 1.500))
-    far = net.state_features(torch.full((1, S), 1.503))
+    near, far = (layers.fourier_features(torch.full((1, S), x), 6) for x in (1.500, 1.503))
     assert near.shape == (1, S * 13) and net.state_in.in_features == S * 13
     assert torch.equal(near[:, :S].bfloat16(), far[:, :S].bfloat16())
     assert (near.bfloat16() - far.bfloat16()).abs().max() > 0.03
@@ -111,10 +110,9 @@ def test_a_perfect_head_carries_noise_to_the_action(predict, solver):
 def test_loss_is_zero_for_the_right_answer_only(predict):
     net, batch = network(predict=predict), make_batch()
     target = batch['actions'][:, None] if predict == 'action' else batch['noise'] - batch['actions'][:, None]
-    hidden = net.predict(batch)[1]
-    net.predict = lambda batch, skip, trace: (target.expand(3, 2, H, A), hidden[:, skip:])
+    net.predict = lambda batch, skip: (target.expand(3, 2, H, A), net.read(batch, skip))
     assert net(batch)[1]['flow'] == 0
-    net.predict = lambda batch, skip, trace: (target.expand(3, 2, H, A) + 0.5, hidden[:, skip:])
+    net.predict = lambda batch, skip: (target.expand(3, 2, H, A) + 0.5, net.read(batch, skip))
     assert close(net(batch)[1]['flow'], torch.tensor(0.25))
 
 
@@ -132,34 +130,49 @@ def test_masked_rows_change_nothing_and_do_not_dilute_the_mean():
     assert close(net(batch)[1]['flow'], expected, 1e-6)
 
 
-def test_geometry_is_asked_of_the_user_part_only():
-    net, batch = network(geometry_dim=6), make_batch() | dict(geometry=torch.randn(3, 6))
+def grounded(**changes):
+    """A network that looks and refers, and a batch for it."""
+    g = torch.Generator().manual_seed(3)
+    referents = torch.tensor([[0., 0, 2, 0, 0.36, 0.05, 0.02, 0], [1, 0, 0, 1, 0, 0.1, 0.02, 0.3],
+                              [1, 1, 2, 1, 0.3, -0.05, 0.02, 0]])
+    batch = make_batch() | dict(scene=0.1 * torch.randn(3, 2, 2, 4, generator=g), referents=referents,
+                                tool=0.1 * torch.randn(3, 2, 4, generator=g))
+    return network(scene_bricks=2, scene_frames=(0, 1), state_frequencies=2, **changes), batch
+
+
+def test_referents_are_read_off_the_words_before_anything_is_answered():
+    net, batch = grounded()
     before = net(batch)[1]
-    assert close(net(dict(batch, geometry=batch['geometry'] + 1))[1]['flow'], before['flow'])
     ids = batch['input_ids'].clone()
     for b in range(3):
         ids[b, batch['user_len'][b]] = 39
     after = net(dict(batch, input_ids=ids, noise=batch['noise'] + 1))[1]
-    assert close(after['geometry'], before['geometry']) and not close(after['flow'], before['flow'])
+    assert close(after['words'], before['words']) and not close(after['flow'], before['flow'])
     ids[:, 6] = 38      # a word of the instruction
-    assert not close(net(dict(batch, input_ids=ids))[1]['geometry'], before['geometry'])
+    assert not close(net(dict(batch, input_ids=ids))[1]['words'], before['words'])
 
 
 def test_the_scene_is_read_off_the_pictures_alone_and_reaches_the_actions():
-    net = network(geometry_dim=6, scene_bricks=2, scene_cameras=(0, 1), state_frequencies=2)
-    batch = make_batch() | dict(geometry=torch.randn(3, 6), scene=torch.randn(3, 2, 2, 4),
-                                near=torch.rand(3, 2, 2) < .7)
+    net, batch = grounded()
     before = net(batch)[1]
     ids = batch['input_ids'].clone()
     ids[:, 6] = 38      # a word of the instruction
     blind = net(dict(batch, state=batch['state'] + 1, input_ids=ids))[1]
     assert torch.equal(blind['scene'], before['scene']) and not close(blind['flow'], before['flow'])
     assert not close(net(dict(batch, images=255 - batch['images']))[1]['scene'], before['scene'])
-    far = dict(batch, near=torch.zeros_like(batch['near']))      # then where it is does not matter
-    assert torch.equal(net(far)[1]['scene'], net(dict(far, scene=far['scene'] + 1))[1]['scene'])
+    scene = batch['scene'].clone()
+    scene[:, 1, :, 0] = 1.0      # out of the hand's range: then where it is does not matter
+    assert torch.equal(net(dict(batch, scene=scene))[1]['scene'],
+                       net(dict(batch, scene=scene + 0.05 * (scene == 1)))[1]['scene'])
     with torch.no_grad():
-        net.scene_out.mlp['1'][2].bias += 1
+        net.scene_head.mlp['1'][2].bias += 1
     assert not close(net(batch)[1]['flow'], before['flow'])
+
+
+def test_rows_are_told_where_the_hands_are():
+    net, batch = grounded()
+    before = net.predict(batch)[0]
+    assert (net.predict(dict(batch, tool=batch['tool'] + 0.01))[0] - before).abs().amin() > 0
 
 
 def test_a_flow_time_per_row_equals_one_per_draw_when_constant():
@@ -215,11 +228,11 @@ def test_only_draws_that_read_text_see_the_assistant_part():
 @pytest.mark.parametrize('prefix', ['bidirectional', 'causal'])
 def test_prefix_attention_does_what_it_says(prefix):
     net, batch = network(prefix_attention=prefix), make_batch()
-    before = net.predict(batch)[1]
+    before = net.predict(batch, 0)[1].hidden
     last_user = batch['user_len'] - 1
     ids = batch['input_ids'].clone()
     ids[range(3), last_user] = (ids[range(3), last_user] + 7) % 30 + 4
-    changed = (net.predict(dict(batch, input_ids=ids))[1] - before).abs().amax(-1) > 0
+    changed = (net.predict(dict(batch, input_ids=ids), 0)[1].hidden - before).abs().amax(-1) > 0
     for b in range(3):
         earlier = changed[b, :last_user[b]]
         assert earlier.all() if prefix == 'bidirectional' else not earlier.any()
@@ -228,10 +241,10 @@ def test_prefix_attention_does_what_it_says(prefix):
 
 def test_assistant_part_is_causal_and_hidden_from_the_user_part():
     net, batch = network(), make_batch()
-    before = net.predict(batch)[1]
+    before = net.predict(batch, 0)[1].hidden
     ids, at = batch['input_ids'].clone(), batch['user_len'] + 1
     ids[range(3), at] = (ids[range(3), at] + 7) % 30 + 4
-    changed = (net.predict(dict(batch, input_ids=ids))[1] - before).abs().amax(-1) > 0
+    changed = (net.predict(dict(batch, input_ids=ids), 0)[1].hidden - before).abs().amax(-1) > 0
     for b in range(3):
         assert not changed[b, :at[b]].any() and changed[b, at[b]:batch['total_len'][b]].all()
 
@@ -247,8 +260,8 @@ def test_chunk_attention_does_what_it_says(chunk):
 
 def test_skipping_work_nobody_asks_for_changes_nothing():
     net, batch = network(), make_batch()
-    (rows, hidden), (fewer_rows, fewer) = net.predict(batch), net.predict(batch, skip=5)
-    assert close(rows, fewer_rows) and close(hidden[:, 5:], fewer)
+    (rows, all_), (fewer_rows, fewer) = net.predict(batch, 0), net.predict(batch, 5)
+    assert close(rows, fewer_rows) and close(all_.hidden[:, 5:], fewer.hidden)
 
 
 def test_padding_contents_do_not_matter():
@@ -308,7 +321,7 @@ def test_generate_equals_recomputing_the_whole_row_per_token():
         for _ in range(6):
             row = dict(one(batch, b), input_ids=ids, total_len=torch.tensor([ids.shape[1]]))
             layout = net.prefix_layout(row)
-            token = net.logits(net.decoder(net.embed_prefix(row), layout)[0])[0, -1].argmax()
+            token = net.logits(net.decoder(net.embed_prefix(row)[0], layout)[0])[0, -1].argmax()
             if token == GO:
                 break
             expected.append(int(token))
@@ -371,8 +384,7 @@ def test_acting_compiles_into_one_graph(changes):
 
 @pytest.mark.parametrize('attention', ['bidirectional', 'causal'])
 def test_padding_may_as_well_be_on_the_left(attention):
-    net = network(prefix_attention=attention, chunk_attention=attention, geometry_dim=6)
-    right = make_batch() | dict(geometry=torch.randn(3, 6, generator=torch.Generator().manual_seed(0)))
+    net, right = grounded(prefix_attention=attention, chunk_attention=attention)
     width, total = right['input_ids'].shape[1], right['total_len'].tolist()
     left = {k: v for k, v in right.items() if k != 'total_len'}
     for key in ('input_ids', 'labels'):
@@ -400,10 +412,10 @@ def test_acting_leaves_the_noise_alone():
 
 @pytest.mark.parametrize('changes', [
     {}, dict(norm='layer', mlp='gelu', predict='velocity', row_embedding=False),
-    dict(mlp='swiglu', tie_embeddings=True, geometry_dim=6)])
+    dict(mlp='swiglu', tie_embeddings=True)])
 def test_gradient_reaches_every_parameter(changes):
-    net, batch = network(**changes), make_batch()
-    net(batch | dict(geometry=torch.randn(3, 6)))[0].backward()
+    net, batch = grounded(**changes)
+    net(batch)[0].backward()
     silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not silent
 
@@ -435,7 +447,7 @@ def test_a_batch_of_words_alone_has_a_text_loss_alone():
     text = {k: batch[k] for k in ('input_ids', 'labels', 'user_len', 'total_len')}
     text['input_ids'] = text['input_ids'].clamp(min=GO)      # no place for a picture or a state
     loss, parts = net(text)
-    logits = net.logits(net.decoder(net.embed_prefix(text), net.prefix_layout(text))[0][:, :-1])
+    logits = net.logits(net.decoder(net.embed_prefix(text)[0], net.prefix_layout(text))[0][:, :-1])
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text['labels'][:, 1:].flatten())
     assert parts['flow'] == 0 and close(parts['text'], expected) and close(loss, 0.1 * expected)
 

@@ -66,7 +66,7 @@ def distance(a, b):
 
 
 def hidden_states(net, batch):
-    return net.decoder(net.embed_prefix(batch), net.prefix_layout(batch))[0]
+    return net.decoder(net.embed_prefix(batch)[0], net.prefix_layout(batch))[0]
 
 
 def with_rows(net, batch):
@@ -85,7 +85,7 @@ def test_forward_matches_eo1(net, name):
     inputs, expected = load(name)
     batch, real = with_rows(net, as_batch(inputs)), inputs['attention_mask'].bool()
     assert torch.equal(net.prefix_layout(batch).position[:, real], expected['position_ids'][:, real])
-    assert distance(net.embed_prefix(batch)[real], expected['inputs_embeds'][real]) < TOLERANCE
+    assert distance(net.embed_prefix(batch)[0][real], expected['inputs_embeds'][real]) < TOLERANCE
     hidden = hidden_states(net, batch)
     assert distance(hidden[real], expected['last_hidden_state'][real]) < TOLERANCE
     velocity = net.head.action_out(hidden[net.row_tokens(batch['input_ids'])])

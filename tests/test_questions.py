@@ -89,7 +89,7 @@ def test_a_dataset_asks_its_share_of_questions_and_nothing_else_changes(tmp_path
         quiz = (b['labels'] == end).any(1)
         assert ((b['labels'] == go).any(1) == ~quiz).all()
         assert not b['action_mask'][quiz].any() and (b['action_mask'][~quiz] == a['action_mask'][~quiz]).all()
-        for key in ('images', 'state', 'actions', 'noise', 'time', 'read_text', 'geometry'):
+        for key in ('images', 'state', 'actions', 'noise', 'time', 'read_text', 'scene'):
             assert (a[key] == b[key]).all()
         asked += int(quiz.sum())
         texts = {processor.decode_text(row[row >= 0].tolist()) for row in b['labels'][quiz]}

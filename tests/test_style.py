@@ -12,13 +12,15 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NOUNS = {'model', 'layers', 'vision', 'pretrained', 'data', 'episode', 'questions', 'world', 'tasks',
-         'expert', 'clutch', 'rig', 'film', 'optim'} # importable
+NOUNS = {'model', 'layers', 'vision', 'grounding', 'pretrained', 'data', 'episode', 'questions', 'world',
+         'tasks', 'expert', 'clutch', 'rig', 'film', 'optim'} # importable
 MAY_IMPORT = {'expert': {'world'}, 'world': {'clutch', 'tasks'}, 'tasks': {'clutch'},
-              'model': {'layers', 'vision', 'pretrained'}, 'vision': {'layers'}, 'pretrained': {'vision'},
+              'model': {'layers', 'vision', 'grounding', 'pretrained'}, 'vision': {'layers'},
+              'grounding': {'layers'}, 'pretrained': {'vision'},
               'data': {'episode', 'questions'}, 'rig': {'clutch'}, 'film': {'world'}}
 MUST_NOT_SEE = {'model': {'mujoco', 'transformers'}, 'vision': {'mujoco', 'transformers'}, 'data': {'mujoco'},
-                'layers': {'mujoco', 'transformers'}, 'pretrained': {'mujoco', 'transformers'},
+                'layers': {'mujoco', 'transformers'},
+                'grounding': {'mujoco', 'transformers'}, 'pretrained': {'mujoco', 'transformers'},
                 'episode': {'mujoco', 'torch'}, 'questions': {'mujoco', 'torch'}, 'world': {'torch'},
                 'tasks': {'mujoco', 'torch'}, 'expert': {'torch', 'mujoco'}, 'clutch': {'torch'},
                 'rig': {'torch'}, 'film': {'torch'}, 'optim': {'mujoco', 'transformers'}}
