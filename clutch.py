@@ -320,7 +320,8 @@ class Clutch:
     def _locate(self):
         """Find the solver's rows of the seated links, mostly where they were; False while one is not there."""
         ids, ne, seated = self.data.efc_id, self.data.ne, self._seated_eq
-        if self._rows and self._rows[-1] < ne and all(ids[r] == e for r, e in zip(self._rows, seated)):
+        rows = self._rows
+        if rows and rows[-1] < ne and all(ids[r] == e for r, e in zip(rows, seated)):
             return True
         self._rows = np.searchsorted(ids[:ne], seated).tolist()     # rows are ordered by equality id
         return bool(self._rows) and self._rows[-1] < ne and (ids[self._rows] == seated).all()
