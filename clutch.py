@@ -318,7 +318,7 @@ class Clutch:
         self.changed()
 
     def _locate(self):
-        """Find the solver's rows of the seated links, mostly where they were; False while one is not there."""
+        """Find the solver's rows of the seated links, mostly where they were; False if one is not there."""
         ids, ne, seated = self.data.efc_id, self.data.ne, self._seated_eq
         rows = self._rows
         if rows and rows[-1] < ne and all(ids[r] == e for r, e in zip(rows, seated)):
