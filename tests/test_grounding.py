@@ -113,4 +113,4 @@ def test_a_brick_that_is_not_there_is_seen_by_nobody():
     loss = head.loss(seen, scene)
     loss.backward()
     assert loss.isfinite() and seen.grad[:, :, 0, :4].abs().sum() > 0
-    assert not seen.grad[:, :, 1, :4].any() and (seen.grad[:, :, 1, 4] > 0).all()      # its logits have to fall
+    assert not seen.grad[:, :, 1, :4].any() and (seen.grad[:, :, 1, 4] > 0).all()      # has to fall
