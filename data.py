@@ -247,10 +247,11 @@ class Processor:
         return np.where(scale > 0, np.arcsinh(relative / np.where(scale > 0, scale, 1)), relative)
 
     def normalise_actions(self, actions, commands):
-        """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) float32."""
+        """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) float32. Or the first rows
+        of a chunk only."""
         relative = self.relative_actions(actions, commands)
-        return self.fill_up(((relative - self.stats['action_mean']) / self.stats['action_std'])
-                            .astype(np.float32))
+        mean, std = (self.stats[name][:relative.shape[1]] for name in ('action_mean', 'action_std'))
+        return self.fill_up(((relative - mean) / std).astype(np.float32))
 
     def decode_actions(self, chunk, commands):
         """Inverse: (B, H, A) normalised, (B, 15) command in force -> (B, H, 15) absolute actions, float32."""
@@ -322,6 +323,10 @@ def in_validation(task, seed, fraction):
     return zlib.crc32(f'{task}/{seed}'.encode()) / 2 ** 32 < fraction
 
 
+TIMES = {      # of uniform numbers, by inversion
+    'beta': lambda u: u ** (1 / 1.5), 'uniform': lambda u: u, 'shifted': lambda u: 3 * u / (1 + 2 * u)}
+
+
 class Dataset:
     """
     Windows of H actions over a folder of episodes. Low-dimensional arrays are in memory; images stay in the
@@ -331,7 +336,8 @@ class Dataset:
     tail         windows that start more than `tail` rows after the goal was reached for good are not sampled
     draws        K, (noise, time) draws per chunk; they share one reading of the images
     read_text    probability that a draw sees the subtask text
-    pure_noise   share of draws with time 1; the others are from Beta(1.5, 1)
+    pure_noise   share of draws with time 1; the others are distributed as `times` says: 'beta', Beta(1.5, 1)
+                 as in pi0 and EO-1; 'uniform'; 'shifted' towards noise, 3u / (1 + 2u) as in Esser et al. 2024
     gain         spread of the colour gain, per image channel; brightness: of the offset, in 0..255
     shift        largest image shift, pixels; state_noise: in normalised units
     ask          probability that a sample asks for another goal in the same scene, see `batch`
@@ -341,11 +347,13 @@ class Dataset:
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
                  gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0, pure_noise=0.0,
-                 questions=0.0, prefix_rows=0):
+                 questions=0.0, prefix_rows=0, times='beta'):
+        if times not in TIMES:
+            raise ValueError(f'times {times!r}, expected one of {", ".join(TIMES)}')
         self.processor, self.draws, self.read_text, self.ask = processor, draws, read_text, ask
         self.questions, self.prefix_rows = questions, prefix_rows
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
-        self.pure_noise = pure_noise
+        self.pure_noise, self.times = pure_noise, times
         self.paths, self.headers, self.images = [], [], []
         parts = {name: [] for name in (
             'state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal', 'scene')}
@@ -483,7 +491,7 @@ class Dataset:
         rng = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
         draws = {
             'noise': torch.randn(B, K, H, A, generator=rng),
-            'time': 0.001 + 0.999 * torch.rand(B, K, generator=rng) ** (1 / 1.5),  # Beta(1.5, 1) by inversion
+            'time': 0.001 + 0.999 * TIMES[self.times](torch.rand(B, K, generator=rng)),
             'read_text': torch.rand(B, K, generator=rng) < self.read_text,
             'gain': 1 + self.gain * torch.randn(B, 1, 1, 1, 3, generator=rng),
             'offset': self.brightness * torch.randn(B, 1, 1, 1, 1, generator=rng),

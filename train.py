@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import data
+import layers
 import model
 import optim
 import pretrained
@@ -53,6 +54,7 @@ tail = 3                      # rows after the goal is reached for good that sti
 val_fraction = 0.05           # of the episodes, chosen by hash of task and seed
 draws = 4                     # K, (noise, time) draws per chunk that share one reading of the images
 pure_noise = 0.5              # share of draws at t = 1, the only time that acting in one step asks for
+times = 'beta'                # of the other draws: 'beta', 'uniform', 'shifted' towards noise
 read_text = 0.5               # probability that a draw sees the subtask text
 gain = 0.1                    # augmentation: spread of the colour gain, per channel
 brightness = 6.0              # spread of the brightness offset, out of 255
@@ -91,6 +93,7 @@ time_period_min = 0.06
 rope_theta = 10_000.0
 recompute = False             # activation checkpointing: less memory, a third more work
 predict = 'action'            # the head gives the clean chunk ('action') or the velocity
+action_loss = 'mse'           # or 'l1'; with pure_noise=1 either is plain regression
 row_decay = 1.0               # weight of a chunk's row in the loss against that of the row before
 text_weight = 0.1             # of the text loss
 ground = True                 # what words name and where pictures show it are learnt apart, see grounding.py
@@ -268,7 +271,7 @@ if __name__ == '__main__':
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     keep_freed_memory()
-    autocast = model.autocast_for(device, dtype)
+    autocast = layers.autocast_for(device, dtype)
 
     # -----------------------------------------------------------------------------
     # data
@@ -293,7 +296,8 @@ if __name__ == '__main__':
         processor = data.Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz, words,
                                    tokens_per_camera, template=template, compand=compand, pad_dims=pad_dims)
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
-                              gain, brightness, shift, state_noise, ask, pure_noise, questions, prefix_rows)
+                              gain, brightness, shift, state_noise, ask, pure_noise, questions, prefix_rows,
+                              times)
     val_data = None
     if val_fraction:
         val_data = data.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text)

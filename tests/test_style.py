@@ -13,11 +13,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOUNS = {'model', 'layers', 'vision', 'grounding', 'pretrained', 'data', 'episode', 'questions', 'world',
-         'tasks', 'expert', 'clutch', 'rig', 'film', 'optim'} # importable
+         'tasks', 'expert', 'clutch', 'rig', 'film', 'optim', 'policies'} # importable
 MAY_IMPORT = {'expert': {'world'}, 'world': {'clutch', 'tasks'}, 'tasks': {'clutch'},
               'model': {'layers', 'vision', 'grounding', 'pretrained'}, 'vision': {'layers'},
               'grounding': {'layers'}, 'pretrained': {'vision'},
-              'data': {'episode', 'questions'}, 'rig': {'clutch'}, 'film': {'world'}}
+              'data': {'episode', 'questions'}, 'rig': {'clutch'}, 'film': {'world'},
+              'policies': {'data', 'expert', 'layers', 'model', 'world'}}
 MUST_NOT_SEE = {'model': {'mujoco', 'transformers'}, 'vision': {'mujoco', 'transformers'}, 'data': {'mujoco'},
                 'layers': {'mujoco', 'transformers'},
                 'grounding': {'mujoco', 'transformers'}, 'pretrained': {'mujoco', 'transformers'},
