@@ -351,14 +351,15 @@ class Dataset:
             'state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal', 'scene')}
         for path in episode_paths(source):
             arrays, header = read_episode(path)
+            missing = [*parts.keys() - arrays.keys(), *{'askable', 'referents'} - header.keys()]
+            if missing:
+                raise ValueError(f'{path} has no {", ".join(missing)}: record it anew')
             if split and (split == 'val') != in_validation(header['task'], header['seed'], val_fraction):
                 continue
             processor.check_header(header, path)
             self.paths.append(path)
             self.headers.append(header)
             self.images.append([arrays[f'image/{camera}'] for camera in processor.cameras])
-            if parts.keys() - arrays.keys():
-                raise ValueError(f'{path} has no {", ".join(parts.keys() - arrays.keys())}: record it anew')
             for name, part in parts.items():
                 part.append(np.array(arrays[name]))
         if not self.paths:

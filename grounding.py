@@ -26,11 +26,16 @@ def rotate_z(v, yaw):
     return torch.stack([c * x - s * y, s * x + c * y, z], -1)
 
 
+def half_turn(yaw):
+    """Brought into [-pi/2, pi/2): a brick that is turned by pi looks the same."""
+    return torch.remainder(yaw + math.pi / 2, math.pi) - math.pi / 2
+
+
 def in_frame(poses, frame):
     """Poses (..., 4) in the axes that `frame` (..., 4) is in -> in that frame."""
     yaw = frame[..., 3]
-    turned = torch.remainder(poses[..., 3] - yaw + math.pi / 2, math.pi) - math.pi / 2
-    return torch.cat([rotate_z(poses[..., :3] - frame[..., :3], -yaw), turned[..., None]], -1)
+    turned = half_turn(poses[..., 3:] - frame[..., 3:])
+    return torch.cat([rotate_z(poses[..., :3] - frame[..., :3], -yaw), turned], -1)
 
 
 def out_of_frame(poses, frame):
@@ -56,6 +61,7 @@ class SceneHead(nn.Module):
 
     def forward(self, tokens):
         """(B, N, features) -> (B, N, n, 5), float32: poses in UNITS, logits"""
+        tokens = tokens.to(next(self.parameters()).dtype)      # of a pretrained tower: bfloat16
         seen = [self.mlp[str(int(frame > 0))](tokens[:, i]).float() for i, frame in enumerate(self.frames)]
         return torch.stack(seen, 1).unflatten(-1, (self.n_bricks, 5))
 
@@ -110,23 +116,23 @@ class Grounding(nn.Module):
                                   nn.Linear(2 * middle, width))
 
     def forward(self, words):
-        """Mean hidden state of the words (B, D) -> logits of the referents and the place in UNITS[0],
-        float32: one number of eight bits cannot hold a place to a millimetre."""
+        """Mean hidden state of the words (B, D) -> answer (B, R), which `split` takes apart; float32: one
+        number of eight bits cannot hold a place to a millimetre."""
         with torch.autocast(words.device.type, enabled=False):
             return self.words(words.float())
 
     def split(self, answer):
+        """-> logits of the first four referents [(B, classes)], place (B, 4) in m and rad."""
         *logits, place = answer.split([*self.sizes, 4], -1)
         return logits, place * 10 * place.new_tensor(UNITS[0])    # 0.3 m, 1 rad: places are of that size
 
     def loss(self, answer, referents):
-        known = referents[:, 0] >= 0                              # a question refers to nothing
-        if not known.any():
-            return answer.sum() * 0
-        (logits, place), referents = self.split(answer[known]), referents[known]
-        classes = sum(F.cross_entropy(x, referents[:, i].long()) for i, x in enumerate(logits))
-        error = (place - referents[:, 4:]) / place.new_tensor(UNITS[0])
-        return 0.6 * classes + 2 * F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
+        """Mean over the samples; a question refers to nothing (-1) and adds nothing."""
+        (logits, place), known = self.split(answer), referents[:, :1] >= 0
+        classes = sum(F.cross_entropy(x, referents[:, i].long(), ignore_index=-1, reduction='sum')
+                      for i, x in enumerate(logits))
+        error = (place - referents[:, 4:]) / place.new_tensor(UNITS[0]) * known
+        return 0.6 * classes / len(answer) + 2 * F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
 
     @torch.no_grad()
     def geometry(self, answer, poses, tool):
@@ -142,7 +148,7 @@ class Grounding(nn.Module):
         under = F.pad(poses[rows, hand] + quarter, (0, 0, 0, 1))                      # (B, n + 1, 4)
         place = out_of_frame(place, under[rows, base]) - quarter
         way = in_frame(place, tool[rows, hand]) - fetch[rows, hand]
-        way[:, 3] = torch.remainder(way[:, 3] + math.pi / 2, math.pi) - math.pi / 2
+        way = torch.cat([way[:, :3], half_turn(way[:, 3:])], -1)
         return torch.cat([fetch.flatten(1), way, F.one_hot(hand, 2)], -1)
 
     def embed(self, answer, poses, tool):

@@ -185,15 +185,6 @@ def make_norm(cfg):
     return (layers.RMSNorm if cfg.norm == 'rms' else nn.LayerNorm)(cfg.hidden_size, eps=cfg.norm_eps)
 
 
-def n_numbers(cfg):
-    """How many numbers describe a state to the model: the state itself, what is seen, and their sines."""
-    return (cfg.state_dim + cfg.n_cameras * cfg.scene_bricks * 5) * (1 + 2 * cfg.state_frequencies)
-
-
-def state_projection(cfg):
-    return nn.Linear(n_numbers(cfg), cfg.hidden_size)
-
-
 def row_weights(cfg, device):
     """(H), mean 1"""
     weights = cfg.row_decay ** torch.arange(cfg.horizon, device=device)
@@ -253,11 +244,11 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = make_norm(cfg)
 
-    def forward(self, x, layout, past=None, past_layout=None, skip=0, trace=None):
+    def forward(self, x, layout, past=None, past_layout=None, skip=0):
         """x (B, T, D), described by layout. `past` is what an earlier call returned (one (k, v) per block),
         described by past_layout. Returns the normed hidden states (B, T - skip, D) and keys and values with
         the past. What the first `skip` tokens become in the last block is not computed (a tenth of the work
-        of the demo). trace: a list that receives what x is after each block."""
+        of the demo)."""
         cfg, last = self.cfg, len(self.blocks) - 1
         dtype = layers.compute_dtype(x)
         cos, sin = rotary_tables(layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, dtype)
@@ -267,8 +258,6 @@ class Decoder(nn.Module):
             run, seen = layers.recomputed(block, cfg.recompute), None if past is None else past[i]
             x, kv = run(x, cos, sin, bias, seen, skip if i == last else 0)
             cache.append(kv)
-            if trace is not None:
-                trace.append(x)
         return self.norm(x), cache
 
 
@@ -325,16 +314,22 @@ class VLA(nn.Module):
                 cfg.vision_full_blocks, cfg.patch_size, cfg.merge_size, cfg.patch_frames, cfg.vision_window,
                 cfg.recompute)
             self.image_embedding = None
-        self.state_in = state_projection(cfg)
+        self.add_robot_parts()
+        self.decoder = Decoder(cfg)
+        self.lm_head = None if cfg.tie_embeddings else nn.Linear(D, cfg.vocab_size, bias=False)
+        self.reset_parameters()
+
+    def add_robot_parts(self):
+        """All that no language model brings along."""
+        cfg, D = self.cfg, self.cfg.hidden_size
+        numbers = cfg.state_dim + cfg.n_cameras * cfg.scene_bricks * 5                # state and sights
+        self.state_in = nn.Linear(numbers * (1 + 2 * cfg.state_frequencies), D)       # and their sines
         self.scene_head, self.grounding = None, None
         if cfg.scene_bricks:
             per_camera = cfg.tokens_per_camera * D
             self.scene_head = grounding.SceneHead(cfg.scene_frames, cfg.scene_bricks, per_camera)
             self.grounding = grounding.Grounding(cfg.scene_bricks, D, cfg.state_frequencies)
         self.head = ActionHead(cfg)
-        self.decoder = Decoder(cfg)
-        self.lm_head = None if cfg.tie_embeddings else nn.Linear(D, cfg.vocab_size, bias=False)
-        self.reset_parameters()
 
     def reset_parameters(self):
         # a word has to outweigh what attention adds to it, or the model is slow to notice which word it was
@@ -468,7 +463,9 @@ class VLA(nn.Module):
     def embed_rows(self, rows, time, prefix):
         """Noisy rows (B, ..., H, A) and their flow time -> (B, ..., H, D)."""
         x = self.head.embed(rows, time)
-        return x if prefix.told is None else x + prefix.told.view(len(x), *[1] * (x.ndim - 2), -1).to(x.dtype)
+        if prefix.told is not None:
+            x = x + prefix.told.view(len(x), *[1] * (x.ndim - 2), -1).to(x.dtype)
+        return x.to(self.embed_tokens.weight.dtype)       # of a pretrained decoder: bfloat16
 
     # ---- training
 
@@ -610,7 +607,7 @@ class VLA(nn.Module):
         free = (torch.arange(cfg.horizon, device=kind.device) >= clean).float().expand(shape[:2])  # (B, H)
 
         def velocity(x, t):
-            rows = self.embed_rows(x, t * free, prefix).to(self.embed_tokens.weight.dtype)
+            rows = self.embed_rows(x, t * free, prefix)
             hidden, _ = self.decoder(rows, layout, prefix.cache, prefix.layout)
             out = self.head.read(hidden)
             out = (x - out) / t if cfg.predict == 'action' else out   # clean chunk c: velocity (x_t - c) / t
@@ -642,6 +639,10 @@ class VLA(nn.Module):
             raise FileNotFoundError(f'{folder} holds no meta.json: not a checkpoint written by train.py')
         with open(f'{folder}/meta.json') as f:
             meta = json.load(f)
+        unknown = meta['model'].keys() - VLAConfig.__dataclass_fields__.keys()
+        if unknown:
+            raise ValueError(f'{folder}/meta.json: this code knows no {", ".join(sorted(unknown))}; the '
+                             f'checkpoint was made by revision {meta.get("git_rev")}: use that')
         model = cls(VLAConfig(**{k: tuple(v) if type(v) is list else v for k, v in meta['model'].items()}))
         name = 'ema' if ema and os.path.exists(f'{folder}/ema.safetensors') else 'model'
         weights = load_file(f'{folder}/{name}.safetensors')
@@ -658,7 +659,7 @@ class VLA(nn.Module):
         cfg = VLAConfig(**pretrained.read_config(folder) | changes)
         with torch.device('meta'):
             model = cls(cfg)
-        model.state_in, model.head = state_projection(cfg), ActionHead(cfg)
+        model.add_robot_parts()
         if cfg.row_embedding:
             nn.init.normal_(model.head.row, std=0.02)
         pretrained.fill(model, folder, dtype)

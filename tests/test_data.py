@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 import data
@@ -175,6 +176,10 @@ def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
     assert dataset.scene.shape[2] == 2 and np.isfinite(dataset.scene[~short]).all()
     assert np.isfinite(dataset.scene[short][:, :, 0]).all() and np.isnan(dataset.scene[short][:, :, 1]).all()
     assert dataset.referents[:, 0, 2].tolist() == [2, 2]
+    del arrays['scene'], header['referents']      # as older code recorded
+    safetensors.numpy.save_file(arrays, tmp_path / 'old', {'header': json.dumps(header)})
+    with pytest.raises(ValueError, match='has no scene, referents: record it anew'):
+        data.Dataset([tmp_path / 'old'], make_processor(), None)
 
 
 def test_held_out_episodes_stay_held_out_when_more_are_recorded(folder):

@@ -103,7 +103,11 @@ def test_loss_is_small_for_the_right_referents_only():
     unknown = torch.full_like(referents, -1)      # questions: nothing to learn, and no nan
     assert head.loss(right, unknown) == 0
     half = torch.stack([referents[0], unknown[0]])
-    assert torch.isclose(head.loss(right, half), head.loss(right[:1], referents[:1]))
+    worse = right + torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.isclose(head.loss(worse, half), head.loss(worse[:1], referents[:1]) / 2)
+    # two ranks with half of the samples each: the mean of theirs is that of all
+    ranks = [head.loss(worse[i:i + 1], half[i:i + 1]) for i in (0, 1)]
+    assert torch.isclose(head.loss(worse, half), sum(ranks) / 2)
 
 
 def test_a_brick_that_is_not_there_is_seen_by_nobody():

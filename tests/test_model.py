@@ -368,13 +368,16 @@ def test_words_are_drawn_from_the_smallest_set_that_holds_top_p():
     assert texts[0] == texts[1] != texts[2] and net.generate(batch, 6) == net.generate(batch, 6, top_p=0.5)
 
 
-@pytest.mark.parametrize('changes', [{}, dict(vision='qwen', image_size=56, vision_width=32, vision_layers=2,
-                                              vision_heads=2, vision_intermediate=32, vision_full_blocks=(1,),
-                                              tokens_per_camera=4, predict='velocity')])
+@pytest.mark.parametrize('changes', [{}, 'grounded', dict(
+    vision='qwen', image_size=56, vision_width=32, vision_layers=2, vision_heads=2, vision_intermediate=32,
+    vision_full_blocks=(1,), tokens_per_camera=4, predict='velocity')])
 def test_acting_compiles_into_one_graph(changes):
     """fullgraph=True raises at the first thing a compiler cannot follow."""
-    net, batch = network(**changes), make_batch(1 if changes else 2)
-    if changes:
+    if changes == 'grounded':
+        net, batch = grounded()
+    else:
+        net, batch = network(**changes), make_batch(1 if changes else 2)
+    if 'vision' in changes:
         batch |= dict(images=torch.randint(0, 256, (1, 1, 56, 56, 3), dtype=torch.uint8))
     act = torch.compile(net.act, fullgraph=True, backend='eager', dynamic=False)
     noise, prefix = batch['noise'][:, 0], batch['actions'][:, :2]
@@ -558,6 +561,10 @@ def test_a_saved_model_comes_back_the_same(tmp_path):
     assert torch.equal(VLA.load(folder, ema=False)[0](batch)[0], net(batch)[0])
     files = sorted(p.name for p in (tmp_path / 'run').iterdir())
     assert files == ['ema.safetensors', 'meta.json', 'model.safetensors']
+    meta['model']['geometry_dim'], meta['git_rev'] = 7, 'abc1234'
+    (tmp_path / 'run' / 'meta.json').write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match='knows no geometry_dim; .* made by revision abc1234'):
+        VLA.load(folder)
 
 
 def test_wrong_settings_are_refused_by_name(tmp_path):

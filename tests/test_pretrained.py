@@ -390,14 +390,16 @@ def test_tokens_are_added_to_qwen_as_eo1_adds_them(tmp_path):
         assert {name: tokenizer.token_to_id(f'<|{name}|>') + offset for name in ids} == ids
 
 
-def test_a_vision_language_model_gets_a_new_head_and_a_path_with_draws(net, tmp_path):
+@pytest.mark.parametrize('bricks', [0, 2])
+def test_a_vision_language_model_gets_a_new_head_and_a_path_with_draws(net, tmp_path, bricks):
     """No action tensors in the folder; uniform pictures as bytes; K draws behind the prefix."""
     net.save_pretrained(str(tmp_path))
     tensors = load_file(tmp_path / 'model.safetensors')
     save_file({k: v for k, v in tensors.items() if not k.startswith(('state_', 'action_'))},
               tmp_path / 'model.safetensors')
     fresh = VLA.from_pretrained(str(tmp_path), action_start_id=GO, state_dim=5, action_dim=3, horizon=4,
-                                image_size=56, head_layers=1, row_embedding=True, predict='action',
+                                image_size=56, scene_bricks=bricks, scene_frames=(0, 1), n_cameras=2,
+                                tokens_per_camera=4, head_layers=1, row_embedding=True, predict='action',
                                 eo1_compat=False)
     ids = torch.tensor([[603] + [605] * 4 + [604, 603] + [605] * 4 + [604, 612, 40, 41, GO]] * 2)
     batch = dict(input_ids=ids, images=torch.randint(0, 256, (2, 2, 56, 56, 3), dtype=torch.uint8),
@@ -405,9 +407,12 @@ def test_a_vision_language_model_gets_a_new_head_and_a_path_with_draws(net, tmp_
                  labels=torch.where(ids == GO, GO, -100),
                  actions=torch.randn(2, 4, 3), noise=torch.randn(2, 2, 4, 3),
                  time=torch.rand(2, 2), action_mask=torch.ones(2, 4, dtype=torch.bool),
-                 read_text=torch.tensor([[True, False]] * 2))
+                 read_text=torch.tensor([[True, False]] * 2), tool=torch.randn(2, 2, 4),
+                 scene=torch.randn(2, 2, 2, 4), referents=torch.tensor([[0.0, 1, 2, 1, 0, 0, 0, 0]] * 2))
     fresh(batch)[0].backward()
     assert all(p.grad is not None for p in fresh.parameters())
+    half = VLA.from_pretrained(str(tmp_path), torch.bfloat16, **dataclasses.asdict(fresh.cfg))
+    assert half.act(batch, 2).isfinite().all() and half(batch)[0].isfinite()
     x = noise = batch['noise'][:, 0]
     for t in (1.0, 0.5):
         out = fresh.predict(dict(batch, noise=x[:, None], actions=x, time=torch.full((2, 1), t),

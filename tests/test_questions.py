@@ -89,6 +89,8 @@ def test_a_dataset_asks_its_share_of_questions_and_nothing_else_changes(tmp_path
         quiz = (b['labels'] == end).any(1)
         assert ((b['labels'] == go).any(1) == ~quiz).all()
         assert not b['action_mask'][quiz].any() and (b['action_mask'][~quiz] == a['action_mask'][~quiz]).all()
+        assert (b['referents'][quiz] == -1).all() and (b['referents'] == a['referents'])[~quiz].all()
+        assert (a['referents'][:, 0] >= 0).all()
         for key in ('images', 'state', 'actions', 'noise', 'time', 'read_text', 'scene'):
             assert (a[key] == b[key]).all()
         asked += int(quiz.sum())
