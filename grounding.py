@@ -53,7 +53,7 @@ class SceneHead(nn.Module):
     def __init__(self, frames, n_bricks, features, middle=256):
         super().__init__()
         self.frames, self.n_bricks = frames, n_bricks
-        units = torch.tensor([UNITS[frame > 0] for frame in frames])                  # (N, 4)
+        units = torch.tensor([UNITS[frame > 0] for frame in frames], device='cpu')    # (N, 4)
         self.register_buffer('units', units[:, None], persistent=False)
         self.mlp = nn.ModuleDict({str(int(kind)): nn.Sequential(
             nn.Linear(features, middle), nn.ReLU(), nn.Linear(middle, 5 * n_bricks))

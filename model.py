@@ -635,13 +635,13 @@ class VLA(nn.Module):
 
     # ---- disk
 
-    def save(self, folder, meta, ema=None):
-        """model.safetensors, ema.safetensors (an EMA, optional) and meta.json, each replaced atomically."""
-        os.makedirs(folder, exist_ok=True)
-        pretrained.write_tensors(f'{folder}/model.safetensors', self.state_dict())
-        if ema is not None:
-            pretrained.write_tensors(f'{folder}/ema.safetensors', ema.state_dict(self))
-        pretrained.write_json(f'{folder}/meta.json', dict(meta, model=asdict(self.cfg)))
+    def save(self, folder, meta, ema=None, gather=dict):
+        """model.safetensors, ema.safetensors (an EMA, optional) and meta.json, each replaced atomically.
+        gather: parallel.gather where there are several ranks: all call this, rank 0 writes."""
+        for name, tensors in (('model', self.state_dict()), ('ema', ema and ema.state_dict(self))):
+            if tensors and (tensors := gather(tensors)):
+                pretrained.write_tensors(f'{folder}/{name}.safetensors', tensors)
+                pretrained.write_json(f'{folder}/meta.json', dict(meta, model=asdict(self.cfg)))
 
     @classmethod
     def load(cls, folder, ema=True):
@@ -656,7 +656,8 @@ class VLA(nn.Module):
                              f'checkpoint was made by revision {meta.get("git_rev")}: use that')
         model = cls(VLAConfig(**{k: tuple(v) if type(v) is list else v for k, v in meta['model'].items()}))
         name = 'ema' if ema and os.path.exists(f'{folder}/ema.safetensors') else 'model'
-        model.load_state_dict(load_file(f'{folder}/{name}.safetensors'))
+        weights = load_file(f'{folder}/{name}.safetensors')
+        model.load_state_dict({k: v.view(-1) if v.ndim == 0 else v for k, v in weights.items()})
         return model.eval(), meta
 
     @classmethod

@@ -1,5 +1,9 @@
 """How weights change: Muon and AdamW for a model's parameters, and the running average that acts."""
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, distribute_tensor
+# the two steps of torch's own Muon
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 
 def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, weight_decay=0.01,
@@ -13,11 +17,38 @@ def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, wei
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
     optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=muon_learning_rate, momentum=0.95,
-                                           weight_decay=weight_decay))
+        muon = ShardedMuon if isinstance(matrices[0], DTensor) else torch.optim.Muon
+        optimizers.append(muon(matrices, lr=muon_learning_rate, momentum=0.95, weight_decay=weight_decay))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group['peak_lr'] = group['lr']
     return optimizers
+
+
+class ShardedMuon(torch.optim.Muon):
+    """Muon for matrices whose rows are spread over ranks (FSDP). What it does to a gradient takes the whole
+    of it: each rank does that for every n-th matrix and hands the others their rows; none is done twice."""
+
+    @torch.no_grad()
+    def step(self):
+        rank, n = dist.get_rank(), dist.get_world_size()
+        for group in self.param_groups:
+            params = [p for p in group['params'] if p.grad is not None]
+            for first in range(0, len(params), n):
+                some = params[first:first + n]
+                for i, p in enumerate(some):
+                    buffer = self.state[p].setdefault('momentum_buffer', torch.zeros_like(p.grad))
+                    buffer.lerp_(p.grad, 1 - group['momentum'])
+                    update = p.grad.lerp(buffer, group['momentum']).full_tensor()
+                    if i == rank:
+                        mine = _zeropower_via_newtonschulz(update, group['ns_coefficients'],
+                                                           group['ns_steps'], group['eps'])
+                for i, p in enumerate(some):
+                    empty = torch.empty(p.shape, dtype=torch.bfloat16, device=p.device)
+                    update = distribute_tensor(mine if i == rank else empty, p.device_mesh, p.placements,
+                                               src_data_rank=i)
+                    lr = _adjust_lr(group['lr'], group['adjust_lr_fn'], p.shape)
+                    p.to_local().mul_(1 - group['lr'] * group['weight_decay'])
+                    p.to_local().add_(update.to_local(), alpha=-lr)
 
 
 class EMA:

@@ -225,6 +225,7 @@ def save(model, folder, layout='hf'):
 
 
 def write_atomic(path, write):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     write(path + '.tmp')
     with open(path + '.tmp', 'rb') as f:
         os.fsync(f.fileno())

@@ -5,13 +5,13 @@ python train.py config/debug.py                                       # any mach
 python train.py config/demo.py config/demo_start.py                   # first lesson: 1 CPU process or 1 GPU
 torchrun --standalone --nproc_per_node=2 train.py config/demo.py      # second, 2 CPU cores: one thread each
 torchrun --standalone --nproc_per_node=8 train.py config/demo.py      # 8 GPUs
+torchrun --standalone --nproc_per_node=8 train.py config/large.py --dry_run=True    # what does each need?
 # 2 nodes, on each: HEAD is the name of the first
 torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=$HEAD:29500 train.py config/demo.py
 """
 import contextlib
 import ctypes
 import dataclasses
-import io
 import json
 import math
 import os
@@ -21,17 +21,19 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import tokenizers
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import checkpoint
 import data
 import layers
 import model
 import optim
+import parallel
 import pretrained
+import watch
 
 # -----------------------------------------------------------------------------
 # where and what
@@ -110,22 +112,33 @@ beta2 = 0.95
 grad_clip = 1.0
 warmup_steps = 100
 final_lr = 0.02               # the cosine ends at this fraction of the peak
-ema = 0.995                   # decay of the averaged weights, which are the ones that act
+ema = 0.995                   # decay of the averaged weights, which are the ones that act; 0: none
 # running
 device = 'auto'               # 'cpu', 'cuda'
 dtype = 'auto'                # 'float32', 'bfloat16' (autocast); auto: bfloat16 where hardware is fast at it
 threads = 1                   # CPU threads per process; two one-thread processes beat one two-thread process
 compile_model = False         # torch.compile: +20 % on CPU after 77 s of compiling
+fsdp = False                  # several processes hold one model between them, not a copy each
+offload = False               # with fsdp: parameters and optimizer in main memory; slow, for what fits no GPU
 log_interval = 20             # steps
 eval_interval = 200           # steps
 eval_batches = 2              # batches of held-out windows per evaluation
 checkpoint_interval = 200     # steps
+keep = 0                      # of these, so many stay as out_dir/step_<n>; the best held-out one is in best/
+rollout_interval = 0          # steps between scores in closed loop (one process only); 0: none
+rollout_episodes = 20         # of each score, held-out seeds
 max_minutes = 0.0             # stop and save after so long; 0: no limit
+requeue_signal = 'SIGUSR1'    # save, leave, ask slurm/train.sh to queue the job again; SIGTERM: no asking
+wandb_project = ''            # log to W&B as well; WANDB_MODE=offline is honoured
+dry_run = False               # print sizes, memory and how a batch is shared out, draw the first batch, stop
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
-# settings a resumed run may change, because no weight depends on them
-MAY_CHANGE = {'out_dir', 'resume', 'device', 'threads', 'compile_model', 'log_interval', 'eval_interval',
-              'eval_batches', 'checkpoint_interval', 'max_minutes'}
+# settings a resumed run may change, because no weight depends on them but by the order of sums
+MAY_CHANGE = {'out_dir', 'resume', 'device', 'threads', 'compile_model', 'fsdp', 'offload', 'recompute',
+              'accumulate', 'log_interval', 'eval_interval', 'eval_batches', 'checkpoint_interval', 'keep',
+              'rollout_interval', 'rollout_episodes', 'max_minutes', 'requeue_signal', 'wandb_project',
+              'dry_run'}
+LEAVE, REQUEUE = 1, 2         # why a run stops early; of several ranks' reasons the highest counts
 
 
 def get_lr(step, max_steps, warmup_steps, final_lr):
@@ -163,20 +176,22 @@ def next_command(out_dir):
 
 
 def settings_that_differ(old, new):
-    """Text naming each setting in which a resumed run may not differ; '' when there is none."""
+    """Texts naming the settings that differ from those of the run to go on with: (may, may not)."""
     # a setting the run did not have yet has changed nothing
-    changed = [k for k in new if k in old and k not in MAY_CHANGE and old[k] != new[k]]
-    return ', '.join(f'{k} {old.get(k)!r} -> {new[k]!r}' for k in changed)
+    changed = [k for k in new if k in old and old[k] != new[k]]
+    said = [', '.join(f'{k} {old[k]!r} -> {new[k]!r}' for k in changed if (k in MAY_CHANGE) is allowed)
+            for allowed in (True, False)]
+    return said
 
 
-def average(values):
-    """Mean over processes of a dict of numbers, as floats."""
-    packed = torch.stack([torch.as_tensor(v).detach().cpu().double() for v in values.values()])
-    if dist.is_initialized():
-        packed = packed.to('cuda' if dist.get_backend() == 'nccl' else 'cpu')
-        dist.all_reduce(packed)
-        packed /= dist.get_world_size()
-    return dict(zip(values, packed.tolist()))
+def score(out_dir, step, episodes):
+    """Success in closed loop of the weights in out_dir, by the one stepping loop -> dict for the log."""
+    out = f'{out_dir}/rollout/{step}'
+    subprocess.run([sys.executable, 'sim_rollout.py', f'--ckpt={out_dir}', f'--episodes={episodes}',
+                    f'--out={out}'], check=True, stdout=subprocess.DEVNULL)
+    with open(f'{out}/rollouts.jsonl') as f:
+        rows = [json.loads(line) for line in f]
+    return {'success': sum(row['success'] for row in rows) / len(rows)}
 
 
 @torch.no_grad()
@@ -196,82 +211,64 @@ def evaluate(net, dataset, batches, batch_size, rank, world_size, device, autoca
         for name, value in {'loss': loss, **parts, **errors}.items():
             sums[name] = sums.get(name, 0) + torch.as_tensor(value).float().cpu() / batches
     net.train()
-    return {f'val_{k}': v for k, v in average(sums).items()}
-
-
-def save_checkpoint(out_dir, net, average_weights, optimizers, meta):
-    """
-    First what acts (weights, EMA, meta.json), then what resumes: state/ suffices for that by itself, so that
-    a kill between two files never mixes two steps.
-    """
-    net.save(out_dir, meta, average_weights)
-    buffer = io.BytesIO()
-    torch.save({'model': net.state_dict(), 'optimizers': [o.state_dict() for o in optimizers],
-                'ema': average_weights.state_dict(net), 'ema_step': average_weights.step,
-                **{k: meta[k] for k in ('step', 'settings', 'processor', 'fingerprint')}}, buffer)
-    data.write_atomic(f'{out_dir}/state/state.pt', buffer.getvalue())
-
-
-def plot_losses(log_path, out):
-    """Training and held-out curves of a log.jsonl as PNG."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    with open(log_path) as f:
-        entries = [json.loads(line) for line in f]
-    panels = {'flow': 'flow loss', 'text': 'text loss', 'position_mm': 'error (mm)', 'lr': 'rate / peak'}
-    figure, axes = plt.subplots(1, len(panels), figsize=(18, 4), constrained_layout=True)
-    for axis, (name, title) in zip(axes, panels.items()):
-        for key, label in ((name, 'training'), (f'val_{name}', 'held out')):
-            points = [(e['step'], e[key]) for e in entries if key in e]
-            if points:
-                axis.plot(*zip(*points), label=label)
-        if name != 'lr':
-            axis.set_yscale('log')
-        axis.set(title=title, xlabel='step')
-        axis.legend()
-    figure.savefig(out, dpi=80)
-    plt.close(figure)
+    parallel.reshard(net)
+    return {f'val_{k}': v for k, v in parallel.average(sums).items()}
 
 
 if __name__ == '__main__':
     # -----------------------------------------------------------------------------
-    # a run to go on with?
+    # processes, device, signals
     rank, local_rank, world_size = (int(os.environ.get(k, d)) for k, d in
                                     (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
-    master = rank == 0
-    state, state_path = None, f'{out_dir}/state/state.pt'
+    master, stop = rank == 0, 0
+
+    def ask_to_stop(number, frame):
+        global stop      # finish the step, save, leave
+        stop = max(stop, REQUEUE if number == signal.Signals[requeue_signal] else LEAVE)
+
+    for name in {'SIGTERM', requeue_signal}:
+        signal.signal(signal.Signals[name], ask_to_stop)
+    if batch_size % (world_size * accumulate):
+        sys.exit(f'batch_size {batch_size} does not divide by '
+                 f'{world_size} processes x accumulate {accumulate}')
+    sharded = fsdp and world_size > 1
+    if rollout_interval and world_size > 1:
+        sys.exit(f'rollout_interval {rollout_interval}: {world_size} processes would wait for one simulator; '
+                 f'score in another job: python sim_rollout.py --ckpt={out_dir}')
+    if offload and (muon_learning_rate or not fsdp):
+        sys.exit('offload=True is for fsdp=True, and AdamW only: --muon_learning_rate=0')
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device == 'cuda':
+        device = f'cuda:{local_rank}'
+        torch.cuda.set_device(device)
+    if world_size > 1:      # gloo for what is in main memory: flags, averages for the log, offloaded parts
+        dist.init_process_group('cpu:gloo,cuda:nccl' if device.startswith('cuda') else 'gloo')
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    keep_freed_memory()
+    autocast = layers.autocast_for(device, dtype)
+
+    # -----------------------------------------------------------------------------
+    # a run to go on with?
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}     # as JSON keeps them
-    if resume == 'auto' and os.path.exists(state_path):
-        state = torch.load(state_path, map_location='cpu', weights_only=True)
-        changed = settings_that_differ(state['settings'], settings)
-        if changed:
-            sys.exit(f'{out_dir} holds a run with other settings ({changed}): --resume=never starts over, '
+    if resume not in ('auto', 'never'):
+        sys.exit(f"resume {resume!r}, expected 'auto' or 'never'")
+    state = checkpoint.read_facts(out_dir) if resume == 'auto' else None
+    if state:
+        may, may_not = settings_that_differ(state['settings'], settings)
+        if may_not:
+            sys.exit(f'{out_dir} holds a run with other settings ({may_not}): --resume=never starts over, '
                      f'another --out_dir keeps both, --init_from={out_dir} starts from its weights')
         if state['step'] >= max_steps:
             if master:
                 print(f'{out_dir} is finished at step {state["step"]}; --resume=never starts over\n'
                       f'next: {next_command(out_dir)}')
             sys.exit(0)
-    elif resume not in ('auto', 'never'):
-        sys.exit(f"resume {resume!r}, expected 'auto' or 'never'")
-
-    # -----------------------------------------------------------------------------
-    # processes, device
-    if batch_size % (world_size * accumulate):
-        sys.exit(f'batch_size {batch_size} does not divide by '
-                 f'{world_size} processes x accumulate {accumulate}')
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if device == 'cuda':
-        device = f'cuda:{local_rank}'
-        torch.cuda.set_device(device)
-    if world_size > 1:
-        dist.init_process_group('nccl' if device.startswith('cuda') else 'gloo')
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    keep_freed_memory()
-    autocast = layers.autocast_for(device, dtype)
+        if state['world_size'] != world_size:
+            may += f'{", " if may else ""}processes {state["world_size"]} -> {world_size}: the same batches'
+        if may and master:
+            print(f'going on with other settings: {may}')
 
     # -----------------------------------------------------------------------------
     # data
@@ -279,13 +276,12 @@ if __name__ == '__main__':
         if master:
             data.write_synthetic_episodes(episodes + '.tmp', synthetic, cameras, image_size, control_hz)
             os.replace(episodes + '.tmp', episodes)
-        if world_size > 1:
-            dist.barrier()
+        checkpoint.wait_for_all()
     published = init_from and not os.path.exists(f'{init_from}/meta.json')     # of Qwen2.5-VL or EO-1
     if published and not os.path.exists(f'{init_from}/config.json'):
         sys.exit(f'init_from {init_from!r} holds neither a checkpoint (meta.json) nor a published model '
                  f'(config.json): train it first (README, First run), or --init_from= starts from scratch')
-    initial = model.VLA.load(init_from) if init_from and not published else None
+    initial = model.VLA.load(init_from) if init_from and not published and not state else None
     if state or initial:
         processor = data.Processor.from_dict(state['processor'] if state else initial[1]['processor'])
     else:
@@ -308,7 +304,7 @@ if __name__ == '__main__':
                  f'--resume=never starts over, --init_from={out_dir} starts from its weights')
 
     # -----------------------------------------------------------------------------
-    # model and optimizers
+    # model
     given = dict(      # by the data
         vocab_size=processor.tokenizer.get_vocab_size(), state_dim=processor.state_dim,
         action_dim=processor.action_dim, horizon=processor.horizon, image_size=processor.image_size,
@@ -320,71 +316,93 @@ if __name__ == '__main__':
     given = {**{k: v for k, v in config.items() if k in fields}, **given}
     if published:
         del given['vocab_size']      # the table has spare rows
-        net = model.VLA.from_pretrained(init_from, torch.float32, **given)
-    else:
-        net = model.VLA(model.VLAConfig(**given))
-    cfg = net.cfg
-    if state or initial:
-        net.load_state_dict(state['model'] if state else initial[0].state_dict())
-    net = net.to(device).train()
-    optimizers = optim.configure_optimizers(net, learning_rate, muon_learning_rate, weight_decay,
-                                            (beta1, beta2))
-    average_weights = optim.EMA(net, ema)
-    start = 0
-    if state:
-        for optimizer, saved in zip(optimizers, state['optimizers'], strict=True):
-            optimizer.load_state_dict(saved)
-        averages = {k: v.to(device) for k, v in state['ema'].items()}
-        average_weights.load_state_dict(net, averages, state['ema_step'])
-        start = state['step']
-    forward = torch.compile(net) if compile_model else net
-    if world_size > 1:
-        device_ids = [local_rank] if device.startswith('cuda') else None
-        forward = DistributedDataParallel(forward, device_ids, gradient_as_bucket_view=True)
-    del state, initial
+    cfg = model.VLAConfig(**(pretrained.read_config(init_from) if published else {}) | given)
+    fresh, net = not state and not dry_run, None
+    if fresh and (master or not sharded):      # the other ranks of a sharded model are sent their parts
+        net = model.VLA.from_pretrained(init_from, torch.float32, **given) if published else model.VLA(cfg)
+        if initial:
+            net.load_state_dict(initial[0].state_dict())
+    weights = net.state_dict() if net else None
+    if sharded or not fresh:
+        with torch.device('meta'):
+            net = model.VLA(cfg)
+    if sharded:
+        for block in parallel.blocks_of(net) if compile_model else ():
+            block.compile()
+        net = parallel.shard(net, device, autocast.fast_dtype, offload)
+    if not dry_run and (sharded or state):
+        parallel.materialise(net, device, offload)
+    if sharded and fresh:
+        parallel.fill(net, weights)
+    elif not sharded and not dry_run:
+        net = net.to(device)
+    net.train()
+    del weights, initial
 
     # -----------------------------------------------------------------------------
-    # log
+    # what there is to do
     rev = git_rev()
-    log_path = f'{out_dir}/log.jsonl'
-    if master:
-        os.makedirs(out_dir, exist_ok=True)
-        kept = []
-        # lines written after the checkpoint describe steps that are about to be taken again
-        if start and os.path.exists(log_path):
-            with open(log_path) as f:
-                kept = [line for line in f if line.endswith('\n') and json.loads(line)['step'] <= start]
-        data.write_atomic(log_path, ''.join(kept).encode())
-        part = batch_size // world_size // accumulate
-        print(f'rev {rev or "?"}, {net.n_parameters / 1e6:.2f} M parameters, {autocast.fast_dtype} on '
-              f'{device}, {world_size} processes x {part} x {accumulate} accumulated = {batch_size} '
-              f'chunks per step')
-        epochs = max_steps * batch_size / len(train_data)
-        print(f'{len(train_data.paths)} episodes, {len(train_data)} windows, {epochs:.1f} epochs; '
-              f'{len(val_data.paths) if val_data else 0} episodes held out')
-        print(f'slots: {len(processor.state_slots)} state, {len(processor.action_slots)} action'
-              + (f'; do not move: {", ".join(dead)}' if dead else ''))
-        print(f'starting at step {start}' if start else 'starting', flush=True)
-
-    # -----------------------------------------------------------------------------
-    # loop
-    stop = False
-
-    def ask_to_stop(signum, frame):
-        global stop      # finish the step, save, leave: what SLURM's --signal=TERM@300 wants
-        stop = True
-
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, ask_to_stop)
+    part = batch_size // world_size // accumulate
+    start = state['step'] if state else 0
 
     def make_batches(step):
         return [train_data.batch(step, batch_size, rank * accumulate + i, world_size * accumulate, seed)
                 for i in range(accumulate)]
 
+    if master:
+        first = make_batches(start)[0]
+        tokens = first['input_ids'].shape[1] + draws * processor.horizon
+        parts = parallel.memory_gb(net, device, ema, part, tokens, autocast.fast_dtype)
+        mine = sum(parallel.local(p).numel() for p in net.parameters())
+        print(f'rev {rev or "?"}, {net.n_parameters / 1e6:.2f} M parameters'
+              + (f', {mine / 1e6:.2f} M of them per process' if sharded else '')
+              + f', {autocast.fast_dtype} on {device}')
+        print(f'{world_size} processes x {part} x {accumulate} accumulated = {batch_size} chunks per step, '
+              f'{draws} draws of each; {batch_size * tokens} tokens')
+        print(f'memory per process, estimated: {sum(parts.values()):.2f} GB = '
+              + ' + '.join(f'{v:.2f} {k}' for k, v in parts.items() if v))
+        print(f'{len(train_data.paths)} episodes, {len(train_data)} windows, '
+              f'{max_steps * batch_size / len(train_data):.1f} epochs; '
+              f'{len(val_data.paths) if val_data else 0} episodes held out')
+        print(f'slots: {len(processor.state_slots)} state, {len(processor.action_slots)} action'
+              + (f'; do not move: {", ".join(dead)}' if dead else ''))
+        if dry_run:
+            os.makedirs(out_dir, exist_ok=True)
+            texts = [processor.tokenizer.decode([i for i in ids.tolist() if i != cfg.image_pad_id], False)
+                     for ids in first['input_ids']]
+            watch.draw_batch(data.augment(first), texts, f'{out_dir}/batch.png')
+            print(f'first batch: {out_dir}/batch.png')
+    if dry_run:
+        sys.exit(0)
+
+    # -----------------------------------------------------------------------------
+    # optimizers, state, log
+    optimizers = optim.configure_optimizers(net, learning_rate, muon_learning_rate, weight_decay,
+                                            (beta1, beta2))
+    average_weights = optim.EMA(net, ema) if ema else None
+    if state:
+        checkpoint.load_state(out_dir, state, net, optimizers, average_weights)
+    forward = torch.compile(net) if compile_model and not sharded else net
+    if world_size > 1 and not sharded:
+        device_ids = [local_rank] if device.startswith('cuda') else None
+        forward = DistributedDataParallel(forward, device_ids, gradient_as_bucket_view=True)
+    peak = watch.peak_flops(device, autocast.fast_dtype)
+    if master:
+        if not state:
+            checkpoint.clear(out_dir)
+        job = os.environ.get('SLURM_JOB_ID')
+        log = watch.Log(out_dir, start, wandb_project, state and state['wandb_id'], config=settings,
+                        name=os.path.basename(out_dir) + (f'-{job}' if job else ''),
+                        group=os.environ.get('SLURM_ARRAY_JOB_ID', os.path.basename(out_dir)))
+        print(f'starting at step {start}' if start else 'starting', flush=True)
+
+    # -----------------------------------------------------------------------------
+    # loop
     meta = {'settings': settings, 'fingerprint': fingerprint, 'processor': processor.to_dict(),
             'git_rev': rev, 'world': train_data.headers[0]['world']}
+    best = state['best'] if state else math.inf
     began = since = time.perf_counter()
-    waited, sums, step = 0.0, {}, start
+    waited, sums, step, saved = 0.0, {}, start, False
     batches = iter(data.prefetch(make_batches, range(start, max_steps)))
     while step < max_steps:
         asked = time.perf_counter()
@@ -397,73 +415,92 @@ if __name__ == '__main__':
         for i, batch in enumerate(micro_batches):
             batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
             last = i == accumulate - 1
-            with contextlib.nullcontext() if last or world_size == 1 else forward.no_sync():
+            with contextlib.nullcontext() if last or sharded or world_size == 1 else forward.no_sync():
                 with autocast:
                     loss, parts = forward(data.augment(batch))
                 (loss / accumulate).backward()
             for name, value in {'loss': loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0) + value / accumulate
-        norm_before = torch.nn.utils.clip_grad_norm_(net.parameters(), grad_clip)
+        norm_before = parallel.whole(torch.nn.utils.clip_grad_norm_(net.parameters(), grad_clip))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        average_weights.update(net)
+        if average_weights:
+            average_weights.update(net)
         step += 1
         sums['grad_norm'] = sums.get('grad_norm', 0) + norm_before
-
         if max_minutes and time.perf_counter() - began > 60 * max_minutes:
-            stop = True
-        if world_size > 1:      # all stop after the same step, or the others wait forever
-            flag = torch.tensor(float(stop), device=device)
-            dist.all_reduce(flag)
-            stop = flag.item() > 0
+            stop = max(stop, LEAVE)
+        stop = parallel.highest(stop)      # all stop after the same step, or the others wait forever
 
         line = {}
         if step % log_interval == 0 or step == max_steps:
             n = min((step - 1) % log_interval + 1, step - start)      # steps since the last line
             now = time.perf_counter()
             rate = n * batch_size / (now - since)
-            gflop = model.flops_per_sample(cfg, batch['input_ids'].shape[1], draws) / 1e9
-            line = {'step': step, **{k: v / n for k, v in average(sums).items()}, 'lr': fraction,
-                    'samples_per_s': rate, 'gflops': rate * gflop, 'data_wait': waited / (now - since)}
+            flops = rate * model.flops_per_sample(cfg, batch['input_ids'].shape[1], draws)
+            line = {'step': step, **{k: v / n for k, v in parallel.average(sums).items()}, 'lr': fraction,
+                    'samples_per_s': rate, 'gflops': flops / 1e9, 'mfu': flops / peak / world_size,
+                    'data_wait': waited / (now - since), 'memory_gb': watch.memory_used_gb(device)}
             if not math.isfinite(line['loss']):
                 sys.exit(f'step {step}: loss is {line["loss"]}; '
                          f'the checkpoint in {out_dir} is older and sound')
             if master:
                 eta = (max_steps - step) * batch_size / rate
                 print(f'step {step:6d}/{max_steps}  loss {line["loss"]:.4f}  flow {line["flow"]:.4f}  '
-                      f'text {line["text"]:.4f}  acc {line["text_acc"]:.3f}  lr {fraction:.3f}  '
-                      f'grad {line["grad_norm"]:5.2f}  {rate:5.0f} samples/s  {line["gflops"]:5.0f} GFLOP/s  '
-                      f'data {100 * line["data_wait"]:4.1f}%  eta {eta / 60:5.1f} min', flush=True)
+                      f'text {line["text"]:.4f}  lr {fraction:.3f}  grad {line["grad_norm"]:5.2f}  '
+                      f'{rate:5.0f} samples/s  MFU {100 * line["mfu"]:4.1f}%  '
+                      f'data {100 * line["data_wait"]:4.1f}%  {line["memory_gb"]:5.2f} GB  '
+                      f'eta {eta / 60:5.1f} min', flush=True)
             since, waited, sums = now, 0.0, {}
+        paused = time.perf_counter()
         if val_data and (step % eval_interval == 0 or step == max_steps):
-            paused = time.perf_counter()
-            average_weights.swap(net)
+            if average_weights:
+                average_weights.swap(net)
             scores = evaluate(net, val_data, eval_batches, batch_size, rank, world_size, device, autocast)
-            average_weights.swap(net)
+            if average_weights:
+                average_weights.swap(net)
             line = {'step': step, **line, **scores}
             if master:
-                print(f'held out at {step}:  ' + '  '.join(f'{k[4:]} {v:.4g}' for k, v in scores.items()),
-                      flush=True)
-            since += time.perf_counter() - paused
+                print(f'held out at {step}:  ' + '  '.join(f'{k[4:]} {v:.4g}' for k, v in scores.items()
+                                                           if '@' not in k), flush=True)
+            if scores['val_loss'] < best:
+                best = scores['val_loss']
+                net.save(f'{out_dir}/best', meta | {'step': step, 'val_loss': best}, average_weights,
+                         parallel.gather)
+        if rollout_interval and step % rollout_interval == 0:
+            net.save(out_dir, meta | {'step': step}, average_weights)
+            line = {'step': step, **line, **score(out_dir, step, rollout_episodes)}
+            print(f'closed loop at {step}:  {line["success"]:.0%} of {rollout_episodes}', flush=True)
         if master and line:
-            with open(log_path, 'a') as f:
-                f.write(json.dumps(line) + '\n')
+            log.write(line)
         if step % checkpoint_interval == 0 or step == max_steps or stop:
-            paused = time.perf_counter()
-            if master:
-                save_checkpoint(out_dir, net, average_weights, optimizers, meta | {'step': step})
-            since += time.perf_counter() - paused
+            saving = time.perf_counter()
+            net.save(out_dir, meta | {'step': step}, average_weights, parallel.gather)
+            facts = {k: meta[k] for k in ('settings', 'processor', 'fingerprint')} | {
+                'step': step, 'world_size': world_size, 'best': best, 'wandb_id': master and log.run_id,
+                'average_step': average_weights.step if average_weights else 0}
+            tensors = checkpoint.tensors_of(net, optimizers, average_weights)
+            size = checkpoint.save_state(out_dir, tensors, facts)
+            if master and keep:
+                checkpoint.keep_last(out_dir, step, keep)
+            if master and not saved:
+                saved = True
+                print(f'checkpoint: {checkpoint.size_of(out_dir) / 1e6:.0f} MB to act, {size / 1e6:.0f} MB '
+                      f'to go on, {time.perf_counter() - saving:.1f} s', flush=True)
+        since += time.perf_counter() - paused
         if stop:
             break
 
     # -----------------------------------------------------------------------------
     # leave
     if master:
-        if step < max_steps:
-            print(f'stopped at step {step}, saved; the same command goes on from here')
+        log.close()
+        if step < max_steps:      # the job script looks for the first word
+            print(f'{"requeue: " if stop == REQUEUE else ""}stopped at step {step}, saved; '
+                  'the same command goes on from here')
         else:
-            plot_losses(log_path, f'{out_dir}/loss.png')
+            watch.plot_losses(log.path, f'{out_dir}/loss.png')
             minutes = (time.perf_counter() - began) / 60
             print(f'{step - start} steps in {minutes:.1f} min; curves: {out_dir}/loss.png\n'
                   f'next: {next_command(out_dir)}')

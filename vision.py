@@ -35,9 +35,10 @@ class ConvStem(nn.Module):
         self.norm = nn.GroupNorm(8, channels)
         self.coarse = nn.Conv2d(channels, coarse, 3, stride=2, padding=1)
         self.coarse_norm = nn.LayerNorm(coarse * (grid // 2) ** 2)
-        self.sharpness = nn.Parameter(torch.tensor(2.0))     # inverse temperature of the spatial softmax
+        self.sharpness = nn.Parameter(torch.full((1,), 2.0))  # inverse temperature of the spatial softmax
         self.proj = nn.Linear(2 * channels + coarse * (grid // 2) ** 2, tokens * width)
-        at = (torch.arange(grid) + 0.5) / grid * 2 - 1       # cell centres in -1..1
+        # cell centres in -1..1; real also in a model that is made on the meta device
+        at = (torch.arange(grid, device='cpu') + 0.5) / grid * 2 - 1
         where = torch.stack([at.repeat(grid), at.repeat_interleave(grid)], 1)  # (256, 2): x, y
         self.register_buffer('where', where * 3, persistent=False)             # x3: about unit variance
         self.to(memory_format=torch.channels_last)           # convolutions of small maps: 2x on CPU

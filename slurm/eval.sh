@@ -11,9 +11,8 @@
 #SBATCH --output=slurm-%x-%j.out
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
-[ -z "${MODULES:-}" ] || module load $MODULES
-source .venv/bin/activate
+source slurm/setup.sh
 
 export OMP_NUM_THREADS=1
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it from sbatch (SLURM 22.05)
-exec srun python sim_rollout.py "$@" --workers="$SLURM_CPUS_PER_TASK"
+exec srun "${inside[@]}" python sim_rollout.py "$@" --workers="$SLURM_CPUS_PER_TASK"

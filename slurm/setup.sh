@@ -1,8 +1,22 @@
 #!/bin/bash
-# Install into .venv, once, on a node that reaches PyPI (often the login node):
-#   bash slurm/setup.sh
-# Clusters with environment modules: MODULES='python/3.11 cuda/12' bash slurm/setup.sh
-set -euo pipefail
-cd "$(dirname "$0")/.."
+# Everything on scratch, once, on a node that reaches PyPI (often the login node). From the repository root:
+#   export VLA_SCRATCH_ROOT=/path/on/your/scratch; bash slurm/setup.sh
+# The jobs read this file as well, for the same folders; they reach nothing and install nothing.
+# Settings may stand in .env (see .env.example). Clusters with environment modules: MODULES='python/3.11 cuda/12'
+[ ! -f .env ] || { set -a; source .env; set +a; }
 [ -z "${MODULES:-}" ] || module load $MODULES
-make setup
+root=${VLA_SCRATCH_ROOT:-$PWD}
+export VENV=${VENV:-$root/.venv} HF_HOME=${HF_HOME:-$root/huggingface}
+for folder in out episodes; do           # what runs write lies there, too
+  if [ "$root" != "$PWD" ] && [ ! -e "$folder" ]; then
+    mkdir -p "$root/$folder"
+    ln -s "$root/$folder" "$folder"
+  fi
+done
+inside=(${VLA_IMAGE:+apptainer exec --nv --bind "$PWD,$root" --pwd "$PWD" "$VLA_IMAGE"})
+if [ -n "${SLURM_JOB_ID:-}" ]; then
+  export HF_HUB_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
+  [ -n "${VLA_IMAGE:-}" ] || source "$VENV/bin/activate"
+elif [ -z "${VLA_IMAGE:-}" ]; then
+  make setup VENV="$VENV"
+fi

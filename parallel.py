@@ -1,0 +1,132 @@
+"""Several processes train one model: each holds a copy (DDP), or all hold one between them (FSDP2).
+
+    net = shard(net, 'cuda:0', torch.bfloat16)     # on the meta device: every parameter becomes a DTensor
+    materialise(net, 'cuda:0')                     # now there is room for this rank's part
+    fill(net, weights)                             # rank 0 hands out what it has read or drawn
+    tensors = gather(net.state_dict())             # ordinary tensors on rank 0, {} elsewhere
+Under FSDP a block's weights are put together just before it runs and dropped after; weights, gradients,
+Adam's moments and the running average are cut into as many parts as there are ranks. Whatever puts weights
+together (forward, act, gather) is called on all ranks, or those that call it wait for the others.
+"""
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard,
+    register_fsdp_forward_method)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def local(tensor):
+    """This rank's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor):
+    """The whole of a tensor, on every rank; every rank has to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def blocks_of(net):
+    """What is put together and dropped as one: the blocks of the decoder and of Qwen's vision tower."""
+    return [*net.decoder.blocks, *getattr(net.vision, 'blocks', ())]
+
+
+def shard(net, device, dtype=torch.float32, offload=False):
+    """
+    Cut a model that was made on the meta device into one part per rank; nobody ever holds all of it.
+
+    device    of this rank, 'cpu' or 'cuda:<i>'
+    dtype     that blocks are sent around and multiplied in; parameters and sums of gradients stay float32,
+              and so does what is outside the blocks, whose heads need it (autocast takes care of the rest)
+    offload   parts of parameters, gradients and optimizer live in main memory: slower, less of the GPU's
+    """
+    mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
+    low = dtype if dtype != torch.float32 else None
+    policies = {True: MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False),
+                False: MixedPrecisionPolicy(cast_forward_inputs=False)}
+    net.to(memory_format=torch.contiguous_format)              # convolutions: FSDP takes no other layout
+    for module in [*blocks_of(net), net]:
+        fully_shard(module, mesh=mesh, mp_policy=policies[module is not net],
+                    offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())
+    register_fsdp_forward_method(net, 'act')
+    # a block returns keys and values that are views; nothing is done to them in place
+    warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view')
+    return net
+
+
+def materialise(net, device, offload=False):
+    """Memory for the parameters of a model on the meta device, not filled; its buffers keep their values."""
+    buffers = dict(net.named_buffers())
+    net.to_empty(device='cpu' if offload else device)
+    for name, buffer in buffers.items():                       # to_empty has emptied these as well
+        owner, _, own = name.rpartition('.')
+        setattr(net.get_submodule(owner), own, buffer.to(device))
+    return net
+
+
+@torch.no_grad()
+def fill(net, weights):
+    """Give a sharded model its weights: {name: tensor} on rank 0, None elsewhere; one parameter at a time."""
+    for name, p in net.named_parameters():
+        tensor = torch.empty(p.shape, dtype=p.dtype) if weights is None else weights[name].contiguous()
+        tensor = tensor.to(p.device_mesh.device_type)
+        p.to_local().copy_(distribute_tensor(tensor, p.device_mesh, p.placements).to_local())
+
+
+@torch.no_grad()
+def gather(tensors):
+    """{name: tensor} -> the same, whole and in main memory, on rank 0; {} on the others, who have to ask."""
+    out, first = {}, not dist.is_initialized() or dist.get_rank() == 0
+    for name, tensor in tensors.items():
+        tensor = whole(tensor.detach())
+        if first:
+            out[name] = tensor.cpu()
+    return out
+
+
+def reshard(net):
+    """Drop what a forward without a backward has left put together: weights can be changed again."""
+    if isinstance(net, FSDPModule):
+        net.reshard()
+
+
+def average(values):
+    """Mean over processes of a dict of numbers, as floats."""
+    packed = torch.stack([torch.as_tensor(whole(v)).detach().cpu().double() for v in values.values()])
+    if dist.is_initialized():
+        dist.all_reduce(packed)
+        packed /= dist.get_world_size()
+    return dict(zip(values, packed.tolist()))
+
+
+def highest(value):
+    """The highest of all processes' small integers."""
+    if not dist.is_initialized():
+        return value
+    value = torch.tensor(value)      # in main memory: no waiting for the GPU
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
+
+
+def memory_gb(net, device, ema, samples, tokens, dtype):
+    """
+    What a step will need on this rank, in GB, by kind; to within a third (a test compares with what autograd
+    keeps). `samples` are worked on at a time, each a row of `tokens`; matrix products are done in `dtype`.
+    """
+    cfg, numbers = net.cfg, sum(local(p).numel() for p in net.parameters())
+    sharded, wide, D = isinstance(net, FSDPModule), dtype.itemsize, cfg.hidden_size
+    heads, mlp = cfg.n_heads + 2 * cfg.n_kv_heads, 4 if cfg.mlp == 'swiglu' else 2
+    per_token = (8 + 2 * wide) * D + wide * (2 * heads + cfg.n_heads) * cfg.head_dim
+    per_token += wide * mlp * cfg.intermediate_size
+    if torch.device(device).type == 'cpu':                     # scores are written out there
+        per_token += (4 + wide) * cfg.n_heads * tokens
+    kept = cfg.n_layers * 4 * D + per_token if cfg.recompute else cfg.n_layers * per_token
+    largest = max(sum(p.numel() for p in block.parameters()) for block in blocks_of(net))
+    copies = 3 * largest if sharded else numbers if wide < 4 else 0      # this block, the next, a gradient
+    parts = {'weights': 4 * numbers, 'gradients': 4 * numbers, 'optimizer': 8 * numbers,
+             'average': 4 * numbers * bool(ema), 'copies to multiply with': wide * copies,
+             'activations': samples * tokens * kept}
+    return {name: size / 1e9 for name, size in parts.items()}

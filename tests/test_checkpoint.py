@@ -1,0 +1,95 @@
+"""
+Protects what a run leaves on disk: whole at any moment, the same when it is read back, no code in it.
+
+python -m pytest tests/test_checkpoint.py
+"""
+import os
+
+import pytest
+import torch
+
+import checkpoint
+import optim
+
+
+def make(seed):
+    """A model that has taken a step by Muon and AdamW, its optimizers, its average."""
+    torch.manual_seed(seed)
+    net = torch.nn.ModuleDict({'decoder': torch.nn.ModuleDict({'blocks': torch.nn.ModuleList(
+        [torch.nn.Linear(8, 16)])}), 'conv': torch.nn.Conv2d(3, 4, 3)}).to(memory_format=torch.channels_last)
+    optimizers, average = optim.configure_optimizers(net), optim.EMA(net)
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    for optimizer in optimizers:
+        optimizer.step()
+    average.update(net)
+    return net, optimizers, average
+
+
+def values(parts):
+    return {name: tensor.clone() for name, tensor in checkpoint.tensors_of(*parts).items()}
+
+
+def save(folder, step, parts):
+    facts = {'step': step, 'average_step': parts[2].step}
+    return checkpoint.save_state(folder, checkpoint.tensors_of(*parts), facts)
+
+
+def load(folder):
+    parts = make(9)
+    facts = checkpoint.read_facts(folder)
+    checkpoint.load_state(folder, facts, *parts)
+    return facts['step'], values(parts)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path):
+    parts = make(1)
+    size = save(tmp_path, 5, parts)
+    step, read = load(tmp_path)
+    assert step == 5 and equal(read, values(parts))
+    assert {'optimizer/decoder.blocks.0.weight/momentum_buffer', 'optimizer/conv.weight/exp_avg_sq',
+            'optimizer/conv.bias/step', 'average/conv.weight', 'model/conv.weight'} < read.keys()
+    assert size > sum(v.numel() * 4 for v in read.values())
+    assert parts[1][0].state_dict()['state'].keys() == {0, 1, 2}      # loading has made no state of its own
+
+
+@pytest.mark.parametrize('broken', ['dcp.save', 'write_atomic', 'os.listdir'])
+def test_a_kill_while_saving_leaves_the_old_state_or_the_new_one(tmp_path, monkeypatch, broken):
+    """Each write in turn is the last thing that happens; half of a file is on disk."""
+    old, new = make(1), make(2)
+    save(tmp_path, 5, old)
+    owner, name = broken.split('.') if '.' in broken else (None, broken)
+
+    def die(*args, **kwargs):
+        writing = tmp_path / 'state' / '000000010'
+        (writing / 'shard-00001-model-00001-of-00001.safetensors').write_bytes(b'half a file')
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        if broken == 'os.listdir':      # the new state is whole, the old one not yet deleted
+            patch.setattr(os, 'listdir', lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        else:
+            patch.setattr(getattr(checkpoint, owner) if owner else checkpoint, name, die)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 10, new)
+    step, read = load(tmp_path)
+    assert (step, equal(read, values(new if step == 10 else old))) == (10 if broken == 'os.listdir' else 5, True)
+    save(tmp_path, 10, new)      # the run goes on, and comes to the same step again
+    step, read = load(tmp_path)
+    assert step == 10 and equal(read, values(new)) and os.listdir(tmp_path / 'state') == ['000000010']
+
+
+def test_the_last_few_weights_are_kept_without_taking_room_twice(tmp_path):
+    for step in (1, 2, 3):
+        for name in ('model.safetensors', 'meta.json'):
+            (tmp_path / 'new').write_text(f'{name} {step}')
+            os.replace(tmp_path / 'new', tmp_path / name)
+        checkpoint.keep_last(tmp_path, step, 2)
+        checkpoint.keep_last(tmp_path, step, 2)      # the same step again, after a kill
+    kept = sorted(p.name for p in tmp_path.glob('step_*'))
+    assert kept == ['step_000000002', 'step_000000003']
+    assert (tmp_path / kept[0] / 'meta.json').read_text() == 'meta.json 2'
+    assert (tmp_path / kept[1] / 'model.safetensors').samefile(tmp_path / 'model.safetensors')
