@@ -220,11 +220,11 @@ if __name__ == '__main__':
     # processes, device, signals
     rank, local_rank, world_size = (int(os.environ.get(k, d)) for k, d in
                                     (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
-    master, stop = rank == 0, 0
+    master, wish = rank == 0, 0
 
     def ask_to_stop(number, frame):
-        global stop      # finish the step, save, leave
-        stop = max(stop, REQUEUE if number == signal.Signals[requeue_signal] else LEAVE)
+        global wish      # finish the step, save, leave
+        wish = max(wish, REQUEUE if number == signal.Signals[requeue_signal] else LEAVE)
 
     for name in {'SIGTERM', requeue_signal}:
         signal.signal(signal.Signals[name], ask_to_stop)
@@ -402,7 +402,7 @@ if __name__ == '__main__':
             'git_rev': rev, 'world': train_data.headers[0]['world']}
     best = state['best'] if state else math.inf
     began = since = time.perf_counter()
-    waited, sums, step, saved = 0.0, {}, start, False
+    waited, sums, step, stop, saved = 0.0, {}, start, 0, False
     batches = iter(data.prefetch(make_batches, range(start, max_steps)))
     while step < max_steps:
         asked = time.perf_counter()
@@ -430,8 +430,8 @@ if __name__ == '__main__':
         step += 1
         sums['grad_norm'] = sums.get('grad_norm', 0) + norm_before
         if max_minutes and time.perf_counter() - began > 60 * max_minutes:
-            stop = max(stop, LEAVE)
-        stop = parallel.highest(stop)      # all stop after the same step, or the others wait forever
+            wish = max(wish, LEAVE)
+        stop = parallel.highest(wish)      # all stop after the same step; wishes may come at any moment
 
         line = {}
         if step % log_interval == 0 or step == max_steps:
