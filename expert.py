@@ -12,7 +12,7 @@ to a brick scale with it.
 """
 import numpy as np
 
-from world import (BRICK_HEIGHT_M, CELLS, HANDS, STUD_HEIGHT_M, STUD_PITCH_M, TOOL, TOOL_HIGH, TOOL_LOW,
+from world import (BRICK_HEIGHT_M, HANDS, STUD_HEIGHT_M, STUD_PITCH_M, TOOL, TOOL_HIGH, TOOL_LOW,
                    rot_z, wrap)
 
 SPEED_M_S, PRESS_SPEED_M_S, TURN_RAD_S = .3, .04, 2.     # the press speed is per unit of brick scale
@@ -176,11 +176,10 @@ class Expert:
 
 def narrate(goal, verbs, names):
     """One line on what the hands do: 'left: carry red to near left', 'left: hold red; right: press blue'."""
-    cell = next((c for c, v in CELLS.items() if goal.holder is None and v == tuple(goal.cell)), None)
     lines = []
     for hand in HANDS:
         if hand in names:
-            to = f' to {cell}' if cell and verbs[hand] in ('carry', 'align', 'press') else ''
+            to = f' to {goal.where}' if goal.where and verbs[hand] in ('carry', 'align', 'press') else ''
             lines.append(f'{hand}: {verbs[hand]} {names[hand]}{to}')
     return '; '.join(lines)
 

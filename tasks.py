@@ -23,13 +23,15 @@ MIN_JOIN_HEIGHT_M = .05       # "in the air": the lower brick's bottom is at lea
 class Goal:
     """What one episode asks for: `upper` sits on `lower` with its centre `cell` studs from lower's centre and
     its long side along quarter turn `turns` (modulo the brick's symmetry), pressed by `hand`. `holder`: hand
-    that has to keep `lower` in the air while they are joined, None where lower is fixed."""
+    that has to keep `lower` in the air while they are joined, None where lower lies on the table or is fixed
+    to it. `where`: words for the cell, None where there are none."""
     upper: str
     lower: str
     cell: tuple
     turns: int
     hand: str
     holder: str | None = None
+    where: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,59 @@ JOIN_TEMPLATES = (
     'the {upper} brick goes on the end of the {lower} brick')
 
 
+# Stacking: {where: (cell, quarter turns)} for each size of the upper brick, on a 2x4 whose long side points
+# away from the robot; the near end is the one of positive y.
+STACK_CELLS = {(2, 4): {'lined up': ((0, 0), 0), 'across': ((0, 0), 1)},
+               (2, 2): {'near end': ((0, 1), 0), 'far end': ((0, -1), 0), 'middle': ((0, 0), 0)}}
+STACK_WORDS = {'lined up': ('edges flush', 'lined up with it'), 'across': ('crosswise', 'turned a quarter'),
+               'near end': ('at the near end', 'at the end close to you'),
+               'far end': ('at the far end', 'at the end away from you'),
+               'middle': ('in the middle', 'at its centre')}
+STACK_TEMPLATES = (
+    'stack the {upper} on the {lower} , {how}',
+    'put the {upper} on top of the {lower} , {how}',
+    'press the {upper} onto the {lower} , {how}',
+    'take the {upper} and stack it on the {lower} , {how}',
+    'the {upper} goes on the {lower} , {how}',
+    'pick up the {upper} and press it onto the {lower} , {how}',
+    'on the {lower} put the {upper} , {how}',
+    'build a tower : {upper} on {lower} , {how}',
+    'set the {upper} on the {lower} , {how}',
+    'lay the {upper} onto the {lower} , {how}',
+    'the {lower} gets the {upper} on top , {how}',
+    'place the {upper} on the {lower} , {how}')
+
+
+def _stack_bricks(scale):
+    return (*(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')), Brick('white', (2, 2), RGBA['white']))
+
+
+def _stack_sample(rng, scale):
+    """A 2x4 in the middle, the other 2x4 and the 2x2 on one side each: either may be asked for, the one that
+    is not lies there to distract."""
+    names = ['red', 'blue']
+    rng.shuffle(names)
+    lower, other = names
+    sides = [other, 'white']
+    rng.shuffle(sides)
+    poses, askable = {lower: (rng.uniform(.29, .38), rng.uniform(-.03, .03),
+                              np.pi / 2 + np.radians(rng.uniform(-30, 30)))}, []
+    for name, hand, s in zip(sides, HANDS, (1, -1)):
+        poses[name] = (rng.uniform(.28, .38), s * rng.uniform(.16, .25),
+                       np.pi / 2 + np.radians(rng.uniform(-35, 35)))
+    bricks = {b.name: b for b in _stack_bricks(scale)}
+    for name, hand in zip(sides, HANDS):
+        for where, (cell, turns) in STACK_CELLS[bricks[name].studs].items():
+            words = {'white': ('white brick', 'small brick', 'square brick')}
+            upper = rng.choice([*words.get(name, (f'{name} brick',)), f'{hand} brick'])
+            base = rng.choice([f'{lower} brick', 'middle brick', f'{lower} one'])
+            text = rng.choice(STACK_TEMPLATES).format(upper=upper, lower=base,
+                                                      how=rng.choice(STACK_WORDS[where]))
+            askable.append((Goal(name, lower, cell, turns, hand, where=where), str(text)))
+    rng.shuffle(askable)
+    return poses, askable
+
+
 def _place_bricks(scale):
     return (Brick('plate', (8, 8), RGBA['green'], plate=True, fixed=True),
             *(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')))
@@ -74,7 +129,7 @@ def _place_sample(rng, scale):
     poses = {
         c: (rng.uniform(.28, .38), s * rng.uniform(.14, .24), np.pi / 2 + np.radians(rng.uniform(-30, 30)))
         for c, s in zip(colours, [1 if hand == 'left' else -1 for hand in hands])}
-    return poses, [(Goal(colour, 'plate', CELLS[cell], 1, hand),
+    return poses, [(Goal(colour, 'plate', CELLS[cell], 1, hand, where=cell),
                     PLACE_TEMPLATES[rng.integers(len(PLACE_TEMPLATES))].format(colour=colour, cell=cell))
                    for colour, hand in zip(colours, hands) for cell in cells]
 
@@ -98,6 +153,10 @@ TASKS = {
         _place_bricks, _place_sample, 15.,
         'one hand does: the baseplate is screwed to the table. '
         'Which hand follows from where the brick lies.'),
+    'stack': Task(
+        _stack_bricks, _stack_sample, 15.,
+        'one hand does: the table carries the press, and the lower brick is heavy enough not to slide. '
+        'Which hand follows from where the upper brick lies.'),
     'join': Task(
         _join_bricks, _join_sample, 16.,
         'the bricks must snap together while the lower one is in the air (5 cm or more): '

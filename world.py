@@ -48,7 +48,7 @@ import mujoco  # noqa: E402
 
 from clutch import (  # noqa: E402
     BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
-from tasks import CELLS, HANDS, MIN_JOIN_HEIGHT_M, TASKS  # noqa: E402, F401; the expert reads CELLS from here
+from tasks import HANDS, MIN_JOIN_HEIGHT_M, TASKS  # noqa: E402
 
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
 ARM_JOINTS = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
@@ -372,11 +372,6 @@ class World:
             if closed and np.linalg.norm(self._offset_along(hand, brick)) < .012 * s:
                 return hand
         return None
-
-    @staticmethod
-    def cell_name(goal):
-        """Words for where on `lower` a goal's brick goes; None where there are none."""
-        return next((c for c, v in CELLS.items() if goal.holder is None and v == tuple(goal.cell)), None)
 
     def goal_reached(self):
         """The goal's conditions at this instant; success needs them for HOLD_S."""
