@@ -36,12 +36,14 @@ NO_BODY = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Brick:
-    """A brick type instance: `studs` (nx, ny) along its own x and y, plate or brick height, RGBA text."""
+    """A brick type instance: `studs` (nx, ny) along its own x and y, plate or brick height, RGBA text;
+    `at_m`: where it is screwed to the table if it is fixed."""
     name: str
     studs: tuple
     rgba: str
     plate: bool = False
     fixed: bool = False
+    at_m: tuple = (.34, 0)
 
     def height_m(self, scale):
         return scale * (PLATE_HEIGHT_M if self.plate else BRICK_HEIGHT_M)

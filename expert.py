@@ -20,6 +20,8 @@ CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes wi
 CLOSE_STEP, OPEN_STEP = .34, .5                  # share of the stroke per action: three to close, two to open
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
 WAITING_POINT_M = np.array([.37, -.13, .19])     # where the other hand waits for it
+HANDOVER_POINT_M = np.array([.33, 0])            # on the table, where both arms reach
+SHARED_Y_M = .07                                 # a hand leaves bricks to the other one from here on
 CLEAR_Y_M = .16                                  # an idle hand stays at least this far from the middle
 
 
@@ -110,6 +112,20 @@ class Hand:
         self.gripper(-1)
         return 'hold' if np.linalg.norm(self.brick - middle) < .012 else 'carry'
 
+    def lay_down(self, point, yaw):
+        """Carry the held brick to a place (x, y) on the table and let go of it there."""
+        s = self.scale
+        e = point - self.brick[:2]
+        turn = self.command[5] + wrap(yaw - self.brick_yaw, np.pi)
+        error = np.hypot(*e) + .03 * abs(wrap(yaw - self.brick_yaw, np.pi))
+        if error < .015 and self.brick[2] < .0015 * s:
+            return self.let_go(.14)
+        z = self.height + np.clip(1.5 * (error - .008), -.004, .06)      # in the end onto the table, softly
+        self.go(point - (rot_z(turn) @ self.in_hand)[:2], turn, z,
+                self.lifted_speed() if error > .02 else SPEED_M_S)
+        self.gripper(-1)
+        return 'lower' if error < .02 else 'carry'
+
     def bring(self):
         """Carry the held brick over its place, align, press."""
         s, world = self.scale, self.world
@@ -136,52 +152,87 @@ class Hand:
 
 
 class Expert:
-    """Ground-truth policy for every task whose goal is one connection."""
+    """Ground-truth policy for every task."""
 
     def act(self, world):
         """Returns the next tool action (15,) float32 and info: `phase` (left, right) verbs, `subtask`
         narration."""
-        goal, action, verbs = world.goal, world.tool_command.astype(float), dict.fromkeys(HANDS, 'rest')
+        action, verbs = world.tool_command.astype(float), dict.fromkeys(HANDS, 'rest')
         action[0] -= np.clip(action[0], -.05, .05)      # all of this assumes a spine that looks ahead
-        joined, names = world.joined(), {}
-        holder_ready = True
-        if goal.holder:
-            # the other end of the brick
-            grip = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0])
-            h = Hand(world, goal.holder, goal.lower, grip)
-            verbs[goal.holder] = h.hold_at(MEETING_POINT_M, np.pi / 2) if h.held else h.pick()
-            action[TOOL[goal.holder]], names[goal.holder] = h.new, goal.lower
-            holder_ready = verbs[goal.holder] == 'hold'
-        else:      # the idle hand keeps out of the way
-            idle = HANDS[1 - HANDS.index(goal.hand)]
-            h = Hand(world, idle, goal.upper)
-            h.keep_clear(1 if idle == 'left' else -1)
-            action[TOOL[idle]] = h.new
-        h = Hand(world, goal.hand, goal.upper)
-        if joined:
-            verbs[goal.hand] = h.let_go(.26 if goal.holder else .14)
-        elif not h.held:
-            verbs[goal.hand] = h.pick()
-        elif holder_ready:
-            verbs[goal.hand] = h.bring()
-        else:
-            h.go(WAITING_POINT_M[:2], 0., WAITING_POINT_M[2], h.lifted_speed())
-            h.gripper(-1)
-            verbs[goal.hand] = 'wait'
-        action[TOOL[goal.hand]], names[goal.hand] = h.new, goal.upper
+        moves = (hand_over if world.goal.giver else assemble)(world, world.goal)
+        for h, verb, _, _ in moves:
+            verbs[h.hand], action[TOOL[h.hand]] = verb, h.new
         action = np.clip(action, TOOL_LOW, TOOL_HIGH).astype(np.float32)
-        info = dict(phase=tuple(verbs[k] for k in HANDS), subtask=narrate(goal, verbs, names))
-        return action, info
+        return action, dict(phase=tuple(verbs[k] for k in HANDS), subtask=narrate(moves))
 
 
-def narrate(goal, verbs, names):
+# Plans: what each hand does about a goal in the present state. Each returns [(Hand, verb, brick it is about or
+# None, words for where the brick goes or None)], hands that are not in it stay where they are.
+def assemble(world, goal):
+    """Fetch the upper brick and press it on; where there is a holder, it brings the lower brick first."""
+    moves, holder_ready = [], True
+    if goal.holder:
+        # the other end of the brick
+        grip = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0])
+        h = Hand(world, goal.holder, goal.lower, grip)
+        verb = h.hold_at(MEETING_POINT_M, np.pi / 2) if h.held else h.pick()
+        moves.append((h, verb, goal.lower, None))
+        holder_ready = verb == 'hold'
+    else:
+        moves.append(idle(world, other_hand(goal.hand), goal.upper))
+    h = Hand(world, goal.hand, goal.upper)
+    if world.joined():
+        verb = h.let_go(.26 if goal.holder else .14)
+    elif not h.held:
+        verb = h.pick()
+    elif holder_ready:
+        verb = h.bring()
+    else:
+        h.go(WAITING_POINT_M[:2], 0., WAITING_POINT_M[2], h.lifted_speed())
+        h.gripper(-1)
+        verb = 'wait'
+    return [*moves, (h, verb, goal.upper, goal.where)]
+
+
+def hand_over(world, goal):
+    """One hand lays the brick down where the other reaches it, and gets out of the way. Whose turn it is
+    follows from who holds the brick, else from where it lies."""
+    g, h = Hand(world, goal.giver, goal.upper), Hand(world, goal.hand, goal.upper)
+    side = 1 if goal.giver == 'left' else -1
+    within_reach = side * g.brick[1] < SHARED_Y_M
+    around = np.hypot(*g.in_hand[:2]) < .05 and g.tool[2] < .10      # the giver has not left yet
+    if world.joined():
+        return [idle(world, goal.giver, goal.upper), (h, h.let_go(.14), goal.upper, goal.where)]
+    if h.held or within_reach and not g.held:
+        give = (g, g.let_go(.14), goal.upper, None) if around else idle(world, goal.giver, goal.upper)
+        if h.held:
+            return [give, (h, h.bring(), goal.upper, goal.where)]
+        if side * g.tool[1] < CLEAR_Y_M - .04:
+            return [give, idle(world, goal.hand, goal.upper)]
+        return [give, (h, h.pick(), goal.upper, None)]
+    verb = g.lay_down(HANDOVER_POINT_M, np.pi / 2) if g.held else g.pick()
+    return [(g, verb, goal.upper, 'middle'), idle(world, goal.hand, goal.upper)]
+
+
+def other_hand(hand):
+    return HANDS[1 - HANDS.index(hand)]
+
+
+def idle(world, hand, brick):
+    """The move of a hand that keeps out of the way."""
+    h = Hand(world, hand, brick)
+    h.keep_clear(1 if hand == 'left' else -1)
+    return h, 'rest', None, None
+
+
+def narrate(moves):
     """One line on what the hands do: 'left: carry red to near left', 'left: hold red; right: press blue'."""
-    lines = []
-    for hand in HANDS:
-        if hand in names:
-            to = f' to {goal.where}' if goal.where and verbs[hand] in ('carry', 'align', 'press') else ''
-            lines.append(f'{hand}: {verbs[hand]} {names[hand]}{to}')
-    return '; '.join(lines)
+    lines = {}
+    for h, verb, brick, where in moves:
+        if brick:
+            to = f' to {where}' if where and verb in ('carry', 'align', 'press', 'lower') else ''
+            lines[h.hand] = f'{h.hand}: {verb} {brick}{to}'
+    return '; '.join(lines[hand] for hand in HANDS if hand in lines)
 
 
 class Kicks:
@@ -211,8 +262,9 @@ class Kicks:
         answers another situation. Jitter alone does not count."""
         action, kicked = action.copy(), False
         self.drift = .5 * self.drift + .87 * self.rng.normal(size=(2, 3))      # of unit spread
-        # two hands that meet in the air both miss
-        jitter_m = self.jitter_m * world.brick_scale * (.6 if world.goal.holder else 1)
+        # two hands that meet in the air both miss; far out, at the plates of `handover`, an arm overshoots
+        smaller = world.goal.holder or world.goal.giver
+        jitter_m = self.jitter_m * world.brick_scale * (.6 if smaller else 1)
         for hand, verb, drift in zip(HANDS, info['phase'], self.drift):
             if verb != 'rest':
                 action[TOOL[hand]][:3] += jitter_m * drift

@@ -24,13 +24,15 @@ class Goal:
     """What one episode asks for: `upper` sits on `lower` with its centre `cell` studs from lower's centre and
     its long side along quarter turn `turns` (modulo the brick's symmetry), pressed by `hand`. `holder`: hand
     that has to keep `lower` in the air while they are joined, None where lower lies on the table or is fixed
-    to it. `where`: words for the cell, None where there are none."""
+    to it. `giver`: hand that has to fetch `upper` and lay it where `hand` reaches, None where hand reaches it
+    by itself. `where`: words for the cell, None where there are none."""
     upper: str
     lower: str
     cell: tuple
     turns: int
     hand: str
     holder: str | None = None
+    giver: str | None = None
     where: str | None = None
 
 
@@ -115,6 +117,49 @@ def _stack_sample(rng, scale):
     return poses, askable
 
 
+# Handing over: 2x4 on a 4x4 plate, {half of the plate: (cell, quarter turns)}
+HALVES = {'left half': ((0, 1), 1), 'right half': ((0, -1), 1), 'far half': ((1, 0), 0),
+          'near half': ((-1, 0), 0)}
+HANDOVER_TEMPLATES = (
+    'hand the {upper} to the {hand} hand and press it onto the {half} of the {lower}',
+    'give the {upper} to the other hand for the {half} of the {lower}',
+    'pass the {upper} over and put it on the {half} of the {lower}',
+    'put the {upper} on the {half} of the {lower}',
+    'bring the {upper} across to the {half} of the {lower}',
+    'move the {upper} from the {giver} to the {half} of the {lower}',
+    'the {upper} goes on the {half} of the {lower}',
+    'the {half} of the {lower} gets the {upper}',
+    'take the {upper} to the {lower} and press it onto the {half}',
+    'on the {lower} put the {upper} , on the {half}',
+    'with both hands bring the {upper} to the {half} of the {lower}',
+    '{giver} hand gives , {hand} hand presses : {upper} on the {half} of the {lower}',
+    'lay the {upper} in the middle , the {hand} hand puts it on the {half} of the {lower}')
+
+
+def _handover_bricks(scale):
+    # out of the other arm, which points down: 0.15 m beyond the middle it ends at x = 0.34 m
+    plates = (Brick(f'{hand} plate', (4, 4), RGBA['green'], plate=True, fixed=True, at_m=(.42, s * .19))
+              for hand, s in zip(HANDS, (1, -1)))
+    return (*plates, *(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')))
+
+
+def _handover_sample(rng, scale):
+    """A brick on each side, each may be asked for on the plate of the other side."""
+    names = ['red', 'blue']
+    rng.shuffle(names)
+    poses, askable = {}, []
+    for name, giver, hand, s in zip(names, HANDS, HANDS[::-1], (1, -1)):
+        poses[name] = (rng.uniform(.25, .31), s * rng.uniform(.24, .31),
+                       np.pi / 2 + np.radians(rng.uniform(-30, 30)))
+        for half, (cell, turns) in HALVES.items():
+            text = rng.choice(HANDOVER_TEMPLATES).format(
+                upper=rng.choice([f'{name} brick', f'{giver} brick', f'{name} one']), hand=hand, giver=giver,
+                half=half, lower=f'{hand} plate')
+            askable.append((Goal(name, f'{hand} plate', cell, turns, hand, giver=giver, where=half), str(text)))
+    rng.shuffle(askable)
+    return poses, askable
+
+
 def _place_bricks(scale):
     return (Brick('plate', (8, 8), RGBA['green'], plate=True, fixed=True),
             *(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')))
@@ -157,6 +202,9 @@ TASKS = {
         _stack_bricks, _stack_sample, 15.,
         'one hand does: the table carries the press, and the lower brick is heavy enough not to slide. '
         'Which hand follows from where the upper brick lies.'),
+    'handover': Task(
+        _handover_bricks, _handover_sample, 25.,
+        'the arm that reaches the brick does not reach the plate it goes on, and the other way round.'),
     'join': Task(
         _join_bricks, _join_sample, 16.,
         'the bricks must snap together while the lower one is in the air (5 cm or more): '

@@ -602,7 +602,7 @@ def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
         raise ValueError(f'{path}: missing: {", ".join(missing)}; what they are is said in '
                          f'{ASSETS / "robots" / "alex" / "README.md"}')
     bodies, excludes, welds = pool_xml(n_slots)
-    start = {b.name: (.34, 0, 0) if b.fixed else (.3, .3 - .12 * i, 0) for i, b in enumerate(bricks)}
+    start = {b.name: (*b.at_m, 0) if b.fixed else (.3, .3 - .12 * i, 0) for i, b in enumerate(bricks)}
     brick_bodies = ''.join(brick_xml(b, scale, start[b.name]) for b in bricks)
     parts = (f'<mujoco><worldbody>{brick_bodies}{bodies}</worldbody>'
              f'<contact>{excludes}</contact><equality>{welds}</equality></mujoco>')

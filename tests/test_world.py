@@ -121,7 +121,7 @@ def test_episodes_start_apart_and_within_reach(worlds, task, scale):
             assert len(bodies & {world.model.body(n).id for n in names}) < 2, 'bricks touch at the start'
         assert not world.connections() and world.fault is None and world.phase == 0
         assert all(np.abs(world.brick_pose(n)[0][2]) < 1e-3 for n in names)
-    assert len(texts) >= (5 if task == 'join' else 20) and len(goals) >= {'place': 12, 'stack': 10}.get(task, 1)
+    assert len(texts) >= (5 if task == 'join' else 20) and len(goals) >= {'place': 12, 'stack': 10, 'handover': 14}.get(task, 1)
 
 
 def test_bad_input_names_what_is_wrong(worlds):
