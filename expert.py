@@ -12,15 +12,18 @@ to a brick scale with it.
 """
 import numpy as np
 
-from world import (BRICK_HEIGHT_M, HANDS, STUD_HEIGHT_M, STUD_PITCH_M, TOOL, TOOL_HIGH, TOOL_LOW,
+from world import (BRICK_HEIGHT_M, HANDS, PUT_DOWN, STUD_HEIGHT_M, STUD_PITCH_M, TOOL, TOOL_HIGH, TOOL_LOW,
                    rot_z, wrap)
 
 SPEED_M_S, PRESS_SPEED_M_S, TURN_RAD_S = .3, .04, 2.     # the press speed is per unit of brick scale
 CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes with the spring's full reach
 CLOSE_STEP, OPEN_STEP = .34, .5                  # share of the stroke per action: three to close, two to open
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
-WAITING_POINT_M = np.array([.37, -.13, .19])     # where the other hand waits for it
+WAITING_POINT_M = np.array([.37, .13, .19])      # where the other hand waits for it, on its own side
 HANDOVER_POINT_M = np.array([.33, 0])            # on the table, where both arms reach
+PULL_SPEED_M_S = .06                             # per unit of brick scale
+PEEL_RAD_S = 1.
+HAND_WIDTH_M = .09
 SHARED_Y_M = .07                                 # a hand leaves bricks to the other one from here on
 CLEAR_Y_M = .16                                  # an idle hand stays at least this far from the middle
 
@@ -97,8 +100,9 @@ class Hand:
         self.go(self.command[:2], self.command[5], clear_z)
         return 'retreat'
 
-    def keep_clear(self, side):
-        """An idle hand near the plate moves to its own side (+1 left, -1 right); elsewhere it stays."""
+    def keep_clear(self):
+        """An idle hand near the middle moves to its own side; elsewhere it stays."""
+        side = 1 if self.hand == 'left' else -1
         if side * self.command[1] < CLEAR_Y_M:
             self.go((self.command[0], side * (CLEAR_Y_M + .02)), self.command[5], max(self.command[2], .10))
 
@@ -121,10 +125,41 @@ class Hand:
         if error < .015 and self.brick[2] < .0015 * s:
             return self.let_go(.14)
         z = self.height + np.clip(1.5 * (error - .008), -.004, .06)      # in the end onto the table, softly
-        self.go(point - (rot_z(turn) @ self.in_hand)[:2], turn, z,
+        offset = rot_z(self.yaw).T @ (self.brick - self.tool)
+        self.go(point - (rot_z(turn) @ offset)[:2], turn, z,
                 self.lifted_speed() if error > .02 else SPEED_M_S)
         self.gripper(-1)
         return 'lower' if error < .02 else 'carry'
+
+    def wait(self):
+        """Hold the brick beside where the other hand will be."""
+        side = 1 if self.hand == 'left' else -1
+        self.go(WAITING_POINT_M[:2] * [1, side], 0., WAITING_POINT_M[2], self.lifted_speed())
+        self.gripper(-1)
+        return 'wait'
+
+    def pull(self):
+        """Up, rolling about the axis that the fingers hold best: peeled at one edge, four studs part at a
+        tenth of the load that takes them off straight, and the other hand does not lose the lower brick."""
+        self.go(self.tool[:2], self.command[5], self.command[2] + .1, z_speed=PULL_SPEED_M_S * self.scale)
+        self.new[3] = min(self.command[3] + PEEL_RAD_S * self.dt, .35)
+        self.gripper(-1)
+        return 'pull'
+
+    def aside(self, gap_m):
+        """Carry what was pulled off to this hand's own side, well above the brick it came from."""
+        (x, y), yaw = put_down(self.hand)
+        self.go((x, y), self.command[5] + wrap(yaw - self.brick_yaw, np.pi), self.tool[2] - gap_m + .03)
+        self.gripper(-1)
+        return 'carry'
+
+    def leave(self):
+        """Let go of a brick that lies where it should, rise, and get out of the way."""
+        if self.tool[2] < .10:
+            return self.let_go(.14)
+        self.gripper(1)
+        self.keep_clear()
+        return 'rest'
 
     def bring(self):
         """Carry the held brick over its place, align, press."""
@@ -159,15 +194,17 @@ class Expert:
         narration."""
         action, verbs = world.tool_command.astype(float), dict.fromkeys(HANDS, 'rest')
         action[0] -= np.clip(action[0], -.05, .05)      # all of this assumes a spine that looks ahead
-        moves = (hand_over if world.goal.giver else assemble)(world, world.goal)
+        goal = world.goal
+        plan = hand_over if goal.giver else take_apart if goal.apart else assemble
+        moves = plan(world, goal)
         for h, verb, _, _ in moves:
             verbs[h.hand], action[TOOL[h.hand]] = verb, h.new
         action = np.clip(action, TOOL_LOW, TOOL_HIGH).astype(np.float32)
         return action, dict(phase=tuple(verbs[k] for k in HANDS), subtask=narrate(moves))
 
 
-# Plans: what each hand does about a goal in the present state. Each returns [(Hand, verb, brick it is about or
-# None, words for where the brick goes or None)], hands that are not in it stay where they are.
+# Plans: what each hand does about a goal in the present state. Each returns [(Hand, verb, brick it is about words
+# for where the brick goes or None)].
 def assemble(world, goal):
     """Fetch the upper brick and press it on; where there is a holder, it brings the lower brick first."""
     moves, holder_ready = [], True
@@ -188,9 +225,7 @@ def assemble(world, goal):
     elif holder_ready:
         verb = h.bring()
     else:
-        h.go(WAITING_POINT_M[:2], 0., WAITING_POINT_M[2], h.lifted_speed())
-        h.gripper(-1)
-        verb = 'wait'
+        verb = h.wait()
     return [*moves, (h, verb, goal.upper, goal.where)]
 
 
@@ -200,11 +235,10 @@ def hand_over(world, goal):
     g, h = Hand(world, goal.giver, goal.upper), Hand(world, goal.hand, goal.upper)
     side = 1 if goal.giver == 'left' else -1
     within_reach = side * g.brick[1] < SHARED_Y_M
-    around = np.hypot(*g.in_hand[:2]) < .05 and g.tool[2] < .10      # the giver has not left yet
     if world.joined():
         return [idle(world, goal.giver, goal.upper), (h, h.let_go(.14), goal.upper, goal.where)]
     if h.held or within_reach and not g.held:
-        give = (g, g.let_go(.14), goal.upper, None) if around else idle(world, goal.giver, goal.upper)
+        give = g, g.leave(), goal.upper, None
         if h.held:
             return [give, (h, h.bring(), goal.upper, goal.where)]
         if side * g.tool[1] < CLEAR_Y_M - .04:
@@ -214,6 +248,39 @@ def hand_over(world, goal):
     return [(g, verb, goal.upper, 'middle'), idle(world, goal.hand, goal.upper)]
 
 
+def take_apart(world, goal):
+    """Lift the stack by its lower brick, grasp the upper one in the air, pull, lay both down."""
+    far_end = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0])
+    h0, h = Hand(world, goal.holder, goal.lower, far_end), Hand(world, goal.hand, goal.upper)
+    joined, gap = world.joined(), h.brick - world.seat(goal)[0]
+    # the upper brick off the lower one and beside it: only then may either go down
+    beside = abs(gap[1]) > HAND_WIDTH_M or world.lies(goal.upper)
+    parted = not joined and beside
+    if h0.held:
+        verb0 = h0.lay_down(*put_down(goal.holder)) if parted else h0.hold_at(MEETING_POINT_M, np.pi / 2)
+    else:
+        verb0 = h0.leave() if parted and world.lies(goal.lower) else h0.pick()
+    ready = verb0 == 'hold'
+    if h.held and joined:
+        verb = h.pull() if ready else h.wait()
+    elif h.held:
+        off = gap[2] > (STUD_HEIGHT_M + .003) * world.brick_scale
+        verb = h.lay_down(*put_down(goal.hand)) if parted else h.aside(gap[2]) if off else h.pull()
+    elif parted and world.lies(goal.upper):
+        verb = h.leave()
+    elif ready or not joined:
+        verb = h.pick()
+    else:
+        return [(h0, verb0, goal.lower, None), idle(world, goal.hand, goal.upper)]
+    return [(h0, verb0, goal.lower, 'table'), (h, verb, goal.upper, 'table')]
+
+
+def put_down(hand):
+    """Place on the table (2,) m and yaw rad where a hand lays what it has taken off."""
+    x, y, yaw = PUT_DOWN[hand]
+    return np.array([x, y]), yaw
+
+
 def other_hand(hand):
     return HANDS[1 - HANDS.index(hand)]
 
@@ -221,15 +288,15 @@ def other_hand(hand):
 def idle(world, hand, brick):
     """The move of a hand that keeps out of the way."""
     h = Hand(world, hand, brick)
-    h.keep_clear(1 if hand == 'left' else -1)
-    return h, 'rest', None, None
+    h.keep_clear()
+    return h, 'rest', brick, None
 
 
 def narrate(moves):
     """One line on what the hands do: 'left: carry red to near left', 'left: hold red; right: press blue'."""
     lines = {}
     for h, verb, brick, where in moves:
-        if brick:
+        if verb != 'rest':
             to = f' to {where}' if where and verb in ('carry', 'align', 'press', 'lower') else ''
             lines[h.hand] = f'{h.hand}: {verb} {brick}{to}'
     return '; '.join(lines[hand] for hand in HANDS if hand in lines)

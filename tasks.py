@@ -16,6 +16,8 @@ from clutch import Brick
 HANDS = ('left', 'right')
 RGBA = dict(red='0.80 0.10 0.10 1', blue='0.10 0.25 0.85 1', yellow='0.95 0.80 0.10 1',
             white='0.90 0.90 0.90 1', orange='0.95 0.45 0.05 1', green='0.30 0.55 0.30 1')
+# Where a hand lays a brick that is to lie on the table: (x, y, yaw), in front of it, long side away from the robot
+PUT_DOWN = {'left': (.36, .17, np.pi / 2), 'right': (.36, -.17, np.pi / 2)}
 MIN_JOIN_HEIGHT_M = .05       # "in the air": the lower brick's bottom is at least this high
 
 
@@ -25,7 +27,8 @@ class Goal:
     its long side along quarter turn `turns` (modulo the brick's symmetry), pressed by `hand`. `holder`: hand
     that has to keep `lower` in the air while they are joined, None where lower lies on the table or is fixed
     to it. `giver`: hand that has to fetch `upper` and lay it where `hand` reaches, None where hand reaches it
-    by itself. `where`: words for the cell, None where there are none."""
+    by itself. `apart`: the other way round: upper sits there at the start and has to come off, and both have
+    to lie on the table. `where`: words for the cell, None where there are none."""
     upper: str
     lower: str
     cell: tuple
@@ -33,6 +36,7 @@ class Goal:
     hand: str
     holder: str | None = None
     giver: str | None = None
+    apart: bool = False
     where: str | None = None
 
 
@@ -160,6 +164,44 @@ def _handover_sample(rng, scale):
     return poses, askable
 
 
+SEPARATE_TEMPLATES = (
+    'pull the {upper} off the {lower}',
+    'take the {upper} and the {lower} apart',
+    'separate the {upper} from the {lower}',
+    'hold the {lower} and pull the {upper} off',
+    'remove the {upper} from the {lower}',
+    'take the {upper} off the {lower} and lay both down',
+    'undo the {upper} and the {lower}',
+    'the {upper} comes off the {lower}',
+    'pull the stack on the {side} apart',
+    'take the stack apart and lay both bricks on the table',
+    'lift the stack , pull the {upper} off and lay both down',
+    'the {holder} hand holds the {lower} , the {hand} hand pulls the {upper} off',
+    'part the {upper} and the {lower} in the air')
+
+
+def _separate_bricks(scale):
+    small = (Brick(c, (2, 2), RGBA[c]) for c in ('blue', 'white'))
+    return (_join_bricks(scale)[0], *small)
+
+
+def _separate_sample(rng, scale):
+    """A small brick on the far end of the long one, on one side of the table; the other small one lies on the
+    other side to distract."""
+    names = ['blue', 'white']
+    rng.shuffle(names)
+    upper, other = names
+    holder, hand = HANDS if rng.integers(2) else HANDS[::-1]
+    s = 1 if holder == 'left' else -1
+    poses = {'red': (rng.uniform(.30, .36), s * rng.uniform(.16, .24), np.pi / 2 + np.radians(rng.uniform(-30, 30))),
+             other: (rng.uniform(.24, .28), -s * rng.uniform(.16, .28), rng.uniform(0, np.pi))}
+    text = rng.choice(SEPARATE_TEMPLATES).format(
+        upper=rng.choice([f'{upper} brick', f'{upper} one', 'small brick on top']), side=holder, holder=holder,
+        lower=rng.choice(['red brick', 'red one', 'long brick']), hand=hand)
+    cell = 0, -3 if scale > 1.5 else -4
+    return poses, [(Goal(upper, 'red', cell, 0, hand, holder=holder, apart=True), str(text))]
+
+
 def _place_bricks(scale):
     return (Brick('plate', (8, 8), RGBA['green'], plate=True, fixed=True),
             *(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')))
@@ -205,6 +247,9 @@ TASKS = {
     'handover': Task(
         _handover_bricks, _handover_sample, 25.,
         'the arm that reaches the brick does not reach the plate it goes on, and the other way round.'),
+    'separate': Task(
+        _separate_bricks, _separate_sample, 25.,
+        'nothing but the other hand holds the lower brick back: pulled by the upper one, the stack comes along.'),
     'join': Task(
         _join_bricks, _join_sample, 16.,
         'the bricks must snap together while the lower one is in the air (5 cm or more): '

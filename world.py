@@ -48,7 +48,7 @@ import mujoco  # noqa: E402
 
 from clutch import (  # noqa: E402
     BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
-from tasks import HANDS, MIN_JOIN_HEIGHT_M, TASKS  # noqa: E402
+from tasks import HANDS, MIN_JOIN_HEIGHT_M, PUT_DOWN, TASKS  # noqa: E402
 
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
 ARM_JOINTS = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
@@ -203,6 +203,9 @@ class World:
         for name, (x, y, yaw) in poses.items():
             adr = m.jnt_qposadr[m.body_jntadr[self._body_id[name]]]
             d.qpos[adr:adr + 7] = x, y, 1e-4, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+        for goal, _ in self.askable:
+            if goal.apart:
+                self._put_on(goal)
         for source, target in self._robot_joints:
             d.qpos[target] = self._robot_home[source]
         command = np.zeros(15)
@@ -236,6 +239,17 @@ class World:
         self.clutch.pending[:] = 0
         self.clutch.changed()
         return self.observe(), self.info()
+
+    def _put_on(self, goal):
+        """Start with the goal's upper brick on the lower one."""
+        m, d, names = self.model, self.data, self.clutch.names
+        mujoco.mj_kinematics(m, d)
+        (x, y, z), yaw = self.seat(goal)
+        adr = m.jnt_qposadr[m.body_jntadr[self._body_id[goal.upper]]]
+        d.qpos[adr:adr + 7] = x, y, z, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+        mujoco.mj_kinematics(m, d)
+        a, b = names.index(goal.lower), names.index(goal.upper)
+        self.clutch.connect(a, b, self.clutch.nearest_cell(a, b, *self.clutch.relative_pose(a, b)))
 
     def step(self, action):
         """action: tool action (15,), cast to float32 (so that a recorded action replays bit-equal) and
@@ -332,8 +346,16 @@ class World:
 
     def goal_pose(self, goal=None):
         """Where the upper brick of the episode's goal (or of another one) has to be now: position (3,) m,
-        yaw rad (modulo pi), world frame; moves with the lower brick."""
+        yaw rad (modulo pi), world frame. Its seat on the lower brick, with which it moves; the place on the
+        table before the hand that pulls where the goal is to take them apart."""
         goal = goal or self.goal
+        if goal.apart:
+            x, y, yaw = PUT_DOWN[goal.hand]
+            return np.array([x, y, 0.]), yaw
+        return self.seat(goal)
+
+    def seat(self, goal):
+        """Pose of the upper brick when it sits on the lower one as the goal says: position (3,) m, yaw rad."""
         pos, R = self.brick_pose(goal.lower)
         lower = next(b for b in self.bricks if b.name == goal.lower)
         offset = np.array([*np.array(goal.cell) * self.brick_scale * STUD_PITCH_M,
@@ -359,9 +381,10 @@ class World:
         return (any(np.allclose(link['cell'], c) for c in cells)
                 and (link['turns'] - g.turns) % (1 if nx == ny else 2) == 0)
 
-    def released(self, hand):
-        """True when the hand is open and its tool is 3 cm above where it would hold the upper brick."""
-        top = self.brick_pose(self.goal.upper)[0][2] + self.grasp_height_m
+    def released(self, hand, brick=None):
+        """True when the hand is open and its tool is 3 cm above where it would hold the brick (the upper one
+        of the goal)."""
+        top = self.brick_pose(brick or self.goal.upper)[0][2] + self.grasp_height_m
         return self.opening_m(hand) > .75 * self.max_opening_m and self.tool_pose(hand)[0][2] > top + .03
 
     def held_by(self, brick):
@@ -373,8 +396,16 @@ class World:
                 return hand
         return None
 
+    def lies(self, brick):
+        """True when the brick lies on the table, the right way up."""
+        pos, R = self.brick_pose(brick)
+        return pos[2] < .0015 * self.brick_scale and R[2, 2] > .99
+
     def goal_reached(self):
         """The goal's conditions at this instant; success needs them for HOLD_S."""
+        if self.goal.apart:
+            pair = (self.goal.hand, self.goal.upper), (self.goal.holder, self.goal.lower)
+            return not self.joined() and all(self.lies(b) and self.released(h, b) for h, b in pair)
         if not (self.joined() and self.released(self.goal.hand)):
             return False
         return self.goal.holder is None or (
@@ -397,12 +428,14 @@ class World:
         """What the words of each goal that could be asked for (`askable`) refer to, float32 (G, 8): the loose
         bricks, by number, that the left and the right hand have to fetch (an idle hand: the other's); the one
         that brick goes on, n where it is fixed; the hand that presses, 0 left; the place: pose (x, y, z, yaw)
-        of the upper brick, m and rad, in the frame of the lower one, of the torso where that is fixed."""
+        of the upper brick, m and rad, in the frame of the lower one, of the torso where that is fixed. To
+        take bricks apart, one is fetched by each hand, and the upper one goes on the table, which is fixed."""
         loose, rows = [b.name for b in self.bricks if not b.fixed], []
         for g, _ in self.askable:
             place, yaw = self.goal_pose(g)
-            base = loose.index(g.lower) if g.lower in loose else len(loose)
-            if g.lower in loose:
+            on_loose = g.lower in loose and not g.apart
+            base = loose.index(g.lower) if on_loose else len(loose)
+            if on_loose:
                 pos, R = self.brick_pose(g.lower)
                 place, yaw = R.T @ (place - pos), yaw - np.arctan2(R[1, 0], R[0, 0])
             fetch = [loose.index(g.lower if hand == g.holder else g.upper) for hand in HANDS]
@@ -423,8 +456,8 @@ class World:
         phase = 1 if all(near) else 0
         if all(lifted):
             phase = 4 if xy < .0015 * s else 3 if xy < .02 else 2
-        joined = self.joined()
-        if joined and not self._was_joined:
+        joined = self.joined() != g.apart
+        if joined and not self._was_joined and not g.apart:
             link = self.clutch.link(g.lower, g.upper)
             self._metrics.update(press_error_mm=float(1e3 * link['offset']),
                                  press_yaw_deg=float(np.degrees(link['turn'])))
@@ -434,7 +467,7 @@ class World:
             phase = 6 if goal else 5
         if lifted[0] and near[0]:
             self._carried = True
-        elif self._carried and not near[0] and not joined:
+        elif self._carried and not near[0] and (xy > .02 if g.apart else not joined):
             self._carried = False
             self._metrics['drops'] += 1
         self._held_steps = self._held_steps + 1 if goal else 0
@@ -442,7 +475,8 @@ class World:
         self._metrics.update(steps=self.steps, peak_force_n=float(self.clutch.peak_force_n),
                              xy_error_mm=float(1e3 * xy), z_error_mm=float(1e3 * error[2]),
                              yaw_error_deg=float(np.degrees(yaw_error)),
-                             broken=sum(e[1] == 'break' for e in self.clutch.events))
+                             broken=sum(e[1] == 'break' and not (g.apart and e[2:] == (g.lower, g.upper))
+                                        for e in self.clutch.events))
 
     def _offset_along(self, hand, brick):
         """Vector from where the hand grips best to the tool, world frame;
