@@ -393,16 +393,24 @@ class Kicks:
             return
         u = rng.random()
         size, turn, n = ((.006, .06, 2) if u < .4 else (.02, .15, 2) if u < .75 else (.05, .3, 3))
-        shrink = .5 if world.goal.holder and held else 1.
+        perched = verb == 'reach' and self._perched(world, hand)
+        shrink = .2 if perched else .5 if world.goal.holder and held else 1.
         offset = np.array([*rng.normal(0, size, 3), 0, 0, rng.normal(0, turn)]) * shrink
         low = world.grasp_height_m
         if held:                 # never ram a held brick into what lies below it
             low += (self._floor(world, hand) + STUD_HEIGHT_M * s + .004)
         z = np.clip(command[2] + offset[2], low, .26)
-        if verb == 'reach' and rng.random() < .3:
+        if verb == 'reach' and not perched and rng.random() < .3:
             z = max(low, rng.uniform(low, low + .05))
         offset[2] = z - command[2]
         self.queue[hand] = [(offset / n, None)] * n
+
+    def _perched(self, world, hand):
+        """True where the brick that `hand` reaches for lies on a loose one, or is in the air: struck hard it
+        comes to lie upside down, and no upright hand can mend that."""
+        g = world.goal
+        loose = g.lower in [b.name for b in world.bricks if not b.fixed]
+        return (g.apart or loose and not g.holder) and not world.lies(g.lower if hand == g.holder else g.upper)
 
     def _floor(self, world, hand):
         """Height of what a brick held by `hand` could hit, m."""
