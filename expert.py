@@ -12,8 +12,8 @@ to a brick scale with it.
 """
 import numpy as np
 
-from world import (BRICK_HEIGHT_M, HANDS, PUT_DOWN, STUD_HEIGHT_M, STUD_PITCH_M, TOOL, TOOL_HIGH, TOOL_LOW,
-                   rot_z, wrap)
+from world import (BRICK_HEIGHT_M, HANDS, PLATE_HEIGHT_M, PUT_DOWN, STUD_HEIGHT_M, STUD_PITCH_M,
+                   TOOL, TOOL_HIGH, TOOL_LOW, rot_z, wrap)
 
 SPEED_M_S, PRESS_SPEED_M_S, TURN_RAD_S = .3, .04, 2.     # the press speed is per unit of brick scale
 CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes with the spring's full reach
@@ -24,6 +24,7 @@ HANDOVER_POINT_M = np.array([.33, 0])            # on the table, where both arms
 PULL_SPEED_M_S = .06                             # per unit of brick scale
 PEEL_RAD_S = 1.
 HAND_WIDTH_M = .09
+FINGERTIP_M = .006                               # the tool is this far above the fingertips
 SHARED_Y_M = .07                                 # a hand leaves bricks to the other one from here on
 CLEAR_Y_M = .16                                  # an idle hand stays at least this far from the middle
 
@@ -138,11 +139,28 @@ class Hand:
         self.gripper(-1)
         return 'wait'
 
+    def stay(self):
+        """Hold on until the other hand is ready."""
+        self.gripper(-1)
+        return 'wait'
+
+    def hold_down(self):
+        """Press on the studs of a plate with closed fingers."""
+        s, error = self.scale, np.hypot(*(self.grip - self.tool)[:2])
+        touching = self.grip[2] + s * (PLATE_HEIGHT_M + STUD_HEIGHT_M) + FINGERTIP_M      # height of the tool
+        closed = self.opening_m < .008
+        self.gripper(-1)
+        over = closed and (error < .01 or self.tool[2] < touching + .003 and error < .02)
+        z = touching - .008 if over else touching + .02 + np.clip(1.5 * (error - .01), 0, .06)
+        self.go(self.tool[:2] if over else self.grip[:2], 0., z, z_speed=.1 if error < .03 else SPEED_M_S)
+        return 'hold' if over and self.tool[2] < touching + .001 else 'reach'
+
     def pull(self):
         """Up, rolling about the axis that the fingers hold best: peeled at one edge, four studs part at a
         tenth of the load that takes them off straight, and the other hand does not lose the lower brick."""
         self.go(self.tool[:2], self.command[5], self.command[2] + .1, z_speed=PULL_SPEED_M_S * self.scale)
-        self.new[3] = min(self.command[3] + PEEL_RAD_S * self.dt, .35)
+        outer = 1 if self.hand == 'right' else -1       # the edge away from this hand's side comes off first
+        self.new[3] = np.clip(self.command[3] + outer * PEEL_RAD_S * self.dt, -.35, .35)
         self.gripper(-1)
         return 'pull'
 
@@ -203,8 +221,8 @@ class Expert:
         return action, dict(phase=tuple(verbs[k] for k in HANDS), subtask=narrate(moves))
 
 
-# Plans: what each hand does about a goal in the present state. Each returns [(Hand, verb, brick it is about words
-# for where the brick goes or None)].
+# Plans: what each hand does about a goal in the present state. Each returns [(Hand, verb, brick it is about,
+# words for where that goes or None)].
 def assemble(world, goal):
     """Fetch the upper brick and press it on; where there is a holder, it brings the lower brick first."""
     moves, holder_ready = [], True
@@ -250,19 +268,22 @@ def hand_over(world, goal):
 
 def take_apart(world, goal):
     """Lift the stack by its lower brick, grasp the upper one in the air, pull, lay both down."""
-    far_end = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0])
+    plate = next(b for b in world.bricks if b.name == goal.lower).plate
+    far_end = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0]) * [not plate, 1, 1]
     h0, h = Hand(world, goal.holder, goal.lower, far_end), Hand(world, goal.hand, goal.upper)
     joined, gap = world.joined(), h.brick - world.seat(goal)[0]
     # the upper brick off the lower one and beside it: only then may either go down
     beside = abs(gap[1]) > HAND_WIDTH_M or world.lies(goal.upper)
     parted = not joined and beside
-    if h0.held:
+    if plate:
+        verb0 = h0.leave() if parted else h0.hold_down()
+    elif h0.held:
         verb0 = h0.lay_down(*put_down(goal.holder)) if parted else h0.hold_at(MEETING_POINT_M, np.pi / 2)
     else:
         verb0 = h0.leave() if parted and world.lies(goal.lower) else h0.pick()
     ready = verb0 == 'hold'
     if h.held and joined:
-        verb = h.pull() if ready else h.wait()
+        verb = h.pull() if ready else h.stay()
     elif h.held:
         off = gap[2] > (STUD_HEIGHT_M + .003) * world.brick_scale
         verb = h.lay_down(*put_down(goal.hand)) if parted else h.aside(gap[2]) if off else h.pull()
@@ -329,7 +350,7 @@ class Kicks:
         answers another situation. Jitter alone does not count."""
         action, kicked = action.copy(), False
         self.drift = .5 * self.drift + .87 * self.rng.normal(size=(2, 3))      # of unit spread
-        # two hands that meet in the air both miss; far out, at the plates of `handover`, an arm overshoots
+        # two hands that meet in the air both miss; a brick that is handed over is fetched and carried twice
         smaller = world.goal.holder or world.goal.giver
         jitter_m = self.jitter_m * world.brick_scale * (.6 if smaller else 1)
         for hand, verb, drift in zip(HANDS, info['phase'], self.drift):
@@ -410,7 +431,8 @@ class Kicks:
         comes to lie upside down, and no upright hand can mend that."""
         g = world.goal
         loose = g.lower in [b.name for b in world.bricks if not b.fixed]
-        return (g.apart or loose and not g.holder) and not world.lies(g.lower if hand == g.holder else g.upper)
+        brick = g.lower if hand == g.holder else g.upper
+        return (g.apart or loose and not g.holder) and not world.lies(brick)
 
     def _floor(self, world, hand):
         """Height of what a brick held by `hand` could hit, m."""

@@ -16,7 +16,7 @@ from clutch import Brick
 HANDS = ('left', 'right')
 RGBA = dict(red='0.80 0.10 0.10 1', blue='0.10 0.25 0.85 1', yellow='0.95 0.80 0.10 1',
             white='0.90 0.90 0.90 1', orange='0.95 0.45 0.05 1', green='0.30 0.55 0.30 1')
-# Where a hand lays a brick that is to lie on the table: (x, y, yaw), in front of it, long side away from the robot
+# Where a hand lays a brick that is to lie on the table: (x, y, yaw), long side away from the robot
 PUT_DOWN = {'left': (.36, .17, np.pi / 2), 'right': (.36, -.17, np.pi / 2)}
 MIN_JOIN_HEIGHT_M = .05       # "in the air": the lower brick's bottom is at least this high
 
@@ -28,7 +28,8 @@ class Goal:
     that has to keep `lower` in the air while they are joined, None where lower lies on the table or is fixed
     to it. `giver`: hand that has to fetch `upper` and lay it where `hand` reaches, None where hand reaches it
     by itself. `apart`: the other way round: upper sits there at the start and has to come off, and both have
-    to lie on the table. `where`: words for the cell, None where there are none."""
+    to lie on the table; the holder lifts lower, or holds it down where it is a plate. `where`: words for the
+    cell, None where there are none."""
     upper: str
     lower: str
     cell: tuple
@@ -159,7 +160,8 @@ def _handover_sample(rng, scale):
             text = rng.choice(HANDOVER_TEMPLATES).format(
                 upper=rng.choice([f'{name} brick', f'{giver} brick', f'{name} one']), hand=hand, giver=giver,
                 half=half, lower=f'{hand} plate')
-            askable.append((Goal(name, f'{hand} plate', cell, turns, hand, giver=giver, where=half), str(text)))
+            goal = Goal(name, f'{hand} plate', cell, turns, hand, giver=giver, where=half)
+            askable.append((goal, str(text)))
     rng.shuffle(askable)
     return poses, askable
 
@@ -193,13 +195,52 @@ def _separate_sample(rng, scale):
     upper, other = names
     holder, hand = HANDS if rng.integers(2) else HANDS[::-1]
     s = 1 if holder == 'left' else -1
-    poses = {'red': (rng.uniform(.30, .36), s * rng.uniform(.16, .24), np.pi / 2 + np.radians(rng.uniform(-30, 30))),
+    poses = {'red': (rng.uniform(.30, .36), s * rng.uniform(.16, .24),
+                     np.pi / 2 + np.radians(rng.uniform(-30, 30))),
              other: (rng.uniform(.24, .28), -s * rng.uniform(.16, .28), rng.uniform(0, np.pi))}
     text = rng.choice(SEPARATE_TEMPLATES).format(
-        upper=rng.choice([f'{upper} brick', f'{upper} one', 'small brick on top']), side=holder, holder=holder,
-        lower=rng.choice(['red brick', 'red one', 'long brick']), hand=hand)
+        upper=rng.choice([f'{upper} brick', f'{upper} one', 'small brick on top']),
+        lower=rng.choice(['red brick', 'red one', 'long brick']), hand=hand, holder=holder, side=holder)
     cell = 0, -3 if scale > 1.5 else -4
     return poses, [(Goal(upper, 'red', cell, 0, hand, holder=holder, apart=True), str(text))]
+
+
+UNPLUG_TEMPLATES = (
+    'unplug the {upper} from the plate',
+    'take the {upper} off the plate',
+    'pull the {upper} off the plate and lay it down',
+    'hold the plate and pull the {upper} off',
+    'remove the {upper} from the plate',
+    'the {upper} comes off the plate',
+    'hold the plate down with the {holder} hand and take the {upper} off',
+    'with the {hand} hand pull the {upper} off the plate',
+    'lay the {upper} beside the plate',
+    'clear the plate : take the {upper} off',
+    'put the {upper} from the plate onto the table',
+    'undo the {upper}',
+    'the {holder} hand holds the plate , the {hand} hand unplugs the {upper}')
+
+
+def _unplug_bricks(scale):
+    # A loose plate 128 mm wide at either scale: palms are 90 mm wide, and two hands work on it side by side.
+    return (Brick('plate', (8, 8 if scale > 1.5 else 16), RGBA['green'], plate=True),
+            *(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')))
+
+
+def _unplug_sample(rng, scale):
+    """A brick on one side of the plate, which the hand of that side pulls; another lies on the table."""
+    names = ['red', 'blue']
+    rng.shuffle(names)
+    upper, other = names
+    hand, holder = HANDS if rng.integers(2) else HANDS[::-1]
+    s = 1 if hand == 'left' else -1
+    poses = {'plate': (rng.uniform(.31, .37), rng.uniform(-.02, .02), np.radians(rng.uniform(-10, 10))),
+             other: (rng.uniform(.20, .24), rng.choice([-1, 1]) * rng.uniform(.20, .28),
+                     rng.uniform(0, np.pi))}
+    text = rng.choice(UNPLUG_TEMPLATES).format(
+        upper=rng.choice([f'{upper} brick', f'{upper} one', 'plugged brick']), hand=hand, holder=holder)
+    cell = int(rng.integers(-2, 3)), s * (3 if scale > 1.5 else 6)
+    return poses, [(Goal(upper, 'plate', cell, 1, hand, holder=holder, apart=True), str(text))]
 
 
 def _place_bricks(scale):
@@ -249,7 +290,10 @@ TASKS = {
         'the arm that reaches the brick does not reach the plate it goes on, and the other way round.'),
     'separate': Task(
         _separate_bricks, _separate_sample, 25.,
-        'nothing but the other hand holds the lower brick back: pulled by the upper one, the stack comes along.'),
+        'only the other hand holds the lower brick back: pulled by the upper one, the stack comes along.'),
+    'unplug': Task(
+        _unplug_bricks, _unplug_sample, 20.,
+        'the plate is loose and light: pulled by the brick it comes along, if no other hand holds it down.'),
     'join': Task(
         _join_bricks, _join_sample, 16.,
         'the bricks must snap together while the lower one is in the air (5 cm or more): '

@@ -47,7 +47,7 @@ gl_backend()           # mujoco reads MUJOCO_GL when it is imported
 import mujoco  # noqa: E402
 
 from clutch import (  # noqa: E402
-    BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
+    BRICK_HEIGHT_M, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
 from tasks import HANDS, MIN_JOIN_HEIGHT_M, PUT_DOWN, TASKS  # noqa: E402
 
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
@@ -355,7 +355,7 @@ class World:
         return self.seat(goal)
 
     def seat(self, goal):
-        """Pose of the upper brick when it sits on the lower one as the goal says: position (3,) m, yaw rad."""
+        """Pose of the upper brick when it sits on the lower one as the goal says: position (3,) m, yaw."""
         pos, R = self.brick_pose(goal.lower)
         lower = next(b for b in self.bricks if b.name == goal.lower)
         offset = np.array([*np.array(goal.cell) * self.brick_scale * STUD_PITCH_M,
@@ -429,7 +429,7 @@ class World:
         bricks, by number, that the left and the right hand have to fetch (an idle hand: the other's); the one
         that brick goes on, n where it is fixed; the hand that presses, 0 left; the place: pose (x, y, z, yaw)
         of the upper brick, m and rad, in the frame of the lower one, of the torso where that is fixed. To
-        take bricks apart, one is fetched by each hand, and the upper one goes on the table, which is fixed."""
+        take bricks apart, each hand fetches one, and the upper one goes on the table, which is fixed."""
         loose, rows = [b.name for b in self.bricks if not b.fixed], []
         for g, _ in self.askable:
             place, yaw = self.goal_pose(g)
@@ -450,7 +450,8 @@ class World:
         g, s = self.goal, self.brick_scale
         error, yaw_error = self.goal_error()
         xy = np.hypot(*error[:2])
-        bricks = [(g.hand, g.upper)] + ([(g.holder, g.lower)] if g.holder else [])
+        plates = [b.name for b in self.bricks if b.plate]
+        bricks = [(g.hand, g.upper)] + ([(g.holder, g.lower)] if g.holder and g.lower not in plates else [])
         lifted = [self.brick_pose(b)[0][2] > .012 * s for _, b in bricks]
         near = [np.linalg.norm(self._offset_along(h, b)) < .012 * s for h, b in bricks]
         phase = 1 if all(near) else 0

@@ -126,17 +126,19 @@ def test_handover_fails_with_one_hand():
     assert 'reach' in TASKS['handover'].two_hands
 
 
-def test_separate_fails_with_one_hand():
-    """Each hand alone with the expert's answers; and the hand the stack lies before pulls at the upper brick
-    by itself: the lower one comes along."""
-    world = World('separate', cameras=())
+@pytest.mark.parametrize('task', ['separate', 'unplug'])
+def test_nothing_comes_apart_with_one_hand(task):
+    """Each hand alone with the expert's answers; and the hand that reaches the upper brick pulls at it by
+    itself: the lower one comes along."""
+    world = World(task, cameras=())
 
     def pull_alone(w):
-        action, h = w.tool_command.copy(), Hand(w, w.goal.holder, w.goal.upper)
+        hand = w.goal.holder if task == 'separate' else w.goal.hand
+        action, h = w.tool_command.copy(), Hand(w, hand, w.goal.upper)
         (h.pull() if h.held else h.pick())
         action[TOOL[h.hand]] = h.new
         return action
     for policy in (only('left'), only('right'), pull_alone):
         assert not any(rollout(world, seed, policy)['success'] for seed in range(520_000, 520_003))
     assert world.joined() and not world.lies(world.goal.lower)
-    assert 'comes along' in TASKS['separate'].two_hands
+    assert 'comes along' in TASKS[task].two_hands
