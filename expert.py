@@ -267,15 +267,15 @@ def hand_over(world, goal):
 
 
 def take_apart(world, goal):
-    """Lift the stack by its lower brick, grasp the upper one in the air, pull, lay both down."""
-    plate = next(b for b in world.bricks if b.name == goal.lower).plate
-    far_end = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0]) * [not plate, 1, 1]
+    """Lift the stack by its lower brick, grasp the upper one in the air, pull, lay both down. A plate is held
+    down where it lies."""
+    far_end = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0]) * [world.lifts(), 1, 1]
     h0, h = Hand(world, goal.holder, goal.lower, far_end), Hand(world, goal.hand, goal.upper)
     joined, gap = world.joined(), h.brick - world.seat(goal)[0]
     # the upper brick off the lower one and beside it: only then may either go down
     beside = abs(gap[1]) > HAND_WIDTH_M or world.lies(goal.upper)
     parted = not joined and beside
-    if plate:
+    if not world.lifts():
         verb0 = h0.leave() if parted else h0.hold_down()
     elif h0.held:
         verb0 = h0.lay_down(*put_down(goal.holder)) if parted else h0.hold_at(MEETING_POINT_M, np.pi / 2)

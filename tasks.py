@@ -28,8 +28,8 @@ class Goal:
     that has to keep `lower` in the air while they are joined, None where lower lies on the table or is fixed
     to it. `giver`: hand that has to fetch `upper` and lay it where `hand` reaches, None where hand reaches it
     by itself. `apart`: the other way round: upper sits there at the start and has to come off, and both have
-    to lie on the table; the holder lifts lower, or holds it down where it is a plate. `where`: words for the
-    cell, None where there are none."""
+    to lie on the table; the holder lifts lower first, or holds it down where it is a plate. `where`: words
+    for the cell, None where there are none."""
     upper: str
     lower: str
     cell: tuple
@@ -290,7 +290,8 @@ TASKS = {
         'the arm that reaches the brick does not reach the plate it goes on, and the other way round.'),
     'separate': Task(
         _separate_bricks, _separate_sample, 25.,
-        'only the other hand holds the lower brick back: pulled by the upper one, the stack comes along.'),
+        'the bricks must come apart while the lower one is in the air (5 cm or more): one hand has to hold it '
+        'against the pull of the other; pulled up by the upper one alone, the stack comes along.'),
     'unplug': Task(
         _unplug_bricks, _unplug_sample, 20.,
         'the plate is loose and light: pulled by the brick it comes along, if no other hand holds it down.'),

@@ -401,11 +401,17 @@ class World:
         pos, R = self.brick_pose(brick)
         return pos[2] < .0015 * self.brick_scale and R[2, 2] > .99
 
+    def lifts(self):
+        """True where the goal's holder has to lift the lower brick: it holds plates down."""
+        g = self.goal
+        return g.holder is not None and not next(b for b in self.bricks if b.name == g.lower).plate
+
     def goal_reached(self):
         """The goal's conditions at this instant; success needs them for HOLD_S."""
         if self.goal.apart:
             pair = (self.goal.hand, self.goal.upper), (self.goal.holder, self.goal.lower)
-            return not self.joined() and all(self.lies(b) and self.released(h, b) for h, b in pair)
+            return (not self.joined() and all(self.lies(b) and self.released(h, b) for h, b in pair)
+                    and (self._joined_in_air or not self.lifts()))
         if not (self.joined() and self.released(self.goal.hand)):
             return False
         return self.goal.holder is None or (
@@ -450,18 +456,18 @@ class World:
         g, s = self.goal, self.brick_scale
         error, yaw_error = self.goal_error()
         xy = np.hypot(*error[:2])
-        plates = [b.name for b in self.bricks if b.plate]
-        bricks = [(g.hand, g.upper)] + ([(g.holder, g.lower)] if g.holder and g.lower not in plates else [])
+        bricks = [(g.hand, g.upper)] + ([(g.holder, g.lower)] if self.lifts() else [])
         lifted = [self.brick_pose(b)[0][2] > .012 * s for _, b in bricks]
         near = [np.linalg.norm(self._offset_along(h, b)) < .012 * s for h, b in bricks]
         phase = 1 if all(near) else 0
         if all(lifted):
             phase = 4 if xy < .0015 * s else 3 if xy < .02 else 2
         joined = self.joined() != g.apart
-        if joined and not self._was_joined and not g.apart:
+        if joined and not self._was_joined:
             link = self.clutch.link(g.lower, g.upper)
-            self._metrics.update(press_error_mm=float(1e3 * link['offset']),
-                                 press_yaw_deg=float(np.degrees(link['turn'])))
+            if link is not None:
+                self._metrics.update(press_error_mm=float(1e3 * link['offset']),
+                                     press_yaw_deg=float(np.degrees(link['turn'])))
             self._joined_in_air = self.brick_pose(g.lower)[0][2] > MIN_JOIN_HEIGHT_M
         self._was_joined, goal = joined, self.goal_reached()
         if joined:
