@@ -293,7 +293,7 @@ def take_apart(world, goal):
         verb = h.pick()
     else:
         return [(h0, verb0, goal.lower, None), idle(world, goal.hand, goal.upper)]
-    return [(h0, verb0, goal.lower, 'table'), (h, verb, goal.upper, 'table')]
+    return [(h0, verb0, goal.lower, 'table' if parted else None), (h, verb, goal.upper, 'table')]
 
 
 def put_down(hand):
