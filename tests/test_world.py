@@ -88,7 +88,8 @@ def test_a_snapshot_restores_exactly_at_any_moment(worlds, task):
         world.step(expert.act(world)[0])
     assert world.success()
     end, steps, events = world.data.qpos.copy(), world.steps, list(world.clutch.events)
-    for at in (0, 14, max(saved) - 9):      # before the grasp, with the brick in the hand, after the snap
+    last = max(t for t in saved if t <= max(saved) - 9)
+    for at in (0, 14, last):      # before the grasp, with the brick in the hand, after the snap
         world.set_state(saved[at])
         while world.steps < steps:
             world.step(expert.act(world)[0])
@@ -127,7 +128,7 @@ def test_episodes_start_apart_and_within_reach(worlds, task, scale):
         assert len(world.connections()) == world.goal.apart
         assert all(np.abs(world.brick_pose(n)[0][2]) < 1e-3 for n in names)
     assert len(texts) >= (5 if task == 'join' else 20)
-    assert len(goals) >= {'place': 12, 'stack': 10, 'handover': 14, 'separate': 4, 'unplug': 12,
+    assert len(goals) >= {'place': 12, 'stack': 10, 'handover': 12, 'separate': 4, 'unplug': 12,
                            'join': 1}[task]
 
 
