@@ -290,8 +290,8 @@ TASKS = {
         'the arm that reaches the brick does not reach the plate it goes on, and the other way round.'),
     'separate': Task(
         _separate_bricks, _separate_sample, 25.,
-        'the bricks must come apart while the lower one is in the air (5 cm or more): one hand has to hold it '
-        'against the pull of the other; pulled up by the upper one alone, the stack comes along.'),
+        'the bricks must come apart while the lower one is in the air (5 cm or more): one hand has to hold '
+        'it against the pull of the other; pulled up by the upper one alone, the stack comes along.'),
     'unplug': Task(
         _unplug_bricks, _unplug_sample, 20.,
         'the plate is loose and light: pulled by the brick it comes along, if no other hand holds it down.'),

@@ -46,7 +46,7 @@ def gl_backend():
 gl_backend()           # mujoco reads MUJOCO_GL when it is imported
 import mujoco  # noqa: E402
 
-from clutch import (  # noqa: E402
+from clutch import (  # noqa: E402, F401; the expert reads PLATE_HEIGHT_M from here
     BRICK_HEIGHT_M, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
 from tasks import HANDS, MIN_JOIN_HEIGHT_M, PUT_DOWN, TASKS  # noqa: E402
 
