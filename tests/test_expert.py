@@ -128,14 +128,18 @@ def test_handover_fails_with_one_hand():
 
 @pytest.mark.parametrize('task', ['separate', 'unplug'])
 def test_nothing_comes_apart_with_one_hand(task):
-    """Each hand alone with the expert's answers; and the hand that reaches the upper brick pulls at it by
-    itself: the lower one comes along. (Rolled against the table a stack may part: not in the air.)"""
+    """Each hand alone with the expert's answers; and the hand that reaches the upper brick pulls it off and
+    lays it down by itself: the lower one comes along. (Rolled against the table a stack may part; that is not
+    in the air.)"""
     world = World(task, cameras=())
 
     def pull_alone(w):
         hand = w.goal.holder if task == 'separate' else w.goal.hand
         action, h = w.tool_command.copy(), Hand(w, hand, w.goal.upper)
-        (h.pull() if h.held else h.pick())
+        if h.held:
+            h.pull() if w.joined() else h.lay_down(np.array([.34, 0.]), np.pi / 2)
+        else:
+            h.leave() if w.lies(w.goal.upper) else h.pick()
         action[TOOL[h.hand]] = h.new
         return action
     for policy in (only('left'), only('right'), pull_alone):
