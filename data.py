@@ -368,12 +368,17 @@ class Dataset:
             np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
         # Targets: where each camera sees the bricks, m and rad (n, N, bricks, 4), and what the words of each
         # goal that could have been asked for in the same scene refer to (E, G, 8), G the most of any episode.
+        # Where tasks have fewer bricks than others, the missing ones are nan, and `none` is what it is there.
         self.n_askable = np.array([len(h['askable']) for h in self.headers])
-        scene = np.concatenate([x.reshape(len(x), 3, -1, 4) for x in parts['scene']])
-        self.scene = scene[:, list(processor.frames)]
+        scene = [x.reshape(len(x), 3, -1, 4)[:, list(processor.frames)] for x in parts['scene']]
+        n_bricks = max(x.shape[2] for x in scene)
+        fill = [[(0, 0), (0, 0), (0, n_bricks - x.shape[2]), (0, 0)] for x in scene]
+        self.scene = np.concatenate([np.pad(x, f, constant_values=np.nan) for x, f in zip(scene, fill)])
         self.referents = np.zeros((len(self.headers), self.n_askable.max(), 8), np.float32)
-        for row, header in zip(self.referents, self.headers):
-            row[:len(header['referents'])] = header['referents']
+        for row, header, poses in zip(self.referents, self.headers, scene):
+            asked = np.array(header['referents'], np.float32)
+            asked[asked[:, 2] == poses.shape[2], 2] = n_bricks
+            row[:len(asked)] = asked
         self.start = np.concatenate([[0], np.cumsum(lengths)])           # (E+1,) first row of each episode
         self.episode = np.repeat(np.arange(len(lengths)), lengths)       # (n,) row -> its episode
         self.last = self.start[1:][self.episode] - 1                     # (n,) row -> last row of its episode

@@ -343,7 +343,7 @@ class Kicks:
         # Small errors all along (DART, Laskey et al. 2017). Without them a hand low over the place is always
         # just where the way the brick lies in it requires: a learner reads the one off the other, does not
         # look, and in the end centres the hand instead of the brick.
-        self.jitter_m, self.drift = self.rng.uniform(0, .0008) * (probability > 0), np.zeros((2, 3))
+        self.jitter_m, self.drift = self.rng.uniform(0, .0007) * (probability > 0), np.zeros((2, 3))
 
     def apply(self, world, action, info):
         """Returns the action to execute (15,) float32 and whether it was replaced: then what comes after it

@@ -60,9 +60,10 @@ class SceneHead(nn.Module):
         return torch.stack(seen, 1).unflatten(-1, (self.n_bricks, 5))
 
     def loss(self, seen, scene):
-        """scene (B, N, n, 4) m, rad; counts where in range."""
+        """scene (B, N, n, 4) m, rad, nan for a brick that is not there; counts where in range."""
         carried = torch.tensor(self.frames, device=scene.device)[:, None] > 0
-        near = (scene[..., :2].abs() < RANGE_M).all(-1) | ~carried                    # (B, N, n)
+        there, scene = scene.isfinite().all(-1), scene.nan_to_num()
+        near = ((scene[..., :2].abs() < RANGE_M).all(-1) | ~carried) & there          # (B, N, n)
         error = F.smooth_l1_loss(seen[..., :4], scene / self.units, reduction='none', beta=0.1).mean(-1)
         in_range = F.binary_cross_entropy_with_logits(seen[..., 4], near.float())
         return (error * near).mean() + 0.3 * in_range

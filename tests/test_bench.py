@@ -33,7 +33,7 @@ def test_world_and_render_sections_print_rates():
     rows = [line for line in done.stdout.splitlines() if line.startswith(('world ', 'render '))]
     assert len(rows) == 5 and 'cores' in done.stdout
     rates = [float(line[54:].split()[0]) for line in rows]
-    assert rates[0] > rates[1] > 5 and 0.1 < rates[2] < 1.5
+    assert min(rates[:2]) > 5 and 0.1 < rates[2] < 1.5
 
 
 def test_training_loader_and_latency_are_those_of_the_config(tmp_path):

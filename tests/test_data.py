@@ -162,6 +162,21 @@ def test_normaliser_uses_what_the_loss_sees_and_never_divides_by_less_than_the_f
     assert 'action left/tool_x' in dead and 'command/right/tool_x' not in dead     # the left hand never moves
 
 
+def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
+    paths = data.episode_paths(folder)
+    for i, n in enumerate((2, 1)):      # the second episode loses its second brick
+        arrays, header = data.read_episode(paths[i])
+        scene = np.array(arrays['scene']).reshape(-1, 3, 2, 4)[:, :, :n]
+        referents = [[0, 0, n, 1, 0, 0, 0, 0]]      # on none of them
+        data.write_episode(tmp_path / f'{i}.safetensors', dict(arrays, scene=scene.reshape(len(scene), -1)),
+                           dict(header, seed=i, referents=referents))
+    dataset = data.Dataset(tmp_path, make_processor(), None)
+    short = dataset.episode == 1
+    assert dataset.scene.shape[2] == 2 and np.isfinite(dataset.scene[~short]).all()
+    assert np.isfinite(dataset.scene[short][:, :, 0]).all() and np.isnan(dataset.scene[short][:, :, 1]).all()
+    assert dataset.referents[:, 0, 2].tolist() == [2, 2]
+
+
 def test_held_out_episodes_stay_held_out_when_more_are_recorded(folder):
     processor = make_processor()
     train, val = (data.Dataset(folder, processor, split, 0.3) for split in ('train', 'val'))

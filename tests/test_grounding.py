@@ -106,3 +106,13 @@ def test_loss_is_small_for_the_right_referents_only():
     assert head.loss(right, unknown) == 0
     half = torch.stack([referents[0], unknown[0]])
     assert torch.isclose(head.loss(right, half), head.loss(right[:1], referents[:1]))
+
+
+def test_a_brick_that_is_not_there_is_seen_by_nobody():
+    head, scene = grounding.SceneHead(FRAMES, 2, 8), random_poses(4, 3, 2)
+    seen = torch.zeros(4, 3, 2, 5, requires_grad=True)
+    scene[:, :, 1] = torch.nan
+    loss = head.loss(seen, scene)
+    loss.backward()
+    assert loss.isfinite() and seen.grad[:, :, 0, :4].abs().sum() > 0
+    assert not seen.grad[:, :, 1, :4].any() and (seen.grad[:, :, 1, 4] > 0).all()      # has to fall
