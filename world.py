@@ -307,20 +307,20 @@ class World:
 
     def _check_physics(self):
         """Divergence ends the episode with a named reason."""
-        d = self.data
+        d, t = self.data, self.steps / self.control_hz      # MuJoCo starts d.time anew when it diverges
         counts = [d.warning[i].number for i in range(int(mujoco.mjtWarning.mjNWARNING))]
         bad = [mujoco.mjtWarning(i).name for i, n in enumerate(counts) if n]
         depth, energy = -d.contact.dist.min() if d.ncon else 0., self.energy_j()
         self._metrics['penetration_mm'] = max(self._metrics['penetration_mm'], float(1e3 * depth))
         self._metrics['energy_j'] = max(self._metrics['energy_j'], energy)
         if bad:
-            self.fault = f'MuJoCo warning {bad[0]} at t={d.time:.2f} s'
+            self.fault = f'MuJoCo warning {bad[0]} at t={t:.1f} s'
         elif not np.isfinite(d.qpos).all():
-            self.fault = f'non-finite positions at t={d.time:.2f} s'
+            self.fault = f'non-finite positions at t={t:.1f} s'
         elif depth > MAX_PENETRATION_M:
-            self.fault = f'penetration {1e3 * depth:.0f} mm at t={d.time:.2f} s'
+            self.fault = f'penetration {1e3 * depth:.0f} mm at t={t:.1f} s'
         elif energy > MAX_ENERGY_J:
-            self.fault = f'energy {energy:.0f} J at t={d.time:.2f} s'
+            self.fault = f'energy {energy:.0f} J at t={t:.1f} s'
 
     def energy_j(self):
         """Kinetic energy of everything, J: what a simulation that blows up has too much of. (Potential energy
