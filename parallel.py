@@ -117,6 +117,7 @@ def memory_gb(net, device, ema, samples, tokens, dtype):
     keeps). `samples` are worked on at a time, each a row of `tokens`; matrix products are done in `dtype`.
     """
     cfg, numbers = net.cfg, sum(local(p).numel() for p in net.parameters())
+    learnt = sum(local(p).numel() for p in net.parameters() if p.requires_grad)
     sharded, wide, D = isinstance(net, FSDPModule), dtype.itemsize, cfg.hidden_size
     heads, mlp = cfg.n_heads + 2 * cfg.n_kv_heads, 4 if cfg.mlp == 'swiglu' else 2
     per_token = (8 + 2 * wide) * D + wide * (2 * heads + cfg.n_heads) * cfg.head_dim
@@ -126,7 +127,7 @@ def memory_gb(net, device, ema, samples, tokens, dtype):
     kept = cfg.n_layers * 4 * D + per_token if cfg.recompute else cfg.n_layers * per_token
     largest = max(sum(p.numel() for p in block.parameters()) for block in blocks_of(net))
     copies = 3 * largest if sharded else numbers if wide < 4 else 0      # this block, the next, a gradient
-    parts = {'weights': 4 * numbers, 'gradients': 4 * numbers, 'optimizer': 8 * numbers,
+    parts = {'weights': 4 * numbers, 'gradients': 4 * learnt, 'optimizer': 8 * learnt,
              'average': 4 * numbers * bool(ema), 'copies to multiply with': wide * copies,
              'activations': samples * tokens * kept}
     return {name: size / 1e9 for name, size in parts.items()}
