@@ -99,7 +99,7 @@ class Clutch:
     """
     DWELL = 2              # consecutive updates a condition must hold: rides over single-step contact spikes
     SNAP_TIME_S = .04      # the weld's target moves from the pose found to the grid pose over this time
-    GRACE_S = .2           # no breaking so soon after forming: the pull into the grid rings in the arms
+    GRACE_S = .2           # no breaking so soon after a snap: the pull into the grid rings in arms and tower
     OVERLOAD = 30.         # but at this utilisation (the ringing reaches 12) it breaks at once, however young
     MAX_SPIN_RAD_S = 60.   # of linked bricks: at 4 ms welds wind up what turns faster, until it diverges
     RESEAT_AFTER_S = .05
@@ -125,7 +125,8 @@ class Clutch:
         self.links = np.zeros(len(self.slot_eq_id), dtype=[
             ('used', '?'), ('loose', '?'), ('seated', '?'),
             ('a', 'i4'), ('b', 'i4'), ('studs', 'i4'), ('over', 'i4'),
-            ('cell', 'f8', 2), ('turns', 'i4'), ('time', 'f8'), ('half', 'f8', 2), ('inertia', 'f8', 2),
+            ('cell', 'f8', 2), ('turns', 'i4'), ('half', 'f8', 2), ('inertia', 'f8', 2),
+            ('time', 'f8'), ('rung', 'f8'),      # of the link's own snap, of the last one in its tower
             ('pos0', 'f8', 3), ('quat0', 'f8', 4), ('pos1', 'f8', 3), ('quat1', 'f8', 4),
             ('load', 'f8', 6), ('use', 'f8'), ('offset', 'f8'), ('turn', 'f8'),
             ('per_force', 'f8'), ('per_moment', 'f8')])
@@ -154,11 +155,13 @@ class Clutch:
                      load=tuple(float(x) for x in r['load']), utilisation=float(r['use']))
                 for r in self.links[self.links['used'] & ~self.links['loose']]]
 
-    def link(self, lower, upper):
-        """The live link's record, or None."""
+    def link(self, lower, upper, loose=False):
+        """The live link's record, or None; loose: also one that is broken, its studs still in."""
         a, b = self.names.index(lower), self.names.index(upper)
+        if (a, b) not in self._linked:
+            return None
         for r in self.links:
-            if r['used'] and not r['loose'] and r['a'] == a and r['b'] == b:
+            if r['used'] and (loose or not r['loose']) and r['a'] == a and r['b'] == b:
                 return r
         return None
 
@@ -308,7 +311,13 @@ class Clutch:
         mujoco.mju_mat2Quat(quat, R.ravel())
         row['quat0'] = quat if quat @ row['quat1'] >= 0 else -quat
         row['pos0'] = pos + R @ self.model.eq_data[eq, :3]
-        row['time'], row['seated'] = self.data.time, False
+        row['time'], row['seated'], tower, size = self.data.time, False, {row['a'], row['b']}, 0
+        while len(tower) > size:      # all that hangs together rings
+            size = len(tower)
+            for link in self.links[self.links['used']]:
+                if {link['a'], link['b']} & tower:
+                    tower |= {link['a'], link['b']}
+        self.links['rung'][np.isin(self.links['a'], list(tower)) & self.links['used']] = self.data.time
         self.data.eq_active[eq] = 1
         self.events.append((float(self.data.time), event, self.names[row['a']], self.names[row['b']]))
         self._write_excludes()
@@ -372,7 +381,7 @@ class Clutch:
         if not close:
             return
         slots, use = self.measure()
-        late = self.data.time - self.links['time'][slots] > self.GRACE_S
+        late = self.data.time - self.links['rung'][slots] > self.GRACE_S
         over = np.where((use > 1) & late, self.links['over'][slots] + 1, 0)
         over[use > self.OVERLOAD] = self.DWELL
         self.links['over'][slots], self._over = over, bool(over.any())

@@ -20,6 +20,7 @@ CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes wi
 CLOSE_STEP, OPEN_STEP = .34, .5                  # share of the stroke per action: three to close, two to open
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
 WAITING_POINT_M = np.array([.37, .13, .19])      # where the other hand waits for it, on its own side
+LOW_M = .014                                     # above its seat what comes in under the holder's palm stays
 HANDOVER_POINT_M = np.array([.33, 0])            # on the table, where both arms reach
 PULL_SPEED_M_S = .06                             # per unit of brick scale
 PEEL_RAD_S = 1.
@@ -135,7 +136,9 @@ class Hand:
     def wait(self):
         """Hold the brick beside where the other hand will be."""
         side = 1 if self.hand == 'left' else -1
-        self.go(WAITING_POINT_M[:2] * [1, side], 0., WAITING_POINT_M[2], self.lifted_speed())
+        low = self.world.goal_pose()[0][2] + self.height + LOW_M
+        z = low if self.world.goal.steady else WAITING_POINT_M[2]
+        self.go(WAITING_POINT_M[:2] * [1, side], 0., z, self.lifted_speed())
         self.gripper(-1)
         return 'wait'
 
@@ -143,6 +146,11 @@ class Hand:
         """Hold on until the other hand is ready."""
         self.gripper(-1)
         return 'wait'
+
+    def steady(self):
+        """Keep the held brick where it stands, and down."""
+        self.gripper(-1)
+        return 'hold'
 
     def hold_down(self):
         """Press on the studs of a plate with closed fingers."""
@@ -191,14 +199,15 @@ class Hand:
         # Far away the command aims at the place itself, allowing for how the brick lies in the hand; close by
         # it moves by a share of the measured error, which also removes what is left of the tracking error.
         xy = self.command[:2] + .6 * e if error < .006 * s else target[:2] - (rot_z(turn) @ self.in_hand)[:2]
-        above_studs = self.tool[2] - seat_z - stud
+        above_studs, gently = self.tool[2] - seat_z - stud, len(world.plan.chain) > 1       # or towers break
         tolerance = (.0009 if above_studs > .003 else .0014) * s
         if error < tolerance and self.command[2] < seat_z + stud + .012 * s:
             phase = 'press'
             # From the tool, not from the command: a stuck brick must not wind the command up sideways.
-            self.go(self.tool[:2] + .6 * e, turn, seat_z - .015, SPEED_M_S, PRESS_SPEED_M_S * s)
+            self.go(self.tool[:2] + .6 * e, turn, seat_z - .015, SPEED_M_S,
+                    PRESS_SPEED_M_S * s * (.4 if gently else 1))
         else:
-            z = seat_z + stud + .004 + np.clip(1.5 * (error - .003), 0, .05)
+            z = seat_z + stud + .004 + np.clip(1.5 * (error - .003), 0, LOW_M if world.goal.steady else .05)
             self.go(xy, turn, z, self.lifted_speed() if error > .02 else SPEED_M_S)
         self.gripper(-1)
         return phase
@@ -227,10 +236,15 @@ def assemble(world, goal):
     """Fetch the upper brick and press it on; where there is a holder, it brings the lower brick first."""
     moves, holder_ready = [], True
     if goal.holder:
-        # the other end of the brick
-        grip = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0])
-        h = Hand(world, goal.holder, goal.lower, grip)
-        verb = h.hold_at(MEETING_POINT_M, np.pi / 2) if h.held else h.pick()
+        # a tower is held by its foot and all above: gripped higher up it comes apart
+        foot = goal.steady * np.array([0, 0, world.brick_scale * BRICK_HEIGHT_M])
+        h = Hand(world, goal.holder, goal.lower, far_end(world, goal) - foot)
+        if goal.steady and world.joined():
+            verb = h.let_go(.14)
+        elif h.held:
+            verb = h.steady() if goal.steady else h.hold_at(MEETING_POINT_M, np.pi / 2)
+        else:
+            verb = h.pick()
         moves.append((h, verb, goal.lower, None))
         holder_ready = verb == 'hold'
     else:
@@ -269,8 +283,8 @@ def hand_over(world, goal):
 def take_apart(world, goal):
     """Lift the stack by its lower brick, grasp the upper one in the air, pull, lay both down. A plate is held
     down where it lies."""
-    far_end = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0]) * [world.lifts(), 1, 1]
-    h0, h = Hand(world, goal.holder, goal.lower, far_end), Hand(world, goal.hand, goal.upper)
+    grip = far_end(world, goal) * [world.lifts(), 1, 1]
+    h0, h = Hand(world, goal.holder, goal.lower, grip), Hand(world, goal.hand, goal.upper)
     joined, gap = world.joined(), h.brick - world.seat(goal)[0]
     # the upper brick off the lower one and beside it: only then may either go down
     beside = abs(gap[1]) > HAND_WIDTH_M or world.lies(goal.upper)
@@ -294,6 +308,12 @@ def take_apart(world, goal):
     else:
         return [(h0, verb0, goal.lower, None), idle(world, goal.hand, goal.upper)]
     return [(h0, verb0, goal.lower, 'table' if parted else None), (h, verb, goal.upper, 'table')]
+
+
+def far_end(world, goal):
+    """Where the holder grips: the end of the lower brick away from the upper one, (3,) m in its frame."""
+    half = (np.array(next(b for b in world.bricks if b.name == goal.lower).studs) - 2) / 2
+    return np.array([*-np.clip(goal.cell, -half, half) * world.brick_scale * STUD_PITCH_M, 0])
 
 
 def put_down(hand):

@@ -15,7 +15,8 @@ from clutch import Brick
 
 HANDS = ('left', 'right')
 RGBA = dict(red='0.80 0.10 0.10 1', blue='0.10 0.25 0.85 1', yellow='0.95 0.80 0.10 1',
-            white='0.90 0.90 0.90 1', orange='0.95 0.45 0.05 1', green='0.30 0.55 0.30 1')
+            white='0.90 0.90 0.90 1', orange='0.95 0.45 0.05 1', green='0.30 0.55 0.30 1',
+            black='0.12 0.12 0.13 1')
 # Where a hand lays a brick that is to lie on the table: (x, y, yaw), long side away from the robot
 PUT_DOWN = {'left': (.36, .17, np.pi / 2), 'right': (.36, -.17, np.pi / 2)}
 MIN_JOIN_HEIGHT_M = .05       # "in the air": the lower brick's bottom is at least this high
@@ -28,8 +29,9 @@ class Goal:
     that has to keep `lower` in the air while they are joined, None where lower lies on the table or is fixed
     to it. `giver`: hand that has to fetch `upper` and lay it where `hand` reaches, None where hand reaches it
     by itself. `apart`: the other way round: upper sits there at the start and has to come off, and both have
-    to lie on the table; the holder lifts lower first, or holds it down where it is a plate. `where`: words
-    for the cell, None where there are none."""
+    to lie on the table; the holder lifts lower first, or holds it down where it is a plate. `steady`: the
+    holder keeps lower from tipping where it stands. `where`: words for the cell, None where there are none.
+    `then`: what comes next; which goal of such a chain is at work follows from the state (World.current)."""
     upper: str
     lower: str
     cell: tuple
@@ -38,13 +40,21 @@ class Goal:
     holder: str | None = None
     giver: str | None = None
     apart: bool = False
+    steady: bool = False
     where: str | None = None
+    then: 'Goal | None' = None
+
+    @property
+    def chain(self):
+        """This goal and those that come after it."""
+        return (self, *(self.then.chain if self.then else ()))
 
 
 @dataclass(frozen=True)
 class Task:
     """A task as data. `bricks(scale)` lists what lies on the table; `sample(rng, scale)` draws poses
-    {brick: (x, y, yaw)} and what could be asked for there, [(Goal, instruction)], the first of which is."""
+    {brick: (x, y, yaw), or the Goal that holds from the start} and what could be asked for there, [(Goal,
+    instruction)], the first of which is."""
     bricks: Callable
     sample: Callable
     time_limit_s: float
@@ -202,7 +212,8 @@ def _separate_sample(rng, scale):
         upper=rng.choice([f'{upper} brick', f'{upper} one', 'small brick on top']),
         lower=rng.choice(['red brick', 'red one', 'long brick']), hand=hand, holder=holder, side=holder)
     cell = 0, -3 if scale > 1.5 else -4
-    return poses, [(Goal(upper, 'red', cell, 0, hand, holder=holder, apart=True), str(text))]
+    poses[upper] = goal = Goal(upper, 'red', cell, 0, hand, holder=holder, apart=True)
+    return poses, [(goal, str(text))]
 
 
 UNPLUG_TEMPLATES = (
@@ -240,7 +251,113 @@ def _unplug_sample(rng, scale):
     text = rng.choice(UNPLUG_TEMPLATES).format(
         upper=rng.choice([f'{upper} brick', f'{upper} one', 'plugged brick']), hand=hand, holder=holder)
     cell = int(rng.integers(-2, 3)), s * (3 if scale > 1.5 else 6)
-    return poses, [(Goal(upper, 'plate', cell, 1, hand, holder=holder, apart=True), str(text))]
+    poses[upper] = goal = Goal(upper, 'plate', cell, 1, hand, holder=holder, apart=True)
+    return poses, [(goal, str(text))]
+
+
+BRIDGE_TEMPLATES = (
+    'build a bridge : {long} over the {first} tower and the {second} tower',
+    'bridge the two towers with the {long}',
+    'put the {long} over both towers',
+    'lay the {long} across the {first} tower and the {second} tower',
+    'join the {first} tower and the {second} tower with the {long}',
+    'press the {long} onto both towers',
+    'the {long} goes over the {first} tower and the {second} tower',
+    'connect the towers with the {long}',
+    'make a bridge from the {first} tower to the {second} tower',
+    'hold the {second} tower and press the {long} onto both towers',
+    'the {holder} hand holds the {second} tower , the {hand} hand presses the {long} on',
+    'span the {first} tower and the {second} tower with the {long}',
+    'take the {long} and bridge both towers')
+
+
+def _bridge_bricks(scale):
+    # The white tower is a T with one arm: the studs that the bridge goes on overhang its foot. The grips are
+    # then 112 (DUPLO) and 88 mm apart; at 80 and 64 mm the palms met.
+    small = scale < 1.5
+    return (Brick('red', (2, 12 if small else 8), RGBA['red']),
+            Brick('blue', (2, 2), RGBA['blue']), Brick('blue foot', (2, 2), RGBA['blue']),
+            Brick('white', (2, 8 if small else 6), RGBA['white']),
+            Brick('white foot', (2, 6 if small else 4), RGBA['white']))
+
+
+def _bridge_sample(rng, scale):
+    """The white tower in the middle, near, its arm pointing away from the robot; on one side the blue tower
+    and the long brick. That side's hand presses the brick onto blue, then both onto the arm of white."""
+    hand, holder = HANDS if rng.integers(2) else HANDS[::-1]
+    s, small = 1 if hand == 'left' else -1, scale < 1.5
+    ahead = lambda degrees: np.pi / 2 + np.radians(rng.uniform(-degrees, degrees))
+    second = Goal('red', 'white', (0, -8 if small else -5), 0, hand, holder=holder, steady=True,
+                  where='white tower')
+    first = Goal('red', 'blue', (0, 5 if small else 3), 0, hand, where='blue tower', then=second)
+    poses = {'white foot': (rng.uniform(.24, .28), rng.uniform(-.02, .02), ahead(12)),
+             'white': Goal('white', 'white foot', (0, -1), 0, holder),
+             'blue foot': (rng.uniform(.36, .40), s * rng.uniform(.15, .18), ahead(15)),
+             'blue': Goal('blue', 'blue foot', (0, 0), 0, holder),
+             'red': (rng.uniform(.29, .33), s * rng.uniform(.26, .29), ahead(12))}
+    text = rng.choice(BRIDGE_TEMPLATES).format(
+        long=rng.choice(['red brick', 'long brick', 'red one']), first='blue', second='white', hand=hand,
+        holder=holder)
+    return poses, [(first, str(text))]
+
+
+# Building: towers on the two plates of `handover`, out of 2x4 bricks
+BUILD_COLOURS = ('red', 'blue', 'yellow', 'white', 'orange', 'black')
+BUILD_TEMPLATES = ('build : {plan}', 'build this : {plan}', 'the plan : {plan}', 'follow the plan : {plan}',
+                   'make two towers : {plan}', 'assemble {plan}', 'put together {plan}',
+                   'step by step : {plan}',
+                   'with both hands build {plan}', 'stack {plan}', 'one after the other : {plan}',
+                   'build what the plan says : {plan}', 'two towers : {plan}')
+BUILD_STEPS = ('{upper} on {lower}', '{upper} onto {lower}', '{upper} goes on {lower}',
+               'put {upper} on {lower}')
+
+
+def _build_bricks(scale):
+    plates = [b for b in _handover_bricks(scale) if b.plate]
+    return (*plates, *(Brick(c, (2, 4), RGBA[c]) for c in BUILD_COLOURS))
+
+
+def _build_sample(rng, scale):
+    """Three bricks on each side. A plan has three to six of them in two towers, some of them on the side that
+    their brick is not on; what it leaves out lies there to distract."""
+    side, poses = {}, {}
+    for i, name in enumerate(rng.permutation(BUILD_COLOURS).tolist()):
+        side[name] = s = HANDS[i % 2]
+        while True:      # a hand needs 85 mm
+            x, y = rng.uniform(.22, .31), (1 if s == 'left' else -1) * rng.uniform(.13, .33)
+            if all(np.hypot(x - p[0], y - p[1]) > .085 for p in poses.values()):
+                break
+        poses[name] = x, y, np.pi / 2 + np.radians(rng.uniform(-30, 30))
+    return poses, [_build_plan(rng, side) for _ in range(4)]
+
+
+def _build_plan(rng, side):
+    """-> chain of goals, instruction. side: {brick: hand that reaches it}."""
+    n, half_words = int(rng.integers(3, 7)), list(HALVES)
+    while True:
+        names = rng.permutation(BUILD_COLOURS)[:n].tolist()
+        hands = rng.permutation([HANDS[i % 2] for i in range(n)]).tolist()      # whose plate each goes on
+        if any(side[name] != hand for name, hand in zip(names, hands)):
+            break
+    top, steps, words = {}, [], []
+    phrase, link = rng.choice(BUILD_STEPS), rng.choice([' , ', ' , then ', ' ; '])
+    for name, hand in zip(names, hands):
+        if hand in top:
+            turns, lower = int(rng.integers(2)), top[hand]
+            cell, where = (0, 0), lower
+            how = f'{lower} , crosswise' if turns else lower
+        else:
+            half, lower = half_words[rng.integers(4)], f'{hand} plate'
+            (cell, turns), where = HALVES[half], f'{half} of {lower}'
+            how = f'the {half} of the {lower}'
+        top[hand] = name
+        steps.append(dict(upper=name, lower=lower, cell=cell, turns=turns, hand=hand, where=where,
+                          giver=side[name] if side[name] != hand else None))
+        words.append(phrase.format(upper=name, lower=how))
+    goal = None
+    for step in reversed(steps):
+        goal = Goal(**step, then=goal)
+    return goal, str(rng.choice(BUILD_TEMPLATES).format(plan=str(link).join(words)))
 
 
 def _place_bricks(scale):
@@ -295,6 +412,14 @@ TASKS = {
     'unplug': Task(
         _unplug_bricks, _unplug_sample, 20.,
         'the plate is loose and light: pulled by the brick it comes along, if no other hand holds it down.'),
+    'bridge': Task(
+        _bridge_bricks, _bridge_sample, 30.,
+        'the studs of the white tower overhang its foot: pressed there it tips over, if no other hand '
+        'steadies it. (The blue tower stands upright under the press: one hand does for that.)'),
+    'build': Task(
+        _build_bricks, _build_sample, 110.,
+        'neither arm reaches both plates, and at least one brick lies where only the arm of the other plate '
+        'reaches.'),
     'join': Task(
         _join_bricks, _join_sample, 16.,
         'the bricks must snap together while the lower one is in the air (5 cm or more): '

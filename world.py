@@ -48,7 +48,7 @@ import mujoco  # noqa: E402
 
 from clutch import (  # noqa: E402, F401; the expert reads PLATE_HEIGHT_M from here
     BRICK_HEIGHT_M, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
-from tasks import HANDS, MIN_JOIN_HEIGHT_M, PUT_DOWN, TASKS  # noqa: E402
+from tasks import HANDS, MIN_JOIN_HEIGHT_M, PUT_DOWN, TASKS, Goal  # noqa: E402
 
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
 ARM_JOINTS = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
@@ -204,13 +204,14 @@ class World:
         mujoco.mj_resetData(m, d)
         self.clutch.reset()
         poses, self.askable = self.spec.sample(rng, self.brick_scale)
-        self.goal, self.instruction = self.askable[0]
-        for name, (x, y, yaw) in poses.items():
+        self.plan, self.instruction = self.askable[0]
+        for name, pose in poses.items():
+            if isinstance(pose, Goal):
+                self._put_on(pose)
+                continue
+            x, y, yaw = pose
             adr = m.jnt_qposadr[m.body_jntadr[self._body_id[name]]]
             d.qpos[adr:adr + 7] = x, y, 1e-4, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
-        for goal, _ in self.askable:
-            if goal.apart:
-                self._put_on(goal)
         for source, target in self._robot_joints:
             d.qpos[target] = self._robot_home[source]
         command = np.zeros(15)
@@ -236,9 +237,10 @@ class World:
         self._refresh()
         self._clutch_phase = 0
         d.time = 0.
+        self.goal = self.current(self.plan)
         self.steps, self.phase, self._held_steps, self._carried = 0, 0, 0, False
         self.fault, self._was_joined, self._joined_in_air = None, False, False
-        self._metrics = dict(peak_force_n=0., drops=0, press_error_mm=None, press_yaw_deg=None,
+        self._metrics = dict(peak_force_n=0., drops=0, done=0, press_error_mm=None, press_yaw_deg=None,
                              penetration_mm=0., energy_j=0.)      # the largest of each
         self.clutch.events.clear()
         self.clutch.pending[:] = 0
@@ -349,6 +351,25 @@ class World:
         """Measured distance between the fingers, m."""
         return 2 * self.data.qpos[self._finger_qadr[HANDS.index(hand)]]
 
+    def current(self, plan):
+        """The goal of a plan (a Goal and what comes after it) that is at work in this state: the first whose
+        studs are not in; the one before it while its hand has not let go and left, unless that hand carries
+        the next brick or goes on with the same one. (A press may break links below, which hold again once the
+        hand lets go.) With all studs in, the first link that is broken."""
+        goals = plan.chain
+        if not goals[1:]:
+            return plan
+        done = next((i for i, g in enumerate(goals) if not self.joined(g, loose=True)), None)
+        if done is None:
+            return next((g for g in goals if not self.joined(g)), goals[-1])
+        if done:
+            last, upper = goals[done - 1], goals[done].upper
+            away = np.linalg.norm((self.tool_pose(last.hand)[0] - self.brick_pose(last.upper)[0])[:2]) > .07
+            if not (away or upper == last.upper or self.held_by(upper) == last.hand
+                    or self.released(last.hand, last.upper)):
+                done -= 1
+        return goals[done]
+
     def goal_pose(self, goal=None):
         """Where the upper brick of the episode's goal (or of another one) has to be now: position (3,) m,
         yaw rad (modulo pi), world frame. Its seat on the lower brick, with which it moves; the place on the
@@ -374,15 +395,16 @@ class World:
         pos, R = self.brick_pose(goal.upper)
         return pos - target, wrap(yaw_of(R) - yaw, np.pi)
 
-    def joined(self, goal=None):
-        """True while the connection of the episode's goal (or of another one) holds."""
+    def joined(self, goal=None, loose=False):
+        """True while the connection of the episode's goal (or of another one) holds; loose: also while it is
+        broken and the studs have not come out."""
         g = goal or self.goal
-        link = self.clutch.link(g.lower, g.upper)
+        link = self.clutch.link(g.lower, g.upper, loose)
         if link is None:
             return False
         nx, ny = next(b.studs for b in self.bricks if b.name == g.upper)
-        # a loose lower brick looks the same turned by 180 degrees
-        cells = [g.cell] if g.holder is None else [g.cell, tuple(-c for c in g.cell)]
+        # a loose lower brick looks the same turned by 180 degrees, a tower of two does not
+        cells = [g.cell] if g.holder is None or g.steady else [g.cell, tuple(-c for c in g.cell)]
         return (any(np.allclose(link['cell'], c) for c in cells)
                 and (link['turns'] - g.turns) % (1 if nx == ny else 2) == 0)
 
@@ -407,9 +429,10 @@ class World:
         return pos[2] < .0015 * self.brick_scale and R[2, 2] > .99
 
     def lifts(self):
-        """True where the goal's holder has to lift the lower brick: it holds plates down."""
+        """True where the goal's holder has to lift the lower brick: it holds plates down, steadies towers."""
         g = self.goal
-        return g.holder is not None and not next(b for b in self.bricks if b.name == g.lower).plate
+        plate = next(b for b in self.bricks if b.name == g.lower).plate
+        return g.holder is not None and not plate and not g.steady
 
     def goal_reached(self):
         """The goal's conditions at this instant; success needs them for HOLD_S."""
@@ -417,10 +440,15 @@ class World:
             pair = (self.goal.hand, self.goal.upper), (self.goal.holder, self.goal.lower)
             return (not self.joined() and all(self.lies(b) and self.released(h, b) for h, b in pair)
                     and (self._joined_in_air or not self.lifts()))
-        if not (self.joined() and self.released(self.goal.hand)):
+        g = self.goal
+        if g.then or not (all(map(self.joined, self.plan.chain)) and self.released(g.hand)):
             return False
-        return self.goal.holder is None or (
-            self._joined_in_air and self.brick_pose(self.goal.lower)[0][2] > MIN_JOIN_HEIGHT_M)
+        if g.steady:      # it stands by itself
+            above = {link['upper'] for link in self.connections()}
+            feet = [b.name for b in self.bricks if not b.fixed and b.name not in above]
+            return self.released(g.holder, g.lower) and all(map(self.lies, feet))
+        return g.holder is None or (
+            self._joined_in_air and self.brick_pose(g.lower)[0][2] > MIN_JOIN_HEIGHT_M)
 
     def success(self):
         return self._held_steps >= HOLD_S * self.control_hz
@@ -435,13 +463,13 @@ class World:
                           for pos, R in poses] for at, Rf in frames], np.float32)
 
     def referents(self):
-        """What the words of each goal that could be asked for (`askable`) refer to, float32 (G, 8): the loose
+        """What the words of each goal that could be asked for (`askable`) refer to now, float32 (G, 8): loose
         bricks, by number, that the left and the right hand have to fetch (an idle hand: the other's); the one
         that brick goes on, n where it is fixed; the hand that presses, 0 left; the place: pose (x, y, z, yaw)
         of the upper brick, m and rad, in the frame of the lower one, of the torso where that is fixed. To
         take bricks apart, each hand fetches one, and the upper one goes on the table, which is fixed."""
         loose, rows = [b.name for b in self.bricks if not b.fixed], []
-        for g, _ in self.askable:
+        for g in (self.current(plan) for plan, _ in self.askable):
             place, yaw = self.goal_pose(g)
             on_loose = g.lower in loose and not g.apart
             base = loose.index(g.lower) if on_loose else len(loose)
@@ -456,7 +484,8 @@ class World:
         return self.clutch.connections()
 
     def _track_progress(self):
-        """Furthest phase and metrics, from the state alone, so that every policy is measured alike."""
+        """Furthest phase and metrics, from the state alone, so that every policy is measured alike. A plan of
+        several goals is not further than `align` before the last of them."""
         g, s = self.goal, self.brick_scale
         error, yaw_error = self.goal_error()
         xy = np.hypot(*error[:2])
@@ -473,21 +502,27 @@ class World:
                 self._metrics.update(press_error_mm=float(1e3 * link['offset']),
                                      press_yaw_deg=float(np.degrees(link['turn'])))
             self._joined_in_air = self.brick_pose(g.lower)[0][2] > MIN_JOIN_HEIGHT_M
-        self._was_joined, goal = joined, self.goal_reached()
-        if joined:
-            phase = 6 if goal else 5
+        self._was_joined = joined
         if lifted[0] and near[0]:
             self._carried = True
         elif self._carried and not near[0] and (xy > .02 if g.apart else not joined):
             self._carried = False
             self._metrics['drops'] += 1
-        self._held_steps = self._held_steps + 1 if goal else 0
+        self.goal = self.current(self.plan)
+        if self.goal != g:
+            self._carried, self._was_joined = False, self.joined()
+        reached = self.goal_reached()
+        if joined and not g.then:
+            phase = 6 if reached else 5
+        self._held_steps = self._held_steps + 1 if reached else 0
         self.phase = max(self.phase, 7 if self.success() else phase)
-        self._metrics.update(steps=self.steps, peak_force_n=float(self.clutch.peak_force_n),
-                             xy_error_mm=float(1e3 * xy), z_error_mm=float(1e3 * error[2]),
-                             yaw_error_deg=float(np.degrees(yaw_error)),
-                             broken=sum(e[1] == 'break' and not (g.apart and e[2:] == (g.lower, g.upper))
-                                        for e in self.clutch.events))
+        self._metrics.update(
+            steps=self.steps, peak_force_n=float(self.clutch.peak_force_n),
+            done=int(joined if g.apart else sum(map(self.joined, self.plan.chain))),      # goals of the plan
+            xy_error_mm=float(1e3 * xy), z_error_mm=float(1e3 * error[2]),
+            yaw_error_deg=float(np.degrees(yaw_error)),
+            broken=sum(e[1] == 'break' and not (g.apart and e[2:] == (g.lower, g.upper))
+                       for e in self.clutch.events))
 
     def _offset_along(self, hand, brick):
         """Vector from where the hand grips best to the tool, world frame;
@@ -578,7 +613,8 @@ class World:
             eq_obj1id=m.eq_obj1id.copy(), eq_obj2id=m.eq_obj2id.copy(), eq_data=m.eq_data.copy(),
             eq_active=d.eq_active.copy(), exclude=m.exclude_signature.copy(),
             memory=dict(
-                seed=self.seed, goal=self.goal, instruction=self.instruction, askable=list(self.askable),
+                seed=self.seed, plan=self.plan, goal=self.goal, instruction=self.instruction,
+                askable=list(self.askable),
                 steps=self.steps, phase=self.phase, fault=self.fault,
                 tool_command=self.tool_command.copy(), joint_command=self.joint_command.copy(),
                 _held_steps=self._held_steps, _carried=self._carried, _was_joined=self._was_joined,

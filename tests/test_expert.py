@@ -114,14 +114,7 @@ def test_handover_fails_with_one_hand():
     brick, the other not the plate."""
     world = World('handover', cameras=())
 
-    def all_by(role):
-        def policy(w):
-            action, h = w.tool_command.copy(), Hand(w, getattr(w.goal, role), w.goal.upper)
-            (h.let_go(.14) if w.joined() else h.bring() if h.held else h.pick())
-            action[TOOL[h.hand]] = h.new
-            return action
-        return policy
-    for policy in (only('left'), only('right'), all_by('giver'), all_by('hand')):
+    for policy in (only('left'), only('right'), alone('left'), alone('right')):
         assert not any(rollout(world, seed, policy)['success'] for seed in range(520_000, 520_003))
     assert 'reach' in TASKS['handover'].two_hands
 
@@ -146,3 +139,33 @@ def test_nothing_comes_apart_with_one_hand(task):
         assert not any(rollout(world, seed, policy)['success'] for seed in range(520_000, 520_003))
         assert task == 'separate' or world.joined()
     assert 'comes along' in TASKS[task].two_hands
+
+
+def alone(hand):
+    """One hand that fetches and presses whatever is at work, as the expert does, and waits for nobody."""
+    def policy(w):
+        action, h = w.tool_command.copy(), Hand(w, hand, w.goal.upper)
+        (h.let_go(.14) if w.joined() else h.bring() if h.held else h.pick())
+        action[TOOL[hand]] = h.new
+        return action
+    return policy
+
+
+def test_bridge_falls_over_with_one_hand():
+    """Each hand alone with the expert's answers, and each pressing on both towers with nobody to steady."""
+    world, got = World('bridge', cameras=()), []
+    for policy in (only('left'), only('right'), alone('left'), alone('right')):
+        for seed in range(520_000, 520_003):
+            assert not rollout(world, seed, policy)['success']
+            got.append(world.joined(world.plan))
+    assert any(got), 'one hand does for the blue tower'
+    assert 'tips' in TASKS['bridge'].two_hands
+
+
+def test_build_fails_with_one_hand():
+    """Each hand alone with the expert's answers, and each trying to do all of it."""
+    world = World('build', cameras=())
+    world.max_steps = 500      # the expert takes 270
+    for policy in (only('left'), only('right'), alone('left'), alone('right')):
+        assert not any(rollout(world, seed, policy)['success'] for seed in range(520_000, 520_002))
+    assert 'reaches' in TASKS['build'].two_hands
