@@ -38,6 +38,7 @@ import watch
 # where and what
 out_dir = 'out/run'           # checkpoint, log.jsonl, loss.png
 episodes = 'episodes/demo'    # folder of episodes, or several: a,b; sim_rollout.py records them
+weights = ()                  # shares of the samples that these folders give; (): as many as they have
 synthetic = 0                 # episodes to make up when that folder is missing; 0: the folder has to exist
 tokenizer = 'assets/tokenizer.json'
 init_from = ''                # checkpoint folder whose weights and normaliser are the starting point, or one
@@ -289,11 +290,12 @@ if __name__ == '__main__':
         processor = data.Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz, words,
                                    tokens_per_camera, template=template, compand=compand, pad_dims=pad_dims)
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
-                              gain, brightness, shift, state_noise, ask, pure_noise, questions, prefix_rows)
+                              gain, brightness, shift, state_noise, ask, pure_noise, questions, prefix_rows,
+                              weights)
     val_data = None
     if val_fraction:
         val_data = data.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text)
-    dead = processor.fit(train_data) if processor.stats is None else []
+    odd = processor.fit(train_data) if processor.stats is None else {}
     fingerprint = train_data.fingerprint()
     if state and state['fingerprint'] != fingerprint:
         sys.exit(f'{episodes} has changed since {out_dir} was started, going on would not be the same run: '
@@ -304,7 +306,7 @@ if __name__ == '__main__':
     given = dict(      # by the data
         vocab_size=processor.tokenizer.get_vocab_size(), state_dim=processor.state_dim,
         action_dim=processor.action_dim, horizon=processor.horizon, image_size=processor.image_size,
-        scene_bricks=train_data.scene.shape[2] if ground else 0, scene_frames=processor.frames,
+        scene_bricks=train_data.n_bricks if ground else 0, scene_frames=processor.frames,
         n_cameras=len(processor.cameras), tokens_per_camera=processor.tokens_per_camera,
         image_pad_id=processor.token_id['<|image_pad|>'], state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'])
@@ -361,7 +363,7 @@ if __name__ == '__main__':
               f'{max_steps * batch_size / len(train_data):.1f} epochs; '
               f'{len(val_data.paths) if val_data else 0} episodes held out')
         print(f'slots: {len(processor.state_slots)} state, {len(processor.action_slots)} action'
-              + (f'; do not move: {", ".join(dead)}' if dead else ''))
+              + ''.join(f'\n  {name:32} {fault}' for name, fault in odd.items()))
         if dry_run:
             os.makedirs(out_dir, exist_ok=True)
             texts = [processor.tokenizer.decode([i for i in ids.tolist() if i != cfg.image_pad_id], False)
@@ -395,7 +397,7 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # loop
     meta = {'settings': settings, 'fingerprint': fingerprint, 'processor': processor.to_dict(),
-            'git_rev': rev, 'world': train_data.headers[0]['world']}
+            'git_rev': rev, 'world': train_data.header(0)['world']}
     best = state['best'] if state else math.inf
     began = since = time.perf_counter()
     waited, sums, step, saved = 0.0, {}, start, False
