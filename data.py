@@ -527,17 +527,21 @@ class Dataset:
         return out
 
     def action_error(self, rows, chunk):
-        """Mean absolute error of (B, H, A) chunks over the rows that count, by kind of slot, in its unit."""
-        processor = self.processor
+        """Mean absolute error of (B, H, A) chunks over the rows that count, by kind of slot, in its unit: of
+        all rows, and of rows 1, 2, 4 .. ahead ('position_mm@4')."""
+        processor, result = self.processor, {}
         predicted = processor.decode_actions(chunk, self.read('state', rows)[:, COMMAND])
-        error = np.abs(predicted - self.chunk(rows))[self.chunk_mask(rows)]      # (rows that count, 15)
-        result = {}
+        error, mask = np.abs(predicted - self.chunk(rows)), self.chunk_mask(rows)       # (B, H, 15), (B, H)
+        ahead = [2 ** i for i in range(processor.horizon.bit_length())]
         for name, pattern, scale in (('position_mm', '*/tool_[xyz]', 1e3), ('rotation_rad', '*/tool_r?', 1),
                                      ('gripper_mm', '*/gripper', 1e3), ('spine_rad', 'spine_z', 1)):
             names = fnmatch.filter(processor.action_slots, pattern)
             if names:
                 columns = [TOOL_ACTION_NAMES.index(slot) for slot in names]
-                result[name] = float(error[:, columns].mean() * scale)
+                result[name] = float(error[mask][:, columns].mean() * scale)
+                for n in ahead:
+                    there = error[:, n - 1][mask[:, n - 1]]
+                    result[f'{name}@{n}'] = float(there[:, columns].mean() * scale) if len(there) else 0.0
         return result
 
     # ---- batches

@@ -12,10 +12,12 @@ torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=$HEAD
 import contextlib
 import ctypes
 import dataclasses
+import glob
 import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,13 +185,14 @@ def settings_that_differ(old, new):
 
 
 def score(out_dir, step, episodes):
-    """Success in closed loop of the weights in out_dir, by the one stepping loop -> dict for the log."""
+    """Success in closed loop of the weights in out_dir, by the one stepping loop -> share, paths of films."""
     out = f'{out_dir}/rollout/{step}'
+    shutil.rmtree(out, ignore_errors=True)      # of a run that was killed after this step
     subprocess.run([sys.executable, 'sim_rollout.py', f'--ckpt={out_dir}', f'--episodes={episodes}',
-                    f'--out={out}'], check=True, stdout=subprocess.DEVNULL)
+                    f'--out={out}', '--video=2'], check=True, stdout=subprocess.DEVNULL)
     with open(f'{out}/rollouts.jsonl') as f:
         rows = [json.loads(line) for line in f]
-    return {'success': sum(row['success'] for row in rows) / len(rows)}
+    return sum(row['success'] for row in rows) / len(rows), glob.glob(f'{out}/*.mp4')
 
 
 @torch.no_grad()
@@ -358,7 +361,7 @@ if __name__ == '__main__':
         print(f'{world_size} processes x {part} x {accumulate} accumulated = {batch_size} chunks per step, '
               f'{draws} draws of each; {batch_size * tokens} tokens')
         print(f'memory per process, estimated: {sum(parts.values()):.2f} GB = '
-              + ' + '.join(f'{v:.2f} {k}' for k, v in parts.items() if v))
+              + ' + '.join(f'{v:.2f} {k}' for k, v in parts.items() if v > 0.005))
         print(f'{len(train_data.paths)} episodes, {len(train_data)} windows, '
               f'{max_steps * batch_size / len(train_data):.1f} epochs; '
               f'{len(val_data.paths) if val_data else 0} episodes held out')
@@ -451,7 +454,7 @@ if __name__ == '__main__':
                       f'data {100 * line["data_wait"]:4.1f}%  {line["memory_gb"]:5.2f} GB  '
                       f'eta {eta / 60:5.1f} min', flush=True)
             since, waited, sums = now, 0.0, {}
-        paused = time.perf_counter()
+        paused, films = time.perf_counter(), ()
         if val_data and (step % eval_interval == 0 or step == max_steps):
             if average_weights:
                 average_weights.swap(net)
@@ -468,10 +471,11 @@ if __name__ == '__main__':
                          parallel.gather)
         if rollout_interval and step % rollout_interval == 0:
             net.save(out_dir, meta | {'step': step}, average_weights)
-            line = {'step': step, **line, **score(out_dir, step, rollout_episodes)}
-            print(f'closed loop at {step}:  {line["success"]:.0%} of {rollout_episodes}', flush=True)
+            success, films = score(out_dir, step, rollout_episodes)
+            line = {'step': step, **line, 'success': success}
+            print(f'closed loop at {step}:  {success:.0%} of {rollout_episodes}', flush=True)
         if master and line:
-            log.write(line)
+            log.write(line, films)
         if step % checkpoint_interval == 0 or step == max_steps or stop:
             saving = time.perf_counter()
             net.save(out_dir, meta | {'step': step}, average_weights, parallel.gather)

@@ -86,6 +86,10 @@ def test_decoded_actions_equal_the_recorded_ones_and_hold_what_is_not_predicted(
     chunk = dataset.processor.normalise_actions(dataset.chunk(rows), commands)
     assert np.abs(dataset.processor.decode_actions(chunk, commands) - dataset.chunk(rows)).max() < 1e-6
     assert max(dataset.action_error(rows, chunk).values()) < 1e-3      # mm and rad
+    late = chunk.copy()
+    late[:, 4:] = 0      # rows 5 to 8
+    errors = dataset.action_error(rows, late)
+    assert max(errors[f'position_mm@{n}'] for n in (1, 2, 4)) < 1e-3 < errors['position_mm'] < errors['position_mm@8']
     stats = {**dataset.processor.stats, 'action_mean': np.zeros((8, 1)), 'action_std': np.ones((8, 1))}
     only_right = data.Processor.from_dict(
         {**dataset.processor.to_dict(), 'action_slots': ['right/tool_x'], 'stats': stats, 'stats_of': None})
