@@ -282,9 +282,12 @@ if __name__ == '__main__':
     if published and not os.path.exists(f'{init_from}/config.json'):
         sys.exit(f'init_from {init_from!r} holds neither a checkpoint (meta.json) nor a published model '
                  f'(config.json): train it first (README, First run), or --init_from= starts from scratch')
-    initial = model.VLA.load(init_from) if init_from and not published and not state else None
-    if state or initial:
-        processor = data.Processor.from_dict(state['processor'] if state else initial[1]['processor'])
+    known = state                # whose normaliser is to be used
+    if init_from and not published and not state:
+        with open(f'{init_from}/meta.json') as f:
+            known = json.load(f)
+    if known:
+        processor = data.Processor.from_dict(known['processor'])
     else:
         with open(f'{init_from}/tokenizer.json' if published else tokenizer) as f:
             words = f.read()
@@ -321,12 +324,14 @@ if __name__ == '__main__':
     fresh, net = not state and not dry_run, None
     if fresh and (master or not sharded):      # the other ranks of a sharded model are sent their parts
         net = model.VLA.from_pretrained(init_from, torch.float32, **given) if published else model.VLA(cfg)
-        if initial:
-            net.load_state_dict(initial[0].state_dict())
+        if known:
+            net.load_state_dict(model.VLA.load(init_from)[0].state_dict())
     weights = net.state_dict() if net else None
     if sharded or not fresh:
         with torch.device('meta'):
             net = model.VLA(cfg)
+    if compile_model:      # a block runs in eight ways: on prefix or rows, last or not, to learn or not
+        torch._dynamo.config.recompile_limit = 32
     if sharded:
         for block in parallel.blocks_of(net) if compile_model else ():
             block.compile()
@@ -338,7 +343,7 @@ if __name__ == '__main__':
     elif not sharded and not dry_run:
         net = net.to(device)
     net.train()
-    del weights, initial
+    del weights
 
     # -----------------------------------------------------------------------------
     # what there is to do
