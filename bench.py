@@ -19,6 +19,7 @@ from world import World, gl_backend  # before mujoco: world chooses the GL backe
 import mujoco
 from expert import Expert
 import data
+import layers
 import model
 import rig
 import tasks
@@ -266,7 +267,7 @@ def bench_train(folder, processes):
     show('train', 'arithmetic done', flops, 'GFLOP/s')
     if torch.cuda.is_available():
         return  # a GPU's peak stands in its data sheet
-    dtype = model.autocast_for('cpu', settings['dtype']).fast_dtype
+    dtype = layers.autocast_for('cpu', settings['dtype']).fast_dtype
     with multiprocessing.get_context('spawn').Pool(processes) as pool:  # as many at a time as train.py runs
         gemm = sum(pool.map(gemm_rate, [dtype] * processes)) / 1e9
     show('train', f'matrix product, 1024 x 1024, {str(dtype)[6:]}', gemm, 'GFLOP/s',
@@ -283,7 +284,7 @@ def bench_act(ckpt):
     world = make_world(**made, cameras=processor.cameras, image_size=processor.image_size,
                        control_hz=processor.control_hz)
     obs, _ = world.reset(0)
-    fast = model.autocast_for(device).fast_dtype == torch.bfloat16
+    fast = layers.autocast_for(device).fast_dtype == torch.bfloat16
 
     def act(steps, words, autocast):
         batch = {k: v.to(device) for k, v in processor.encode([obs]).items()}
@@ -293,9 +294,9 @@ def bench_act(ckpt):
     actions = {}
     for dtype in ('float32', 'bfloat16') if fast else ('float32',):
         for words in (0, TEXT_TOKENS):
-            for steps in (1, 5):
+            for steps in (1, 5, 10):
                 name = f'{steps} step(s), {f"after {words} words, " if words else ""}{dtype}'
-                actions[name] = functools.partial(act, steps, words, model.autocast_for(device, dtype))
+                actions[name] = functools.partial(act, steps, words, layers.autocast_for(device, dtype))
     for name, value in alternate(seconds, **actions).items():
         note = f'{net.n_parameters / 1e6:.2f} M parameters, {device}, one thread'
         show('act', f'chunk, {name}', value * 1e3, 'ms', note)

@@ -30,8 +30,9 @@ import torch
 import questions
 from episode import (
     ARMS, COMMAND, POSITION, ROTVEC, SPINE, STATE, STATE_NAMES, TOOL_ACTION, TOOL_ACTION_NAMES, TOOL_POSE,
-    check_episode, draw_episode, episode_paths, observation_from_state, print_stats, quat_from_rotvec,
-    quat_inv, quat_mul, quat_rotate, read_episode, rotvec_from_quat, slots, state_vector, write_atomic)
+    check_episode, draw_episode, episode_paths, link_episodes, observation_from_state, pack_episodes,
+    print_stats, quat_from_rotvec, quat_inv, quat_mul, quat_rotate, read_episode, rotvec_from_quat, slots,
+    state_vector, write_atomic)
 # not used here: whoever feeds a model needs one import for it
 from episode import JOINT_ACTION_NAMES, write_episode, write_synthetic_episodes  # noqa: F401
 
@@ -261,10 +262,11 @@ class Processor:
         return np.where(scale > 0, np.arcsinh(relative / np.where(scale > 0, scale, 1)), relative)
 
     def normalise_actions(self, actions, commands):
-        """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) float32."""
+        """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) float32. Or the first rows
+        of a chunk only."""
         relative = self.relative_actions(actions, commands)
-        return self.fill_up(((relative - self.stats['action_mean']) / self.stats['action_std'])
-                            .astype(np.float32))
+        mean, std = (self.stats[name][:relative.shape[1]] for name in ('action_mean', 'action_std'))
+        return self.fill_up(((relative - mean) / std).astype(np.float32))
 
     def decode_actions(self, chunk, commands):
         """Inverse: (B, H, A) normalised, (B, 15) command in force -> (B, H, 15) absolute actions, float32."""
@@ -361,6 +363,10 @@ def in_validation(task, seed, fraction):
     return zlib.crc32(f'{task}/{seed}'.encode()) / 2 ** 32 < fraction
 
 
+TIMES = {      # of uniform numbers, by inversion
+    'beta': lambda u: u ** (1 / 1.5), 'uniform': lambda u: u, 'shifted': lambda u: 3 * u / (1 + 2 * u)}
+
+
 class Dataset:
     """
     Windows of H actions over a folder of episodes. What is as wide as a picture or a state stays in the
@@ -371,7 +377,8 @@ class Dataset:
     tail         windows that start more than `tail` rows after the goal was reached for good are not sampled
     draws        K, (noise, time) draws per chunk; they share one reading of the images
     read_text    probability that a draw sees the subtask text
-    pure_noise   share of draws with time 1; the others are from Beta(1.5, 1)
+    pure_noise   share of draws with time 1; the others are distributed as `times` says: 'beta', Beta(1.5, 1)
+                 as in pi0 and EO-1; 'uniform'; 'shifted' towards noise, 3u / (1 + 2u) as in Esser et al. 2024
     gain         spread of the colour gain, per image channel; brightness: of the offset, in 0..255
     shift        largest image shift, pixels; state_noise: in normalised units
     ask          probability that a sample asks for another goal in the same scene, see `batch`
@@ -382,11 +389,13 @@ class Dataset:
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
                  gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0, pure_noise=0.0,
-                 questions=0.0, prefix_rows=0, weights=()):
+                 questions=0.0, prefix_rows=0, times='beta', weights=()):
+        if times not in TIMES:
+            raise ValueError(f'times {times!r}, expected one of {", ".join(TIMES)}')
         self.processor, self.draws, self.read_text, self.ask = processor, draws, read_text, ask
         self.questions, self.prefix_rows = questions, prefix_rows
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
-        self.pure_noise = pure_noise
+        self.pure_noise, self.times = pure_noise, times
         self.paths, self.names, self.askable, self.subtasks, referents, held = [], [], [], [], [], []
         wide = ('state', 'time', 'scene', *(f'image/{camera}' for camera in processor.cameras))
         self.files = {name: [] for name in wide}        # an array per episode, a view of its mapped file
@@ -583,7 +592,7 @@ class Dataset:
         rng = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
         draws = {
             'noise': torch.randn(B, K, H, A, generator=rng),
-            'time': 0.001 + 0.999 * torch.rand(B, K, generator=rng) ** (1 / 1.5),  # Beta(1.5, 1) by inversion
+            'time': 0.001 + 0.999 * TIMES[self.times](torch.rand(B, K, generator=rng)),
             'read_text': torch.rand(B, K, generator=rng) < self.read_text,
             'gain': 1 + self.gain * torch.randn(B, 1, 1, 1, 3, generator=rng),
             'offset': self.brightness * torch.randn(B, 1, 1, 1, 1, generator=rng),
@@ -664,15 +673,6 @@ def prefetch(make, steps):
 # -----------------------------------------------------------------------------
 # commands
 
-def link_episodes(paths, folder):
-    """Hard links to episodes, named after their folder: the same seed may be in several."""
-    os.makedirs(folder, exist_ok=True)
-    for path in paths:
-        at, name = os.path.split(os.path.abspath(path))
-        os.link(path, f'{folder}/{os.path.basename(at)}_{name}')
-    print(f'{folder}: {len(paths)} episodes')
-
-
 def main(argv):
     """-> exit code."""
     options = {'from': None, 'out': 'assets/tokenizer.json'}
@@ -700,12 +700,7 @@ def main(argv):
         for held, name in ((True, 'held'), (False, 'rest')):
             link_episodes(parts[held], f'{rest[0].rstrip("/")}_{name}')
     elif command == 'jpeg' and len(rest) == 2:
-        sizes, out = [0, 0], f'{rest[0].rstrip("/")}_jpeg'
-        for path in episode_paths(rest[0]):
-            to = f'{out}/{os.path.basename(path)}'
-            write_episode(to, *read_episode(path), jpeg=int(rest[1]))
-            sizes = [size + os.path.getsize(p) for size, p in zip(sizes, (path, to))]
-        print(f'{out}: {sizes[1] / 1e9:.3f} GB, {sizes[1] / sizes[0]:.0%} of {rest[0]}')
+        pack_episodes(episode_paths(rest[0]), f'{rest[0].rstrip("/")}_jpeg', int(rest[1]))
     elif command == 'stats' and len(rest) == 1:
         print_stats(episode_paths(rest[0]))
     elif command == 'show' and len(rest) == 1:

@@ -377,6 +377,25 @@ def episode_paths(source):
     return paths
 
 
+def link_episodes(paths, folder):
+    """Hard links to episodes, named after their folder: the same seed may be in several."""
+    os.makedirs(folder, exist_ok=True)
+    for path in paths:
+        at, name = os.path.split(os.path.abspath(path))
+        os.link(path, f'{folder}/{os.path.basename(at)}_{name}')
+    print(f'{folder}: {len(paths)} episodes')
+
+
+def pack_episodes(paths, folder, quality):
+    """Copies with jpeg pictures."""
+    before, after = 0, 0
+    for path in paths:
+        to = f'{folder}/{os.path.basename(path)}'
+        write_episode(to, *read_episode(path), jpeg=quality)
+        before, after = before + os.path.getsize(path), after + os.path.getsize(to)
+    print(f'{folder}: {after / 1e9:.3f} GB, {after / before:.0%} of what it was')
+
+
 # -----------------------------------------------------------------------------
 # synthetic episodes, for config/debug.py and the tests; no simulator needed
 

@@ -86,6 +86,7 @@ class VLAConfig:
     row_embedding: bool = True        # learnt embedding per row, besides the rotary position
     time_period_min: float = 0.06     # of the sine embedding of t; pi0 and EO-1: 4e-3
     time_period_max: float = 4.0
+    action_loss: str = 'mse'          # 'mse' (EO-1) | 'l1'
     row_decay: float = 1.0            # weight of a row in the loss against that of the row before
     text_weight: float = 0.1
     scene_bricks: int = 0             # bricks seen in pictures and named by words; 0: without grounding.py
@@ -97,7 +98,7 @@ class VLAConfig:
         both = ('bidirectional', 'causal')
         choices = dict(mlp=('swiglu', 'gelu', 'relu2'), norm=('rms', 'layer'), vision=('conv', 'qwen'),
                        prefix_attention=both, chunk_attention=both, predict=('action', 'velocity'),
-                       head_layers=(1, 2))
+                       head_layers=(1, 2), action_loss=('mse', 'l1'))
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f'VLAConfig.{name} = {getattr(self, name)!r}, expected one of {allowed}')
@@ -244,19 +245,22 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = make_norm(cfg)
 
-    def forward(self, x, layout, past=None, past_layout=None, skip=0):
+    def sight(self, x, layout, past_layout=None):
+        """Rotary tables and attention bias of tokens x, described by layout, behind those of past_layout."""
+        cfg, dtype = self.cfg, layers.compute_dtype(x)
+        cos, sin = rotary_tables(layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, dtype)
+        return cos, sin, attention_bias(layout, layout if past_layout is None else past_layout.join(layout))
+
+    def forward(self, x, layout, past=None, past_layout=None, skip=0, sight=None):
         """x (B, T, D), described by layout. `past` is what an earlier call returned (one (k, v) per block),
         described by past_layout. Returns the normed hidden states (B, T - skip, D) and keys and values with
         the past. What the first `skip` tokens become in the last block is not computed (a tenth of the work
-        of the demo)."""
-        cfg, last = self.cfg, len(self.blocks) - 1
-        dtype = layers.compute_dtype(x)
-        cos, sin = rotary_tables(layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, dtype)
-        bias = attention_bias(layout, layout if past is None else past_layout.join(layout))
-        cache = []
+        of the demo). sight: where there are many calls with the same layouts it is worked out once."""
+        cfg, last, cache = self.cfg, len(self.blocks) - 1, []
+        sight = sight or self.sight(x, layout, past_layout)
         for i, block in enumerate(self.blocks):
             run, seen = layers.recomputed(block, cfg.recompute), None if past is None else past[i]
-            x, kv = run(x, cos, sin, bias, seen, skip if i == last else 0)
+            x, kv = run(x, *sight, seen, skip if i == last else 0)
             cache.append(kv)
         return self.norm(x), cache
 
@@ -481,6 +485,11 @@ class VLA(nn.Module):
         hidden, _ = self.decoder(rows, layout, prefix.cache, prefix.layout)
         return self.head.read(hidden).view(B, K, H, A), prefix
 
+    def row_error(self, predicted, target):
+        """(..., H, A) twice -> (..., H)"""
+        off = predicted - target
+        return (off.abs() if self.cfg.action_loss == 'l1' else off.square()).mean(-1)
+
     def forward(self, batch):
         """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over supervised tokens.
         Where the batch is a share of a larger one, n_rows and n_tokens in it are the counts to divide by."""
@@ -493,7 +502,7 @@ class VLA(nn.Module):
         if batch['time'].ndim == 3:      # rows at time 0 are given, not asked for
             valid = valid * (batch['time'] > 0)                                       # (B, K, H)
         n_rows = batch['n_rows'] if 'n_rows' in batch else valid.sum() / valid.shape[1]
-        error = (predicted - target).square().mean(-1)                                # (B, K, H)
+        error = self.row_error(predicted, target)                                     # (B, K, H)
         flow = (error * valid).sum() / (n_rows * noise.shape[1])
         loss, parts = self.total_loss(flow, prefix.hidden, batch['labels'][:, prefix.skip:], batch)
         if self.grounding is not None:
@@ -520,7 +529,7 @@ class VLA(nn.Module):
         hidden, _ = self.decoder(self.embed_prefix(batch | rows)[0], layout)             # (B, L, D)
         target = actions if cfg.predict == 'action' else noise - actions
         valid = batch['action_mask'] & ~clean
-        error = (self.head.read(hidden[at]).view(actions.shape) - target).square().mean(-1)
+        error = self.row_error(self.head.read(hidden[at]).view(actions.shape), target)
         flow = (error * valid).sum() / (valid.numel() if cfg.eo1_compat else valid.sum())
         return self.total_loss(flow, hidden, batch['labels'], batch)
 
@@ -606,9 +615,11 @@ class VLA(nn.Module):
         x = torch.cat([action_prefix, x[:, clean:]], 1) if clean else x
         free = (torch.arange(cfg.horizon, device=kind.device) >= clean).float().expand(shape[:2])  # (B, H)
 
+        sight = self.decoder.sight(self.embed_tokens.weight, layout, prefix.layout)
+
         def velocity(x, t):
             rows = self.embed_rows(x, t * free, prefix)
-            hidden, _ = self.decoder(rows, layout, prefix.cache, prefix.layout)
+            hidden, _ = self.decoder(rows, layout, prefix.cache, sight=sight)
             out = self.head.read(hidden)
             out = (x - out) / t if cfg.predict == 'action' else out   # clean chunk c: velocity (x_t - c) / t
             return out * free[..., None] if clean else out
@@ -699,20 +710,6 @@ def pick_token(logits, temperature=0.0, top_p=1.0, generator=None):
     p, token = (logits / temperature).softmax(-1).sort(-1, descending=True)
     p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)
     return token.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
-
-
-# -----------------------------------------------------------------------------
-# precision
-
-def autocast_for(device, dtype='auto'):
-    """Context in which matrix products are done in `dtype`, 'float32' or 'bfloat16'. 'auto': bfloat16 where
-    there are units for it; CPUs without them emulate it, slower than float32."""
-    kind, cpu = torch.device(device).type, torch.cpu.get_capabilities()
-    if dtype == 'auto':
-        dtype = 'bfloat16' if kind == 'cuda' or cpu.get('avx512_bf16') or cpu.get('amx_bf16') else 'float32'
-    if dtype not in ('float32', 'bfloat16'):
-        raise ValueError(f"dtype {dtype!r}, expected 'auto', 'float32' or 'bfloat16'")
-    return torch.autocast(kind, getattr(torch, dtype), enabled=dtype != 'float32')
 
 
 # -----------------------------------------------------------------------------

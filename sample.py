@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 import data
+import layers
 import model
 import pretrained
 import questions
@@ -208,7 +209,7 @@ if __name__ == '__main__':
         print(answer_published(ckpt, pictures, ask, device, dtype, max_words, **how))
         raise SystemExit(0)
     net, meta = model.VLA.load(ckpt)
-    net, autocast = net.to(device).eval(), model.autocast_for(device, dtype)
+    net, autocast = net.to(device).eval(), layers.autocast_for(device, dtype)
     processor = data.Processor.from_dict(meta['processor'])
     H, A = processor.horizon, processor.action_dim
     rng, noise_rng = np.random.default_rng(seed), torch.Generator().manual_seed(seed)

@@ -21,9 +21,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 # before anything that might import mujoco: world chooses the GL backend
-from world import PHASES, TOOL_ACTION_NAMES, TOOL_HIGH, TOOL_LOW, World
-from expert import Expert, Kicks
-import data, film, questions
+from world import PHASES, World
+import data, film, policies, questions
 # -----------------------------------------------------------------------------
 # policy
 policy = 'expert'    # expert, hold, zero, random; checkpoint folder; replay: episode file or folder of them
@@ -31,7 +30,10 @@ ckpt = ''            # --ckpt=out/demo is the same as --policy=out/demo
 kicks = 0.0          # expert: probability per step that a disturbance starts; the recorded label stays clean
 execute = 1          # checkpoint: rows of each predicted chunk that are executed before it looks again
 steps = 1            # checkpoint: denoising steps per chunk
+delay = 0            # checkpoint: steps by which a chunk comes late, while the rows before it are executed
 read_text = False    # checkpoint: decode the subtask text and act having read it
+text_chunks = 1      # checkpoint: chunks that are made on one decoded text
+compile_model = False  # checkpoint: torch.compile, with CUDA graphs on a GPU; not together with read_text
 instruction = None   # replaces the world's; --instruction= (empty) blanks it: does the policy use language?
 device = None        # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
 dtype = 'float32'    # checkpoint: or 'bfloat16', which makes one chunk no faster: it is calls, not arithmetic
@@ -61,111 +63,6 @@ exec(open('configurator.py').read())  # overrides from a config file or the comm
 # -----------------------------------------------------------------------------
 TEST_SEED0 = 1_000_000
 WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz', 'robot')
-# -----------------------------------------------------------------------------
-# Policies. Each gives start(seed) -> act, and act(obs) -> None when it has nothing left to do, else a dict of
-#   executed (15,) f32, what the world gets; action (15,) f32, the label, the expert's clean answer; kicked
-#   bool; subtask str; of a new chunk: chunk_ms; of a replay: difference, the largest |qpos - recorded qpos|
-
-def constant_policy(kind):
-    """hold: the command in force; zero: all slots zero; random: every 5 steps a new command, anywhere
-    within the bounds, the hands more often low than high: they hit the table, the bricks and each other."""
-    low = np.isin(TOOL_ACTION_NAMES, ('left/tool_z', 'right/tool_z'))
-
-    def start(seed):
-        rng, t, drawn = np.random.default_rng(seed), 0, None
-
-        def act(obs):
-            nonlocal t, drawn
-            if t % 5 == 0:
-                share = rng.uniform(size=15)
-                drawn = TOOL_LOW + (TOOL_HIGH - TOOL_LOW) * np.where(low, share ** 3, share)
-            t += 1
-            command = dict(hold=obs['tool_command'].astype(float), zero=np.zeros(15), random=drawn)[kind]
-            return dict(executed=command.astype(np.float32), action=command, kicked=False, subtask='')
-        return act
-    return start
-
-
-def expert_policy(world, probability):
-    def start(seed):
-        expert, disturbance = Expert(), Kicks(seed, probability=probability)
-
-        def act(obs):
-            action, info = expert.act(world)
-            executed, kicked = disturbance.apply(world, action, info)
-            return dict(executed=executed, action=action, kicked=kicked, subtask=info['subtask'])
-        return act
-    return start
-
-
-def replay_policy(world, files):
-    """Executes what the world got when the episode was recorded, and compares the physics with then."""
-    def start(seed):
-        episode, header = data.read_episode(files[seed])
-        rows, texts = iter(range(len(episode['time']))), header['subtasks']
-
-        def act(obs):
-            if (t := next(rows, None)) is None:
-                return None
-            return dict(executed=episode['tool_executed'][t], action=episode['tool_action'][t],
-                        kicked=bool(episode['kicked'][t]), subtask=texts[episode['subtask_id'][t]],
-                        difference=float(np.abs(world.data.qpos - episode['qpos'][t]).max()))
-        return act
-    return start
-
-
-def checkpoint_policy(world, folder, execute, steps, read_text, device, dtype):
-    """A trained model: predicts a chunk, executes its first rows, looks again."""
-    import torch, model  # here: recording does without them
-    torch.set_num_threads(1)
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    net, meta = model.VLA.load(folder)
-    net, autocast = net.to(device).eval(), model.autocast_for(device, dtype)
-    processor = data.Processor.from_dict(meta['processor'])
-    processor.check_world(world.metadata())
-    if not 1 <= execute <= processor.horizon:
-        raise ValueError(f'execute={execute}: the chunks of {folder} have {processor.horizon} rows')
-
-    def start(seed):
-        pending, subtask = [], ''
-
-        def act(obs):
-            nonlocal subtask
-            choice = {}
-            if not pending:
-                began = time.perf_counter()
-                batch = {k: v.to(device) for k, v in processor.encode([obs]).items()}
-                with torch.inference_mode(), autocast:
-                    if read_text:
-                        chunk, tokens = net.plan_and_act(batch, steps=steps)                   # (1, H, A)
-                        subtask = processor.decode_text(tokens[0])
-                    else:
-                        chunk = net.act(batch, steps=steps)                                    # (1, H, A)
-                rows = processor.decode_actions(chunk.float().cpu().numpy(), obs['tool_command'][None])
-                pending.extend(rows[0, :execute])                                              # (execute, 15)
-                choice['chunk_ms'] = (time.perf_counter() - began) * 1e3
-            action = pending.pop(0)
-            return dict(choice, executed=action, action=action, kicked=False, subtask=subtask)
-        return act
-    return start
-
-
-def coached_policy(world, student):
-    """DAgger (Ross et al. 2011): a checkpoint drives, the expert says what it would do, which is the label.
-    The expert also takes the wheel now and then: else episodes do not get past where the student is stuck."""
-    def start(seed):
-        expert, rng, choose, driving = Expert(), np.random.default_rng([104_729, seed]), student(seed), True
-
-        def act(obs):
-            nonlocal driving
-            driving ^= rng.random() < (.05 if driving else .12)  # 20 steps of the student, 8 of the expert
-            action, info = expert.act(world)
-            executed = choose(obs)['executed'] if driving else action
-            return dict(executed=executed, action=action, kicked=driving, subtask=info['subtask'])
-        return act
-    return start
-
-
 # -----------------------------------------------------------------------------
 # The one stepping loop
 
@@ -224,14 +121,14 @@ def record_row(world, obs, info, choice):
 # spawned process imports this script with its default settings.
 
 def setup(world_settings, kind, path, files, kicks, how):
-    """-> world, start; called once per process. how: the settings of checkpoint_policy."""
+    """-> world, start; called once per process. how: the settings of policies.checkpoint."""
     world = World(**world_settings)
     if kind in ('checkpoint', 'coached'):
-        student = checkpoint_policy(world, path, **how)
-        return world, student if kind == 'checkpoint' else coached_policy(world, student)
+        student = policies.checkpoint(world, path, **how)
+        return world, student if kind == 'checkpoint' else policies.coached(world, student)
     if kind == 'replay':
-        return world, replay_policy(world, files)
-    return world, expert_policy(world, kicks) if kind == 'expert' else constant_policy(kind)
+        return world, policies.replay(world, files)
+    return world, policies.expert(world, kicks) if kind == 'expert' else policies.constant(kind)
 
 
 def run_job(world, start, job, instruction, record, pictures):
@@ -452,7 +349,8 @@ if __name__ == '__main__':
     out = Path(out or record or (Path(policy) / 'rollout' if kind == 'checkpoint' else Path('out') / kind))
     out.mkdir(parents=True, exist_ok=True)
     # ---- what is there already
-    how = dict(execute=execute, steps=steps, read_text=read_text, device=device, dtype=dtype)
+    how = dict(execute=execute, steps=steps, delay=delay, read_text=read_text, text_chunks=text_chunks,
+               compile_model=compile_model, device=device, dtype=dtype)
     made_with = dict(world_settings, policy=policy, kicks=kicks, instruction=instruction)
     made_with |= how if kind in ('checkpoint', 'coached') else {}
     made_with = json.loads(json.dumps(made_with))  # tuples to lists, as they come back from the log

@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 import data
+import layers
 import model
 import optim
 import parallel
@@ -58,6 +59,7 @@ tail = 3                      # rows after the goal is reached for good that sti
 val_fraction = 0.05           # of the episodes, chosen by hash of task and seed
 draws = 4                     # K, (noise, time) draws per chunk that share one reading of the images
 pure_noise = 0.5              # share of draws at t = 1, the only time that acting in one step asks for
+times = 'beta'                # of the other draws: 'beta', 'uniform', 'shifted' towards noise
 read_text = 0.5               # probability that a draw sees the subtask text
 gain = 0.1                    # augmentation: spread of the colour gain, per channel
 brightness = 6.0              # spread of the brightness offset, out of 255
@@ -96,6 +98,7 @@ time_period_min = 0.06
 rope_theta = 10_000.0
 recompute = False             # activation checkpointing: less memory, a third more work
 predict = 'action'            # the head gives the clean chunk ('action') or the velocity
+action_loss = 'mse'           # or 'l1'; with pure_noise=1 either is plain regression
 row_decay = 1.0               # weight of a chunk's row in the loss against that of the row before
 text_weight = 0.1             # of the text loss
 ground = True                 # what words name and where pictures show it are learnt apart, see grounding.py
@@ -221,11 +224,11 @@ if __name__ == '__main__':
     # processes, device, signals
     rank, local_rank, world_size = (int(os.environ.get(k, d)) for k, d in
                                     (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
-    master, stop = rank == 0, 0
+    master, wish = rank == 0, 0
 
     def ask_to_stop(number, frame):
-        global stop      # finish the step, save, leave
-        stop = max(stop, REQUEUE if number == signal.Signals[requeue_signal] else LEAVE)
+        global wish      # finish the step, save, leave
+        wish = max(wish, REQUEUE if number == signal.Signals[requeue_signal] else LEAVE)
 
     for name in {'SIGTERM', requeue_signal}:
         signal.signal(signal.Signals[name], ask_to_stop)
@@ -248,7 +251,7 @@ if __name__ == '__main__':
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     keep_freed_memory()
-    autocast = model.autocast_for(device, dtype)
+    autocast = layers.autocast_for(device, dtype)
 
     # -----------------------------------------------------------------------------
     # a run to go on with?
@@ -297,7 +300,7 @@ if __name__ == '__main__':
                                    tokens_per_camera, template=template, compand=compand, pad_dims=pad_dims)
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
                               gain, brightness, shift, state_noise, ask, pure_noise, questions, prefix_rows,
-                              weights)
+                              times, weights)
     val_data = None
     if val_fraction:
         val_data = data.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text)
@@ -408,7 +411,7 @@ if __name__ == '__main__':
             'git_rev': rev, 'world': train_data.header(0)['world']}
     best = state['best'] if state else math.inf
     began = since = time.perf_counter()
-    waited, sums, step, saved = 0.0, {}, start, False
+    waited, sums, step, stop, saved = 0.0, {}, start, 0, False
     batches = iter(data.prefetch(make_batches, range(start, max_steps)))
     while step < max_steps:
         asked = time.perf_counter()
@@ -436,8 +439,8 @@ if __name__ == '__main__':
         step += 1
         sums['grad_norm'] = sums.get('grad_norm', 0) + norm_before
         if max_minutes and time.perf_counter() - began > 60 * max_minutes:
-            stop = max(stop, LEAVE)
-        stop = parallel.highest(stop)      # all stop after the same step, or the others wait forever
+            wish = max(wish, LEAVE)
+        stop = parallel.highest(wish)      # all stop after the same step; wishes may come at any moment
 
         line = {}
         if step % log_interval == 0 or step == max_steps:

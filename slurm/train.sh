@@ -38,5 +38,5 @@ if grep -q '^requeue: ' "$said"; then    # torchrun calls any signal a failure
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
 fi
-! grep -q '^stopped at step ' "$said" || exit 0
+! grep -qE '^(stopped at step|next:) ' "$said" || exit 0  # saved, or done when the signal came
 exit "$failed"

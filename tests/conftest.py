@@ -10,6 +10,7 @@ os.environ['OMP_NUM_THREADS'] = '1'
 
 import importlib.util
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -57,6 +58,24 @@ def pytest_collection_modifyitems(config, items):
                 # where we set the machine up a missing renderer is a broken install, not a reason to skip
                 assert mark != 'mujoco' or not os.environ.get('CI'), reasons[mark]
                 item.add_marker(pytest.mark.skip(reason=f'{mark}: {reasons[mark]}'))
+
+@pytest.fixture(scope='session')
+def recorded(tmp_path_factory):
+    """Two kicked episodes of `place`."""
+    folder = tmp_path_factory.mktemp('record') / 'episodes'
+    command = [sys.executable, 'sim_rollout.py', '--episodes=2', '--kicks=0.1', f'--record={folder}']
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    assert 'place 2/2 (100%, 95% CI 34-100) seeds 0-1' in said
+    return folder
+
+@pytest.fixture(scope='session')
+def checkpoint(recorded, tmp_path_factory):
+    """Hardly trained, but a checkpoint."""
+    folder = tmp_path_factory.mktemp('out') / 'tiny'
+    subprocess.run([sys.executable, 'train.py', f'--episodes={recorded}', f'--out_dir={folder}',
+                    '--max_steps=2', '--batch_size=8', '--n_layers=1', '--val_fraction=0'],
+                   check=True, capture_output=True)
+    return folder
 
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):

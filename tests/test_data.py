@@ -350,6 +350,15 @@ def test_given_rows_have_time_zero_and_are_not_counted(folder, dataset):
     assert b['n_rows'] == counted < a['n_rows']
 
 
+@pytest.mark.parametrize('times, mean', [
+    ('beta', 0.6), ('uniform', 0.5), ('shifted', 1.5 - 0.75 * np.log(3))])
+def test_times_are_distributed_as_asked(folder, dataset, times, mean):
+    t = data.Dataset(folder, dataset.processor, draws=3, times=times).batch(0, 4096)['time'].double()
+    assert t.min() > 0.001 and t.max() <= 1 and t.mean() == pytest.approx(0.001 + 0.999 * mean, abs=0.01)
+    with pytest.raises(ValueError, match="times 'normal', expected one of beta"):
+        data.Dataset(folder, dataset.processor, times='normal')
+
+
 def test_draws_follow_their_distributions(dataset):
     batch = dataset.batch(0, 4096)
     t, noise = batch['time'].double(), batch['noise'].double()

@@ -134,13 +134,14 @@ def test_the_viewer_shows_the_running_task_in_real_time_until_it_is_closed(world
     import time
     import mujoco.viewer
 
+    import policies
     import sim_rollout
     window = Window(draws=25)
     monkeypatch.setattr(film, 'has_display', lambda: True)
     monkeypatch.setattr(mujoco.viewer, 'launch_passive', lambda model, data: window)
     with film.viewer(world.model, world.data, show_contacts=True, show_joints=True) as draw:
         world.observer, began = draw, time.time()
-        result, _, _ = sim_rollout.run_episode(world, sim_rollout.constant_policy('hold'), 5, watched=draw)
+        result, _, _ = sim_rollout.run_episode(world, policies.constant('hold'), 5, watched=draw)
         world.observer = None
     # 6 draws per step: 5 while it runs and 1 after it; the window closes within the fifth
     assert result['steps'] == 5 and window.closed

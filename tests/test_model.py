@@ -106,14 +106,15 @@ def test_a_perfect_head_carries_noise_to_the_action(predict, solver):
     assert not close(net.act(batch, 5, noise + 1, solver), noise)
 
 
-@pytest.mark.parametrize('predict', ['action', 'velocity'])
-def test_loss_is_zero_for_the_right_answer_only(predict):
-    net, batch = network(predict=predict), make_batch()
+@pytest.mark.parametrize('predict, action_loss, half_off', [
+    ('action', 'mse', 0.25), ('velocity', 'mse', 0.25), ('action', 'l1', 0.5)])
+def test_loss_is_zero_for_the_right_answer_only(predict, action_loss, half_off):
+    net, batch = network(predict=predict, action_loss=action_loss), make_batch()
     target = batch['actions'][:, None] if predict == 'action' else batch['noise'] - batch['actions'][:, None]
     net.predict = lambda batch, skip: (target.expand(3, 2, H, A), net.read(batch, skip))
     assert net(batch)[1]['flow'] == 0
     net.predict = lambda batch, skip: (target.expand(3, 2, H, A) + 0.5, net.read(batch, skip))
-    assert close(net(batch)[1]['flow'], torch.tensor(0.25))
+    assert close(net(batch)[1]['flow'], torch.tensor(half_off))
 
 
 def test_masked_rows_change_nothing_and_do_not_dilute_the_mean():

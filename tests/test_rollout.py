@@ -14,6 +14,7 @@ import pytest
 
 import data
 import film
+import policies
 import sim_rollout
 from world import World
 
@@ -33,25 +34,6 @@ def rollout(*arguments, fails=False):
 
 def log(folder):
     return [json.loads(line) for line in (folder / 'rollouts.jsonl').read_text().splitlines()]
-
-
-@pytest.fixture(scope='module')
-def recorded(tmp_path_factory):
-    """Two kicked episodes of `place`."""
-    folder = tmp_path_factory.mktemp('record') / 'episodes'
-    text = rollout('--episodes=2', '--kicks=0.1', f'--record={folder}')
-    assert 'place 2/2 (100%, 95% CI 34-100) seeds 0-1' in text
-    return folder
-
-
-@pytest.fixture(scope='module')
-def checkpoint(recorded, tmp_path_factory):
-    """Hardly trained, but a checkpoint."""
-    folder = tmp_path_factory.mktemp('out') / 'tiny'
-    subprocess.run([sys.executable, 'train.py', f'--episodes={recorded}', f'--out_dir={folder}',
-                    '--max_steps=2', '--batch_size=8', '--n_layers=1', '--val_fraction=0'],
-                   check=True, capture_output=True)
-    return folder
 
 
 @pytest.fixture(scope='module')
@@ -93,7 +75,7 @@ def test_replay_notices_the_first_step_that_differs(recorded, blind_world, tmp_p
     qpos[7:, 3] += 1e-12
     path = tmp_path / 'place_0000001.safetensors'
     data.write_episode(path, dict(arrays, qpos=qpos), header)
-    policy = sim_rollout.replay_policy(blind_world, {1: path})
+    policy = policies.replay(blind_world, {1: path})
     result, _, _ = sim_rollout.run_episode(blind_world, policy, seed=1)
     assert result['success'] and result['differs_at'] == 7 and 0 < result['max_difference'] < 1e-11
 
@@ -134,38 +116,6 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
     assert not list(tmp_path.glob('*.safetensors'))
 
 
-@pytest.mark.parametrize('kind', ['hold', 'zero', 'random'])
-def test_constant_policies_run_to_the_time_limit_without_success(blind_world, kind):
-    policy = sim_rollout.constant_policy(kind)
-    result, rows, frames = sim_rollout.run_episode(blind_world, policy, seed=1_000_003)
-    assert not result['success'] and result['fault'] is None
-    assert result['steps'] == blind_world.max_steps
-    assert result['phase'] in ('start', 'reach')  # it may pass by
-    assert rows == [] and frames == []
-
-
-def test_random_policy_repeats_itself(blind_world):
-    ends = []
-    for _ in range(2):
-        sim_rollout.run_episode(blind_world, sim_rollout.constant_policy('random'), seed=1_000_003)
-        ends.append(blind_world.data.qpos.copy())
-    assert np.array_equal(*ends)
-
-
-def test_a_coached_episode_is_driven_by_both_and_labelled_by_the_expert():
-    world = World('place', image_size=32)
-    policy = sim_rollout.coached_policy(world, sim_rollout.constant_policy('hold'))
-    _, rows, _ = sim_rollout.run_episode(world, policy, seed=3, record=True)
-    by_student = np.array([row['kicked'] for row in rows])
-    assert by_student[0] and 5 < by_student.sum() < len(rows) - 5
-    for row, student in zip(rows, by_student):
-        expected = row['state'][data.COMMAND] if student else row['tool_action']
-        assert np.array_equal(row['tool_executed'], expected)
-    moved = [np.abs(row['tool_action'] - row['tool_executed']).max() for row in rows if row['kicked']]
-    assert np.median(moved) > .005      # what it says while the student does nothing
-    world.close()
-
-
 def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
     text = rollout(f'--ckpt={checkpoint}', '--episodes=2', '--execute=4', '--read_text=True',
                    '--instruction=', '--workers=1')
@@ -180,18 +130,6 @@ def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
     assert f'success over time: {picture}' in text
     image = imageio.imread(picture)[..., :3]
     assert image.shape == (320, 960, 3) and image.std() > 20
-
-
-def test_bfloat16_changes_the_commands_by_less_than_a_millimetre(checkpoint):
-    world = sim_rollout.setup({}, 'hold', None, {}, 0, HOW)[0]
-    obs, _ = world.reset(1_000_003)
-    asked = []
-    for dtype in ('float32', 'bfloat16'):
-        policy = sim_rollout.checkpoint_policy(world, checkpoint, **HOW | dict(dtype=dtype))
-        asked.append(policy(1_000_003)(obs)['executed'])
-    world.close()
-    assert asked[0].dtype == asked[1].dtype == np.float32 and not np.array_equal(*asked)
-    assert np.allclose(*asked, atol=1e-3)
 
 
 def test_checkpoint_refuses_a_world_that_does_not_fit(checkpoint):

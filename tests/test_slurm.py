@@ -92,7 +92,7 @@ def test_a_job_that_is_preempted_is_queued_again_and_finishes(cluster, tmp_path)
     """srun runs what it is given: torchrun with 2 ranks. SLURM's warning reaches torchrun, not this shell."""
     data.write_synthetic_episodes(tmp_path / 'episodes', 12, ('overhead',), 16)
     job = ('train.sh', 'config/debug.py', '--n_layers=1', '--image_size=16', '--cameras=overhead,',
-           '--tokens_per_camera=2', '--batch_size=8', '--log_interval=1', '--max_steps=30', '--fsdp=True',
+           '--tokens_per_camera=2', '--batch_size=8', '--log_interval=1', '--max_steps=100', '--fsdp=True',
            f'--episodes={tmp_path}/episodes', f'--out_dir={tmp_path}/run')
     where = dict(srun=f'echo $$ > {tmp_path}/pid\n{RUN}', HEAD='localhost', SLURM_NNODES='1', RANKS='2',
                  SLURM_CPUS_PER_TASK='2')
@@ -104,7 +104,7 @@ def test_a_job_that_is_preempted_is_queued_again_and_finishes(cluster, tmp_path)
     out = process.communicate(timeout=120)[0]
     assert process.returncode == 0, out
     step = int(re.search(r'^requeue: stopped at step (\d+), saved', out, re.M)[1])
-    assert (tmp_path / 'scontrol').read_text() == 'requeue 1234567\n' and step < 30
+    assert (tmp_path / 'scontrol').read_text() == 'requeue 1234567\n' and step < 100
     out = said(cluster(*job, **where, SLURM_RESTART_COUNT='1'))
     assert f'starting at step {step}' in out and 'next: python' in out
     assert (tmp_path / 'scontrol').read_text() == 'requeue 1234567\n'      # not once more

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import film
-import sim_rollout
+import policies
 from world import CAMERAS, MAX_ENERGY_J, MAX_PENETRATION_M, TASKS, World, mujoco
 
 pytestmark = [pytest.mark.smoke, pytest.mark.mujoco]
@@ -62,7 +62,7 @@ def random_run(world, seed, frames=None):
     bricks = {world.model.geom(f'{b.name}/{part}').id for b in world.bricks for part in ('box', 'slab')}
     robot = {i for i in range(world.model.ngeom) if world.model.geom(i).name.startswith(('left/', 'right/'))}
     obs, info = world.reset(seed)
-    act, depths = sim_rollout.constant_policy('random')(seed), []
+    act, depths = policies.constant('random')(seed), []
     for _ in range(SECONDS * world.control_hz):
         if frames is not None:
             frames.append(film.film_frame(world, obs, info, 'random actions'))

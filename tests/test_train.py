@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import checkpoint
 import data
+import layers
 import model
 import train
 
@@ -227,8 +228,8 @@ def test_two_processes_agree_under_muon_and_resume_exactly(whole, episodes, tmp_
 def test_bfloat16_is_chosen_only_where_the_hardware_has_it():
     has = torch.cpu.get_capabilities()
     fast = has.get('avx512_bf16') or has.get('amx_bf16')
-    assert model.autocast_for('cpu').fast_dtype == (torch.bfloat16 if fast else torch.float32)
-    with model.autocast_for('cpu', 'float32'):
+    assert layers.autocast_for('cpu').fast_dtype == (torch.bfloat16 if fast else torch.float32)
+    with layers.autocast_for('cpu', 'float32'):
         assert not torch.is_autocast_enabled('cpu')
     with pytest.raises(ValueError, match='float16'):
-        model.autocast_for('cpu', 'float16')
+        layers.autocast_for('cpu', 'float16')

@@ -1,0 +1,141 @@
+"""Who drives: the expert, a checkpoint, both, a recording, or nobody.
+
+    start = policies.checkpoint(world, 'out/demo', execute=1, steps=1)
+    act = start(seed)                  # once per episode
+    choice = act(obs)                  # None when there is nothing left to do, else a dict of
+        executed (15,) float32, what the world gets; action (15,) float32, the label: the expert's clean
+        answer; kicked, bool; subtask, str; of a new chunk: chunk_ms; of a replay: difference, the largest
+        |qpos - recorded qpos|
+Actions are absolute tool actions in the torso frame (data.TOOL_ACTION: m, rad).
+"""
+import time
+
+import numpy as np
+
+import data
+from expert import Expert, Kicks
+from world import TOOL_ACTION_NAMES, TOOL_HIGH, TOOL_LOW
+
+
+def constant(kind):
+    """hold: the command in force; zero: all slots zero; random: every 5 steps a new command, anywhere
+    within the bounds, the hands more often low than high: they hit the table, the bricks and each other."""
+    low = np.isin(TOOL_ACTION_NAMES, ('left/tool_z', 'right/tool_z'))
+
+    def start(seed):
+        rng, t, drawn = np.random.default_rng(seed), 0, None
+
+        def act(obs):
+            nonlocal t, drawn
+            if t % 5 == 0:
+                share = rng.uniform(size=15)
+                drawn = TOOL_LOW + (TOOL_HIGH - TOOL_LOW) * np.where(low, share ** 3, share)
+            t += 1
+            command = dict(hold=obs['tool_command'].astype(float), zero=np.zeros(15), random=drawn)[kind]
+            return dict(executed=command.astype(np.float32), action=command, kicked=False, subtask='')
+        return act
+    return start
+
+
+def expert(world, probability):
+    """The scripted teacher; probability per step that a disturbance starts."""
+    def start(seed):
+        teacher, disturbance = Expert(), Kicks(seed, probability=probability)
+
+        def act(obs):
+            action, info = teacher.act(world)
+            executed, kicked = disturbance.apply(world, action, info)
+            return dict(executed=executed, action=action, kicked=kicked, subtask=info['subtask'])
+        return act
+    return start
+
+
+def replay(world, files):
+    """Executes what the world got when the episode was recorded, and compares the physics with then.
+    files: {seed: path}."""
+    def start(seed):
+        episode, header = data.read_episode(files[seed])
+        rows, texts = iter(range(len(episode['time']))), header['subtasks']
+
+        def act(obs):
+            if (t := next(rows, None)) is None:
+                return None
+            return dict(executed=episode['tool_executed'][t], action=episode['tool_action'][t],
+                        kicked=bool(episode['kicked'][t]), subtask=texts[episode['subtask_id'][t]],
+                        difference=float(np.abs(world.data.qpos - episode['qpos'][t]).max()))
+        return act
+    return start
+
+
+def checkpoint(world, folder, execute=1, steps=1, delay=0, read_text=False, text_chunks=1,
+               compile_model=False, device=None, dtype='float32'):
+    """A trained model: predicts a chunk in `steps` denoising steps, executes `execute` rows, looks again.
+
+    delay         rows of the chunk in force that are still executed while the next is made. They are its
+                  first rows, given to the model clean (training-time real-time chunking, Black et al. 2025),
+                  which it has to know from training: train.py --prefix_rows
+    read_text     decode the subtask and act having read it; a text serves for text_chunks chunks
+    compile_model torch.compile in one graph; on a GPU that graph is a CUDA graph, launched at once
+    """
+    import torch, layers, model  # here: recording does without them
+    torch.set_num_threads(1)
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    net, meta = model.VLA.load(folder)
+    net, autocast = net.to(device).eval(), layers.autocast_for(device, dtype)
+    processor = data.Processor.from_dict(meta['processor'])
+    processor.check_world(world.metadata())
+    if execute < 1 or delay < 0 or execute + delay > processor.horizon:
+        raise ValueError(f'execute={execute}, delay={delay}: the chunks of {folder} have '
+                         f'{processor.horizon} rows')
+    if compile_model and read_text:
+        raise ValueError('compile_model and read_text: every other length of text would compile anew')
+    act_once = net.act
+    if compile_model:
+        act_once = torch.compile(net.act, mode='reduce-overhead', fullgraph=True, dynamic=False)
+
+    def start(seed):
+        pending, tokens, age = [], None, 0
+
+        def next_rows(obs):
+            """-> (H, 15), of which the first are those that are pending."""
+            nonlocal tokens, age
+            batch, prefix = {k: v.to(device) for k, v in processor.encode([obs]).items()}, None
+            if pending:
+                prefix = processor.normalise_actions(np.array([pending]), obs['tool_command'][None])
+                prefix = torch.from_numpy(prefix).to(device)                               # (1, delay, A)
+            with torch.inference_mode(), autocast:
+                if read_text:
+                    known = tokens if age % text_chunks else None
+                    chunk, tokens = net.plan_and_act(batch, steps, action_prefix=prefix, texts=known)
+                    age += 1
+                else:
+                    chunk = act_once(batch, steps, action_prefix=prefix)                   # (1, H, A)
+            return processor.decode_actions(chunk.float().cpu().numpy(), obs['tool_command'][None])[0]
+
+        def act(obs):
+            choice = {}
+            if len(pending) <= delay:
+                began = time.perf_counter()
+                pending.extend(next_rows(obs)[len(pending):execute + delay])
+                choice['chunk_ms'] = (time.perf_counter() - began) * 1e3
+            action, subtask = pending.pop(0), processor.decode_text(tokens[0]) if tokens else ''
+            return dict(choice, executed=action, action=action, kicked=False, subtask=subtask)
+        return act
+    return start
+
+
+def coached(world, student):
+    """DAgger (Ross et al. 2011): a checkpoint drives, the expert says what it would do, which is the label.
+    The expert also takes the wheel now and then: else episodes do not get past where the student is stuck."""
+    def start(seed):
+        rng, choose, driving = np.random.default_rng([104_729, seed]), student(seed), True
+        teacher = Expert()
+
+        def act(obs):
+            nonlocal driving
+            driving ^= rng.random() < (.05 if driving else .12)  # 20 steps of the student, 8 of the expert
+            action, info = teacher.act(world)
+            executed = choose(obs)['executed'] if driving else action
+            return dict(executed=executed, action=action, kicked=driving, subtask=info['subtask'])
+        return act
+    return start

@@ -1,0 +1,108 @@
+"""Who drives: nobody, the expert and a student in turns, a checkpoint early, late, with and without text.
+
+    python -m pytest tests/test_policies.py
+"""
+import numpy as np
+import pytest
+import torch
+
+import data
+import model
+import policies
+import sim_rollout
+from world import World
+
+pytestmark = pytest.mark.mujoco
+
+
+@pytest.fixture(scope='module')
+def blind_world():
+    return World('place', cameras=())
+
+
+@pytest.fixture(scope='module')
+def world():
+    world = World('place')
+    yield world
+    world.close()
+
+
+@pytest.mark.parametrize('kind', ['hold', 'zero', 'random'])
+def test_constant_policies_run_to_the_time_limit_without_success(blind_world, kind):
+    policy = policies.constant(kind)
+    result, rows, frames = sim_rollout.run_episode(blind_world, policy, seed=1_000_003)
+    assert not result['success'] and result['fault'] is None
+    assert result['steps'] == blind_world.max_steps
+    assert result['phase'] in ('start', 'reach')  # it may pass by
+    assert rows == [] and frames == []
+
+
+def test_random_policy_repeats_itself(blind_world):
+    ends = []
+    for _ in range(2):
+        sim_rollout.run_episode(blind_world, policies.constant('random'), seed=1_000_003)
+        ends.append(blind_world.data.qpos.copy())
+    assert np.array_equal(*ends)
+
+
+def test_a_coached_episode_is_driven_by_both_and_labelled_by_the_expert():
+    world = World('place', image_size=32)
+    policy = policies.coached(world, policies.constant('hold'))
+    _, rows, _ = sim_rollout.run_episode(world, policy, seed=3, record=True)
+    by_student = np.array([row['kicked'] for row in rows])
+    assert by_student[0] and 5 < by_student.sum() < len(rows) - 5
+    for row, student in zip(rows, by_student):
+        expected = row['state'][data.COMMAND] if student else row['tool_action']
+        assert np.array_equal(row['tool_executed'], expected)
+    moved = [np.abs(row['tool_action'] - row['tool_executed']).max() for row in rows if row['kicked']]
+    assert np.median(moved) > .005      # what it says while the student does nothing
+    world.close()
+
+
+def test_bfloat16_changes_the_commands_by_less_than_a_millimetre(checkpoint, world):
+    obs, _ = world.reset(1_000_003)
+    asked = [policies.checkpoint(world, checkpoint, device='cpu', dtype=dtype)(1_000_003)(obs)['executed']
+             for dtype in ('float32', 'bfloat16')]
+    assert asked[0].dtype == asked[1].dtype == np.float32 and not np.array_equal(*asked)
+    assert np.allclose(*asked, atol=1e-3)
+
+
+def test_a_chunk_that_comes_late_goes_on_from_the_rows_before_it(checkpoint, world):
+    obs, _ = world.reset(1_000_003)
+    policy = policies.checkpoint(world, checkpoint, execute=6, device='cpu')(1_000_003)
+    first = [policy(obs)['executed'] for _ in range(6)]
+    late = policies.checkpoint(world, checkpoint, execute=2, delay=2, device='cpu')(1_000_003)
+    choices = [late(obs) for _ in range(6)]
+    assert ['chunk_ms' in choice for choice in choices] == [True, False, True, False, True, False]
+    rows = [choice['executed'] for choice in choices]
+    assert np.array_equal(rows[:4], first[:4])      # of the first chunk, also after the second was made
+    net, meta = model.VLA.load(checkpoint)
+    processor = data.Processor.from_dict(meta['processor'])
+    prefix = processor.normalise_actions(np.array([first[2:4]]), obs['tool_command'][None])
+    given = net.act(processor.encode([obs]), 1, action_prefix=torch.from_numpy(prefix))
+    expected = processor.decode_actions(given.numpy(), obs['tool_command'][None])[0]
+    assert np.allclose(rows[4:], expected[2:4], atol=1e-6)
+    assert not np.allclose(rows[4:], first[2:4], atol=1e-6)
+
+
+def test_a_text_serves_for_several_chunks(checkpoint, world, monkeypatch):
+    obs, _ = world.reset(1_000_003)
+    decode, decoded = model.VLA.decode_text, []
+
+    def count(*arguments, **how):
+        decoded.append(decode(*arguments, **how))
+        return decoded[-1]
+    monkeypatch.setattr(model.VLA, 'decode_text', count)
+    policy = policies.checkpoint(world, checkpoint, read_text=True, text_chunks=3, device='cpu')(1_000_003)
+    choices = [policy(obs) for _ in range(7)]
+    assert len(decoded) == 3 and all('chunk_ms' in choice for choice in choices)
+    assert len({choice['subtask'] for choice in choices}) == 1
+    # read again or just written: the same chunk
+    assert np.allclose(choices[1]['executed'], choices[0]['executed'], atol=1e-5)
+
+
+def test_what_a_checkpoint_cannot_do_is_refused(checkpoint, world):
+    for how, said in ((dict(execute=9), 'have 8 rows'), (dict(execute=5, delay=4), 'have 8 rows'),
+                      (dict(dtype='half'), "'half'"), (dict(compile_model=True, read_text=True), 'anew')):
+        with pytest.raises(ValueError, match=said):
+            policies.checkpoint(world, checkpoint, device='cpu', **how)
