@@ -73,7 +73,7 @@ demo join: %: out/%/score.done out/%/blank.done
 	@echo "next: $(PY) sample.py --ckpt=out/$*"
 
 test: setup
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(CORES) --dist loadfile
 
 bench: setup
 	$(PY) bench.py

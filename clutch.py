@@ -37,12 +37,14 @@ NO_BODY = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Brick:
-    """A brick type instance: `studs` (nx, ny) along its own x and y, plate or brick height, RGBA text."""
+    """A brick type instance: `studs` (nx, ny) along its own x and y, plate or brick height, RGBA text;
+    `at_m`: where it is screwed to the table if it is fixed."""
     name: str
     studs: tuple
     rgba: str
     plate: bool = False
     fixed: bool = False
+    at_m: tuple = (.34, 0)
 
     def height_m(self, scale):
         return scale * (PLATE_HEIGHT_M if self.plate else BRICK_HEIGHT_M)
@@ -73,10 +75,10 @@ def brick_xml(brick, scale, pos=(0, 0, 0)):
 
 def pool_xml(n_slots):
     """(bodies, excludes, equalities) MJCF of the weld pool:
-    n_slots inactive welds and excludes between dummy bodies."""
-    bodies = ''.join(f'<body name="clutch/dummy_{i}" pos="0 0 -2"/>' for i in range(2 * n_slots))
+    n_slots inactive welds, and twice as many excludes, between dummy bodies."""
+    bodies = ''.join(f'<body name="clutch/dummy_{i}" pos="0 0 -2"/>' for i in range(4 * n_slots))
     pair = 'body1="clutch/dummy_{}" body2="clutch/dummy_{}"'
-    excludes = ''.join(f'<exclude {pair.format(2 * k, 2 * k + 1)}/>' for k in range(n_slots))
+    excludes = ''.join(f'<exclude {pair.format(2 * k, 2 * k + 1)}/>' for k in range(2 * n_slots))
     welds = ''.join(f'<weld name="clutch/weld_{k}" {pair.format(2 * k, 2 * k + 1)} active="false"'
                     f' solref="0.004 1" solimp="0.9995 0.9999 0.0001 0.5 2"/>' for k in range(n_slots))
     return bodies, excludes, welds
@@ -98,6 +100,8 @@ class Clutch:
     DWELL = 2              # consecutive updates a condition must hold: rides over single-step contact spikes
     SNAP_TIME_S = .04      # the weld's target moves from the pose found to the grid pose over this time
     GRACE_S = .2           # no breaking so soon after forming: the pull into the grid rings in the arms
+    OVERLOAD = 30.         # but at this utilisation (the ringing reaches 12) it breaks at once, however young
+    MAX_SPIN_RAD_S = 60.   # of linked bricks: at 4 ms welds wind up what turns faster, until it diverges
     RESEAT_AFTER_S = .05
 
     def __init__(self, model, data, bricks, scale=1., insertion_force_n=1., pull_force_n=2.,
@@ -193,6 +197,7 @@ class Clutch:
             self._ramp()
         if len(self._seated):
             self._break()
+            self._brake()
         forces = self._contact_forces()
         if self._n_loose:
             self._settle_loose(forces)
@@ -206,6 +211,8 @@ class Clutch:
         self._seated = np.flatnonzero(seated)
         self._seated_eq = self.slot_eq_id[self._seated]
         links = self.links[self._seated]
+        loose = self.body_id[np.unique([links['a'], links['b']])]
+        self._spin_vadr = [adr + 3 for adr in self.model.body_dofadr[loose].tolist() if adr >= 0]
         self._bound, self._rows = [*zip(links['per_force'].tolist(), links['per_moment'].tolist())], []
         self._ramping = bool((self.links['used'] & ~self.links['seated'] & ~self.links['loose']).any())
         self._n_loose, self._n_pending = int(self.links['loose'].sum()), int((self.pending > 0).sum())
@@ -293,7 +300,6 @@ class Clutch:
         row['per_moment'] = lever * 4 / self.pull_force_n + 1 / (n * self.shear_force_n * 4 * r)
         row['pos1'], row['quat1'] = centre, [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
         self._start(slot, 'form')
-        self._write_excludes()
 
     def _start(self, slot, event):
         row, eq = self.links[slot], self.slot_eq_id[slot]
@@ -305,6 +311,7 @@ class Clutch:
         row['time'], row['seated'] = self.data.time, False
         self.data.eq_active[eq] = 1
         self.events.append((float(self.data.time), event, self.names[row['a']], self.names[row['b']]))
+        self._write_excludes()
         self._ramp()
 
     def _ramp(self):
@@ -367,6 +374,7 @@ class Clutch:
         slots, use = self.measure()
         late = self.data.time - self.links['time'][slots] > self.GRACE_S
         over = np.where((use > 1) & late, self.links['over'][slots] + 1, 0)
+        over[use > self.OVERLOAD] = self.DWELL
         self.links['over'][slots], self._over = over, bool(over.any())
         for slot in slots[over >= self.DWELL]:
             row = self.links[slot]
@@ -374,7 +382,17 @@ class Clutch:
             self.data.eq_active[self.slot_eq_id[slot]] = 0
             self.events.append((float(self.data.time), 'break', self.names[row['a']], self.names[row['b']]))
         if (over >= self.DWELL).any():
+            self._write_excludes()
             self.changed()
+
+    def _brake(self):
+        """Linked bricks spin no faster than the time step can follow."""
+        qvel = self.data.qvel
+        for adr in self._spin_vadr:
+            x, y, z = qvel[adr:adr + 3].tolist()
+            spin = math.hypot(x, y, z)
+            if spin > self.MAX_SPIN_RAD_S:
+                qvel[adr:adr + 3] *= self.MAX_SPIN_RAD_S / spin
 
     def _settle_loose(self, forces):
         """A broken link keeps its exclude (the studs are still inside) until the bricks have parted. Where
@@ -400,10 +418,13 @@ class Clutch:
             self.changed()
 
     def _write_excludes(self):
-        """The lower brick's stud slab is inside the upper brick's box while linked:
-        exclude that body pair."""
+        """The lower brick's stud slab is inside the upper brick's box while linked: exclude that body pair.
+        While the weld holds, the two boxes as well: contact and weld of a pair that spins, at 50 rad/s
+        already, fight until the simulation diverges."""
         rows = self.links[self.links['used']]
-        i, j = self.slab_id[rows['a']], self.body_id[rows['b']]
+        held = rows[~rows['loose']]
+        i = np.concatenate([self.slab_id[rows['a']], self.body_id[held['a']]])
+        j = np.concatenate([self.body_id[rows['b']], self.body_id[held['b']]])
         # MuJoCo searches this array by bisection
         signature = np.sort((np.minimum(i, j) << 16) + np.maximum(i, j))
         self.model.exclude_signature[:] = NO_BODY

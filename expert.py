@@ -12,14 +12,20 @@ to a brick scale with it.
 """
 import numpy as np
 
-from world import (BRICK_HEIGHT_M, CELLS, HANDS, STUD_HEIGHT_M, STUD_PITCH_M, TOOL, TOOL_HIGH, TOOL_LOW,
-                   rot_z, wrap)
+from world import (BRICK_HEIGHT_M, HANDS, PLATE_HEIGHT_M, PUT_DOWN, STUD_HEIGHT_M, STUD_PITCH_M,
+                   TOOL, TOOL_HIGH, TOOL_LOW, rot_z, wrap)
 
 SPEED_M_S, PRESS_SPEED_M_S, TURN_RAD_S = .3, .04, 2.     # the press speed is per unit of brick scale
 CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes with the spring's full reach
 CLOSE_STEP, OPEN_STEP = .34, .5                  # share of the stroke per action: three to close, two to open
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
-WAITING_POINT_M = np.array([.37, -.13, .19])     # where the other hand waits for it
+WAITING_POINT_M = np.array([.37, .13, .19])      # where the other hand waits for it, on its own side
+HANDOVER_POINT_M = np.array([.33, 0])            # on the table, where both arms reach
+PULL_SPEED_M_S = .06                             # per unit of brick scale
+PEEL_RAD_S = 1.
+HAND_WIDTH_M = .09
+FINGERTIP_M = .006                               # the tool is this far above the fingertips
+SHARED_Y_M = .07                                 # a hand leaves bricks to the other one from here on
 CLEAR_Y_M = .16                                  # an idle hand stays at least this far from the middle
 
 
@@ -95,8 +101,9 @@ class Hand:
         self.go(self.command[:2], self.command[5], clear_z)
         return 'retreat'
 
-    def keep_clear(self, side):
-        """An idle hand near the plate moves to its own side (+1 left, -1 right); elsewhere it stays."""
+    def keep_clear(self):
+        """An idle hand near the middle moves to its own side; elsewhere it stays."""
+        side = 1 if self.hand == 'left' else -1
         if side * self.command[1] < CLEAR_Y_M:
             self.go((self.command[0], side * (CLEAR_Y_M + .02)), self.command[5], max(self.command[2], .10))
 
@@ -109,6 +116,68 @@ class Hand:
         self.go(target[:2], turn, target[2], self.lifted_speed())
         self.gripper(-1)
         return 'hold' if np.linalg.norm(self.brick - middle) < .012 else 'carry'
+
+    def lay_down(self, point, yaw):
+        """Carry the held brick to a place (x, y) on the table and let go of it there."""
+        s = self.scale
+        e = point - self.brick[:2]
+        turn = self.command[5] + wrap(yaw - self.brick_yaw, np.pi)
+        error = np.hypot(*e) + .03 * abs(wrap(yaw - self.brick_yaw, np.pi))
+        if error < .015 and self.brick[2] < .0015 * s:
+            return self.let_go(.14)
+        z = self.height + np.clip(1.5 * (error - .008), -.004, .06)      # in the end onto the table, softly
+        offset = rot_z(self.yaw).T @ (self.brick - self.tool)
+        self.go(point - (rot_z(turn) @ offset)[:2], turn, z,
+                self.lifted_speed() if error > .02 else SPEED_M_S)
+        self.gripper(-1)
+        return 'lower' if error < .02 else 'carry'
+
+    def wait(self):
+        """Hold the brick beside where the other hand will be."""
+        side = 1 if self.hand == 'left' else -1
+        self.go(WAITING_POINT_M[:2] * [1, side], 0., WAITING_POINT_M[2], self.lifted_speed())
+        self.gripper(-1)
+        return 'wait'
+
+    def stay(self):
+        """Hold on until the other hand is ready."""
+        self.gripper(-1)
+        return 'wait'
+
+    def hold_down(self):
+        """Press on the studs of a plate with closed fingers."""
+        s, error = self.scale, np.hypot(*(self.grip - self.tool)[:2])
+        touching = self.grip[2] + s * (PLATE_HEIGHT_M + STUD_HEIGHT_M) + FINGERTIP_M      # height of the tool
+        closed = self.opening_m < .008
+        self.gripper(-1)
+        over = closed and (error < .01 or self.tool[2] < touching + .003 and error < .02)
+        z = touching - .008 if over else touching + .02 + np.clip(1.5 * (error - .01), 0, .06)
+        self.go(self.tool[:2] if over else self.grip[:2], 0., z, z_speed=.1 if error < .03 else SPEED_M_S)
+        return 'hold' if over and self.tool[2] < touching + .001 else 'reach'
+
+    def pull(self):
+        """Up, rolling about the axis that the fingers hold best: peeled at one edge, four studs part at a
+        tenth of the load that takes them off straight, and the other hand does not lose the lower brick."""
+        self.go(self.tool[:2], self.command[5], self.command[2] + .1, z_speed=PULL_SPEED_M_S * self.scale)
+        outer = 1 if self.hand == 'right' else -1       # the edge away from this hand's side comes off first
+        self.new[3] = np.clip(self.command[3] + outer * PEEL_RAD_S * self.dt, -.35, .35)
+        self.gripper(-1)
+        return 'pull'
+
+    def aside(self, gap_m):
+        """Carry what was pulled off to this hand's own side, well above the brick it came from."""
+        (x, y), yaw = put_down(self.hand)
+        self.go((x, y), self.command[5] + wrap(yaw - self.brick_yaw, np.pi), self.tool[2] - gap_m + .03)
+        self.gripper(-1)
+        return 'carry'
+
+    def leave(self):
+        """Let go of a brick that lies where it should, rise, and get out of the way."""
+        if self.tool[2] < .10:
+            return self.let_go(.14)
+        self.gripper(1)
+        self.keep_clear()
+        return 'rest'
 
     def bring(self):
         """Carry the held brick over its place, align, press."""
@@ -136,53 +205,122 @@ class Hand:
 
 
 class Expert:
-    """Ground-truth policy for every task whose goal is one connection."""
+    """Ground-truth policy for every task."""
 
     def act(self, world):
         """Returns the next tool action (15,) float32 and info: `phase` (left, right) verbs, `subtask`
         narration."""
-        goal, action, verbs = world.goal, world.tool_command.astype(float), dict.fromkeys(HANDS, 'rest')
+        action, verbs = world.tool_command.astype(float), dict.fromkeys(HANDS, 'rest')
         action[0] -= np.clip(action[0], -.05, .05)      # all of this assumes a spine that looks ahead
-        joined, names = world.joined(), {}
-        holder_ready = True
-        if goal.holder:
-            # the other end of the brick
-            grip = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0])
-            h = Hand(world, goal.holder, goal.lower, grip)
-            verbs[goal.holder] = h.hold_at(MEETING_POINT_M, np.pi / 2) if h.held else h.pick()
-            action[TOOL[goal.holder]], names[goal.holder] = h.new, goal.lower
-            holder_ready = verbs[goal.holder] == 'hold'
-        else:      # the idle hand keeps out of the way
-            idle = HANDS[1 - HANDS.index(goal.hand)]
-            h = Hand(world, idle, goal.upper)
-            h.keep_clear(1 if idle == 'left' else -1)
-            action[TOOL[idle]] = h.new
-        h = Hand(world, goal.hand, goal.upper)
-        if joined:
-            verbs[goal.hand] = h.let_go(.26 if goal.holder else .14)
-        elif not h.held:
-            verbs[goal.hand] = h.pick()
-        elif holder_ready:
-            verbs[goal.hand] = h.bring()
-        else:
-            h.go(WAITING_POINT_M[:2], 0., WAITING_POINT_M[2], h.lifted_speed())
-            h.gripper(-1)
-            verbs[goal.hand] = 'wait'
-        action[TOOL[goal.hand]], names[goal.hand] = h.new, goal.upper
+        goal = world.goal
+        plan = hand_over if goal.giver else take_apart if goal.apart else assemble
+        moves = plan(world, goal)
+        for h, verb, _, _ in moves:
+            verbs[h.hand], action[TOOL[h.hand]] = verb, h.new
         action = np.clip(action, TOOL_LOW, TOOL_HIGH).astype(np.float32)
-        info = dict(phase=tuple(verbs[k] for k in HANDS), subtask=narrate(goal, verbs, names))
-        return action, info
+        return action, dict(phase=tuple(verbs[k] for k in HANDS), subtask=narrate(moves))
 
 
-def narrate(goal, verbs, names):
+# Plans: what each hand does about a goal in the present state. Each returns [(Hand, verb, brick it is about,
+# words for where that goes or None)].
+def assemble(world, goal):
+    """Fetch the upper brick and press it on; where there is a holder, it brings the lower brick first."""
+    moves, holder_ready = [], True
+    if goal.holder:
+        # the other end of the brick
+        grip = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0])
+        h = Hand(world, goal.holder, goal.lower, grip)
+        verb = h.hold_at(MEETING_POINT_M, np.pi / 2) if h.held else h.pick()
+        moves.append((h, verb, goal.lower, None))
+        holder_ready = verb == 'hold'
+    else:
+        moves.append(idle(world, other_hand(goal.hand), goal.upper))
+    h = Hand(world, goal.hand, goal.upper)
+    if world.joined():
+        verb = h.let_go(.26 if goal.holder else .14)
+    elif not h.held:
+        verb = h.pick()
+    elif holder_ready:
+        verb = h.bring()
+    else:
+        verb = h.wait()
+    return [*moves, (h, verb, goal.upper, goal.where)]
+
+
+def hand_over(world, goal):
+    """One hand lays the brick down where the other reaches it, and gets out of the way. Whose turn it is
+    follows from who holds the brick, else from where it lies."""
+    g, h = Hand(world, goal.giver, goal.upper), Hand(world, goal.hand, goal.upper)
+    side = 1 if goal.giver == 'left' else -1
+    within_reach = side * g.brick[1] < SHARED_Y_M
+    if world.joined():
+        return [idle(world, goal.giver, goal.upper), (h, h.let_go(.14), goal.upper, goal.where)]
+    if h.held or within_reach and not g.held:
+        give = g, g.leave(), goal.upper, None
+        if h.held:
+            return [give, (h, h.bring(), goal.upper, goal.where)]
+        if side * g.tool[1] < CLEAR_Y_M - .04:
+            return [give, idle(world, goal.hand, goal.upper)]
+        return [give, (h, h.pick(), goal.upper, None)]
+    verb = g.lay_down(HANDOVER_POINT_M, np.pi / 2) if g.held else g.pick()
+    return [(g, verb, goal.upper, 'middle'), idle(world, goal.hand, goal.upper)]
+
+
+def take_apart(world, goal):
+    """Lift the stack by its lower brick, grasp the upper one in the air, pull, lay both down. A plate is held
+    down where it lies."""
+    far_end = np.array([*-np.array(goal.cell) * world.brick_scale * STUD_PITCH_M, 0]) * [world.lifts(), 1, 1]
+    h0, h = Hand(world, goal.holder, goal.lower, far_end), Hand(world, goal.hand, goal.upper)
+    joined, gap = world.joined(), h.brick - world.seat(goal)[0]
+    # the upper brick off the lower one and beside it: only then may either go down
+    beside = abs(gap[1]) > HAND_WIDTH_M or world.lies(goal.upper)
+    parted = not joined and beside
+    if not world.lifts():
+        verb0 = h0.leave() if parted else h0.hold_down()
+    elif h0.held:
+        verb0 = h0.lay_down(*put_down(goal.holder)) if parted else h0.hold_at(MEETING_POINT_M, np.pi / 2)
+    else:
+        verb0 = h0.leave() if parted and world.lies(goal.lower) else h0.pick()
+    ready = verb0 == 'hold'
+    if h.held and joined:
+        verb = h.pull() if ready else h.stay()
+    elif h.held:
+        off = gap[2] > (STUD_HEIGHT_M + .003) * world.brick_scale
+        verb = h.lay_down(*put_down(goal.hand)) if parted else h.aside(gap[2]) if off else h.pull()
+    elif parted and world.lies(goal.upper):
+        verb = h.leave()
+    elif ready or not joined:
+        verb = h.pick()
+    else:
+        return [(h0, verb0, goal.lower, None), idle(world, goal.hand, goal.upper)]
+    return [(h0, verb0, goal.lower, 'table' if parted else None), (h, verb, goal.upper, 'table')]
+
+
+def put_down(hand):
+    """Place on the table (2,) m and yaw rad where a hand lays what it has taken off."""
+    x, y, yaw = PUT_DOWN[hand]
+    return np.array([x, y]), yaw
+
+
+def other_hand(hand):
+    return HANDS[1 - HANDS.index(hand)]
+
+
+def idle(world, hand, brick):
+    """The move of a hand that keeps out of the way."""
+    h = Hand(world, hand, brick)
+    h.keep_clear()
+    return h, 'rest', brick, None
+
+
+def narrate(moves):
     """One line on what the hands do: 'left: carry red to near left', 'left: hold red; right: press blue'."""
-    cell = next((c for c, v in CELLS.items() if goal.holder is None and v == tuple(goal.cell)), None)
-    lines = []
-    for hand in HANDS:
-        if hand in names:
-            to = f' to {cell}' if cell and verbs[hand] in ('carry', 'align', 'press') else ''
-            lines.append(f'{hand}: {verbs[hand]} {names[hand]}{to}')
-    return '; '.join(lines)
+    lines = {}
+    for h, verb, brick, where in moves:
+        if verb != 'rest':
+            to = f' to {where}' if where and verb in ('carry', 'align', 'press', 'lower') else ''
+            lines[h.hand] = f'{h.hand}: {verb} {brick}{to}'
+    return '; '.join(lines[hand] for hand in HANDS if hand in lines)
 
 
 class Kicks:
@@ -212,8 +350,9 @@ class Kicks:
         answers another situation. Jitter alone does not count."""
         action, kicked = action.copy(), False
         self.drift = .5 * self.drift + .87 * self.rng.normal(size=(2, 3))      # of unit spread
-        # two hands that meet in the air both miss
-        jitter_m = self.jitter_m * world.brick_scale * (.6 if world.goal.holder else 1)
+        # two hands that meet in the air both miss; a brick that is handed over is fetched and carried twice
+        smaller = world.goal.holder or world.goal.giver
+        jitter_m = self.jitter_m * world.brick_scale * (.6 if smaller else 1)
         for hand, verb, drift in zip(HANDS, info['phase'], self.drift):
             if verb != 'rest':
                 action[TOOL[hand]][:3] += jitter_m * drift
@@ -275,16 +414,25 @@ class Kicks:
             return
         u = rng.random()
         size, turn, n = ((.006, .06, 2) if u < .4 else (.02, .15, 2) if u < .75 else (.05, .3, 3))
-        shrink = .5 if world.goal.holder and held else 1.
+        perched = verb == 'reach' and self._perched(world, hand)
+        shrink = .2 if perched else .5 if world.goal.holder and held else 1.
         offset = np.array([*rng.normal(0, size, 3), 0, 0, rng.normal(0, turn)]) * shrink
         low = world.grasp_height_m
         if held:                 # never ram a held brick into what lies below it
             low += (self._floor(world, hand) + STUD_HEIGHT_M * s + .004)
         z = np.clip(command[2] + offset[2], low, .26)
-        if verb == 'reach' and rng.random() < .3:
+        if verb == 'reach' and not perched and rng.random() < .3:
             z = max(low, rng.uniform(low, low + .05))
         offset[2] = z - command[2]
         self.queue[hand] = [(offset / n, None)] * n
+
+    def _perched(self, world, hand):
+        """True where the brick that `hand` reaches for lies on a loose one, or is in the air: struck hard it
+        comes to lie upside down, and no upright hand can mend that."""
+        g = world.goal
+        loose = g.lower in [b.name for b in world.bricks if not b.fixed]
+        brick = g.lower if hand == g.holder else g.upper
+        return (g.apart or loose and not g.holder) and not world.lies(brick)
 
     def _floor(self, world, hand):
         """Height of what a brick held by `hand` could hit, m."""

@@ -145,7 +145,11 @@ class Grounding(nn.Module):
         fetch = in_frame(bricks, tool)
         # a brick's frame is a quarter turn off the one a hand grasps it in
         quarter = place.new_tensor([0, 0, 0, math.pi / 2])
-        under = F.pad(poses[rows, hand] + quarter, (0, 0, 0, 1))                      # (B, n + 1, 4)
+        # Seen from a hand that has turned by more than a quarter a brick points the other way: near end and
+        # far end would change places.
+        at, yaw = poses[rows, hand].split([3, 1], -1)
+        lying = torch.cat([at, half_turn(yaw)], -1)
+        under = F.pad(lying + quarter, (0, 0, 0, 1))                                  # (B, n + 1, 4)
         place = out_of_frame(place, under[rows, base]) - quarter
         way = in_frame(place, tool[rows, hand]) - fetch[rows, hand]
         way = torch.cat([way[:, :3], half_turn(way[:, 3:])], -1)

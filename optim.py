@@ -1,4 +1,6 @@
 """How weights change: Muon and AdamW for a model's parameters, and the running average that acts."""
+import fnmatch
+
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -6,19 +8,40 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 
-def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, weight_decay=0.01,
-                         betas=(0.9, 0.95)):
-    """Muon on the matrices of the decoder blocks, AdamW on the rest, no decay on vectors. A group keeps its
-    peak rate as group['peak_lr']; schedules multiply that. muon_learning_rate = 0: all goes to AdamW."""
-    matrices, decayed, plain = [], [], []
+def freeze(model, rates):
+    """rates: 'pattern=factor', patterns of parameter names. What the last fitting one gives 0 is not trained.
+    -> {name: factor of its learning rate} of the others"""
+    factors = {name: 1.0 for name, _ in model.named_parameters()}
+    for rate in rates:
+        pattern, _, factor = rate.partition('=')
+        if not (fits := fnmatch.filter(factors, pattern)):
+            parts = sorted({name.split('.')[0] for name in factors})
+            raise ValueError(f'rates {rate!r} fits no parameter; their names begin with {", ".join(parts)}')
+        factors |= dict.fromkeys(fits, float(factor))
     for name, p in model.named_parameters():
-        in_block = p.ndim == 2 and name.startswith('decoder.blocks.')
-        (matrices if in_block and muon_learning_rate else decayed if p.ndim > 1 else plain).append(p)
-    groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
-    optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]
-    if matrices:
-        muon = ShardedMuon if isinstance(matrices[0], DTensor) else torch.optim.Muon
-        optimizers.append(muon(matrices, lr=muon_learning_rate, momentum=0.95, weight_decay=weight_decay))
+        p.requires_grad_(factors[name] > 0)
+    return {name: factor for name, factor in factors.items() if factor > 0}
+
+
+def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, weight_decay=0.01,
+                         betas=(0.9, 0.95), rates=()):
+    """Muon on the matrices of the decoder blocks, AdamW on the rest, no decay on vectors; rates: see freeze. A
+    group keeps its peak rate as group['peak_lr']; schedules multiply that. muon_learning_rate = 0: all goes
+    to AdamW."""
+    groups, params, optimizers = {}, dict(model.named_parameters()), []      # {(Muon?, decay, rate): [...]}
+    for name, factor in freeze(model, rates).items():
+        p = params[name]
+        muon = p.ndim == 2 and name.startswith('decoder.blocks.') and muon_learning_rate > 0
+        lr = (muon_learning_rate if muon else learning_rate) * factor
+        groups.setdefault((muon, weight_decay if p.ndim > 1 else 0.0, lr), []).append(p)
+    for kind in (False, True):
+        mine = [dict(params=part, weight_decay=decay, lr=lr) for (muon, decay, lr), part in groups.items()
+                if muon == kind]
+        if mine and kind:
+            muon = ShardedMuon if isinstance(mine[0]['params'][0], DTensor) else torch.optim.Muon
+            optimizers.append(muon(mine, lr=muon_learning_rate, momentum=0.95))
+        elif mine:
+            optimizers.append(torch.optim.AdamW(mine, lr=learning_rate, betas=betas, fused=True))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group['peak_lr'] = group['lr']
     return optimizers

@@ -117,6 +117,7 @@ def memory_gb(net, device, ema, samples, tokens, dtype):
     keeps). `samples` are worked on at a time, each a row of `tokens`; matrix products are done in `dtype`.
     """
     cfg, numbers = net.cfg, sum(local(p).numel() for p in net.parameters())
+    learnt = sum(local(p).numel() for p in net.parameters() if p.requires_grad)
     sharded, wide = isinstance(net, FSDPModule), dtype.itemsize
     decoder = (cfg.n_layers, cfg.hidden_size, (3 * cfg.n_heads + 4 * cfg.n_kv_heads) * cfg.head_dim,
                cfg.intermediate_size * (4 if cfg.mlp == 'swiglu' else 2), cfg.n_heads, tokens, tokens)
@@ -133,7 +134,7 @@ def memory_gb(net, device, ema, samples, tokens, dtype):
     # put together: this block, the next, a gradient; and with its gradient all that is outside of blocks
     copies = wide * 3 * max(sizes) + 8 * (net.n_parameters - sum(sizes)) if sharded else \
         wide * numbers * (wide < 4)
-    parts = {'weights': 4 * numbers, 'gradients': 4 * numbers, 'optimizer': 8 * numbers,
+    parts = {'weights': 4 * numbers, 'gradients': 4 * learnt, 'optimizer': 8 * learnt,
              'average': 4 * numbers * bool(ema), 'copies to multiply with': copies,
              'activations': samples * kept}
     return {name: size / 1e9 for name, size in parts.items()}

@@ -10,6 +10,7 @@ import numpy as np
 TEMPLATES = {      # several wordings each; {x} is the subject
     'where': ('where is the {x} brick ?', 'where is {x} ?', 'in which place is the {x} brick ?'),
     'cell': ('on which corner is the {x} brick ?', 'which corner is {x} pressed onto ?'),
+    'part': ('on which part of the brick below is {x} ?', 'how does {x} sit on the brick below ?'),
     'left': ('which brick is further left ?', 'what lies on the left ?'),
     'near': ('which brick is nearer ?', 'what lies in front ?'),
     'hand': ('which hand holds the {x} brick ?', 'in which hand is {x} ?'),
@@ -35,9 +36,8 @@ def facts(world):
         found += [('where', name, place), ('hand', name, hand or 'none'),
                   ('joined', name, below[name] if name in below else 'nothing')]
     for goal, _ in world.askable:
-        cell = world.cell_name(goal)
-        if cell and world.joined(goal):
-            found.append(('cell', goal.upper, cell))
+        if goal.where and world.joined(goal):
+            found.append(('part' if goal.lower in loose else 'cell', goal.upper, goal.where))
     for kind, axis, sign, margin_m in (('left', 1, 1, .03), ('near', 0, -1, .015)):
         order = sorted(loose, key=lambda name: sign * position[name][axis])
         if len(order) > 1 and abs(position[order[-1]][axis] - position[order[-2]][axis]) > margin_m:

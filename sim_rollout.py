@@ -38,7 +38,7 @@ instruction = None   # replaces the world's; --instruction= (empty) blanks it: d
 device = None        # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
 dtype = 'float32'    # checkpoint: or 'bfloat16', which makes one chunk no faster: it is calls, not arithmetic
 # world; None: what the checkpoint or the episode was made with, else the defaults of World
-task = None          # 'place', 'join'
+task = None          # one of tasks.TASKS: 'place', 'join', 'stack', ...
 brick_scale = None   # 1.0 LEGO, 2.0 DUPLO
 cameras = None       # names, comma separated, see world.py; --cameras= (empty) renders none
 image_size = None    # px

@@ -16,6 +16,8 @@ from clutch import Brick
 HANDS = ('left', 'right')
 RGBA = dict(red='0.80 0.10 0.10 1', blue='0.10 0.25 0.85 1', yellow='0.95 0.80 0.10 1',
             white='0.90 0.90 0.90 1', orange='0.95 0.45 0.05 1', green='0.30 0.55 0.30 1')
+# Where a hand lays a brick that is to lie on the table: (x, y, yaw), long side away from the robot
+PUT_DOWN = {'left': (.36, .17, np.pi / 2), 'right': (.36, -.17, np.pi / 2)}
 MIN_JOIN_HEIGHT_M = .05       # "in the air": the lower brick's bottom is at least this high
 
 
@@ -23,13 +25,20 @@ MIN_JOIN_HEIGHT_M = .05       # "in the air": the lower brick's bottom is at lea
 class Goal:
     """What one episode asks for: `upper` sits on `lower` with its centre `cell` studs from lower's centre and
     its long side along quarter turn `turns` (modulo the brick's symmetry), pressed by `hand`. `holder`: hand
-    that has to keep `lower` in the air while they are joined, None where lower is fixed."""
+    that has to keep `lower` in the air while they are joined, None where lower lies on the table or is fixed
+    to it. `giver`: hand that has to fetch `upper` and lay it where `hand` reaches, None where hand reaches it
+    by itself. `apart`: the other way round: upper sits there at the start and has to come off, and both have
+    to lie on the table; the holder lifts lower first, or holds it down where it is a plate. `where`: words
+    for the cell, None where there are none."""
     upper: str
     lower: str
     cell: tuple
     turns: int
     hand: str
     holder: str | None = None
+    giver: str | None = None
+    apart: bool = False
+    where: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,180 @@ JOIN_TEMPLATES = (
     'the {upper} brick goes on the end of the {lower} brick')
 
 
+# Stacking: {where: (cell, quarter turns)} for each size of the upper brick, on a 2x4 whose long side points
+# away from the robot; the near end is the one of positive y.
+STACK_CELLS = {(2, 4): {'lined up': ((0, 0), 0), 'across': ((0, 0), 1)},
+               (2, 2): {'near end': ((0, 1), 0), 'far end': ((0, -1), 0), 'middle': ((0, 0), 0)}}
+STACK_WORDS = {'lined up': ('edges flush', 'lined up with it'), 'across': ('crosswise', 'turned a quarter'),
+               'near end': ('at the near end', 'at the end close to you'),
+               'far end': ('at the far end', 'at the end away from you'),
+               'middle': ('in the middle', 'at its centre')}
+STACK_TEMPLATES = (
+    'stack the {upper} on the {lower} , {how}',
+    'put the {upper} on top of the {lower} , {how}',
+    'press the {upper} onto the {lower} , {how}',
+    'take the {upper} and stack it on the {lower} , {how}',
+    'the {upper} goes on the {lower} , {how}',
+    'pick up the {upper} and press it onto the {lower} , {how}',
+    'on the {lower} put the {upper} , {how}',
+    'build a tower : {upper} on {lower} , {how}',
+    'set the {upper} on the {lower} , {how}',
+    'lay the {upper} onto the {lower} , {how}',
+    'the {lower} gets the {upper} on top , {how}',
+    'place the {upper} on the {lower} , {how}')
+
+
+def _stack_bricks(scale):
+    return (*(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')), Brick('white', (2, 2), RGBA['white']))
+
+
+def _stack_sample(rng, scale):
+    """A 2x4 in the middle, the other 2x4 and the 2x2 on one side each: either may be asked for, the one that
+    is not lies there to distract."""
+    names = ['red', 'blue']
+    rng.shuffle(names)
+    lower, other = names
+    sides = [other, 'white']
+    rng.shuffle(sides)
+    poses, askable = {lower: (rng.uniform(.29, .38), rng.uniform(-.03, .03),
+                              np.pi / 2 + np.radians(rng.uniform(-30, 30)))}, []
+    for name, hand, s in zip(sides, HANDS, (1, -1)):
+        poses[name] = (rng.uniform(.28, .38), s * rng.uniform(.16, .25),
+                       np.pi / 2 + np.radians(rng.uniform(-35, 35)))
+    bricks = {b.name: b for b in _stack_bricks(scale)}
+    for name, hand in zip(sides, HANDS):
+        for where, (cell, turns) in STACK_CELLS[bricks[name].studs].items():
+            words = {'white': ('white brick', 'small brick', 'square brick')}
+            upper = rng.choice([*words.get(name, (f'{name} brick',)), f'{hand} brick'])
+            base = rng.choice([f'{lower} brick', 'middle brick', f'{lower} one'])
+            text = rng.choice(STACK_TEMPLATES).format(upper=upper, lower=base,
+                                                      how=rng.choice(STACK_WORDS[where]))
+            askable.append((Goal(name, lower, cell, turns, hand, where=where), str(text)))
+    rng.shuffle(askable)
+    return poses, askable
+
+
+# Handing over: 2x4 on a 4x4 plate, {half of the plate: (cell, quarter turns)}
+HALVES = {'left half': ((0, 1), 1), 'right half': ((0, -1), 1), 'far half': ((1, 0), 0),
+          'near half': ((-1, 0), 0)}
+HANDOVER_TEMPLATES = (
+    'hand the {upper} to the {hand} hand and press it onto the {half} of the {lower}',
+    'give the {upper} to the other hand for the {half} of the {lower}',
+    'pass the {upper} over and put it on the {half} of the {lower}',
+    'put the {upper} on the {half} of the {lower}',
+    'bring the {upper} across to the {half} of the {lower}',
+    'move the {upper} from the {giver} to the {half} of the {lower}',
+    'the {upper} goes on the {half} of the {lower}',
+    'the {half} of the {lower} gets the {upper}',
+    'take the {upper} to the {lower} and press it onto the {half}',
+    'on the {lower} put the {upper} , on the {half}',
+    'with both hands bring the {upper} to the {half} of the {lower}',
+    '{giver} hand gives , {hand} hand presses : {upper} on the {half} of the {lower}',
+    'lay the {upper} in the middle , the {hand} hand puts it on the {half} of the {lower}')
+
+
+def _handover_bricks(scale):
+    # out of the other arm, which points down: 0.15 m beyond the middle it ends at x = 0.34 m
+    plates = (Brick(f'{hand} plate', (4, 4), RGBA['green'], plate=True, fixed=True, at_m=(.42, s * .19))
+              for hand, s in zip(HANDS, (1, -1)))
+    return (*plates, *(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')))
+
+
+def _handover_sample(rng, scale):
+    """A brick on each side, each may be asked for on the plate of the other side."""
+    names = ['red', 'blue']
+    rng.shuffle(names)
+    poses, askable = {}, []
+    for name, giver, hand, s in zip(names, HANDS, HANDS[::-1], (1, -1)):
+        poses[name] = (rng.uniform(.25, .31), s * rng.uniform(.24, .31),
+                       np.pi / 2 + np.radians(rng.uniform(-30, 30)))
+        for half, (cell, turns) in HALVES.items():
+            text = rng.choice(HANDOVER_TEMPLATES).format(
+                upper=rng.choice([f'{name} brick', f'{giver} brick', f'{name} one']), hand=hand, giver=giver,
+                half=half, lower=f'{hand} plate')
+            goal = Goal(name, f'{hand} plate', cell, turns, hand, giver=giver, where=half)
+            askable.append((goal, str(text)))
+    rng.shuffle(askable)
+    return poses, askable
+
+
+SEPARATE_TEMPLATES = (
+    'pull the {upper} off the {lower}',
+    'take the {upper} and the {lower} apart',
+    'separate the {upper} from the {lower}',
+    'hold the {lower} and pull the {upper} off',
+    'remove the {upper} from the {lower}',
+    'take the {upper} off the {lower} and lay both down',
+    'undo the {upper} and the {lower}',
+    'the {upper} comes off the {lower}',
+    'pull the stack on the {side} apart',
+    'take the stack apart and lay both bricks on the table',
+    'lift the stack , pull the {upper} off and lay both down',
+    'the {holder} hand holds the {lower} , the {hand} hand pulls the {upper} off',
+    'part the {upper} and the {lower} in the air')
+
+
+def _separate_bricks(scale):
+    small = (Brick(c, (2, 2), RGBA[c]) for c in ('blue', 'white'))
+    return (_join_bricks(scale)[0], *small)
+
+
+def _separate_sample(rng, scale):
+    """A small brick on the far end of the long one, on one side of the table; the other small one lies on the
+    other side to distract."""
+    names = ['blue', 'white']
+    rng.shuffle(names)
+    upper, other = names
+    holder, hand = HANDS if rng.integers(2) else HANDS[::-1]
+    s = 1 if holder == 'left' else -1
+    poses = {'red': (rng.uniform(.30, .36), s * rng.uniform(.16, .24),
+                     np.pi / 2 + np.radians(rng.uniform(-30, 30))),
+             other: (rng.uniform(.24, .28), -s * rng.uniform(.16, .28), rng.uniform(0, np.pi))}
+    text = rng.choice(SEPARATE_TEMPLATES).format(
+        upper=rng.choice([f'{upper} brick', f'{upper} one', 'small brick on top']),
+        lower=rng.choice(['red brick', 'red one', 'long brick']), hand=hand, holder=holder, side=holder)
+    cell = 0, -3 if scale > 1.5 else -4
+    return poses, [(Goal(upper, 'red', cell, 0, hand, holder=holder, apart=True), str(text))]
+
+
+UNPLUG_TEMPLATES = (
+    'unplug the {upper} from the plate',
+    'take the {upper} off the plate',
+    'pull the {upper} off the plate and lay it down',
+    'hold the plate and pull the {upper} off',
+    'remove the {upper} from the plate',
+    'the {upper} comes off the plate',
+    'hold the plate down with the {holder} hand and take the {upper} off',
+    'with the {hand} hand pull the {upper} off the plate',
+    'lay the {upper} beside the plate',
+    'clear the plate : take the {upper} off',
+    'put the {upper} from the plate onto the table',
+    'undo the {upper}',
+    'the {holder} hand holds the plate , the {hand} hand unplugs the {upper}')
+
+
+def _unplug_bricks(scale):
+    # A loose plate 128 mm wide at either scale: palms are 90 mm wide, and two hands work on it side by side.
+    return (Brick('plate', (8, 8 if scale > 1.5 else 16), RGBA['green'], plate=True),
+            *(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')))
+
+
+def _unplug_sample(rng, scale):
+    """A brick on one side of the plate, which the hand of that side pulls; another lies on the table."""
+    names = ['red', 'blue']
+    rng.shuffle(names)
+    upper, other = names
+    hand, holder = HANDS if rng.integers(2) else HANDS[::-1]
+    s = 1 if hand == 'left' else -1
+    poses = {'plate': (rng.uniform(.31, .37), rng.uniform(-.02, .02), np.radians(rng.uniform(-10, 10))),
+             other: (rng.uniform(.20, .24), rng.choice([-1, 1]) * rng.uniform(.20, .28),
+                     rng.uniform(0, np.pi))}
+    text = rng.choice(UNPLUG_TEMPLATES).format(
+        upper=rng.choice([f'{upper} brick', f'{upper} one', 'plugged brick']), hand=hand, holder=holder)
+    cell = int(rng.integers(-2, 3)), s * (3 if scale > 1.5 else 6)
+    return poses, [(Goal(upper, 'plate', cell, 1, hand, holder=holder, apart=True), str(text))]
+
+
 def _place_bricks(scale):
     return (Brick('plate', (8, 8), RGBA['green'], plate=True, fixed=True),
             *(Brick(c, (2, 4), RGBA[c]) for c in ('red', 'blue')))
@@ -74,7 +257,7 @@ def _place_sample(rng, scale):
     poses = {
         c: (rng.uniform(.28, .38), s * rng.uniform(.14, .24), np.pi / 2 + np.radians(rng.uniform(-30, 30)))
         for c, s in zip(colours, [1 if hand == 'left' else -1 for hand in hands])}
-    return poses, [(Goal(colour, 'plate', CELLS[cell], 1, hand),
+    return poses, [(Goal(colour, 'plate', CELLS[cell], 1, hand, where=cell),
                     PLACE_TEMPLATES[rng.integers(len(PLACE_TEMPLATES))].format(colour=colour, cell=cell))
                    for colour, hand in zip(colours, hands) for cell in cells]
 
@@ -98,6 +281,20 @@ TASKS = {
         _place_bricks, _place_sample, 15.,
         'one hand does: the baseplate is screwed to the table. '
         'Which hand follows from where the brick lies.'),
+    'stack': Task(
+        _stack_bricks, _stack_sample, 15.,
+        'one hand does: the table carries the press, and the lower brick is heavy enough not to slide. '
+        'Which hand follows from where the upper brick lies.'),
+    'handover': Task(
+        _handover_bricks, _handover_sample, 25.,
+        'the arm that reaches the brick does not reach the plate it goes on, and the other way round.'),
+    'separate': Task(
+        _separate_bricks, _separate_sample, 25.,
+        'the bricks must come apart while the lower one is in the air (5 cm or more): one hand has to hold '
+        'it against the pull of the other; pulled up by the upper one alone, the stack comes along.'),
+    'unplug': Task(
+        _unplug_bricks, _unplug_sample, 20.,
+        'the plate is loose and light: pulled by the brick it comes along, if no other hand holds it down.'),
     'join': Task(
         _join_bricks, _join_sample, 16.,
         'the bricks must snap together while the lower one is in the air (5 cm or more): '

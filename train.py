@@ -109,6 +109,7 @@ accumulate = 1                # backward passes per step
 max_steps = 2_600
 learning_rate = 2e-3          # AdamW, peak
 muon_learning_rate = 0.04     # Muon on the matrices of the decoder, peak; 0: AdamW for everything
+rates = ()                    # of parts of the model: ('vision.*=0.1', 'decoder.*=0'); 0 freezes
 weight_decay = 0.01
 beta1 = 0.9
 beta2 = 0.95
@@ -335,6 +336,7 @@ if __name__ == '__main__':
             net = model.VLA(cfg)
     if compile_model:      # a block runs in eight ways: on prefix or rows, last or not, to learn or not
         torch._dynamo.config.recompile_limit = 32
+    optim.freeze(net, rates)      # before gradients are gathered: they have to know what has none
     if sharded:
         for block in parallel.blocks_of(net) if compile_model else ():
             block.compile()
@@ -387,7 +389,7 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # optimizers, state, log
     optimizers = optim.configure_optimizers(net, learning_rate, muon_learning_rate, weight_decay,
-                                            (beta1, beta2))
+                                            (beta1, beta2), rates)
     average_weights = optim.EMA(net, ema) if ema else None
     if state:
         checkpoint.load_state(out_dir, state, net, optimizers, average_weights)

@@ -46,9 +46,9 @@ def gl_backend():
 gl_backend()           # mujoco reads MUJOCO_GL when it is imported
 import mujoco  # noqa: E402
 
-from clutch import (  # noqa: E402
-    BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
-from tasks import CELLS, HANDS, MIN_JOIN_HEIGHT_M, TASKS  # noqa: E402, F401; the expert reads CELLS from here
+from clutch import (  # noqa: E402, F401; the expert reads PLATE_HEIGHT_M from here
+    BRICK_HEIGHT_M, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
+from tasks import HANDS, MIN_JOIN_HEIGHT_M, PUT_DOWN, TASKS  # noqa: E402
 
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
 ARM_JOINTS = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
@@ -90,6 +90,11 @@ def matrix_to_rotvec(R):
 def rot_z(angle):
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
+def yaw_of(R):
+    """How far a rotation matrix turns the x axis about z, rad."""
+    return np.arctan2(R[1, 0], R[0, 0])
 
 
 class ArmIK:
@@ -203,6 +208,9 @@ class World:
         for name, (x, y, yaw) in poses.items():
             adr = m.jnt_qposadr[m.body_jntadr[self._body_id[name]]]
             d.qpos[adr:adr + 7] = x, y, 1e-4, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+        for goal, _ in self.askable:
+            if goal.apart:
+                self._put_on(goal)
         for source, target in self._robot_joints:
             d.qpos[target] = self._robot_home[source]
         command = np.zeros(15)
@@ -236,6 +244,17 @@ class World:
         self.clutch.pending[:] = 0
         self.clutch.changed()
         return self.observe(), self.info()
+
+    def _put_on(self, goal):
+        """Start with the goal's upper brick on the lower one."""
+        m, d, names = self.model, self.data, self.clutch.names
+        mujoco.mj_kinematics(m, d)
+        (x, y, z), yaw = self.seat(goal)
+        adr = m.jnt_qposadr[m.body_jntadr[self._body_id[goal.upper]]]
+        d.qpos[adr:adr + 7] = x, y, z, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+        mujoco.mj_kinematics(m, d)
+        a, b = names.index(goal.lower), names.index(goal.upper)
+        self.clutch.connect(a, b, self.clutch.nearest_cell(a, b, *self.clutch.relative_pose(a, b)))
 
     def step(self, action):
         """action: tool action (15,), cast to float32 (so that a recorded action replays bit-equal) and
@@ -293,20 +312,20 @@ class World:
 
     def _check_physics(self):
         """Divergence ends the episode with a named reason."""
-        d = self.data
+        d, t = self.data, self.steps / self.control_hz      # MuJoCo starts d.time anew when it diverges
         counts = [d.warning[i].number for i in range(int(mujoco.mjtWarning.mjNWARNING))]
         bad = [mujoco.mjtWarning(i).name for i, n in enumerate(counts) if n]
         depth, energy = -d.contact.dist.min() if d.ncon else 0., self.energy_j()
         self._metrics['penetration_mm'] = max(self._metrics['penetration_mm'], float(1e3 * depth))
         self._metrics['energy_j'] = max(self._metrics['energy_j'], energy)
         if bad:
-            self.fault = f'MuJoCo warning {bad[0]} at t={d.time:.2f} s'
+            self.fault = f'MuJoCo warning {bad[0]} at t={t:.1f} s'
         elif not np.isfinite(d.qpos).all():
-            self.fault = f'non-finite positions at t={d.time:.2f} s'
+            self.fault = f'non-finite positions at t={t:.1f} s'
         elif depth > MAX_PENETRATION_M:
-            self.fault = f'penetration {1e3 * depth:.0f} mm at t={d.time:.2f} s'
+            self.fault = f'penetration {1e3 * depth:.0f} mm at t={t:.1f} s'
         elif energy > MAX_ENERGY_J:
-            self.fault = f'energy {energy:.0f} J at t={d.time:.2f} s'
+            self.fault = f'energy {energy:.0f} J at t={t:.1f} s'
 
     def energy_j(self):
         """Kinetic energy of everything, J: what a simulation that blows up has too much of. (Potential energy
@@ -332,20 +351,28 @@ class World:
 
     def goal_pose(self, goal=None):
         """Where the upper brick of the episode's goal (or of another one) has to be now: position (3,) m,
-        yaw rad (modulo pi), world frame; moves with the lower brick."""
+        yaw rad (modulo pi), world frame. Its seat on the lower brick, with which it moves; the place on the
+        table before the hand that pulls where the goal is to take them apart."""
         goal = goal or self.goal
+        if goal.apart:
+            x, y, yaw = PUT_DOWN[goal.hand]
+            return np.array([x, y, 0.]), yaw
+        return self.seat(goal)
+
+    def seat(self, goal):
+        """Pose of the upper brick when it sits on the lower one as the goal says: position (3,) m, yaw."""
         pos, R = self.brick_pose(goal.lower)
         lower = next(b for b in self.bricks if b.name == goal.lower)
         offset = np.array([*np.array(goal.cell) * self.brick_scale * STUD_PITCH_M,
                            lower.height_m(self.brick_scale)])
-        return pos + R @ offset, np.arctan2(R[1, 0], R[0, 0]) + goal.turns * np.pi / 2
+        return pos + R @ offset, yaw_of(R) + goal.turns * np.pi / 2
 
     def goal_error(self, goal=None):
         """Upper brick's position error (3,) m in the world frame and yaw error in rad."""
         goal = goal or self.goal
         target, yaw = self.goal_pose(goal)
         pos, R = self.brick_pose(goal.upper)
-        return pos - target, wrap(np.arctan2(R[1, 0], R[0, 0]) - yaw, np.pi)
+        return pos - target, wrap(yaw_of(R) - yaw, np.pi)
 
     def joined(self, goal=None):
         """True while the connection of the episode's goal (or of another one) holds."""
@@ -359,9 +386,10 @@ class World:
         return (any(np.allclose(link['cell'], c) for c in cells)
                 and (link['turns'] - g.turns) % (1 if nx == ny else 2) == 0)
 
-    def released(self, hand):
-        """True when the hand is open and its tool is 3 cm above where it would hold the upper brick."""
-        top = self.brick_pose(self.goal.upper)[0][2] + self.grasp_height_m
+    def released(self, hand, brick=None):
+        """True when the hand is open and its tool is 3 cm above where it would hold the brick (the upper one
+        of the goal)."""
+        top = self.brick_pose(brick or self.goal.upper)[0][2] + self.grasp_height_m
         return self.opening_m(hand) > .75 * self.max_opening_m and self.tool_pose(hand)[0][2] > top + .03
 
     def held_by(self, brick):
@@ -373,13 +401,22 @@ class World:
                 return hand
         return None
 
-    @staticmethod
-    def cell_name(goal):
-        """Words for where on `lower` a goal's brick goes; None where there are none."""
-        return next((c for c, v in CELLS.items() if goal.holder is None and v == tuple(goal.cell)), None)
+    def lies(self, brick):
+        """True when the brick lies on the table, the right way up."""
+        pos, R = self.brick_pose(brick)
+        return pos[2] < .0015 * self.brick_scale and R[2, 2] > .99
+
+    def lifts(self):
+        """True where the goal's holder has to lift the lower brick: it holds plates down."""
+        g = self.goal
+        return g.holder is not None and not next(b for b in self.bricks if b.name == g.lower).plate
 
     def goal_reached(self):
         """The goal's conditions at this instant; success needs them for HOLD_S."""
+        if self.goal.apart:
+            pair = (self.goal.hand, self.goal.upper), (self.goal.holder, self.goal.lower)
+            return (not self.joined() and all(self.lies(b) and self.released(h, b) for h, b in pair)
+                    and (self._joined_in_air or not self.lifts()))
         if not (self.joined() and self.released(self.goal.hand)):
             return False
         return self.goal.holder is None or (
@@ -394,22 +431,23 @@ class World:
         the yaw in rad, modulo pi, by which that frame has to turn for a hand to grasp the brick."""
         frames = [(np.zeros(3), np.eye(3)), *map(self.tool_pose, HANDS)]
         poses = [self.brick_pose(b.name) for b in self.bricks if not b.fixed]
-        yaw = lambda R: np.arctan2(R[1, 0], R[0, 0])
-        return np.array([[[*(Rf.T @ (pos - at)), wrap(yaw(R) - np.pi / 2 - yaw(Rf), np.pi)]
+        return np.array([[[*(Rf.T @ (pos - at)), wrap(yaw_of(R) - np.pi / 2 - yaw_of(Rf), np.pi)]
                           for pos, R in poses] for at, Rf in frames], np.float32)
 
     def referents(self):
         """What the words of each goal that could be asked for (`askable`) refer to, float32 (G, 8): the loose
         bricks, by number, that the left and the right hand have to fetch (an idle hand: the other's); the one
         that brick goes on, n where it is fixed; the hand that presses, 0 left; the place: pose (x, y, z, yaw)
-        of the upper brick, m and rad, in the frame of the lower one, of the torso where that is fixed."""
+        of the upper brick, m and rad, in the frame of the lower one, of the torso where that is fixed. To
+        take bricks apart, each hand fetches one, and the upper one goes on the table, which is fixed."""
         loose, rows = [b.name for b in self.bricks if not b.fixed], []
         for g, _ in self.askable:
             place, yaw = self.goal_pose(g)
-            base = loose.index(g.lower) if g.lower in loose else len(loose)
-            if g.lower in loose:
+            on_loose = g.lower in loose and not g.apart
+            base = loose.index(g.lower) if on_loose else len(loose)
+            if on_loose:
                 pos, R = self.brick_pose(g.lower)
-                place, yaw = R.T @ (place - pos), yaw - np.arctan2(R[1, 0], R[0, 0])
+                place, yaw = R.T @ (place - pos), yaw - yaw_of(R)
             fetch = [loose.index(g.lower if hand == g.holder else g.upper) for hand in HANDS]
             rows.append([*fetch, base, HANDS.index(g.hand), *place, wrap(yaw, np.pi)])
         return np.array(rows, np.float32)
@@ -422,24 +460,25 @@ class World:
         g, s = self.goal, self.brick_scale
         error, yaw_error = self.goal_error()
         xy = np.hypot(*error[:2])
-        bricks = [(g.hand, g.upper)] + ([(g.holder, g.lower)] if g.holder else [])
+        bricks = [(g.hand, g.upper)] + ([(g.holder, g.lower)] if self.lifts() else [])
         lifted = [self.brick_pose(b)[0][2] > .012 * s for _, b in bricks]
         near = [np.linalg.norm(self._offset_along(h, b)) < .012 * s for h, b in bricks]
         phase = 1 if all(near) else 0
         if all(lifted):
             phase = 4 if xy < .0015 * s else 3 if xy < .02 else 2
-        joined = self.joined()
+        joined = self.joined() != g.apart
         if joined and not self._was_joined:
             link = self.clutch.link(g.lower, g.upper)
-            self._metrics.update(press_error_mm=float(1e3 * link['offset']),
-                                 press_yaw_deg=float(np.degrees(link['turn'])))
+            if link is not None:
+                self._metrics.update(press_error_mm=float(1e3 * link['offset']),
+                                     press_yaw_deg=float(np.degrees(link['turn'])))
             self._joined_in_air = self.brick_pose(g.lower)[0][2] > MIN_JOIN_HEIGHT_M
         self._was_joined, goal = joined, self.goal_reached()
         if joined:
             phase = 6 if goal else 5
         if lifted[0] and near[0]:
             self._carried = True
-        elif self._carried and not near[0] and not joined:
+        elif self._carried and not near[0] and (xy > .02 if g.apart else not joined):
             self._carried = False
             self._metrics['drops'] += 1
         self._held_steps = self._held_steps + 1 if goal else 0
@@ -447,7 +486,8 @@ class World:
         self._metrics.update(steps=self.steps, peak_force_n=float(self.clutch.peak_force_n),
                              xy_error_mm=float(1e3 * xy), z_error_mm=float(1e3 * error[2]),
                              yaw_error_deg=float(np.degrees(yaw_error)),
-                             broken=sum(e[1] == 'break' for e in self.clutch.events))
+                             broken=sum(e[1] == 'break' and not (g.apart and e[2:] == (g.lower, g.upper))
+                                        for e in self.clutch.events))
 
     def _offset_along(self, hand, brick):
         """Vector from where the hand grips best to the tool, world frame;
@@ -607,7 +647,7 @@ def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
         raise ValueError(f'{path}: missing: {", ".join(missing)}; what they are is said in '
                          f'{ASSETS / "robots" / "alex" / "README.md"}')
     bodies, excludes, welds = pool_xml(n_slots)
-    start = {b.name: (.34, 0, 0) if b.fixed else (.3, .3 - .12 * i, 0) for i, b in enumerate(bricks)}
+    start = {b.name: (*b.at_m, 0) if b.fixed else (.3, .3 - .12 * i, 0) for i, b in enumerate(bricks)}
     brick_bodies = ''.join(brick_xml(b, scale, start[b.name]) for b in bricks)
     parts = (f'<mujoco><worldbody>{brick_bodies}{bodies}</worldbody>'
              f'<contact>{excludes}</contact><equality>{welds}</equality></mujoco>')

@@ -83,3 +83,26 @@ def test_a_broken_link_holds_again_where_its_studs_have_not_come_out():
     here.wait(.2)      # nobody presses
     assert [e[1] for e in here.clutch.events][-1] == 'reseat' and len(here.clutch.connections()) == 1
     assert here.push('b0', 20., 1.) is not None      # and can be broken again
+
+
+@pytest.mark.parametrize('dt', [.002, .004])
+def test_linked_bricks_that_tumble_do_not_wind_themselves_up(dt):
+    """A pair knocked into the air: 50 rad/s was enough for weld and contact to fight until NaN."""
+    for spin in (50., 150.):
+        air = Rig([(2, 10), (2, 2)], dt=dt)
+        air.put('b0', z=1.)
+        air.put('b1', y=-4 * STUD_PITCH_M, z=1. + .0096)
+        air.attach('b0', 'b1')
+        v = spin * np.array([.7, .5, .5])
+        for name, start in (('b0', [0, 0, 0]), ('b1', np.cross(v, [0, -4 * STUD_PITCH_M, .0096]))):
+            adr = air.model.body(name).dofadr[0]
+            air.data.qvel[adr:adr + 6] = *start, *v
+        energy = []
+        for _ in range(round(.3 / dt / 2)):
+            world.mujoco.mj_step(air.model, air.data, nstep=2)
+            air.clutch.update()
+            world.mujoco.mj_energyVel(air.model, air.data)
+            energy.append(air.data.energy[1])
+        assert not any(w.number for w in air.data.warning) and np.isfinite(air.data.qpos).all()
+        fall = .5 * sum(air.model.body_mass) * (9.81 * .3) ** 2
+        assert max(energy) < 3 * energy[0] + fall

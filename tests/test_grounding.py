@@ -54,7 +54,9 @@ def test_the_nearest_camera_is_believed():
     assert not torch.allclose(both[0, 1, 0], by_left[0, 0])
 
 
-@pytest.mark.parametrize('task, seed', [('place', 3), ('place', 4), ('join', 3)])
+@pytest.mark.parametrize('task, seed', [('place', 3), ('place', 4), ('join', 3), ('stack', 3),
+                                         ('stack', 5), ('handover', 3), ('separate', 3),
+                                         ('unplug', 3)])
 def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
     """All along an episode of the expert; for every goal that could have been asked for."""
     world, policy = World(task, cameras=()), expert.Expert()

@@ -515,6 +515,25 @@ def test_every_parameter_is_optimized_once_and_vectors_do_not_decay():
     assert matrices == {id(p) for p in groups[-1]['params']}
 
 
+def test_parts_learn_at_their_own_rates_or_not_at_all():
+    net, batch = network(), make_batch()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    rates = ('vision.*=0', 'decoder.*=0.1', 'decoder.blocks.1.*=0')
+    optimizers = optim.configure_optimizers(net, 1e-3, 0.02, rates=rates)
+    rate = {id(p): g['peak_lr'] for o in optimizers for g in o.param_groups for p in g['params']}
+    net(batch)[0].backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    for name, p in net.named_parameters():
+        frozen = name.startswith(('vision.', 'decoder.blocks.1.'))
+        assert torch.equal(p, before[name]) == frozen, name
+        peak = 0.02 if p.ndim == 2 and name.startswith('decoder.blocks') else 1e-3
+        expected = None if frozen else peak * (0.1 if name.startswith('decoder') else 1)
+        assert rate.get(id(p)) == (None if frozen else pytest.approx(expected)), name
+    with pytest.raises(ValueError, match="rates 'visoin.\\*=0' fits no parameter; .* vision"):
+        optim.freeze(net, ('visoin.*=0',))
+
+
 def test_average_warms_up_then_follows_its_decay():
     net = network()
     ema = EMA(net, 0.5)

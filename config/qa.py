@@ -1,0 +1,9 @@
+# questions about the scene, learnt beside the actions: 2 CPU cores, after `make demo`
+# torchrun --standalone --nproc_per_node=2 train.py config/demo.py config/qa.py
+# python sample.py --ckpt=out/qa --eval_qa=600
+out_dir = 'out/qa'
+init_from = 'out/demo'
+questions = 0.5         # of the samples: a question and its answer instead of an instruction and actions
+ask = 0.05
+draws = 2
+max_steps = 2_600       # 128 x 2,600 x 0.5 = 166k questions
