@@ -239,6 +239,24 @@ def bench_loader(ckpt):
     show('loader', f'Dataset.batch of {n}, then data.augment', n / took['augmented'], 'samples/s', note)
 
 
+def bench_frames(folder):
+    """What a loader thread gets through by the size and kind of the pictures, in the page cache."""
+    cameras = ('overhead', 'left/wrist', 'right/wrist')
+    with open('assets/tokenizer.json') as f:
+        words = f.read()
+    for size, quality in ((96, 0), (224, 0), (96, 90)):
+        episodes = f'{folder}/frames_{size}_{quality}'
+        data.write_synthetic_episodes(episodes, 8, cameras, size, jpeg=quality)
+        processor = data.Processor(cameras, size, ('command/*',), ('*/tool_[xyz]',), 16, 10, words)
+        dataset = data.Dataset(episodes, processor)
+        processor.fit(dataset)
+        steps = iter(range(10 ** 9))
+        took = alternate(seconds, plain=lambda: dataset.batch(next(steps), 256))
+        kind = f'jpeg {quality}' if quality else 'raw'
+        show('loader', f'Dataset.batch of 256, 3 x {size} px {kind}', 256 / took['plain'], 'samples/s',
+             'synthetic, chunks of 16, one thread')
+
+
 def bench_train(folder, processes):
     """What make_checkpoint wrote into its log, and the share of what matrix products alone would reach."""
     lines = [json.loads(line) for line in (Path(folder) / 'log.jsonl').read_text().splitlines()][1:]
@@ -313,6 +331,7 @@ if __name__ == '__main__':
                 bench_render()
             elif section == 'loader':
                 bench_loader(ckpt or trained)
+                bench_frames(temporary)
             elif section == 'train':
                 bench_train(trained, processes)
             elif section == 'act':

@@ -4,6 +4,9 @@ From episodes to batches: the one road from an observation to model input, and f
 python data.py check episodes/demo         # names every fault in every file; exit code 1 when there is one
 python data.py stats episodes/demo         # counts, and mean, spread and range per slot, in physical units
 python data.py show episodes/demo          # contact sheet and plots of a file, or of each in a folder: *.png
+python data.py merge episodes/all episodes/place episodes/join     # one folder of several; links, no copies
+python data.py split episodes/demo 0.1     # links a tenth into episodes/demo_held, the others into _rest
+python data.py jpeg episodes/demo 90       # pictures packed, quality 90, into episodes/demo_jpeg
 python data.py tokenizer                   # makes assets/tokenizer.json; --from=FOLDER adds words, --out=FILE
 
 Episode files (episode.py) hold SI units and raw pixels, nothing normalised. Windows, anchoring, normalising
@@ -27,8 +30,9 @@ import torch
 import questions
 from episode import (
     ARMS, COMMAND, POSITION, ROTVEC, SPINE, STATE, STATE_NAMES, TOOL_ACTION, TOOL_ACTION_NAMES, TOOL_POSE,
-    check_episode, draw_episode, episode_paths, observation_from_state, print_stats, quat_from_rotvec,
-    quat_inv, quat_mul, quat_rotate, read_episode, rotvec_from_quat, slots, state_vector, write_atomic)
+    check_episode, draw_episode, episode_paths, link_episodes, observation_from_state, pack_episodes,
+    print_stats, quat_from_rotvec, quat_inv, quat_mul, quat_rotate, read_episode, rotvec_from_quat, slots,
+    state_vector, write_atomic)
 # not used here: whoever feeds a model needs one import for it
 from episode import JOINT_ACTION_NAMES, write_episode, write_synthetic_episodes  # noqa: F401
 
@@ -117,13 +121,14 @@ class Processor:
     compand        m, tenths of a rad: moves are linear up to about this and logarithmic beyond, so that the
                    last millimetre before a press weighs as much in the loss as the way to it; 0: linear
     stats          mean and spread per state slot, (S,), and per row and action slot, (H, A): see `fit`
+    stats_of       `Processor.stats_of` of the one that they were made for; None: not known
     template       'minimal', or 'qwen': EO-1's prompt, for a tokenizer of Qwen's with EO-1's tokens added
     pad_dims       S and A are filled up with zeros to so many, 32 in EO-1; 0: left as they are
     """
 
     def __init__(self, cameras, image_size, state_slots, action_slots, horizon, control_hz, tokenizer,
                  tokens_per_camera=4, action_space='tool', template='minimal', compand=0.0, pad_dims=0,
-                 stats=None):
+                 stats=None, stats_of=None):
         for name, value, known in (('action_space', action_space, ('tool',)),
                                    ('template', template, ('minimal', 'qwen'))):
             if value not in known:
@@ -153,6 +158,15 @@ class Processor:
         self.action_scale = np.array([0 if n.endswith('gripper') else units[TOOL_ACTION[i].unit]
                                       for n, i in zip(self.action_slots, self.action_index)])      # (A,)
         self.stats = stats and {k: np.asarray(v, np.float64) for k, v in stats.items()}
+        if stats and stats_of not in (None, self.stats_of):
+            raise ValueError(f'the normaliser was made for other numbers ({stats_of}) than these settings '
+                             f'give ({self.stats_of}): it depends on slots, horizon, rate and compand')
+
+    @property
+    def stats_of(self):
+        """Short hash of all that gives the normalised numbers their meaning."""
+        names = ('state_slots', 'action_slots', 'horizon', 'control_hz', 'action_space', 'compand')
+        return hashlib.sha256(repr([getattr(self, name) for name in names]).encode()).hexdigest()[:16]
 
     def to_dict(self):
         plain = ('cameras', 'image_size', 'state_slots', 'action_slots', 'horizon', 'control_hz',
@@ -160,6 +174,7 @@ class Processor:
         return {**{k: list(v) if isinstance(v := getattr(self, k), tuple) else v for k in plain},
                 'tokenizer': self.tokenizer_json,
                 'stats': self.stats and {k: v.tolist() for k, v in self.stats.items()},
+                'stats_of': self.stats_of,
                 'state_units': [STATE[i].unit for i in self.state_index],
                 'action_units': [TOOL_ACTION[i].unit for i in self.action_index]}
 
@@ -294,16 +309,22 @@ class Processor:
         """Mean and spread of exactly the tensors the loss sees: anchored, masked, the sampled windows.
         A spread below the slot's floor becomes the floor: a slot that does not move must not turn noise into
         signal.
-        -> names of those slots, which are constant as far as the model is concerned"""
-        state = dataset.state[dataset.windows][:, self.state_index].astype(np.float64)
-        total, square, count = 0, 0, 0
-        for start in range(0, len(dataset.windows), 65_536):     # in blocks: a million windows take gigabytes
-            rows = dataset.windows[start:start + 65_536]
-            relative = self.relative_actions(dataset.chunk(rows), dataset.state[rows][:, COMMAND])
+        -> {slot: what is wrong with it}: constant as far as the model is concerned, or reaching so far that
+        its spread says little"""
+        # of a million windows an even selection tells as much
+        windows = dataset.windows[::-(-len(dataset.windows) // FIT_WINDOWS)]
+        state, total, square, count, furthest = [], 0, 0, 0, 0
+        for start in range(0, len(windows), 65_536):
+            rows = windows[start:start + 65_536]
+            states = dataset.read('state', rows)
+            state.append(states[:, self.state_index])
+            relative = self.relative_actions(dataset.chunk(rows), states[:, COMMAND])
             mask = dataset.chunk_mask(rows)[..., None]
             total = total + (relative * mask).sum(0)           # (H, A)
             square = square + (relative ** 2 * mask).sum(0)    # (H, A)
             count = count + mask.sum(0)                        # (H, 1)
+            furthest = np.maximum(furthest, np.abs(relative * mask).max(0))
+        state = np.concatenate(state).astype(np.float64)
         mean = total / np.maximum(count, 1)
         spread = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean ** 2, 0))
         state_floor = np.array([STATE[i].floor for i in self.state_index])
@@ -311,12 +332,31 @@ class Processor:
         action_floor /= np.where(self.action_scale > 0, self.action_scale, 1)  # asinh(x / s) is x / s here
         self.stats = {'state_mean': state.mean(0), 'state_std': np.maximum(state.std(0), state_floor),
                       'action_mean': mean, 'action_std': np.maximum(spread, action_floor)}
-        return ([n for n, low in zip(self.state_slots, state.std(0) < state_floor) if low]
-                + [f'action {n}' for n, low in zip(self.action_slots, spread.max(0) < action_floor) if low])
+        stats, table = self.stats, {}
+        for name, spread, floor, reach in (
+                *zip(self.state_slots, state.std(0), state_floor,
+                     np.abs((state - stats['state_mean']) / stats['state_std']).max(0)),
+                *zip([f'action {n}' for n in self.action_slots], spread.max(0), action_floor,
+                     ((furthest + np.abs(mean)) / stats['action_std']).max(0))):
+            if spread < floor:
+                table[name] = f'does not move: spread {spread:.2g} is below its floor {floor:.2g}'
+            elif reach > FAR:
+                table[name] = f'reaches {reach:.0f} spreads of {spread:.2g}'
+        return table
 
 
 # -----------------------------------------------------------------------------
 # Dataset
+
+FIT_WINDOWS = 200_000      # at most so many are looked at for the normaliser
+FAR = 10                   # spreads
+
+
+def map_bytes(path):
+    """A file as bytes that are read where they are touched. numpy's own mapping keeps the file open, and most
+    systems let a process have 1,024 files open."""
+    return torch.from_file(path, False, os.path.getsize(path), dtype=torch.uint8).numpy()
+
 
 def in_validation(task, seed, fraction):
     """Whether an episode is held out: by hash, so that recording more episodes never moves one across."""
@@ -329,8 +369,9 @@ TIMES = {      # of uniform numbers, by inversion
 
 class Dataset:
     """
-    Windows of H actions over a folder of episodes. Low-dimensional arrays are in memory; images stay in the
-    mapped files and one row is read per sample. `batch` is a pure function of (seed, step).
+    Windows of H actions over a folder of episodes. What is as wide as a picture or a state stays in the
+    mapped files and is read a row per sample; in memory are actions and a few numbers per row. `batch` is a
+    pure function of (seed, step).
 
     split        'train', 'val' or None (all); val_fraction of the episodes is held out, by hash of the seed
     tail         windows that start more than `tail` rows after the goal was reached for good are not sampled
@@ -343,55 +384,60 @@ class Dataset:
     ask          probability that a sample asks for another goal in the same scene, see `batch`
     prefix_rows  up to so many first rows of a draw are given clean, as when they are being executed already
     questions    probability that a sample is a question about the scene and its answer, see questions.py
+    weights      of the folders in `source`: their shares of the samples; (): as many as they have windows
     """
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
                  gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0, pure_noise=0.0,
-                 questions=0.0, prefix_rows=0, times='beta'):
+                 questions=0.0, prefix_rows=0, times='beta', weights=()):
         if times not in TIMES:
             raise ValueError(f'times {times!r}, expected one of {", ".join(TIMES)}')
         self.processor, self.draws, self.read_text, self.ask = processor, draws, read_text, ask
         self.questions, self.prefix_rows = questions, prefix_rows
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
         self.pure_noise, self.times = pure_noise, times
-        self.paths, self.headers, self.images = [], [], []
-        parts = {name: [] for name in (
-            'state', 'tool_action', 'time', 'subtask_id', 'kicked', 'goal', 'scene')}
-        for path in episode_paths(source):
-            arrays, header = read_episode(path)
-            missing = [*parts.keys() - arrays.keys(), *{'askable', 'referents'} - header.keys()]
+        self.paths, self.names, self.askable, self.subtasks, referents, held = [], [], [], [], [], []
+        wide = ('state', 'time', 'scene', *(f'image/{camera}' for camera in processor.cameras))
+        self.files = {name: [] for name in wide}        # an array per episode, a view of its mapped file
+        parts = {name: [] for name in ('tool_action', 'subtask_id', 'kicked', 'goal')}
+        folders = str(source).split(',') if isinstance(source, (str, os.PathLike)) else list(map(str, source))
+        for path in episode_paths(folders):
+            arrays, header = read_episode(path, map_bytes)
+            missing = [*parts.keys() - arrays.keys(), *self.files.keys() - arrays.keys(),
+                       *{'askable', 'referents'} - header.keys()]
+            processor.check_header(header, path)
             if missing:
                 raise ValueError(f'{path} has no {", ".join(missing)}: record it anew')
             if split and (split == 'val') != in_validation(header['task'], header['seed'], val_fraction):
                 continue
-            processor.check_header(header, path)
             self.paths.append(path)
-            self.headers.append(header)
-            self.images.append([arrays[f'image/{camera}'] for camera in processor.cameras])
+            self.names.append(f'{os.path.basename(path)} {header["task"]} {header["seed"]} ')
+            # the same few texts in thousands of episodes
+            self.askable.append([sys.intern(text) for text in header['askable']])
+            self.subtasks.append([sys.intern(text) for text in header['subtasks']])
+            referents.append(np.array(header['referents'], np.float32))
+            held.append(bool(header['success']))
             for name, part in parts.items():
                 part.append(np.array(arrays[name]))
+            for name, part in self.files.items():
+                part.append(arrays[name])
         if not self.paths:
             raise ValueError(f'no episode of {source} is in the {split!r} part (val_fraction {val_fraction})')
-        lengths = np.array([len(t) for t in parts['time']])
-        self.state, self.tool_action, self.time, self.subtask_id = (
-            np.concatenate(parts[name]) for name in ('state', 'tool_action', 'time', 'subtask_id'))
-        # Targets: where each camera sees the bricks, m and rad (n, N, bricks, 4), and what the words of each
-        # goal that could have been asked for in the same scene refer to (E, G, 8), G the most of any episode.
-        # Where tasks have fewer bricks than others, the missing ones are nan, and `none` is what it is there.
-        self.n_askable = np.array([len(h['askable']) for h in self.headers])
-        scene = [x.reshape(len(x), 3, -1, 4)[:, list(processor.frames)] for x in parts['scene']]
-        n_bricks = max(x.shape[2] for x in scene)
-        fill = [[(0, 0), (0, 0), (0, n_bricks - x.shape[2]), (0, 0)] for x in scene]
-        self.scene = np.concatenate([np.pad(x, f, constant_values=np.nan) for x, f in zip(scene, fill)])
-        self.referents = np.zeros((len(self.headers), self.n_askable.max(), 8), np.float32)
-        for row, header, poses in zip(self.referents, self.headers, scene):
-            asked = np.array(header['referents'], np.float32)
-            asked[asked[:, 2] == poses.shape[2], 2] = n_bricks
+        lengths = np.array([len(t) for t in parts['goal']])
+        self.tool_action, self.subtask_id = (np.concatenate(parts[k]) for k in ('tool_action', 'subtask_id'))
+        # What the words of each goal that could have been asked for in the same scene refer to (E, G, 8), G
+        # the most of any episode. Where tasks have fewer bricks than others, `none` is the others' number.
+        self.n_askable = np.array([len(texts) for texts in self.askable])
+        n_bricks = [scene.shape[1] // 12 for scene in self.files['scene']]
+        self.n_bricks = max(n_bricks)
+        self.referents = np.zeros((len(self.paths), self.n_askable.max(), 8), np.float32)
+        for row, asked, n in zip(self.referents, referents, n_bricks):
+            asked[asked[:, 2] == n, 2] = self.n_bricks
             row[:len(asked)] = asked
         self.start = np.concatenate([[0], np.cumsum(lengths)])           # (E+1,) first row of each episode
         self.episode = np.repeat(np.arange(len(lengths)), lengths)       # (n,) row -> its episode
         self.last = self.start[1:][self.episode] - 1                     # (n,) row -> last row of its episode
-        self.held = np.array([bool(h['success']) for h in self.headers])[self.episode]      # (n,)
+        self.held = np.array(held)[self.episode]                         # (n,)
         kicked = np.concatenate(parts['kicked']) > 0
         self.kicks_before = np.concatenate([[0], np.cumsum(kicked)])     # (n+1,)
         self.goal = np.concatenate(parts['goal'])
@@ -399,7 +445,17 @@ class Dataset:
         settled = [0 if goal.all() else n - np.argmin(goal[::-1]) for n, goal in zip(lengths, parts['goal'])]
         sampled = [np.arange(n) <= at + tail for n, at in zip(lengths, settled)]
         self.windows = np.flatnonzero(np.concatenate(sampled))           # rows at which a window may start
-        self._order = functools.lru_cache(maxsize=2)(self._shuffled)     # a batch across epochs needs two
+        self.sources = [(1, self.windows)]                               # (weight, windows) of each
+        if weights:
+            if len(weights) != len(folders):
+                raise ValueError(f'{len(weights)} weights for {len(folders)} folders: {", ".join(folders)}')
+            places = {folder.rstrip('/'): i for i, folder in enumerate(folders)}
+            of = np.array([places[os.path.dirname(path)] for path in self.paths])[self.episode[self.windows]]
+            self.sources = [(w, self.windows[of == i]) for i, w in enumerate(weights) if w]
+            empty = [folders[i] for i, w in enumerate(weights) if w and not (of == i).any()]
+            if empty:
+                raise ValueError(f'{empty[0]} has a weight and no windows in the {split!r} part')
+        self._order = functools.lru_cache(2 * len(self.sources))(self._shuffled)     # across epochs: two each
 
     def __len__(self):
         return len(self.windows)
@@ -407,9 +463,30 @@ class Dataset:
     def fingerprint(self):
         """Short hash of what is in the files: resuming on other data would not be resuming."""
         digest = hashlib.sha256(np.ascontiguousarray(self.tool_action))
-        for path, header in zip(self.paths, self.headers):
-            digest.update(f'{os.path.basename(path)} {header["task"]} {header["seed"]} '.encode())
+        for name in self.names:
+            digest.update(name.encode())
         return digest.hexdigest()[:16]
+
+    def header(self, episode):
+        """The whole header of an episode, read anew."""
+        return read_episode(self.paths[episode])[1]
+
+    def read(self, name, rows):
+        """Rows of a wide array ('state', 'time', 'image/<camera>') out of the mapped files, (n, ...)."""
+        arrays, episodes = self.files[name], self.episode[rows]
+        out = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
+        for i, (episode, at) in enumerate(zip(episodes.tolist(), (rows - self.start[episodes]).tolist())):
+            out[i] = arrays[episode][at]
+        return out
+
+    def scene(self, rows):
+        """Where each camera sees the bricks, m and rad: (B, N, n_bricks, 4), nan for those there are not."""
+        out = np.full((len(rows), len(self.processor.cameras), self.n_bricks, 4), np.nan, np.float32)
+        for i, row in enumerate(rows):
+            episode = self.episode[row]
+            poses = self.files['scene'][episode][row - self.start[episode]].reshape(3, -1, 4)
+            out[i, :, :poses.shape[1]] = poses[list(self.processor.frames)]
+        return out
 
     # ---- windows, by arrays of row numbers that count through all episodes
     def chunk(self, rows):
@@ -426,10 +503,10 @@ class Dataset:
 
     def instruction(self, row, k=0):
         """What the row's episode was asked for; k > 0: what else could have been asked in that scene."""
-        return self.headers[self.episode[row]]['askable'][k]
+        return self.askable[self.episode[row]][k]
 
     def subtask(self, row):
-        return self.headers[self.episode[row]]['subtasks'][self.subtask_id[row]]
+        return self.subtasks[self.episode[row]][self.subtask_id[row]]
 
     def questions_at(self, row, rng):
         """[(kind, question, answer)] of a row, each in one of its wordings."""
@@ -437,48 +514,72 @@ class Dataset:
         recorded = dict(subtask_id=self.subtask_id, goal=self.goal)
         first = self.start[episode]
         arrays = {k: v[first:self.start[episode + 1]] for k, v in recorded.items()}
-        return questions.at(self.headers[episode], arrays, row - first, rng)
+        return questions.at(self.header(episode), arrays, row - first, rng)
 
     def row(self, row):
         """Recorded frame as the observation dict the world gave."""
-        obs = {'time': float(self.time[row]), **observation_from_state(self.state[row])}
-        obs |= {f'image/{c}': image for c, image in zip(self.processor.cameras, self.gather_images([row])[0])}
+        rows = np.array([row])
+        time, state = (self.read(name, rows)[0] for name in ('time', 'state'))
+        obs = {'time': float(time), **observation_from_state(state)}
+        obs |= {f'image/{c}': image for c, image in zip(self.processor.cameras, self.gather_images(rows)[0])}
         return obs | {'instruction': self.instruction(row)}
 
     def gather_images(self, rows):
         """-> (B, N, h, w, 3) uint8."""
-        size = self.processor.image_size
-        out = np.empty((len(rows), len(self.processor.cameras), size, size, 3), np.uint8)
-        for i, row in enumerate(rows):
-            episode = self.episode[row]
-            for n, images in enumerate(self.images[episode]):
-                out[i, n] = images[row - self.start[episode]]
+        size, cameras = self.processor.image_size, self.processor.cameras
+        out, files = np.empty((len(rows), len(cameras), size, size, 3), np.uint8), self.files
+        files = [files[f'image/{camera}'] for camera in cameras]
+        episodes = self.episode[rows]
+        for i, (episode, at) in enumerate(zip(episodes.tolist(), (rows - self.start[episodes]).tolist())):
+            for n, images in enumerate(files):
+                out[i, n] = images[episode][at]
         return out
 
     def action_error(self, rows, chunk):
-        """Mean absolute error of (B, H, A) chunks over the rows that count, by kind of slot, in its unit."""
-        processor = self.processor
-        predicted = processor.decode_actions(chunk, self.state[rows][:, COMMAND])
-        error = np.abs(predicted - self.chunk(rows))[self.chunk_mask(rows)]      # (rows that count, 15)
-        result = {}
+        """Mean absolute error of (B, H, A) chunks over the rows that count, by kind of slot, in its unit: of
+        all rows, and of rows 1, 2, 4 .. ahead ('position_mm@4')."""
+        processor, result = self.processor, {}
+        predicted = processor.decode_actions(chunk, self.read('state', rows)[:, COMMAND])
+        error, mask = np.abs(predicted - self.chunk(rows)), self.chunk_mask(rows)       # (B, H, 15), (B, H)
+        ahead = [2 ** i for i in range(processor.horizon.bit_length())]
         for name, pattern, scale in (('position_mm', '*/tool_[xyz]', 1e3), ('rotation_rad', '*/tool_r?', 1),
                                      ('gripper_mm', '*/gripper', 1e3), ('spine_rad', 'spine_z', 1)):
             names = fnmatch.filter(processor.action_slots, pattern)
             if names:
                 columns = [TOOL_ACTION_NAMES.index(slot) for slot in names]
-                result[name] = float(error[:, columns].mean() * scale)
+                result[name] = float(error[mask][:, columns].mean() * scale)
+                for n in ahead:
+                    there = error[:, n - 1][mask[:, n - 1]]
+                    result[f'{name}@{n}'] = float(there[:, columns].mean() * scale) if len(there) else 0.0
         return result
 
     # ---- batches
-    def _shuffled(self, seed, epoch):
-        return np.random.default_rng([seed, epoch]).permutation(len(self.windows))
+    def _shuffled(self, source, seed, epoch):
+        # the first source's order is that of a data set without weights
+        key = [seed, epoch, source] if source else [seed, epoch]
+        return np.random.default_rng(key).permutation(len(self.sources[source][1]))
+
+    def _in_order(self, source, at, seed):
+        """Windows number `at` of a source, which goes on through epochs: none is left out of any."""
+        windows, n = self.sources[source][1], len(self.sources[source][1])
+        order = [self._order(source, seed, int(epoch))[at[at // n == epoch] % n]
+                 for epoch in np.unique(at // n)]
+        return windows[np.concatenate(order)] if order else windows[:0]
 
     def sample_rows(self, step, batch_size, seed):
-        """Rows of the global batch of a step: a permutation of the windows per epoch, none left out."""
-        n = len(self.windows)
+        """Rows of the global batch of a step. Sources take turns evenly: source 0 takes sample i wherever its
+        share of i passes a whole number, source 1 likewise of what is left, and so on."""
         at = np.arange(step * batch_size, (step + 1) * batch_size)
-        order = [self._order(seed, int(epoch))[at[at // n == epoch] % n] for epoch in np.unique(at // n)]
-        return self.windows[np.concatenate(order)]
+        rows, mine = np.empty(batch_size, np.int64), np.arange(batch_size)
+        left = sum(weight for weight, _ in self.sources)
+        for source, (weight, _) in enumerate(self.sources):
+            last = source == len(self.sources) - 1
+            share = 1 << 30 if last else round(weight / left * (1 << 30))      # in whole numbers: exact
+            before, after = at * share >> 30, (at + 1) * share >> 30
+            taken = after > before
+            rows[mine[taken]] = self._in_order(source, before[taken], seed)
+            mine, at, left = mine[~taken], (at - before)[~taken], left - weight
+        return rows
 
     def batch(self, step, batch_size, rank=0, world_size=1, seed=0):
         """Slice `rank` of the global batch of `step`: the keys model.VLA reads, and those that `augment` uses
@@ -521,7 +622,7 @@ class Dataset:
             given = torch.arange(H) < torch.randint(self.prefix_rows + 1, (B, K, 1), generator=rng)
             draws['time'] = draws['time'][..., None].expand(B, K, H).masked_fill(given, 0.0)
         mine = slice(rank * B // world_size, (rank + 1) * B // world_size)
-        n, state = len(rows[mine]), self.state[rows[mine]]
+        n, state = len(rows[mine]), self.read('state', rows[mine])
         # the longest prompt of all ranks sets the width of every rank's batch
         batch = processor.assemble(self.gather_images(rows[mine]), state, prompts[mine] + [longest])
         batch = {k: v[:n] for k, v in batch.items()} | {k: v[mine] for k, v in draws.items()}
@@ -532,7 +633,7 @@ class Dataset:
         n_tokens = sum(len(assistant) for _, assistant in prompts)
         referents = self.referents[self.episode[rows], asked]
         referents[quiz] = -1                             # a question refers to nothing that is to be done
-        return batch | {'scene': torch.from_numpy(self.scene[rows[mine]]),
+        return batch | {'scene': torch.from_numpy(self.scene(rows[mine])),
                         'referents': torch.from_numpy(referents[mine]),
                         'actions': torch.from_numpy(actions), 'action_mask': torch.from_numpy(mask[mine]),
                         'n_rows': torch.tensor(n_rows / world_size, dtype=torch.float32),
@@ -589,6 +690,17 @@ def main(argv):
         faulty = sum(map(bool, faults.values()))
         print(f'{len(faults)} episodes, {faulty} with faults')
         return int(faulty > 0)
+    elif command == 'merge' and len(rest) > 2:
+        link_episodes(episode_paths(rest[1:]), rest[0])
+    elif command == 'split' and len(rest) == 2:
+        paths, parts = episode_paths(rest[0]), {True: [], False: []}
+        for path in paths:
+            header = read_episode(path)[1]
+            parts[in_validation(header['task'], header['seed'], float(rest[1]))].append(path)
+        for held, name in ((True, 'held'), (False, 'rest')):
+            link_episodes(parts[held], f'{rest[0].rstrip("/")}_{name}')
+    elif command == 'jpeg' and len(rest) == 2:
+        pack_episodes(episode_paths(rest[0]), f'{rest[0].rstrip("/")}_jpeg', int(rest[1]))
     elif command == 'stats' and len(rest) == 1:
         print_stats(episode_paths(rest[0]))
     elif command == 'show' and len(rest) == 1:

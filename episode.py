@@ -9,11 +9,13 @@ header under the metadata key "header". It holds SI units and raw pixels, nothin
 without torch or a simulator. ARRAYS lists what is in it, TABLES the columns of states and actions.
 """
 import fnmatch
+import io
 import json
 import os
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 import safetensors.numpy
 
 # -----------------------------------------------------------------------------
@@ -182,11 +184,47 @@ def write_atomic(path, blob):
     os.replace(tmp, path)
 
 
-def write_episode(path, arrays, header):
+class JpegFrames:
+    """Pictures that are decoded where they are looked at: an array (T, h, w, 3) for whoever indexes it.
+    packed u8 (N), offset i64 (T + 1): where each picture begins in it."""
+
+    dtype, ndim = np.dtype('uint8'), 4
+
+    def __init__(self, packed, offset, height, width):
+        self.packed, self.offset, self.shape = packed, offset, (len(offset) - 1, height, width, 3)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            return np.stack([self[i] for i in range(*at.indices(len(self)))])
+        if not -len(self) <= at < len(self):
+            raise IndexError(f'frame {at} of {len(self)}')
+        start, stop = self.offset[at % len(self):][:2]
+        with PIL.Image.open(io.BytesIO(self.packed[start:stop])) as image:
+            return np.asarray(image)
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:]
+
+
+def encode_jpeg(frames, quality):
+    """(T, h, w, 3) -> packed u8 (N), offset i64 (T + 1). Colours at full resolution: studs are few pixels."""
+    blobs = []
+    for frame in frames:
+        blob = io.BytesIO()
+        PIL.Image.fromarray(frame).save(blob, 'jpeg', quality=quality, subsampling=0)
+        blobs.append(blob.getvalue())
+    return np.frombuffer(b''.join(blobs), np.uint8), np.cumsum([0, *map(len, blobs)]).astype(np.int64)
+
+
+def write_episode(path, arrays, header, jpeg=0):
     """
     Save one episode. `arrays` holds the keys of ARRAYS plus 'image/<camera>' uint8 (T, h, w, 3), cast to the
-    table's dtypes. `header` gives task, instruction, subtasks, control_hz, seed, success, metrics and world
-    (World.metadata()), and may give git_rev and qa; spec version, slots, units and cameras are added here.
+    table's dtypes; with `jpeg`, a quality in 1..95, they are packed. `header` gives task, instruction,
+    subtasks, control_hz, seed, success, metrics and world (World.metadata()), and may give git_rev and qa;
+    spec version, slots, units and cameras are added here.
     """
     path = os.fspath(path)
     arrays = {k: np.ascontiguousarray(v, ARRAYS[k][0] if k in ARRAYS else None) for k, v in arrays.items()}
@@ -200,11 +238,20 @@ def write_episode(path, arrays, header):
     faults = find_faults(arrays, header)
     if faults:
         raise ValueError(f'{path} not written: ' + '; '.join(faults))
+    if jpeg:
+        for name in [name for name in arrays if name.startswith('image/')]:
+            arrays[f'{name}/bytes'], arrays[f'{name}/offset'] = encode_jpeg(arrays.pop(name), jpeg)
     write_atomic(path, safetensors.numpy.save(arrays, metadata={'header': json.dumps(header)}))
 
 
-def read_episode(path):
-    """-> {name: array}, header dict. Arrays are views of the mapped file: touching one row reads one row."""
+def map_bytes(path):
+    return np.memmap(path, mode='r', dtype=np.uint8).view(np.ndarray)    # a plain array slices 5 times faster
+
+
+def read_episode(path, map_bytes=map_bytes):
+    """-> {name: array}, header dict. Arrays are views of the mapped file: touching one row reads one row.
+    map_bytes: how to map a file, for who has thousands of them open."""
+    path = os.fspath(path)
     size = os.path.getsize(path)
     with open(path, 'rb') as f:
         n = int.from_bytes(f.read(8), 'little')
@@ -217,12 +264,16 @@ def read_episode(path):
     end = 8 + n + max(entry['data_offsets'][1] for entry in table.values())
     if end != size:
         raise ValueError(f'{path}: {size} bytes, its own table says {end}: cut off or damaged')
-    raw = np.memmap(path, mode='r', dtype=np.uint8).view(np.ndarray)    # a plain array slices 5 times faster
-    arrays = {}
+    raw, arrays = map_bytes(path), {}
     for name, entry in table.items():
         start, stop = (8 + n + offset for offset in entry['data_offsets'])
         arrays[name] = raw[start:stop].view(_DTYPES[entry['dtype']]).reshape(entry['shape'])
-    return arrays, json.loads(metadata['header'])
+    header = json.loads(metadata['header'])
+    for name in [name[:-6] for name in arrays if name.endswith('/bytes')]:
+        size = header['cameras'][name[6:]]
+        packed = arrays.pop(f'{name}/bytes'), arrays.pop(f'{name}/offset')
+        arrays[name] = JpegFrames(*packed, size['height'], size['width'])
+    return arrays, header
 
 
 def find_faults(arrays, header):
@@ -294,7 +345,8 @@ def _find_value_faults(arrays, header):
         faults.append(f'referents are {np.shape(header["referents"])}, '
                       f'expected 8 for each of {len(header["askable"])} askable goals')
     for camera in header['cameras']:
-        flat = np.ptp(arrays[f'image/{camera}'].reshape(len(arrays['time']), -1), axis=1) == 0
+        frames = np.asarray(arrays[f'image/{camera}'])
+        flat = np.ptp(frames.reshape(len(frames), -1), axis=1) == 0
         if flat.any():
             faults.append(f'image/{camera} is one flat colour in row {np.flatnonzero(flat)[0]}: not rendered')
     return faults
@@ -325,13 +377,32 @@ def episode_paths(source):
     return paths
 
 
+def link_episodes(paths, folder):
+    """Hard links to episodes, named after their folder: the same seed may be in several."""
+    os.makedirs(folder, exist_ok=True)
+    for path in paths:
+        at, name = os.path.split(os.path.abspath(path))
+        os.link(path, f'{folder}/{os.path.basename(at)}_{name}')
+    print(f'{folder}: {len(paths)} episodes')
+
+
+def pack_episodes(paths, folder, quality):
+    """Copies with jpeg pictures."""
+    before, after = 0, 0
+    for path in paths:
+        to = f'{folder}/{os.path.basename(path)}'
+        write_episode(to, *read_episode(path), jpeg=quality)
+        before, after = before + os.path.getsize(path), after + os.path.getsize(to)
+    print(f'{folder}: {after / 1e9:.3f} GB, {after / before:.0%} of what it was')
+
+
 # -----------------------------------------------------------------------------
 # synthetic episodes, for config/debug.py and the tests; no simulator needed
 
-def write_synthetic_episodes(folder, count, cameras, image_size, control_hz=10, kicks=0.1, seed0=0):
+def write_synthetic_episodes(folder, count, cameras, image_size, control_hz=10, kicks=0.1, seed0=0, jpeg=0):
     for seed in range(seed0, seed0 + count):
         write_episode(os.path.join(folder, f'synthetic_{seed:06d}.safetensors'),
-                      *synthetic_episode(seed, cameras, image_size, control_hz, kicks))
+                      *synthetic_episode(seed, cameras, image_size, control_hz, kicks), jpeg)
 
 
 def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):

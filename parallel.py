@@ -48,9 +48,9 @@ def shard(net, device, dtype=torch.float32, offload=False):
     policies = {True: MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False),
                 False: MixedPrecisionPolicy(cast_forward_inputs=False)}
     net.to(memory_format=torch.contiguous_format)              # convolutions: FSDP takes no other layout
+    place = CPUOffloadPolicy(pin_memory=mesh.device_type != 'cpu') if offload else OffloadPolicy()
     for module in [*blocks_of(net), net]:
-        fully_shard(module, mesh=mesh, mp_policy=policies[module is not net],
-                    offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())
+        fully_shard(module, mesh=mesh, mp_policy=policies[module is not net], offload_policy=place)
     register_fsdp_forward_method(net, 'act')
     # a block returns keys and values that are views; nothing is done to them in place
     warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view')
@@ -118,16 +118,23 @@ def memory_gb(net, device, ema, samples, tokens, dtype):
     """
     cfg, numbers = net.cfg, sum(local(p).numel() for p in net.parameters())
     learnt = sum(local(p).numel() for p in net.parameters() if p.requires_grad)
-    sharded, wide, D = isinstance(net, FSDPModule), dtype.itemsize, cfg.hidden_size
-    heads, mlp = cfg.n_heads + 2 * cfg.n_kv_heads, 4 if cfg.mlp == 'swiglu' else 2
-    per_token = (8 + 2 * wide) * D + wide * (2 * heads + cfg.n_heads) * cfg.head_dim
-    per_token += wide * mlp * cfg.intermediate_size
-    if torch.device(device).type == 'cpu':                     # scores are written out there
-        per_token += (4 + wide) * cfg.n_heads * tokens
-    kept = cfg.n_layers * 4 * D + per_token if cfg.recompute else cfg.n_layers * per_token
-    largest = max(sum(p.numel() for p in block.parameters()) for block in blocks_of(net))
-    copies = 3 * largest if sharded else numbers if wide < 4 else 0      # this block, the next, a gradient
+    sharded, wide = isinstance(net, FSDPModule), dtype.itemsize
+    decoder = (cfg.n_layers, cfg.hidden_size, (3 * cfg.n_heads + 4 * cfg.n_kv_heads) * cfg.head_dim,
+               cfg.intermediate_size * (4 if cfg.mlp == 'swiglu' else 2), cfg.n_heads, tokens, tokens)
+    work = [decoder]
+    if cfg.vision == 'qwen':      # it has more tokens than the decoder: a patch is a quarter of one
+        patches = (cfg.image_size // cfg.patch_size) ** 2
+        work.append((cfg.vision_layers, cfg.vision_width, 7 * cfg.vision_width, 4 * cfg.vision_intermediate,
+                     cfg.vision_heads, patches, cfg.n_cameras * patches))
+    kept, scores = 0, torch.device(device).type == 'cpu'       # which are written out there
+    for n, width, attention, mlp, heads, seen, rows in work:
+        block = (8 + 2 * wide) * width + wide * (attention + mlp) + scores * (4 + wide) * heads * seen
+        kept += rows * (n * 4 * width + block if cfg.recompute else n * block)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks_of(net)]
+    # put together: this block, the next, a gradient; and with its gradient all that is outside of blocks
+    copies = wide * 3 * max(sizes) + 8 * (net.n_parameters - sum(sizes)) if sharded else \
+        wide * numbers * (wide < 4)
     parts = {'weights': 4 * numbers, 'gradients': 4 * learnt, 'optimizer': 8 * learnt,
-             'average': 4 * numbers * bool(ema), 'copies to multiply with': wide * copies,
-             'activations': samples * tokens * kept}
+             'average': 4 * numbers * bool(ema), 'copies to multiply with': copies,
+             'activations': samples * kept}
     return {name: size / 1e9 for name, size in parts.items()}

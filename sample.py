@@ -215,8 +215,8 @@ if __name__ == '__main__':
     rng, noise_rng = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     if episode:
         dataset = train_data = data.Dataset(episode, processor)
-        if not 0 <= step < len(dataset.time):
-            raise SystemExit(f'step={step}: {episode} has rows 0 to {len(dataset.time) - 1}')
+        if not 0 <= step < len(dataset.last):
+            raise SystemExit(f'step={step}: {episode} has rows 0 to {len(dataset.last) - 1}')
         row = step
     else:
         folder, fraction = episodes or meta['settings']['episodes'], meta['settings']['val_fraction']
@@ -279,7 +279,7 @@ if __name__ == '__main__':
     # ---- picture
     path = Path(out or Path(ckpt) / 'sample.png')
     title = f'{obs["instruction"]}\nrecorded: {dataset.subtask(row)}   decoded: {text}'
-    world = dataset.headers[dataset.episode[row]]['world']
+    world = dataset.header(dataset.episode[row])['world']
     poses = world['camera_pose'] if 'camera_pose' in world else {}      # older files do not say
     views = {name: (pose, world['camera_fovy_deg'][name]) for name, pose in poses.items()}
     draw(obs, recorded, predicted, spread, mask, views, title, path)

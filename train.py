@@ -12,10 +12,12 @@ torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=$HEAD
 import contextlib
 import ctypes
 import dataclasses
+import glob
 import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +41,7 @@ import watch
 # where and what
 out_dir = 'out/run'           # checkpoint, log.jsonl, loss.png
 episodes = 'episodes/demo'    # folder of episodes, or several: a,b; sim_rollout.py records them
+weights = ()                  # shares of the samples that these folders give; (): as many as they have
 synthetic = 0                 # episodes to make up when that folder is missing; 0: the folder has to exist
 tokenizer = 'assets/tokenizer.json'
 init_from = ''                # checkpoint folder whose weights and normaliser are the starting point, or one
@@ -186,13 +189,14 @@ def settings_that_differ(old, new):
 
 
 def score(out_dir, step, episodes):
-    """Success in closed loop of the weights in out_dir, by the one stepping loop -> dict for the log."""
+    """Success in closed loop of the weights in out_dir, by the one stepping loop -> share, paths of films."""
     out = f'{out_dir}/rollout/{step}'
+    shutil.rmtree(out, ignore_errors=True)      # of a run that was killed after this step
     subprocess.run([sys.executable, 'sim_rollout.py', f'--ckpt={out_dir}', f'--episodes={episodes}',
-                    f'--out={out}'], check=True, stdout=subprocess.DEVNULL)
+                    f'--out={out}', '--video=2'], check=True, stdout=subprocess.DEVNULL)
     with open(f'{out}/rollouts.jsonl') as f:
         rows = [json.loads(line) for line in f]
-    return {'success': sum(row['success'] for row in rows) / len(rows)}
+    return sum(row['success'] for row in rows) / len(rows), glob.glob(f'{out}/*.mp4')
 
 
 @torch.no_grad()
@@ -282,9 +286,12 @@ if __name__ == '__main__':
     if published and not os.path.exists(f'{init_from}/config.json'):
         sys.exit(f'init_from {init_from!r} holds neither a checkpoint (meta.json) nor a published model '
                  f'(config.json): train it first (README, First run), or --init_from= starts from scratch')
-    initial = model.VLA.load(init_from) if init_from and not published and not state else None
-    if state or initial:
-        processor = data.Processor.from_dict(state['processor'] if state else initial[1]['processor'])
+    known = state                # whose normaliser is to be used
+    if init_from and not published and not state:
+        with open(f'{init_from}/meta.json') as f:
+            known = json.load(f)
+    if known:
+        processor = data.Processor.from_dict(known['processor'])
     else:
         with open(f'{init_from}/tokenizer.json' if published else tokenizer) as f:
             words = f.read()
@@ -294,11 +301,11 @@ if __name__ == '__main__':
                                    tokens_per_camera, template=template, compand=compand, pad_dims=pad_dims)
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
                               gain, brightness, shift, state_noise, ask, pure_noise, questions, prefix_rows,
-                              times)
+                              times, weights)
     val_data = None
     if val_fraction:
         val_data = data.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text)
-    dead = processor.fit(train_data) if processor.stats is None else []
+    odd = processor.fit(train_data) if processor.stats is None else {}
     fingerprint = train_data.fingerprint()
     if state and state['fingerprint'] != fingerprint:
         sys.exit(f'{episodes} has changed since {out_dir} was started, going on would not be the same run: '
@@ -309,7 +316,7 @@ if __name__ == '__main__':
     given = dict(      # by the data
         vocab_size=processor.tokenizer.get_vocab_size(), state_dim=processor.state_dim,
         action_dim=processor.action_dim, horizon=processor.horizon, image_size=processor.image_size,
-        scene_bricks=train_data.scene.shape[2] if ground else 0, scene_frames=processor.frames,
+        scene_bricks=train_data.n_bricks if ground else 0, scene_frames=processor.frames,
         n_cameras=len(processor.cameras), tokens_per_camera=processor.tokens_per_camera,
         image_pad_id=processor.token_id['<|image_pad|>'], state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'])
@@ -321,12 +328,14 @@ if __name__ == '__main__':
     fresh, net = not state and not dry_run, None
     if fresh and (master or not sharded):      # the other ranks of a sharded model are sent their parts
         net = model.VLA.from_pretrained(init_from, torch.float32, **given) if published else model.VLA(cfg)
-        if initial:
-            net.load_state_dict(initial[0].state_dict())
+        if known:
+            net.load_state_dict(model.VLA.load(init_from)[0].state_dict())
     weights = net.state_dict() if net else None
     if sharded or not fresh:
         with torch.device('meta'):
             net = model.VLA(cfg)
+    if compile_model:      # a block runs in eight ways: on prefix or rows, last or not, to learn or not
+        torch._dynamo.config.recompile_limit = 32
     optim.freeze(net, rates)      # before gradients are gathered: they have to know what has none
     if sharded:
         for block in parallel.blocks_of(net) if compile_model else ():
@@ -339,7 +348,7 @@ if __name__ == '__main__':
     elif not sharded and not dry_run:
         net = net.to(device)
     net.train()
-    del weights, initial
+    del weights
 
     # -----------------------------------------------------------------------------
     # what there is to do
@@ -362,12 +371,12 @@ if __name__ == '__main__':
         print(f'{world_size} processes x {part} x {accumulate} accumulated = {batch_size} chunks per step, '
               f'{draws} draws of each; {batch_size * tokens} tokens')
         print(f'memory per process, estimated: {sum(parts.values()):.2f} GB = '
-              + ' + '.join(f'{v:.2f} {k}' for k, v in parts.items() if v))
+              + ' + '.join(f'{v:.2f} {k}' for k, v in parts.items() if v > 0.005))
         print(f'{len(train_data.paths)} episodes, {len(train_data)} windows, '
               f'{max_steps * batch_size / len(train_data):.1f} epochs; '
               f'{len(val_data.paths) if val_data else 0} episodes held out')
         print(f'slots: {len(processor.state_slots)} state, {len(processor.action_slots)} action'
-              + (f'; do not move: {", ".join(dead)}' if dead else ''))
+              + ''.join(f'\n  {name:32} {fault}' for name, fault in odd.items()))
         if dry_run:
             os.makedirs(out_dir, exist_ok=True)
             texts = [processor.tokenizer.decode([i for i in ids.tolist() if i != cfg.image_pad_id], False)
@@ -401,7 +410,7 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # loop
     meta = {'settings': settings, 'fingerprint': fingerprint, 'processor': processor.to_dict(),
-            'git_rev': rev, 'world': train_data.headers[0]['world']}
+            'git_rev': rev, 'world': train_data.header(0)['world']}
     best = state['best'] if state else math.inf
     began = since = time.perf_counter()
     waited, sums, step, stop, saved = 0.0, {}, start, 0, False
@@ -455,7 +464,7 @@ if __name__ == '__main__':
                       f'data {100 * line["data_wait"]:4.1f}%  {line["memory_gb"]:5.2f} GB  '
                       f'eta {eta / 60:5.1f} min', flush=True)
             since, waited, sums = now, 0.0, {}
-        paused = time.perf_counter()
+        paused, films = time.perf_counter(), ()
         if val_data and (step % eval_interval == 0 or step == max_steps):
             if average_weights:
                 average_weights.swap(net)
@@ -472,10 +481,11 @@ if __name__ == '__main__':
                          parallel.gather)
         if rollout_interval and step % rollout_interval == 0:
             net.save(out_dir, meta | {'step': step}, average_weights)
-            line = {'step': step, **line, **score(out_dir, step, rollout_episodes)}
-            print(f'closed loop at {step}:  {line["success"]:.0%} of {rollout_episodes}', flush=True)
+            success, films = score(out_dir, step, rollout_episodes)
+            line = {'step': step, **line, 'success': success}
+            print(f'closed loop at {step}:  {success:.0%} of {rollout_episodes}', flush=True)
         if master and line:
-            log.write(line)
+            log.write(line, films)
         if step % checkpoint_interval == 0 or step == max_steps or stop:
             saving = time.perf_counter()
             net.save(out_dir, meta | {'step': step}, average_weights, parallel.gather)

@@ -31,11 +31,12 @@ class Log:
             self.run.define_metric('*', step_metric='step')      # W&B's own counter never goes back
         self.run_id = self.run.id if self.run else None
 
-    def write(self, line):
+    def write(self, line, films=()):
         with open(self.path, 'a') as f:
             f.write(json.dumps(line) + '\n')
         if self.run:
-            self.run.log(line)
+            import wandb
+            self.run.log(line | ({'films': [wandb.Video(str(film)) for film in films]} if films else {}))
 
     def close(self):
         if self.run:

@@ -1,4 +1,4 @@
-# 25 M parameters for all tasks at once; 1 GPU. Not trained yet: no result to state
+# 27 M parameters for all tasks at once; 1 GPU, 4 GB by estimate. Not trained yet: no result to state
 # python train.py config/base.py
 out_dir = 'out/base'
 episodes = 'episodes/join'      # python sim_rollout.py config/join_collect.py

@@ -1,5 +1,5 @@
-# EO-1 from its own starting point: Qwen2.5-VL-3B and a new action head, 3.77 B parameters; 8 GPUs. Not run
-# yet: only the sizes are tested. First
+# EO-1 from its own starting point: Qwen2.5-VL-3B and a new action head, 3.77 B parameters; 8 GPUs, 28 GB of
+# each by estimate. Not run yet: only the sizes are tested. First
 # hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir=out/Qwen2.5-VL-3B-Instruct
 # torchrun --standalone --nproc_per_node=8 train.py config/eo1_3b.py
 out_dir = 'out/eo1_3b'
@@ -45,3 +45,6 @@ weight_decay = 0.1
 beta2 = 0.999
 ema = 0.0
 recompute = True
+fsdp = True                     # one model over all GPUs
+eval_interval = 500
+checkpoint_interval = 500       # 60 GB

@@ -1,4 +1,4 @@
-# 1.2 B parameters, for many tasks at once; 8 GPUs. Not trained yet: no result to state
+# 1.2 B parameters, for many tasks at once; 8 GPUs, 7 GB of each by estimate. Not trained yet: no result
 # torchrun --standalone --nproc_per_node=8 train.py config/large.py
 out_dir = 'out/large'
 episodes = 'episodes/join'      # python sim_rollout.py config/join_collect.py
@@ -12,7 +12,10 @@ n_kv_heads = 32
 intermediate_size = 5_376       # 21/8 of the width: SwiGLU has three matrices where others have two
 mlp = 'swiglu'
 recompute = True
+fsdp = True                     # one model over all GPUs; on one GPU 31 GB, and this changes nothing
 batch_size = 1_024
 max_steps = 50_000
 learning_rate = 2e-4
 muon_learning_rate = 0.01
+eval_interval = 1_000
+checkpoint_interval = 1_000     # 25 GB

@@ -93,3 +93,15 @@ def test_the_last_few_weights_are_kept_without_taking_room_twice(tmp_path):
     assert kept == ['step_000000002', 'step_000000003']
     assert (tmp_path / kept[0] / 'meta.json').read_text() == 'meta.json 2'
     assert (tmp_path / kept[1] / 'model.safetensors').samefile(tmp_path / 'model.safetensors')
+
+
+def test_starting_over_leaves_nothing_that_could_be_taken_for_the_new_run(tmp_path):
+    save(tmp_path, 5, make(1))
+    for name in ('model.safetensors', 'ema.safetensors', 'meta.json', 'log.jsonl'):
+        (tmp_path / name).write_text(name)
+    checkpoint.keep_last(tmp_path, 5, 1)
+    checkpoint.link(tmp_path, tmp_path / 'best')
+    checkpoint.clear(tmp_path)
+    assert checkpoint.read_facts(tmp_path) is None
+    assert sorted(os.listdir(tmp_path)) == ['log.jsonl', 'meta.json', 'model.safetensors']      # still loads
+    checkpoint.clear(tmp_path / 'new')      # nor does it need anything to be there

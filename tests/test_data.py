@@ -4,6 +4,7 @@ Protects the way from a recorded frame to model input, and back from a chunk to 
 python -m pytest tests/test_data.py
 """
 import json
+import os
 
 import numpy as np
 import pytest
@@ -81,13 +82,17 @@ def test_a_turned_hand_sees_forward_motion_in_its_own_frame():
 
 def test_decoded_actions_equal_the_recorded_ones_and_hold_what_is_not_predicted(dataset):
     rows = dataset.windows[:64]
-    commands = dataset.state[rows][:, data.COMMAND]
+    commands = dataset.read('state', rows)[:, data.COMMAND]
     chunk = dataset.processor.normalise_actions(dataset.chunk(rows), commands)
     assert np.abs(dataset.processor.decode_actions(chunk, commands) - dataset.chunk(rows)).max() < 1e-6
     assert max(dataset.action_error(rows, chunk).values()) < 1e-3      # mm and rad
+    late = chunk.copy()
+    late[:, 4:] = 0      # rows 5 to 8
+    errors = dataset.action_error(rows, late)
+    assert max(errors[f'position_mm@{n}'] for n in (1, 2, 4)) < 1e-3 < errors['position_mm'] < errors['position_mm@8']
     stats = {**dataset.processor.stats, 'action_mean': np.zeros((8, 1)), 'action_std': np.ones((8, 1))}
     only_right = data.Processor.from_dict(
-        {**dataset.processor.to_dict(), 'action_slots': ['right/tool_x'], 'stats': stats})
+        {**dataset.processor.to_dict(), 'action_slots': ['right/tool_x'], 'stats': stats, 'stats_of': None})
     command = random_actions(np.random.default_rng(0), 5).astype(np.float32)
     decoded = only_right.decode_actions(np.full((5, 8, 1), 0.05), command)
     still = [i for i, n in enumerate(data.TOOL_ACTION_NAMES) if not n.startswith('right/tool_')]
@@ -104,7 +109,7 @@ def test_companded_moves_decode_to_the_same_and_small_ones_weigh_more(dataset):
         companded.fit(dataset)
     finally:
         dataset.processor = plain
-    commands = dataset.state[rows][:, data.COMMAND]
+    commands = dataset.read('state', rows)[:, data.COMMAND]
     chunk = companded.normalise_actions(dataset.chunk(rows), commands)
     assert np.abs(companded.decode_actions(chunk, commands) - dataset.chunk(rows)).max() < 1e-6
     # 1 mm more at rest and 1 mm more on a move of 40 mm: asinh is ten times as steep at rest
@@ -151,7 +156,7 @@ def test_windows_stop_a_few_rows_after_the_goal_is_reached_for_good(tmp_path):
 
 def test_normaliser_uses_what_the_loss_sees_and_never_divides_by_less_than_the_floor(dataset):
     processor, rows = dataset.processor, dataset.windows
-    chunk = processor.normalise_actions(dataset.chunk(rows), dataset.state[rows][:, data.COMMAND])
+    chunk = processor.normalise_actions(dataset.chunk(rows), dataset.read('state', rows)[:, data.COMMAND])
     mask = dataset.chunk_mask(rows)
     floor = np.array([data.TOOL_ACTION[i].floor for i in processor.action_index])
     assert (processor.stats['action_std'] >= floor).all() and mask.mean() < 0.95
@@ -159,8 +164,8 @@ def test_normaliser_uses_what_the_loss_sees_and_never_divides_by_less_than_the_f
         alive = processor.stats['action_std'][h] > floor
         assert alive.any() and np.abs(chunk[mask[:, h], h].mean(0)).max() < 1e-4
         assert np.abs(chunk[mask[:, h], h][:, alive].std(0) - 1).max() < 1e-3
-    dead = make_processor().fit(dataset)
-    assert 'action left/tool_x' in dead and 'command/right/tool_x' not in dead     # the left hand never moves
+    odd = make_processor().fit(dataset)      # the left hand never moves
+    assert 'does not move' in odd['action left/tool_x'] and 'command/right/tool_x' not in odd
 
 
 def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
@@ -173,8 +178,9 @@ def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
                            dict(header, seed=i, referents=referents))
     dataset = data.Dataset(tmp_path, make_processor(), None)
     short = dataset.episode == 1
-    assert dataset.scene.shape[2] == 2 and np.isfinite(dataset.scene[~short]).all()
-    assert np.isfinite(dataset.scene[short][:, :, 0]).all() and np.isnan(dataset.scene[short][:, :, 1]).all()
+    scene = dataset.scene(np.arange(len(short)))
+    assert scene.shape[2] == 2 and np.isfinite(scene[~short]).all()
+    assert np.isfinite(scene[short][:, :, 0]).all() and np.isnan(scene[short][:, :, 1]).all()
     assert dataset.referents[:, 0, 2].tolist() == [2, 2]
     del arrays['scene'], header['referents']      # as older code recorded
     safetensors.numpy.save_file(arrays, tmp_path / 'old', {'header': json.dumps(header)})
@@ -188,6 +194,21 @@ def test_held_out_episodes_stay_held_out_when_more_are_recorded(folder):
     assert sorted(train.paths + val.paths) == data.episode_paths(folder) and len(val.paths) > 0
     assert data.Dataset(data.episode_paths(folder)[:-2], processor, 'val', 0.3).paths == [
         p for p in val.paths if p in data.episode_paths(folder)[:-2]]
+
+
+def test_a_normaliser_for_other_numbers_is_refused(dataset):
+    made = dataset.processor.to_dict()
+    for change in ({'compand': 0.002}, {'control_hz': 20}, {'action_slots': made['action_slots'][::-1]}):
+        with pytest.raises(ValueError, match='other numbers'):
+            data.Processor.from_dict(made | change)
+
+
+def test_a_slot_that_reaches_far_is_named(folder):
+    processor = make_processor(('command/right/*', 'velocity/spine_z'))
+    far = data.Dataset(data.episode_paths(folder) * 20, processor)
+    i, episode = data.STATE_NAMES.index('velocity/spine_z'), far.files['state'][0]
+    far.files['state'][0] = np.where(np.arange(79) == i, np.eye(len(episode), 1) * 90, episode).astype(np.float32)
+    assert 'reaches' in processor.fit(far)['velocity/spine_z']
 
 
 # ---- model input
@@ -295,6 +316,29 @@ def test_an_epoch_visits_every_window_once_also_across_batch_borders(dataset):
     assert rows[:n].tolist() != rows[n:2 * n].tolist()
 
 
+def test_folders_take_turns_by_their_weights_and_none_of_their_windows_is_left_out(folder, tmp_path, dataset):
+    data.write_synthetic_episodes(tmp_path / 'more', 3, CAMERAS, 16, seed0=100)
+    both = [folder, tmp_path / 'more']
+    mixed = data.Dataset(both, dataset.processor, weights=(1, 3))
+    windows = [mixed.windows[(mixed.episode[mixed.windows] >= 12) == more] for more in (False, True)]
+    rows = np.concatenate([mixed.sample_rows(step, 8, seed=2) for step in range(len(windows[0]))])
+    of_more = mixed.episode[rows] >= 12
+    assert (of_more.reshape(-1, 8).sum(1) == 6).all()      # of every batch
+    for more in (False, True):      # an epoch of each folder, whatever the other one does
+        n = len(windows[more])
+        assert sorted(rows[of_more == more][:n]) == windows[more].tolist()
+        assert rows[of_more == more][:n].tolist() != rows[of_more == more][n:2 * n].tolist()
+    a, b = mixed.sample_rows(7, 8, 2), np.concatenate([mixed.sample_rows(step, 4, 2) for step in (14, 15)])
+    assert a.tolist() == b.tolist()      # the order knows nothing of batches
+    with pytest.raises(ValueError, match='3 weights for 2 folders'):
+        data.Dataset(both, dataset.processor, weights=(1, 3, 1))
+    (tmp_path / 'one').mkdir()
+    os.link(data.episode_paths(folder)[0], tmp_path / 'one' / 'e.safetensors')
+    with pytest.raises(ValueError, match='no windows'):      # it is held out, or everything else is
+        for split in ('train', 'val'):
+            data.Dataset([folder, tmp_path / 'one'], dataset.processor, split, 0.3, weights=(1, 1))
+
+
 def test_given_rows_have_time_zero_and_are_not_counted(folder, dataset):
     giving = data.Dataset(folder, dataset.processor, draws=2, prefix_rows=2)
     plain = data.Dataset(folder, dataset.processor, draws=2)
@@ -347,3 +391,25 @@ def test_prefetching_changes_neither_order_nor_numbers(dataset):
         assert torch.equal(batch['noise'], dataset.batch(step, 8)['noise'])
     with pytest.raises(ZeroDivisionError):
         list(data.prefetch(lambda step: 1 / (step - 2), range(5)))
+
+
+def test_folders_are_merged_and_split_by_links(folder, tmp_path, capsys):
+    data.write_synthetic_episodes(tmp_path / 'more', 3, CAMERAS, 16)      # the same seeds
+    assert data.main(['merge', str(tmp_path / 'all'), str(folder), str(tmp_path / 'more')]) == 0
+    merged = data.episode_paths(tmp_path / 'all')
+    assert len(merged) == 15 and f'{tmp_path}/all: 15 episodes' in capsys.readouterr().out
+    assert os.path.samefile(merged[-1], data.episode_paths(tmp_path / 'more')[-1])
+    assert data.main(['split', str(tmp_path / 'all'), '0.3']) == 0
+    held, rest = (data.Dataset(f'{tmp_path}/all_{name}', make_processor()) for name in ('held', 'rest'))
+    train = data.Dataset(tmp_path / 'all', make_processor(), 'train', 0.3)
+    assert [n.split()[-1] for n in rest.names] == [n.split()[-1] for n in train.names]
+    assert len(held.paths) == 15 - len(rest.paths) > 0
+
+
+def test_thousands_of_episodes_open_no_files_and_take_little_memory(folder):
+    """Per row and episode, so that it need not be tried on ten thousand: those were 116 MB, see docs/log.md."""
+    before = len(os.listdir('/proc/self/fd'))
+    dataset = data.Dataset([*data.episode_paths(folder)] * 20, make_processor())
+    assert len(os.listdir('/proc/self/fd')) == before and len(dataset.paths) == 240
+    held = sum(v.nbytes for v in vars(dataset).values() if isinstance(v, np.ndarray))
+    assert held / len(dataset.last) < 150      # bytes per row: no state, no pictures

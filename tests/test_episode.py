@@ -124,6 +124,29 @@ def test_show_and_stats_run(folder, tmp_path):
 
 # ---- names, rotations, state
 
+def test_packed_pictures_are_small_nearly_the_same_and_read_like_others(tmp_path):
+    os.mkdir(tmp_path / 'raw')
+    episode.write_episode(tmp_path / 'raw' / 'e.safetensors', *episode.synthetic_episode(3, CAMERAS, 64))
+    command = [sys.executable, 'data.py', 'jpeg', str(tmp_path / 'raw'), '95']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    path, = episode.episode_paths(tmp_path / 'raw_jpeg')
+    (raw, header), (packed, same) = episode.read_episode(tmp_path / 'raw' / 'e.safetensors'), episode.read_episode(path)
+    assert header == same and episode.check_episode(path) == [] and raw.keys() == packed.keys()
+    for name in (name for name in raw if name.startswith('image/')):
+        images = packed[name]
+        assert images.shape == raw[name].shape and len(images) == len(raw[name])
+        assert np.abs(np.asarray(images).astype(int) - raw[name]).mean() < 4
+        assert (images[-1] == images[len(images) - 1]).all() and (images[1:3][0] == images[1]).all()
+        with pytest.raises(IndexError):
+            images[len(images)]
+    assert sum(packed[n].packed.nbytes for n in raw if n.startswith('image/')) < 0.8 * sum(
+        raw[n].nbytes for n in raw if n.startswith('image/'))
+    draw = tmp_path / 'e.png'
+    episode.draw_episode(path, draw)
+    assert draw.stat().st_size > 10_000
+
+
 def test_slots_are_chosen_by_name_and_pattern_and_typos_are_refused():
     assert episode.slots(['right/tool_x', '*/tool_[xz]', '*/tool_x'], episode.TOOL_ACTION_NAMES) == (
         'right/tool_x', 'left/tool_x', 'left/tool_z', 'right/tool_z')

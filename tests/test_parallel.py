@@ -27,7 +27,7 @@ pytestmark = pytest.mark.dist
 SETTINGS = ('config/debug.py', '--n_layers=2', '--image_size=16', '--cameras=overhead,', '--tokens_per_camera=2',
             '--batch_size=8', '--log_interval=1', '--eval_interval=10', '--eval_batches=1', '--val_fraction=0.2',
             '--checkpoint_interval=8', '--dtype=float32', '--muon_learning_rate=0', '--max_steps=20',
-            '--learning_rate=5e-4', '--ema=0.9')
+            '--learning_rate=5e-4', '--ema=0.9', '--questions=0.3')
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +76,7 @@ def whole(episodes, tmp_path_factory):
 # processes, other settings. Accumulation, and the mixture of both, are the same batch as well
 @pytest.mark.parametrize('processes, words', [
     (2, ()), (4, ()), (2, ('--fsdp=True',)), (4, ('--fsdp=True', '--recompute=True')),
-    (2, ('--fsdp=True', '--accumulate=2'))])
+    (2, ('--fsdp=True', '--accumulate=2', '--offload=True'))])
 def test_many_processes_learn_what_one_learns(whole, episodes, tmp_path, processes, words):
     said = run(episodes, tmp_path, *words, processes=processes)
     assert said.count('next: python') == 1      # one process speaks

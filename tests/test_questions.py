@@ -96,6 +96,6 @@ def test_a_dataset_asks_its_share_of_questions_and_nothing_else_changes(tmp_path
         asked += int(quiz.sum())
         texts = {processor.decode_text(row[row >= 0].tolist()) for row in b['labels'][quiz]}
         said = {processor.decode_text(processor.prompt_ids('', text)[1])
-                for header in asking.headers for text in header['subtasks']}
+                for texts in asking.subtasks for text in texts}
         assert texts <= {'yes', 'no'} | said
     assert 20 < asked < 44

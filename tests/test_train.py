@@ -197,6 +197,19 @@ def test_a_new_run_can_start_from_the_weights_of_another(whole, episodes, tmp_pa
     assert first['loss'] < 0.9 * fresh['loss']
 
 
+@pytest.mark.mujoco
+@pytest.mark.slow
+def test_a_run_scores_itself_in_closed_loop(tmp_path):
+    words = ('sim_rollout.py', 'config/demo_collect.py', '--episodes=4', '--image_size=16', f'--record={tmp_path}/e')
+    assert subprocess.run([sys.executable, *words], capture_output=True).returncode == 0
+    said = run(tmp_path / 'e', tmp_path / 'run', '--cameras=overhead,left/wrist,right/wrist', '--max_steps=4',
+               '--val_fraction=0', '--rollout_interval=2', '--rollout_episodes=2', '--state_slots=*', '--horizon=4',
+               '--action_slots=*/tool_[xyz],*/tool_rz,*/gripper')
+    assert 'closed loop at 2:  ' in said and 'closed loop at 4:  ' in said
+    assert [line['success'] for line in read_log(tmp_path / 'run')][-1] in (0, 0.5, 1)
+    assert len(list((tmp_path / 'run/rollout/4').glob('*.mp4'))) > 0
+
+
 @pytest.mark.dist
 @pytest.mark.slow
 def test_two_processes_agree_under_muon_and_resume_exactly(whole, episodes, tmp_path):
