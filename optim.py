@@ -25,8 +25,8 @@ def freeze(model, rates):
 
 def configure_optimizers(model, learning_rate=2e-3, muon_learning_rate=0.04, weight_decay=0.01,
                          betas=(0.9, 0.95), rates=()):
-    """Muon on the matrices of the decoder blocks, AdamW on the rest, no decay on vectors; rates: see freeze. A
-    group keeps its peak rate as group['peak_lr']; schedules multiply that. muon_learning_rate = 0: all goes
+    """Muon on the matrices of the decoder blocks, AdamW on the rest, no decay on vectors; rates: see freeze.
+    A group keeps its peak rate as group["peak_lr"]; schedules multiply that. muon_learning_rate = 0: all goes
     to AdamW."""
     groups, params, optimizers = {}, dict(model.named_parameters()), []      # {(Muon?, decay, rate): [...]}
     for name, factor in freeze(model, rates).items():
