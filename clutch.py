@@ -385,12 +385,13 @@ class Clutch:
         over = np.where((use > 1) & late, self.links['over'][slots] + 1, 0)
         over[use > self.OVERLOAD] = self.DWELL
         self.links['over'][slots], self._over = over, bool(over.any())
-        for slot in slots[over >= self.DWELL]:
+        broken = slots[over >= self.DWELL]
+        for slot in broken:
             row = self.links[slot]
             row['loose'], row['time'] = True, self.data.time
             self.data.eq_active[self.slot_eq_id[slot]] = 0
             self.events.append((float(self.data.time), 'break', self.names[row['a']], self.names[row['b']]))
-        if (over >= self.DWELL).any():
+        if len(broken):
             self._write_excludes()
             self.changed()
 
