@@ -133,6 +133,10 @@ class Clutch:
         self.pending = np.zeros(len(bricks), int)     # updates in a row that upper b was pressed hard enough
         self.peak_force_n = 0.                        # largest force a seated link has carried
         self.events = []     # (time s, 'form' | 'break' | 'reseat' | 'part', lower, upper)
+        # the robot's own; those of the pool are between dummies
+        dummies = [model.body(i).id for i in range(model.nbody) if model.body(i).name.startswith('clutch/')]
+        lower = model.exclude_signature >> 16
+        self._kept = model.exclude_signature[~np.isin(lower, dummies) & (model.exclude_signature < NO_BODY)]
         self._write_excludes()
         self.changed()
 
@@ -436,6 +440,6 @@ class Clutch:
         i = np.concatenate([self.slab_id[rows['a']], self.body_id[held['a']]])
         j = np.concatenate([self.body_id[rows['b']], self.body_id[held['b']]])
         # MuJoCo searches this array by bisection
-        signature = np.sort((np.minimum(i, j) << 16) + np.maximum(i, j))
+        signature = np.sort(np.concatenate([self._kept, (np.minimum(i, j) << 16) + np.maximum(i, j)]))
         self.model.exclude_signature[:] = NO_BODY
         self.model.exclude_signature[:len(signature)] = signature

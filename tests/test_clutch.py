@@ -106,3 +106,16 @@ def test_linked_bricks_that_tumble_do_not_wind_themselves_up(dt):
         assert not any(w.number for w in air.data.warning) and np.isfinite(air.data.qpos).all()
         fall = .5 * sum(air.model.body_mass) * (9.81 * .3) ** 2
         assert max(energy) < 3 * energy[0] + fall
+
+
+def test_excludes_that_a_robot_brings_stay():
+    r = Rig(studs=((2, 4), (2, 2), (2, 2)))
+    own = (r.model.body('b1').id << 16) + r.model.body('b2').id
+    r.model.exclude_signature[0] = own
+    r.clutch = type(r.clutch)(r.model, r.data, r.bricks)
+    assert own in r.model.exclude_signature
+    r.on_studs('b0')
+    r.snap('b0')
+    signature = r.model.exclude_signature
+    assert r.clutch.connections() and own in signature and (np.diff(signature) >= 0).all()
+    assert (signature < 1 << 30).sum() == 3      # and two of the pair that is linked
