@@ -10,7 +10,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-CORES := $(shell nproc 2>/dev/null || echo 1)
+# nproc would obey OMP_NUM_THREADS
+CORES := $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 1)
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c . || true)
 # One training process per GPU; two on CPUs, each with half the cores. The numbers do not depend on how many.
 RANKS := $(shell if [ $(GPUS) -gt 0 ]; then echo $(GPUS); elif [ $(CORES) -ge 2 ]; then echo 2; else echo 1; fi)
