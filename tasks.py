@@ -320,14 +320,14 @@ def _build_bricks(scale):
 def _build_sample(rng, scale):
     """Three bricks on each side. A plan has three to six of them in two towers, some of them on the side that
     their brick is not on; what it leaves out lies there to distract."""
-    side, poses = {}, {}
-    for i, name in enumerate(rng.permutation(BUILD_COLOURS).tolist()):
-        side[name] = s = HANDS[i % 2]
-        while True:      # a hand needs 85 mm
-            x, y = rng.uniform(.22, .31), (1 if s == 'left' else -1) * rng.uniform(.13, .33)
-            if all(np.hypot(x - p[0], y - p[1]) > .085 for p in poses.values()):
-                break
-        poses[name] = x, y, np.pi / 2 + np.radians(rng.uniform(-30, 30))
+    names, poses = rng.permutation(BUILD_COLOURS).tolist(), {}
+    side = {name: HANDS[i % 2] for i, name in enumerate(names)}
+    for hand, sign in zip(HANDS, (1, -1)):
+        mine, gaps = [name for name in names if side[name] == hand], [0.]
+        while min(gaps) < .085:      # what a hand needs; all anew: beside two there may be no room for a third
+            at = np.column_stack([rng.uniform(.22, .31, 3), sign * rng.uniform(.13, .33, 3)])
+            gaps = np.linalg.norm(at - np.roll(at, 1, 0), axis=1)
+        poses |= {name: (x, y, np.pi / 2 + np.radians(rng.uniform(-30, 30))) for name, (x, y) in zip(mine, at)}
     return poses, [_build_plan(rng, side) for _ in range(4)]
 
 
