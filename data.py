@@ -70,12 +70,17 @@ def unanchor(relative, command):
 
 SPECIAL_TOKENS = ('<|pad|>', '<|image_pad|>', '<|state_pad|>', '<|vla|>', '<|action_start|>',
                   '<|action_pad|>', '<|action_pass|>', '<|action_end|>', '<|im_start|>', '<|im_end|>')
-VOCABULARY_SIZE = 512
+VOCABULARY_SIZE = 1024
 TEMPLATE_WORDS = '''the a of on onto in into to with and is it its both over under down up at from then now
-put press place take goes join hold keep give pull apart off reach grasp lift carry align release retreat wait
-rest hand hands left right near far front back top end corner cell row column plate baseplate brick bricks
-stud studs air lower upper red blue yellow green white orange : ; , . ? 2x2 2x3 2x4 2x6 2x8 2x10
-0 1 2 3 4 5 6 7 8 9'''.split()
+put press place take goes join hold keep give pull apart off reach grasp lift carry align release retreat
+wait rest hand hands left right near far front back top end corner cell row column plate baseplate brick
+bricks stud studs air lower upper red blue yellow green white orange : ; , . ? 2x2 2x3 2x4 2x6 2x8 2x10 0
+1 2 3 4 5 6 7 8 9 across after are assemble away be below beside black bridge bring build by centre clear
+close comes connect crosswise did does done edges finished flush follow for further gets gives go half has
+holds how joined lay lies lined long make many middle move nearer next one other part pass pick plan
+plugged pressed presses pulls puts quarter remove says separate set sit small something span square stack
+step table task this together tower towers turned two undo unplug unplugs went what where which wrong you
+fell broke joint nothing none yes no'''.split()
 
 
 def make_tokenizer(texts, path):

@@ -17,7 +17,6 @@ from world import (BRICK_HEIGHT_M, HANDS, PLATE_HEIGHT_M, PUT_DOWN, STUD_HEIGHT_
 
 SPEED_M_S, PRESS_SPEED_M_S, TURN_RAD_S = .3, .04, 2.     # the press speed is per unit of brick scale
 CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes with the spring's full reach
-CLOSE_STEP, OPEN_STEP = .34, .5                  # share of the stroke per action: three to close, two to open
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
 WAITING_POINT_M = np.array([.37, .13, .19])      # where the other hand waits for it, on its own side
 LOW_M = .014                                     # above its seat what comes in under the holder's palm stays
@@ -65,9 +64,10 @@ class Hand:
         self.new[3:5] = c[3:5] - np.clip(c[3:5], -TURN_RAD_S * dt, TURN_RAD_S * dt)
         self.new[5] = c[5] + np.clip(wrap(yaw - c[5]), -TURN_RAD_S * dt, TURN_RAD_S * dt)
 
-    def gripper(self, step):
-        """Open (+) or close (-) by a share of the stroke."""
-        self.new[6] = CLOSED_M + np.clip(self.stroke + step, 0, 1) * (self.open_m - CLOSED_M)
+    def gripper(self, shut):
+        """All the way, whatever is commanded now (the fingers take a control period): where the answer was the
+        present command and a bit more, a learner copied the command, and hovered half open."""
+        self.new[6] = CLOSED_M if shut else self.open_m
 
     def pick(self):
         """Reach for the brick and close on it. Used whenever the brick is not in this hand."""
@@ -77,7 +77,7 @@ class Hand:
         in_place = self.near and error < .004 * s and abs(above) < .004 * s
         if in_place and (self.stroke < .9 or error < .0025 * s):
             self.go(self.grip[:2], self.grasp_yaw, self.grip[2] + self.height, .05)
-            self.gripper(-CLOSE_STEP)
+            self.gripper(shut=True)
             return 'grasp'
         z = self.grip[2] + self.height + np.clip(1.5 * (error - .004 * s), 0, .07)
         # closed fingers beside the brick: up first
@@ -86,7 +86,7 @@ class Hand:
         # low and off to the side: rise before moving on
         slow = 1. if error < .012 else np.clip(above / .025, .1, 1)
         self.go(self.grip[:2], self.grasp_yaw, z, SPEED_M_S * slow, .2 if error < .03 else SPEED_M_S)
-        self.gripper(CLOSE_STEP)
+        self.gripper(shut=False)
         return 'reach'
 
     def lifted_speed(self):
@@ -95,10 +95,10 @@ class Hand:
 
     def let_go(self, clear_z):
         if self.stroke < .99 or self.opening_m < self.open_m - .008:
-            self.gripper(OPEN_STEP)
+            self.gripper(shut=False)
             self.new[:3] = self.tool                # take the press force off while the fingers open
             return 'release'
-        self.gripper(1)
+        self.gripper(shut=False)
         self.go(self.command[:2], self.command[5], clear_z)
         return 'retreat'
 
@@ -115,7 +115,7 @@ class Hand:
         turn = self.command[5] + wrap(yaw - self.brick_yaw, np.pi)
         target = middle - rot_z(turn) @ offset
         self.go(target[:2], turn, target[2], self.lifted_speed())
-        self.gripper(-1)
+        self.gripper(shut=True)
         return 'hold' if np.linalg.norm(self.brick - middle) < .012 else 'carry'
 
     def lay_down(self, point, yaw):
@@ -130,7 +130,7 @@ class Hand:
         offset = rot_z(self.yaw).T @ (self.brick - self.tool)
         self.go(point - (rot_z(turn) @ offset)[:2], turn, z,
                 self.lifted_speed() if error > .02 else SPEED_M_S)
-        self.gripper(-1)
+        self.gripper(shut=True)
         return 'lower' if error < .02 else 'carry'
 
     def wait(self):
@@ -139,17 +139,17 @@ class Hand:
         low = self.world.goal_pose()[0][2] + self.height + LOW_M
         z = low if self.world.goal.steady else WAITING_POINT_M[2]
         self.go(WAITING_POINT_M[:2] * [1, side], 0., z, self.lifted_speed())
-        self.gripper(-1)
+        self.gripper(shut=True)
         return 'wait'
 
     def stay(self):
         """Hold on until the other hand is ready."""
-        self.gripper(-1)
+        self.gripper(shut=True)
         return 'wait'
 
     def steady(self):
         """Keep the held brick where it stands, and down."""
-        self.gripper(-1)
+        self.gripper(shut=True)
         return 'hold'
 
     def hold_down(self):
@@ -157,7 +157,7 @@ class Hand:
         s, error = self.scale, np.hypot(*(self.grip - self.tool)[:2])
         touching = self.grip[2] + s * (PLATE_HEIGHT_M + STUD_HEIGHT_M) + FINGERTIP_M      # height of the tool
         closed = self.opening_m < .008
-        self.gripper(-1)
+        self.gripper(shut=True)
         over = closed and (error < .01 or self.tool[2] < touching + .003 and error < .02)
         z = touching - .008 if over else touching + .02 + np.clip(1.5 * (error - .01), 0, .06)
         self.go(self.tool[:2] if over else self.grip[:2], 0., z, z_speed=.1 if error < .03 else SPEED_M_S)
@@ -169,21 +169,21 @@ class Hand:
         self.go(self.tool[:2], self.command[5], self.command[2] + .1, z_speed=PULL_SPEED_M_S * self.scale)
         outer = 1 if self.hand == 'right' else -1       # the edge away from this hand's side comes off first
         self.new[3] = np.clip(self.command[3] + outer * PEEL_RAD_S * self.dt, -.35, .35)
-        self.gripper(-1)
+        self.gripper(shut=True)
         return 'pull'
 
     def aside(self, gap_m):
         """Carry what was pulled off to this hand's own side, well above the brick it came from."""
         (x, y), yaw = put_down(self.hand)
         self.go((x, y), self.command[5] + wrap(yaw - self.brick_yaw, np.pi), self.tool[2] - gap_m + .03)
-        self.gripper(-1)
+        self.gripper(shut=True)
         return 'carry'
 
     def leave(self):
         """Let go of a brick that lies where it should, rise, and get out of the way."""
         if self.tool[2] < .10:
             return self.let_go(.14)
-        self.gripper(1)
+        self.gripper(shut=False)
         self.keep_clear()
         return 'rest'
 
@@ -194,7 +194,7 @@ class Hand:
         e = (target - self.brick)[:2]
         turn = self.command[5] + wrap(target_yaw - self.brick_yaw, np.pi)
         error = np.hypot(*e) + .03 * abs(wrap(target_yaw - self.brick_yaw, np.pi))
-        seat_z, stud = target[2] + self.height, s * STUD_HEIGHT_M       # tool height with the brick seated
+        seat_z, stud = target[2] - self.in_hand[2], s * STUD_HEIGHT_M      # tool height with the brick seated
         phase = 'align' if error < .02 else 'carry'
         # Far away the command aims at the place itself, allowing for how the brick lies in the hand; close by
         # it moves by a share of the measured error, which also removes what is left of the tracking error.
@@ -209,7 +209,7 @@ class Hand:
         else:
             z = seat_z + stud + .004 + np.clip(1.5 * (error - .003), 0, LOW_M if world.goal.steady else .05)
             self.go(xy, turn, z, self.lifted_speed() if error > .02 else SPEED_M_S)
-        self.gripper(-1)
+        self.gripper(shut=True)
         return phase
 
 

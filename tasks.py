@@ -69,14 +69,28 @@ PLACE_TEMPLATES = (
     'press the {colour} brick onto the {cell} corner of the plate',
     'the {colour} brick goes on the {cell} corner',
     'take the {colour} brick and press it onto the {cell} corner',
-    'on the {cell} corner put the {colour} brick')
+    'on the {cell} corner put the {colour} brick',
+    'the {cell} corner of the plate gets the {colour} 2x4',
+    'put the {colour} one in the {row} row , {column} column',
+    'pick up the {colour} brick : {row} row , {column} column',
+    '{column} column , {row} row : press the {colour} brick on',
+    'with the {hand} hand press the {colour} brick onto the {cell} corner',
+    'take the {hand} brick and press it onto the {cell} corner of the plate',
+    'build : {colour} on {cell}')
 JOIN_TEMPLATES = (
     'join the {upper} brick onto the end of the {lower} brick',
     'hold the {lower} brick and press the {upper} brick onto it',
     'put the {upper} brick on the end of the {lower} brick in the air',
     'press the {upper} brick onto the {lower} brick',
     'take both bricks and join {upper} onto {lower}',
-    'the {upper} brick goes on the end of the {lower} brick')
+    'the {upper} brick goes on the end of the {lower} brick',
+    'with both hands join the {upper} one and the {lower} one',
+    'the {holder} hand holds {lower} , the {hand} hand presses {upper} on',
+    'lift the {lower} brick with the {holder} hand and press the {upper} brick onto its end',
+    'press the 2x2 onto the end of the long brick in the air',
+    'hold the long brick up and put the small brick on it',
+    'the {hand} brick goes on the end of the {holder} brick',
+    'build : {upper} on {lower}')
 
 
 # Stacking: {where: (cell, quarter turns)} for each size of the upper brick, on a 2x4 whose long side points
@@ -375,7 +389,8 @@ def _place_sample(rng, scale):
         c: (rng.uniform(.28, .38), s * rng.uniform(.14, .24), np.pi / 2 + np.radians(rng.uniform(-30, 30)))
         for c, s in zip(colours, [1 if hand == 'left' else -1 for hand in hands])}
     return poses, [(Goal(colour, 'plate', CELLS[cell], 1, hand, where=cell),
-                    PLACE_TEMPLATES[rng.integers(len(PLACE_TEMPLATES))].format(colour=colour, cell=cell))
+                    PLACE_TEMPLATES[rng.integers(len(PLACE_TEMPLATES))].format(
+                        colour=colour, cell=cell, row=cell.split()[0], column=cell.split()[1], hand=hand))
                    for colour, hand in zip(colours, hands) for cell in cells]
 
 
@@ -389,7 +404,8 @@ def _join_sample(rng, scale):
     poses = {
         c: (rng.uniform(.29, .38), s * rng.uniform(.15, .24), np.pi / 2 + np.radians(rng.uniform(-35, 35)))
         for c, s in (('red', 1), ('blue', -1))}
-    text = JOIN_TEMPLATES[rng.integers(len(JOIN_TEMPLATES))].format(upper='blue', lower='red')
+    text = JOIN_TEMPLATES[rng.integers(len(JOIN_TEMPLATES))].format(
+        upper='blue', lower='red', hand='right', holder='left')
     return poses, [(Goal('blue', 'red', (0, -3 if scale > 1.5 else -4), 0, 'right', holder='left'), text)]
 
 

@@ -13,6 +13,8 @@ import torch
 
 import data
 import episode
+import questions
+import tasks
 
 CAMERAS = ('overhead', 'right/wrist')
 STATE = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_[xyz]', '*/gripper')
@@ -256,6 +258,11 @@ def test_the_tokenizer_keeps_our_words_whole_and_any_text_intact(tmp_path):
     assert split == [] and tokenizer.get_vocab_size() <= data.VOCABULARY_SIZE
     data.make_tokenizer([], tmp_path / 'again.json')      # python data.py tokenizer
     assert (tmp_path / 'again.json').read_text() == open('assets/tokenizer.json').read()
+    said = {text for task in tasks.TASKS.values() for seed in range(100)
+            for _, text in task.sample(np.random.default_rng(seed), 2.)[1]}
+    said |= {text.format(x='red') for texts in questions.TEMPLATES.values() for text in texts}
+    words = {word for text in said for word in text.split()}
+    assert len(words) > 100 and [word for word in words if len(tokenizer.encode(word).ids) > 1] == []
     for text in ('left: carry red to near left; right: hold', 'grüße, 日本!', '2x4 at 1.5'):
         assert tokenizer.decode(tokenizer.encode(text).ids).strip() == text
 
