@@ -65,8 +65,8 @@ class Hand:
         self.new[5] = c[5] + np.clip(wrap(yaw - c[5]), -TURN_RAD_S * dt, TURN_RAD_S * dt)
 
     def gripper(self, shut):
-        """All the way, whatever is commanded now (the fingers take a control period): where the answer was the
-        present command and a bit more, a learner copied the command, and hovered half open."""
+        """All the way, whatever is commanded now (the fingers take a control period): where the answer was
+        the present command and a bit more, a learner copied the command, and hovered half open."""
         self.new[6] = CLOSED_M if shut else self.open_m
 
     def pick(self):

@@ -44,6 +44,9 @@ cameras = None       # names, comma separated, see world.py; --cameras= (empty) 
 image_size = None    # px
 control_hz = None
 robot = None         # assets/robots/<robot>/<robot>.xml
+distractors = None   # bricks of other colours that lie about
+pose_range = None    # 0-1: share of the range of spawn poses
+target_range = None  # 0-1: share of the places on a plate or brick that are asked for
 # seeds: those of `seeds`, else `episodes` from seed0 on
 seeds = None         # 'a:b', half open
 seed0 = None         # None: 0 when recording, else 1_000_000: from there on seeds are for testing only
@@ -62,7 +65,8 @@ show_joints = False
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
 TEST_SEED0 = 1_000_000
-WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz', 'robot')
+WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz', 'robot', 'distractors',
+              'pose_range', 'target_range')
 # -----------------------------------------------------------------------------
 # The one stepping loop
 
@@ -248,7 +252,7 @@ def resolve(policy):
         raise SystemExit(f'policy={policy}: neither expert, hold, zero or random, nor a checkpoint folder '
                          '(meta.json), nor an episode (*.safetensors) or a folder of them')
     headers = [data.read_episode(file)[1] for file in files]
-    made = {k: headers[0]['world'][k] for k in WORLD_KEYS}
+    made = {k: headers[0]['world'][k] for k in WORLD_KEYS if k in headers[0]['world']}
     return 'replay', {h['seed']: f for h, f in zip(headers, files) if h['task'] == made['task']}, made
 
 

@@ -3,6 +3,7 @@
     task = TASKS['place']
     bricks = task.bricks(scale)                    # scale 2 = DUPLO, 1 = LEGO
     poses, askable = task.sample(rng, scale)       # {brick: (x, y, yaw)}, [(Goal, instruction)]
+    poses, askable = vary(task, rng, scale, more, pose_range=.5, target_range=.5)      # harder or easier
 
 Positions in m in the world frame (see world.py), z = 0 on the table top; angles in rad.
 """
@@ -59,6 +60,60 @@ class Task:
     sample: Callable
     time_limit_s: float
     two_hands: str          # why one hand does not suffice, or why it does
+
+
+TABLE_M = ((.18, -.42), (.46, .42))       # corners of where distractors lie
+HAND_ROOM_M = .03                         # around what a hand may come to
+
+
+class Narrow:
+    """A random generator whose uniform draws are nearer to the middle of their range."""
+
+    def __init__(self, rng, share):
+        self.rng, self.share = rng, share
+
+    def __getattr__(self, name):
+        return getattr(self.rng, name)
+
+    def uniform(self, low=0., high=1., size=None):
+        middle = (low + high) / 2
+        return middle + self.share * (self.rng.uniform(low, high, size) - middle)
+
+
+def distractors(bricks, n):
+    """n bricks of colours and names that `bricks` have not, for a task that does not ask for them."""
+    taken = {b.rgba for b in bricks}
+    free = [colour for colour in RGBA if RGBA[colour] not in taken]
+    if not 0 <= n <= len(free):
+        raise ValueError(f'distractors={n}: expected 0 to {len(free)}, as many colours are left')
+    sizes = ((2, 2), (2, 4), (2, 3), (1, 4))
+    return tuple(Brick(colour, sizes[i % len(sizes)], RGBA[colour]) for i, colour in enumerate(free[:n]))
+
+
+def vary(task, rng, scale, more=(), pose_range=1., target_range=1.):
+    """task.sample with bricks `more` scattered over the table, spawn poses drawn from the middle `pose_range`
+    of their ranges, and only the first `target_range` of the places (Goal.where, by name) asked for."""
+    for name, share in (('pose_range', pose_range), ('target_range', target_range)):
+        if not 0 <= share <= 1:
+            raise ValueError(f'{name}={share}: expected 0 to 1')
+    poses, askable = task.sample(rng if pose_range == 1 else Narrow(rng, pose_range), scale)
+    places = sorted({goal.where for goal, _ in askable if goal.where})
+    places = places[:max(1, round(target_range * len(places)))]
+    askable = [(goal, text) for goal, text in askable if goal.where in places or not goal.where]
+    size = lambda brick: scale * .004 * np.hypot(*brick.studs)       # half the diagonal
+    used = [(np.array(poses.get(b.name, b.at_m)[:2]), size(b)) for b in task.bricks(scale)
+            if not isinstance(poses.get(b.name), Goal)]
+    used += [(np.array([.34, side * spot]), .04) for spot in (0, .17) for side in (1, -1)]
+    for brick in more:
+        for _ in range(1000):
+            at = rng.uniform(*TABLE_M)
+            if all(np.linalg.norm(at - there) > size(brick) + r + HAND_ROOM_M for there, r in used):
+                break
+        else:
+            raise ValueError(f'{len(more)} distractors: no room for {brick.name}; ask for fewer')
+        used.append((at, size(brick)))
+        poses[brick.name] = (*at, rng.uniform(0, np.pi))
+    return poses, askable
 
 
 # 2x4 along x on the 8x8 plate
@@ -337,11 +392,15 @@ def _build_sample(rng, scale):
     names, poses = rng.permutation(BUILD_COLOURS).tolist(), {}
     side = {name: HANDS[i % 2] for i, name in enumerate(names)}
     for hand, sign in zip(HANDS, (1, -1)):
-        mine, gaps = [name for name in names if side[name] == hand], [0.]
-        while min(gaps) < .085:      # what a hand needs; all anew: beside two there may be no room for a third
+        mine = [name for name in names if side[name] == hand]
+        for _ in range(10_000):      # all three anew: beside two there may be no room for a third
             at = np.column_stack([rng.uniform(.22, .31, 3), sign * rng.uniform(.13, .33, 3)])
             gaps = np.linalg.norm(at - np.roll(at, 1, 0), axis=1)
-        poses |= {name: (x, y, np.pi / 2 + np.radians(rng.uniform(-30, 30))) for name, (x, y) in zip(mine, at)}
+            if gaps.min() > .085:    # what a hand needs
+                break
+        else:
+            raise ValueError('no room for three bricks on a side: expected a larger pose_range')
+        poses |= {name: (*xy, np.pi / 2 + np.radians(rng.uniform(-30, 30))) for name, xy in zip(mine, at)}
     return poses, [_build_plan(rng, side) for _ in range(4)]
 
 

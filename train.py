@@ -134,6 +134,7 @@ rollout_episodes = 20         # of each score, held-out seeds
 max_minutes = 0.0             # stop and save after so long; 0: no limit
 requeue_signal = 'SIGUSR1'    # save, leave, ask slurm/train.sh to queue the job again; SIGTERM: no asking
 wandb_project = ''            # log to W&B as well; WANDB_MODE=offline is honoured
+wandb_artifacts = False       # and leave the newest weights there when the run ends
 dry_run = False               # print sizes, memory and how a batch is shared out, draw the first batch, stop
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
@@ -141,7 +142,7 @@ exec(open('configurator.py').read())  # overrides from a config file or the comm
 MAY_CHANGE = {'out_dir', 'resume', 'device', 'threads', 'compile_model', 'fsdp', 'offload', 'recompute',
               'accumulate', 'log_interval', 'eval_interval', 'eval_batches', 'checkpoint_interval', 'keep',
               'rollout_interval', 'rollout_episodes', 'max_minutes', 'requeue_signal', 'wandb_project',
-              'dry_run'}
+              'wandb_artifacts', 'dry_run'}
 LEAVE, REQUEUE = 1, 2         # why a run stops early; of several ranks' reasons the highest counts
 
 
@@ -507,14 +508,13 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # leave
     if master:
-        log.close()
+        log.close(wandb_artifacts and out_dir)
         if step < max_steps:      # the job script looks for the first word
             print(f'{"requeue: " if stop == REQUEUE else ""}stopped at step {step}, saved; '
                   'the same command goes on from here')
         else:
             watch.plot_losses(log.path, f'{out_dir}/loss.png')
-            minutes = (time.perf_counter() - began) / 60
-            print(f'{step - start} steps in {minutes:.1f} min; curves: {out_dir}/loss.png\n'
-                  f'next: {next_command(out_dir)}')
+            print(f'{step - start} steps in {(time.perf_counter() - began) / 60:.1f} min; curves: '
+                  f'{out_dir}/loss.png\nnext: {next_command(out_dir)}')
     if world_size > 1:
         dist.destroy_process_group()

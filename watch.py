@@ -38,7 +38,15 @@ class Log:
             import wandb
             self.run.log(line | ({'films': [wandb.Video(str(film)) for film in films]} if films else {}))
 
-    def close(self):
+    def close(self, weights=''):
+        """weights: a folder whose files go to W&B as the next version of the run's artifact."""
+        if self.run and weights:
+            import wandb
+            artifact = wandb.Artifact(f'weights-{self.run_id}', 'model')
+            for entry in os.scandir(weights):
+                if entry.name.endswith(('.safetensors', 'meta.json')):
+                    artifact.add_file(entry.path)
+            self.run.log_artifact(artifact)
         if self.run:
             self.run.finish()
 

@@ -11,6 +11,7 @@ quaternions wxyz.
 One control step is 1/control_hz s: the tool action is turned into joint targets by damped least squares once,
 the targets are interpolated at 50 Hz, and physics runs at physics_dt_s with a clutch update every 8 ms.
 """
+import functools
 import hashlib
 import os
 import subprocess
@@ -48,6 +49,7 @@ import mujoco  # noqa: E402
 
 from clutch import (  # noqa: E402, F401; the expert reads PLATE_HEIGHT_M from here
     BRICK_HEIGHT_M, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
+import tasks  # noqa: E402
 from tasks import HANDS, MIN_JOIN_HEIGHT_M, PUT_DOWN, TASKS, Goal  # noqa: E402
 
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
@@ -142,11 +144,12 @@ class World:
     """One robot, one table, one task. Not shared between processes; call `close()` when done.
 
     brick_scale 1 (LEGO) or 2 (DUPLO): dimensions and snap tolerance scale, forces per stud do not. cameras:
-    those rendered into observations; () renders nothing. image_size in pixels (square)."""
+    those rendered into observations; () renders nothing. image_size in pixels (square). How hard: distractors
+    is the number of bricks that nobody asks for, pose_range and target_range 0..1, see tasks.vary."""
 
     def __init__(self, task='place', brick_scale=2., cameras=('overhead', 'left/wrist', 'right/wrist'),
                  image_size=96, control_hz=10, physics_dt_s=.004, robot='alex', insertion_force_n=1.,
-                 pull_force_n=2.):
+                 pull_force_n=2., distractors=0, pose_range=1., target_range=1.):
         if task not in TASKS:
             raise ValueError(f'task={task!r}: expected one of {sorted(TASKS)}')
         for name in cameras:
@@ -156,6 +159,11 @@ class World:
         self.cameras, self.image_size = tuple(cameras), image_size
         self.control_hz, self.robot = control_hz, robot
         self.bricks = self.spec.bricks(self.brick_scale)
+        self.curriculum = dict(distractors=distractors, pose_range=pose_range, target_range=target_range)
+        more = tasks.distractors(self.bricks, distractors)
+        self.bricks += more
+        self.sample = functools.partial(tasks.vary, self.spec, scale=self.brick_scale, more=more,
+                                        pose_range=pose_range, target_range=target_range)
         self.max_steps = round(self.spec.time_limit_s * control_hz)
         self.model, robot_model = build_model(self.bricks, self.brick_scale, robot, physics_dt_s)
         self.data = mujoco.MjData(self.model)
@@ -203,7 +211,7 @@ class World:
         self.seed = int(seed)
         mujoco.mj_resetData(m, d)
         self.clutch.reset()
-        poses, self.askable = self.spec.sample(rng, self.brick_scale)
+        poses, self.askable = self.sample(rng)
         self.plan, self.instruction = self.askable[0]
         for name, pose in poses.items():
             if isinstance(pose, Goal):
@@ -641,7 +649,7 @@ class World:
 
     def metadata(self):
         """JSON-able facts a recording or checkpoint has to agree on."""
-        return dict(task=self.task, brick_scale=self.brick_scale,
+        return dict(task=self.task, brick_scale=self.brick_scale, **self.curriculum,
                     cameras=list(self.cameras), image_size=self.image_size,
                     control_hz=self.control_hz, physics_dt_s=self.model.opt.timestep, robot=self.robot,
                     insertion_force_n=self.clutch.insertion_force_n, pull_force_n=self.clutch.pull_force_n,

@@ -159,15 +159,19 @@ def test_a_dry_run_says_what_is_needed_draws_a_batch_and_changes_nothing(episode
 
 def test_an_offline_wandb_run_is_gone_on_with_under_its_id(episodes, tmp_path):
     pytest.importorskip('wandb')
-    env = dict(os.environ, WANDB_MODE='offline', SLURM_JOB_ID='12', WANDB_SILENT='true')
+    env = dict(os.environ, WANDB_MODE='offline', SLURM_JOB_ID='12', WANDB_SILENT='true',
+               WANDB_DATA_DIR=str(tmp_path / 'staged'))
     ids = []
     for minutes in (1e-6, 0):      # the first run stops after one step
-        words = command(episodes, tmp_path, '--max_steps=2', '--wandb_project=test', f'--max_minutes={minutes}')
+        words = command(episodes, tmp_path, '--max_steps=2', '--wandb_project=test', f'--max_minutes={minutes}',
+                        '--wandb_artifacts=True')
         done = subprocess.run(words, capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr
         ids.append(checkpoint.read_facts(tmp_path)['wandb_id'])
     assert ids[0] and ids[0] == ids[1]
     assert len(list(tmp_path.glob(f'wandb/offline-run-*-{ids[0]}'))) == 2
+    staged = [p.read_bytes() for p in tmp_path.glob('staged/**/*') if p.is_file()]
+    assert (tmp_path / 'model.safetensors').read_bytes() in staged      # what `wandb sync` sends
 
 
 def test_a_finished_or_different_run_is_not_continued(whole, episodes, tmp_path):

@@ -188,6 +188,41 @@ def test_holding_still_gets_nowhere(worlds):
     assert world.metadata()['mujoco'] == mujoco.__version__
 
 
+@pytest.mark.parametrize('task', [name for name in TASKS if name != 'build'])      # all its colours are used
+def test_distractors_lie_apart_and_are_not_asked_for(task):
+    plain, world = World(task, cameras=()), World(task, cameras=(), distractors=3)
+    extra = {b.name for b in world.bricks} - {b.name for b in plain.bricks}
+    assert len(extra) == 3 and world.metadata()['distractors'] == 3
+    for seed in range(10):
+        plain.reset(seed), world.reset(seed)
+        assert world.instruction == plain.instruction and world.plan == plain.plan
+        names = {b.name: b for b in world.bricks}
+        for geoms in world.data.contact.geom:
+            bodies = {world.model.body(world.model.body(world.model.geom_bodyid[i]).rootid[0]).name for i in geoms}
+            assert not (bodies & extra and len(bodies & set(names)) > 1), 'bricks touch'
+        assert all(world.lies(name) for name in extra)
+
+
+def test_the_ranges_of_poses_and_places_can_be_narrowed():
+    spread, places = {}, {}
+    for share in (1., .25):
+        world = World('place', cameras=(), pose_range=share, target_range=share)
+        at = []
+        for seed in range(40):
+            world.reset(seed)
+            at.append([abs(world.brick_pose('red')[0][1]), world.brick_pose('blue')[0][0]])
+            places.setdefault(share, set()).update(goal.where for goal, _ in world.askable)
+        spread[share] = np.ptp(at, axis=0)
+    assert np.allclose(spread[.25] / spread[1.], .25, atol=.01)
+    assert len(places[1.]) == 4 and places[.25] == {'far left'}
+    with pytest.raises(ValueError, match='larger pose_range'):
+        World('build', cameras=(), pose_range=.2).reset(0)
+    with pytest.raises(ValueError, match='distractors=3: expected 0 to 0'):
+        World('build', distractors=3)
+    with pytest.raises(ValueError, match='pose_range=2'):
+        World('place', cameras=(), pose_range=2).reset(0)
+
+
 def test_bricks_of_build_leave_room_for_a_hand_whatever_the_seed():
     """Seed 700001 once looked forever for a place that there was not."""
     for seed in (*range(60), 700_001):
