@@ -72,10 +72,10 @@ def recorded(tmp_path_factory):
     return folder
 
 @pytest.fixture(scope='session')
-def checkpoint(recorded, tmp_path_factory):
-    """Hardly trained, but a checkpoint."""
+def checkpoint(tmp_path_factory):
+    """Hardly trained, on made-up episodes, but a checkpoint."""
     folder = tmp_path_factory.mktemp('out') / 'tiny'
-    launch.run('train.py', f'--episodes={recorded}', f'--out_dir={folder}',
+    launch.run('train.py', '--synthetic=4', f'--episodes={folder.parent}/episodes', f'--out_dir={folder}',
                '--max_steps=2', '--batch_size=8', '--n_layers=1', '--val_fraction=0')
     return folder
 

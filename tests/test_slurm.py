@@ -108,7 +108,7 @@ def test_a_job_that_is_preempted_is_queued_again_and_finishes(cluster, tmp_path)
     assert process.returncode == 0, out
     step = int(re.search(r'^requeue: stopped at step (\d+), saved', out, re.M)[1])
     assert (tmp_path / 'scontrol').read_text() == 'requeue 1234567\n' and step < 40
-    out = said(cluster(*job, **where, SLURM_RESTART_COUNT='1'))
+    out = said(cluster(*job, **where | dict(RANKS='1', SLURM_RESTART_COUNT='1')))      # on a smaller node
     assert f'starting at step {step}' in out and 'next: python' in out
     assert (tmp_path / 'scontrol').read_text() == 'requeue 1234567\n'      # not once more
 
