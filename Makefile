@@ -10,6 +10,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+# Set-up leaves it to the first import to compile packages; without that every start would take 5 s longer
+unexport PYTHONDONTWRITEBYTECODE
 # nproc would obey OMP_NUM_THREADS
 CORES := $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 1)
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c . || true)
@@ -74,7 +76,7 @@ demo join: %: out/%/score.done out/%/blank.done
 	@echo "next: $(PY) sample.py --ckpt=out/$*"
 
 test: setup
-	$(PY) -m pytest -n $(CORES) --dist loadfile
+	$(PY) -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 bench: setup
 	$(PY) bench.py

@@ -91,7 +91,8 @@ def test_decoded_actions_equal_the_recorded_ones_and_hold_what_is_not_predicted(
     late = chunk.copy()
     late[:, 4:] = 0      # rows 5 to 8
     errors = dataset.action_error(rows, late)
-    assert max(errors[f'position_mm@{n}'] for n in (1, 2, 4)) < 1e-3 < errors['position_mm'] < errors['position_mm@8']
+    assert max(errors[f'position_mm@{n}'] for n in (1, 2, 4)) < 1e-3
+    assert 1e-3 < errors['position_mm'] < errors['position_mm@8']
     stats = {**dataset.processor.stats, 'action_mean': np.zeros((8, 1)), 'action_std': np.ones((8, 1))}
     only_right = data.Processor.from_dict(
         {**dataset.processor.to_dict(), 'action_slots': ['right/tool_x'], 'stats': stats, 'stats_of': None})
@@ -209,7 +210,8 @@ def test_a_slot_that_reaches_far_is_named(folder):
     processor = make_processor(('command/right/*', 'velocity/spine_z'))
     far = data.Dataset(data.episode_paths(folder) * 20, processor)
     i, episode = data.STATE_NAMES.index('velocity/spine_z'), far.files['state'][0]
-    far.files['state'][0] = np.where(np.arange(79) == i, np.eye(len(episode), 1) * 90, episode).astype(np.float32)
+    moved = np.where(np.arange(79) == i, np.eye(len(episode), 1) * 90, episode)
+    far.files['state'][0] = moved.astype(np.float32)
     assert 'reaches' in processor.fit(far)['velocity/spine_z']
 
 
@@ -414,7 +416,7 @@ def test_folders_are_merged_and_split_by_links(folder, tmp_path, capsys):
 
 
 def test_thousands_of_episodes_open_no_files_and_take_little_memory(folder):
-    """Per row and episode, so that it need not be tried on ten thousand: those were 116 MB, see docs/log.md."""
+    """Per row and episode, so that it need not be tried on ten thousand: those were 116 MB, docs/log.md."""
     before = len(os.listdir('/proc/self/fd'))
     dataset = data.Dataset([*data.episode_paths(folder)] * 20, make_processor())
     assert len(os.listdir('/proc/self/fd')) == before and len(dataset.paths) == 240

@@ -5,14 +5,13 @@ python -m pytest tests/test_episode.py
 """
 import mmap
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import safetensors
 
 import episode
+import launch
 
 CAMERAS = ('overhead', 'right/wrist')
 
@@ -104,22 +103,20 @@ def test_check_command_names_damaged_files_and_writing_refuses_faults(folder, tm
     nan(arrays)
     with pytest.raises(ValueError, match='bad.safetensors not written: state is not finite'):
         episode.write_episode(tmp_path / 'bad.safetensors', arrays, header)
-    run = subprocess.run([sys.executable, 'data.py', 'check', tmp_path], capture_output=True, text=True)
-    assert run.returncode == 1 and '4 episodes, 3 with faults' in run.stdout and 'good' not in run.stdout
+    said = launch.run('data.py', 'check', tmp_path, fails=True)
+    assert '4 episodes, 3 with faults' in said and 'good' not in said
     for name in ('cut', 'garbage', 'empty'):
-        assert f'{name}.safetensors: cannot be read' in run.stdout
-    run = subprocess.run([sys.executable, 'data.py', 'check', folder], capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (0, '12 episodes, 0 with faults\n')
+        assert f'{name}.safetensors: cannot be read' in said
+    assert launch.run('data.py', 'check', folder) == '12 episodes, 0 with faults\n'
 
 
 def test_show_and_stats_run(folder, tmp_path):
     path = tmp_path / 'e.safetensors'
     path.write_bytes(open(episode.episode_paths(folder)[0], 'rb').read())
-    subprocess.run([sys.executable, 'data.py', 'show', path], check=True, capture_output=True)
+    launch.run('data.py', 'show', path)
     assert (tmp_path / 'e.png').stat().st_size > 10_000
-    run = subprocess.run([sys.executable, 'data.py', 'stats', folder], check=True,
-                         capture_output=True, text=True)
-    assert '12 episodes, 12 successful' in run.stdout and 'command/right/tool_x' in run.stdout
+    said = launch.run('data.py', 'stats', folder)
+    assert '12 episodes, 12 successful' in said and 'command/right/tool_x' in said
 
 
 # ---- names, rotations, state
@@ -127,11 +124,10 @@ def test_show_and_stats_run(folder, tmp_path):
 def test_packed_pictures_are_small_nearly_the_same_and_read_like_others(tmp_path):
     os.mkdir(tmp_path / 'raw')
     episode.write_episode(tmp_path / 'raw' / 'e.safetensors', *episode.synthetic_episode(3, CAMERAS, 64))
-    command = [sys.executable, 'data.py', 'jpeg', str(tmp_path / 'raw'), '95']
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch.run('data.py', 'jpeg', tmp_path / 'raw', 95)
     path, = episode.episode_paths(tmp_path / 'raw_jpeg')
-    (raw, header), (packed, same) = episode.read_episode(tmp_path / 'raw' / 'e.safetensors'), episode.read_episode(path)
+    raw, header = episode.read_episode(tmp_path / 'raw' / 'e.safetensors')
+    packed, same = episode.read_episode(path)
     assert header == same and episode.check_episode(path) == [] and raw.keys() == packed.keys()
     for name in (name for name in raw if name.startswith('image/')):
         images = packed[name]

@@ -2,10 +2,8 @@
 
     python -m pytest tests/test_rollout.py
 """
+import functools
 import json
-import signal
-import subprocess
-import sys
 import time
 
 import imageio.v2 as imageio
@@ -14,6 +12,7 @@ import pytest
 
 import data
 import film
+import launch
 import policies
 import sim_rollout
 from world import World
@@ -24,12 +23,7 @@ pytestmark = pytest.mark.mujoco
 HOW = dict(execute=2, steps=5, read_text=False, device='cpu', dtype='float32')  # to ask a checkpoint
 
 
-def rollout(*arguments, fails=False):
-    """Run sim_rollout.py, return everything it printed."""
-    command = [sys.executable, 'sim_rollout.py', *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert bool(run.returncode) == fails, run.stdout + run.stderr
-    return run.stdout + run.stderr
+rollout = functools.partial(launch.run, 'sim_rollout.py')
 
 
 def log(folder):
@@ -83,11 +77,11 @@ def test_replay_notices_the_first_step_that_differs(recorded, blind_world, tmp_p
 def test_a_killed_recording_goes_on_and_repeats_nothing(tmp_path):
     folder = tmp_path / 'episodes'
     arguments = ['--episodes=5', '--kicks=0.1', '--workers=1', '--image_size=32', f'--record={folder}']
-    process = subprocess.Popen([sys.executable, 'sim_rollout.py', *arguments], stdout=subprocess.PIPE)
+    process = launch.Script('sim_rollout.py', *arguments)
     while len(list(folder.glob('*.safetensors'))) < 2:
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()  # until its workers, too, have closed stdout: they finish what they have in hand
     before = {p.name: p.stat().st_mtime_ns for p in folder.glob('*.safetensors')}
     with open(folder / 'rollouts.jsonl', 'a') as f:  # and a line that was cut off

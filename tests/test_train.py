@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import checkpoint
 import data
+import launch
 import layers
 import model
 import train
@@ -35,10 +36,8 @@ def episodes(tmp_path_factory):
     return folder
 
 
-def command(episodes, out, *words, processes=1):
-    launcher = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}')
-    return [sys.executable, *(launcher if processes > 1 else ()), 'train.py', 'config/debug.py', *TINY,
-            f'--episodes={episodes}', f'--out_dir={out}', *words]
+def command(episodes, out, *words):
+    return ('train.py', 'config/debug.py', *TINY, f'--episodes={episodes}', f'--out_dir={out}', *words)
 
 
 def read_log(folder):
@@ -48,7 +47,12 @@ def read_log(folder):
 
 
 def run(*args, **kwargs):
-    done = subprocess.run(command(*args, **kwargs), capture_output=True, text=True)
+    return launch.run(*command(*args), **kwargs)
+
+
+def user_runs(*args, **kwargs):
+    """As typed, in an interpreter of its own."""
+    done = subprocess.run([sys.executable, *command(*args)], capture_output=True, text=True, **kwargs)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -75,7 +79,7 @@ def same(a, b, tolerance=0.0):
 def whole(episodes, tmp_path_factory):
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp('whole')
-    return out, run(episodes, out)
+    return out, user_runs(episodes, out)
 
 
 def test_rate_warms_up_then_falls_to_its_end():
@@ -99,7 +103,8 @@ def test_a_run_writes_a_checkpoint_that_suffices_by_itself(whole, episodes):
     best = min(read_log(out), key=lambda line: line.get('val_loss', math.inf))
     assert model.VLA.load(out / 'best')[1]['step'] == best['step']
     files = {p.name for p in out.rglob('*') if p.is_file() and not p.name.endswith('.png')}
-    assert {os.path.splitext(name)[1] for name in files} == {'.safetensors', '.json', '.jsonl'}   # holds no code
+    # holds no code
+    assert {os.path.splitext(name)[1] for name in files} == {'.safetensors', '.json', '.jsonl'}
     facts = checkpoint.read_facts(out)
     assert facts['step'] == 24 and os.listdir(out / 'state') == [facts['folder']]
     assert f'{sum(p.stat().st_size for p in (out / "state").rglob("*.*")) / 1e6:.0f} MB to go on,' in said
@@ -116,8 +121,7 @@ def test_the_log_has_one_line_per_interval_and_held_out_scores(whole):
 def test_a_killed_run_goes_on_to_bit_equal_weights(whole, episodes, tmp_path):
     """kill -9 at a moment nobody chose, twice; checkpoints every 5 steps, an epoch border on the way."""
     for step in (8, 16):
-        process = subprocess.Popen(command(episodes, tmp_path), stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True)
+        process = launch.Script(*command(episodes, tmp_path))
         wait_for_step(process, tmp_path / 'log.jsonl', step)
         time.sleep(time.time() % 0.05)
         process.kill()
@@ -133,9 +137,8 @@ def test_a_killed_run_goes_on_to_bit_equal_weights(whole, episodes, tmp_path):
 @pytest.mark.parametrize('number, words', [(signal.SIGTERM, 'stopped at step '),
                                            (signal.SIGUSR1, 'requeue: stopped at step ')])
 def test_a_signal_finishes_the_step_saves_and_leaves_in_peace(whole, episodes, tmp_path, number, words):
-    """SIGUSR1 comes before SLURM's time limit, and slurm/train.sh looks for the line; SIGTERM from scancel."""
-    process = subprocess.Popen(command(episodes, tmp_path, '--checkpoint_interval=1000'),
-                               stdout=subprocess.PIPE, text=True)
+    """SIGUSR1 comes before SLURM's time limit, slurm/train.sh looks for the line; SIGTERM from scancel."""
+    process = launch.Script(*command(episodes, tmp_path, '--checkpoint_interval=1000'))
     wait_for_step(process, tmp_path / 'log.jsonl', 4)
     process.send_signal(number)
     said = process.communicate()[0]
@@ -163,10 +166,8 @@ def test_an_offline_wandb_run_is_gone_on_with_under_its_id(episodes, tmp_path):
                WANDB_DATA_DIR=str(tmp_path / 'staged'))
     ids = []
     for minutes in (1e-6, 0):      # the first run stops after one step
-        words = command(episodes, tmp_path, '--max_steps=2', '--wandb_project=test', f'--max_minutes={minutes}',
-                        '--wandb_artifacts=True')
-        done = subprocess.run(words, capture_output=True, text=True, env=env)
-        assert done.returncode == 0, done.stderr
+        user_runs(episodes, tmp_path, '--max_steps=2', '--wandb_project=test', f'--max_minutes={minutes}',
+                  '--wandb_artifacts=True', env=env)
         ids.append(checkpoint.read_facts(tmp_path)['wandb_id'])
     assert ids[0] and ids[0] == ids[1]
     assert len(list(tmp_path.glob(f'wandb/offline-run-*-{ids[0]}'))) == 2
@@ -177,9 +178,8 @@ def test_an_offline_wandb_run_is_gone_on_with_under_its_id(episodes, tmp_path):
 def test_a_finished_or_different_run_is_not_continued(whole, episodes, tmp_path):
     out = whole[0]
     assert 'is finished at step 24' in run(episodes, out)
-    done = subprocess.run(command(episodes, out, '--learning_rate=0.1'), capture_output=True, text=True)
-    assert done.returncode == 1
-    assert 'learning_rate 0.002 -> 0.1' in done.stderr and '--resume=never' in done.stderr
+    said = run(episodes, out, '--learning_rate=0.1', fails=True)
+    assert 'learning_rate 0.002 -> 0.1' in said and '--resume=never' in said
 
 
 @pytest.fixture(scope='module')
@@ -204,11 +204,11 @@ def test_a_new_run_can_start_from_the_weights_of_another(whole, episodes, tmp_pa
 @pytest.mark.mujoco
 @pytest.mark.slow
 def test_a_run_scores_itself_in_closed_loop(tmp_path):
-    words = ('sim_rollout.py', 'config/demo_collect.py', '--episodes=4', '--image_size=16', f'--record={tmp_path}/e')
-    assert subprocess.run([sys.executable, *words], capture_output=True).returncode == 0
+    launch.run('sim_rollout.py', 'config/demo_collect.py', '--episodes=4', '--image_size=16',
+               f'--record={tmp_path}/e')
     said = run(tmp_path / 'e', tmp_path / 'run', '--cameras=overhead,left/wrist,right/wrist', '--max_steps=4',
-               '--val_fraction=0', '--rollout_interval=2', '--rollout_episodes=2', '--state_slots=*', '--horizon=4',
-               '--action_slots=*/tool_[xyz],*/tool_rz,*/gripper')
+               '--val_fraction=0', '--rollout_interval=2', '--rollout_episodes=2', '--state_slots=*',
+               '--horizon=4', '--action_slots=*/tool_[xyz],*/tool_rz,*/gripper')
     assert 'closed loop at 2:  ' in said and 'closed loop at 4:  ' in said
     assert [line['success'] for line in read_log(tmp_path / 'run')][-1] in (0, 0.5, 1)
     assert len(list((tmp_path / 'run/rollout/4').glob('*.mp4'))) > 0
@@ -220,10 +220,9 @@ def test_two_processes_agree_under_muon_and_resume_exactly(whole, episodes, tmp_
     run(episodes, tmp_path / 'two', processes=2)
     last = [read_log(folder)[-1] for folder in (whole[0], tmp_path / 'two')]
     assert last[0]['loss'] == pytest.approx(last[1]['loss'], rel=0.02)
-    words = command(episodes, tmp_path / 'cut', processes=2)
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    process = launch.Script(*command(episodes, tmp_path / 'cut'), processes=2)
     wait_for_step(process, tmp_path / 'cut' / 'log.jsonl', 8)
-    process.send_signal(signal.SIGTERM)      # torchrun passes it on; all ranks leave after the same step
+    process.send_signal(signal.SIGTERM)      # all ranks leave after the same step
     process.communicate()
     run(episodes, tmp_path / 'cut', processes=2)
     assert same(tmp_path / 'two', tmp_path / 'cut')
