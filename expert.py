@@ -94,11 +94,17 @@ class Hand:
         return SPEED_M_S * np.clip((self.tool[2] - self.height) / .03, 0, 1)
 
     def let_go(self, clear_z):
-        if self.stroke < .99 or self.opening_m < self.open_m - .008:
-            self.gripper(shut=False)
+        """Open, rise, and shut again above the bricks. An open hand over a brick is about to fetch it, an
+        empty shut one has finished: from above a learner cannot see the 2-3 mm by which a brick is pressed on
+        or not, and with open fingers it went back and forth."""
+        world, goal = self.world, self.world.goal
+        heights = {b.name: b.height_m(self.scale) for b in world.bricks}
+        top = max(world.brick_pose(name)[0][2] + heights[name] for name in (goal.upper, goal.lower))
+        above = self.tool[2] > top + self.scale * STUD_HEIGHT_M + FINGERTIP_M + .004
+        self.gripper(shut=above)
+        if not above and self.opening_m < self.open_m - .016:
             self.new[:3] = self.tool                # take the press force off while the fingers open
             return 'release'
-        self.gripper(shut=False)
         self.go(self.command[:2], self.command[5], clear_z)
         return 'retreat'
 
@@ -183,7 +189,6 @@ class Hand:
         """Let go of a brick that lies where it should, rise, and get out of the way."""
         if self.tool[2] < .10:
             return self.let_go(.14)
-        self.gripper(shut=False)
         self.keep_clear()
         return 'rest'
 

@@ -13,8 +13,10 @@ import time
 import numpy as np
 
 import data
-from expert import Expert, Kicks
+from expert import CLOSED_M, Expert, Kicks
 from world import TOOL_ACTION_NAMES, TOOL_HIGH, TOOL_LOW
+
+GRIPPERS = [i for i, name in enumerate(TOOL_ACTION_NAMES) if name.endswith('gripper')]
 
 
 def constant(kind):
@@ -110,7 +112,11 @@ def checkpoint(world, folder, execute=1, steps=1, delay=0, read_text=False, text
                     age += 1
                 else:
                     chunk = act_once(batch, steps, action_prefix=prefix)                   # (1, H, A)
-            return processor.decode_actions(chunk.float().cpu().numpy(), obs['tool_command'][None])[0]
+            rows = processor.decode_actions(chunk.float().cpu().numpy(), obs['tool_command'][None])[0]
+            # all open or all shut, as in every demonstration: half-open fingers drag bricks along
+            wide = rows[:, GRIPPERS] > world.max_opening_m / 2
+            rows[:, GRIPPERS] = np.where(wide, world.max_opening_m, CLOSED_M)
+            return rows
 
         def act(obs):
             choice = {}

@@ -417,10 +417,9 @@ class World:
                 and (link['turns'] - g.turns) % (1 if nx == ny else 2) == 0)
 
     def released(self, hand, brick=None):
-        """True when the hand is open and its tool is 3 cm above where it would hold the brick (the upper one
-        of the goal)."""
+        """True when the hand's tool is 3 cm above where it would hold the brick (the upper one of the goal)."""
         top = self.brick_pose(brick or self.goal.upper)[0][2] + self.grasp_height_m
-        return self.opening_m(hand) > .75 * self.max_opening_m and self.tool_pose(hand)[0][2] > top + .03
+        return self.tool_pose(hand)[0][2] > top + .03
 
     def held_by(self, brick):
         """The hand that has the brick between its closed fingers; None if neither has."""

@@ -15,7 +15,7 @@ draws = 4                       # of (noise, time) per reading of the images
 read_text = 0.25                # of the draws see the subtask text; the others have to look and read
 ask = 0.15                      # of the samples ask for another goal of the same scene
 batch_size = 128                # chunks per step
-max_steps = 1_400               # 128 x 1,400 = 179k chunks
+max_steps = 1_700               # 128 x 1,700 = 218k chunks
 learning_rate = 1e-3
 muon_learning_rate = 0.02
 eval_interval = 400
