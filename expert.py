@@ -17,7 +17,7 @@ from world import (BRICK_HEIGHT_M, HANDS, PLATE_HEIGHT_M, PUT_DOWN, STUD_HEIGHT_
 
 SPEED_M_S, PRESS_SPEED_M_S, TURN_RAD_S = .3, .04, 2.     # the press speed is per unit of brick scale
 CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes with the spring's full reach
-CLOSE_STEP, OPEN_STEP = .34, .5                  # share of the stroke per action: three to close, two to open
+CLOSE_STEP, OPEN_STEP = 1, 1
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
 WAITING_POINT_M = np.array([.37, .13, .19])      # where the other hand waits for it, on its own side
 LOW_M = .014                                     # above its seat what comes in under the holder's palm stays
