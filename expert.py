@@ -13,11 +13,13 @@ to a brick scale with it.
 import numpy as np
 
 from world import (BRICK_HEIGHT_M, HANDS, PLATE_HEIGHT_M, PUT_DOWN, STUD_HEIGHT_M, STUD_PITCH_M,
-                   TOOL, TOOL_HIGH, TOOL_LOW, rot_z, wrap)
+                   TOOL, TOOL_HIGH, TOOL_LOW, matrix_to_rotvec, rot_z, rotvec_to_matrix, wrap)
 
 SPEED_M_S, PRESS_SPEED_M_S, TURN_RAD_S = .3, .04, 2.     # the press speed is per unit of brick scale
 CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes with the spring's full reach
-CLOSE_STEP, OPEN_STEP = 1, 1
+CLOSE_STEP, OPEN_STEP = 1, 1     # share of the stroke per action: all open or all shut at once
+WINDUP_M = .002              # while pressing the command may be this far ahead of the hand sideways
+LEVEL_RAD = .05              # a held brick that leans by more is righted
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
 WAITING_POINT_M = np.array([.37, .13, .19])      # where the other hand waits for it, on its own side
 LOW_M = .014                                     # above its seat what comes in under the holder's palm stays
@@ -41,7 +43,7 @@ class Hand:
         self.tool, R = world.tool_pose(hand)
         self.yaw = np.arctan2(R[1, 0], R[0, 0])
         self.brick, Rb = world.brick_pose(brick)
-        self.brick_yaw = np.arctan2(Rb[1, 0], Rb[0, 0])
+        self.brick_yaw, self.up = np.arctan2(Rb[1, 0], Rb[0, 0]), Rb[:, 2]
         self.grip = self.brick + Rb @ grip_point                       # bottom of where to hold it
         self.in_hand = rot_z(self.yaw).T @ (self.grip - self.tool)
         self.open_m, self.opening_m = world.max_opening_m, world.opening_m(hand)
@@ -57,13 +59,24 @@ class Hand:
         self.dt = 1 / world.control_hz
 
     def go(self, xy, yaw, z, speed=SPEED_M_S, z_speed=SPEED_M_S):
-        """Move the command towards a pose within the speeds; the hand stays upright."""
+        """Move the command towards a pose within the speeds; the hand stays upright, or keeps its brick so."""
         c, dt = self.command, self.dt
         d = np.asarray(xy) - c[:2]
         self.new[:2] = c[:2] + d * min(1, speed * dt / max(np.linalg.norm(d), 1e-9))
         self.new[2] = c[2] + np.clip(z - c[2], -z_speed * dt, z_speed * dt)
-        self.new[3:5] = c[3:5] - np.clip(c[3:5], -TURN_RAD_S * dt, TURN_RAD_S * dt)
+        self.new[3:5] = c[3:5] + np.clip(self.level() - c[3:5], -TURN_RAD_S * dt, TURN_RAD_S * dt)
         self.new[5] = c[5] + np.clip(wrap(yaw - c[5]), -TURN_RAD_S * dt, TURN_RAD_S * dt)
+
+    def level(self):
+        """Tilt of the hand, first two numbers of its rotation vector. A brick that leaned on something when it
+        was grasped, or turned between the pads, keeps its tilt in the hand: tilted by more than the studs
+        allow it would be pressed on for ever."""
+        tilt = np.cross(self.up, [0, 0, 1])                 # rotation vector that rights the brick
+        angle = np.linalg.norm(tilt)
+        if not self.held:
+            return np.zeros(2)
+        righted = tilt * .5 * max(0, 1 - LEVEL_RAD / max(angle, 1e-9))
+        return matrix_to_rotvec(rotvec_to_matrix(righted) @ rotvec_to_matrix(self.command[3:6]))[:2]
 
     def gripper(self, step):
         """Open (+) or close (-) by a share of the stroke."""
@@ -194,7 +207,7 @@ class Hand:
         e = (target - self.brick)[:2]
         turn = self.command[5] + wrap(target_yaw - self.brick_yaw, np.pi)
         error = np.hypot(*e) + .03 * abs(wrap(target_yaw - self.brick_yaw, np.pi))
-        seat_z, stud = target[2] + self.height, s * STUD_HEIGHT_M       # tool height with the brick seated
+        seat_z, stud = target[2] - self.in_hand[2], s * STUD_HEIGHT_M      # tool height with the brick seated
         phase = 'align' if error < .02 else 'carry'
         # Far away the command aims at the place itself, allowing for how the brick lies in the hand; close by
         # it moves by a share of the measured error, which also removes what is left of the tracking error.
@@ -203,8 +216,10 @@ class Hand:
         tolerance = (.0009 if above_studs > .003 else .0014) * s
         if error < tolerance and self.command[2] < seat_z + stud + .012 * s:
             phase = 'press'
-            # From the tool, not from the command: a stuck brick must not wind the command up sideways.
-            self.go(self.tool[:2] + .6 * e, turn, seat_z - .015, SPEED_M_S,
+            # A stuck brick must not wind the command up sideways without end; but held to the tool itself, it
+            # would leave the tracking error of the arm, 0.5 mm and more, in the press.
+            ahead = np.clip(self.command[:2] + .6 * e - self.tool[:2], -WINDUP_M, WINDUP_M)
+            self.go(self.tool[:2] + ahead, turn, seat_z - .015, SPEED_M_S,
                     PRESS_SPEED_M_S * s * (.4 if gently else 1))
         else:
             z = seat_z + stud + .004 + np.clip(1.5 * (error - .003), 0, LOW_M if world.goal.steady else .05)

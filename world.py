@@ -293,7 +293,7 @@ class World:
 
     def _send(self, joint_command):
         self.data.ctrl[self._joint_act_id[:15]] = joint_command[:15]
-        # a gripper's actuator drives one finger by half the opening; the other follows
+        # a gripper's actuator drives each finger by half the opening
         self.data.ctrl[self._joint_act_id[15:]] = joint_command[15:] / 2
 
     def _physics(self, n):
