@@ -273,7 +273,7 @@ BRIDGE_TEMPLATES = (
 
 def _bridge_bricks(scale):
     # The white tower is an upside-down L: the studs that the bridge goes on overhang its foot by two. Nearer
-    # to the foot (by less than 0.6 of the height, the friction between bricks) it jams under the press instead
+    # to the foot (less than 0.6 of the height, the friction between bricks) it jams under the press instead
     # of tipping over. The grips are then 144 (DUPLO) and 88 mm apart; at 80 and 64 mm the palms met.
     return (Brick('red', (2, 12 if scale < 1.5 else 8), RGBA['red']),
             Brick('blue', (2, 2), RGBA['blue']), Brick('blue foot', (2, 2), RGBA['blue']),
@@ -323,7 +323,7 @@ def _build_sample(rng, scale):
     side = {name: HANDS[i % 2] for i, name in enumerate(names)}
     for hand, sign in zip(HANDS, (1, -1)):
         mine, gaps = [name for name in names if side[name] == hand], [0.]
-        while min(gaps) < .085:      # what a hand needs; all anew: beside two there may be no room for a third
+        while min(gaps) < .085:      # what a hand needs; all anew: beside two there may be no room left
             x, y = rng.uniform(.22, .31, 3), sign * rng.uniform(.13, .33, 3)
             at = np.column_stack([x, y])
             gaps = np.linalg.norm(at - np.roll(at, 1, 0), axis=1)
