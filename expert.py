@@ -30,6 +30,7 @@ PEEL_RAD_S = 1.
 HAND_WIDTH_M = .09
 FINGERTIP_M = .006                               # the tool is this far above the fingertips
 SHARED_Y_M = .07                                 # a hand leaves bricks to the other one from here on
+REACH_M = .46                                    # to x, what no place to go to exceeds
 CLEAR_Y_M = .16                                  # an idle hand stays at least this far from the middle
 
 
@@ -231,7 +232,7 @@ class Hand:
             # would leave the tracking error of the arm, 0.5 mm and more, in the press.
             ahead = np.clip(self.command[:2] + .6 * e - self.tool[:2], -WINDUP_M, WINDUP_M)
             self.go(self.tool[:2] + ahead, turn, seat_z - .015, SPEED_M_S,
-                    PRESS_SPEED_M_S * s * (.4 if gently else 1))
+                    PRESS_SPEED_M_S * s * (.25 if gently else 1))
         else:
             z = seat_z + stud + .004 + np.clip(1.5 * (error - .003), 0, LOW_M if world.goal.steady else .05)
             self.go(xy, turn, z, self.lifted_speed() if error > .02 else SPEED_M_S)
@@ -472,6 +473,8 @@ class Kicks:
         if verb == 'reach' and not perched and rng.random() < .3:
             z = max(low, rng.uniform(low, low + .05))
         offset[2] = z - command[2]
+        # nor the arm to its end, where it flips over and comes to lie behind the other one
+        offset[0] = min(offset[0], max(0, REACH_M - command[0]))
         self.queue[hand] = [(offset / n, None)] * n
 
     def _perched(self, world, hand):
