@@ -13,10 +13,13 @@ to a brick scale with it.
 import numpy as np
 
 from world import (BRICK_HEIGHT_M, HANDS, PLATE_HEIGHT_M, PUT_DOWN, STUD_HEIGHT_M, STUD_PITCH_M,
-                   TOOL, TOOL_HIGH, TOOL_LOW, rot_z, wrap)
+                   TOOL, TOOL_HIGH, TOOL_LOW, matrix_to_rotvec, rot_z, rotvec_to_matrix, wrap)
 
 SPEED_M_S, PRESS_SPEED_M_S, TURN_RAD_S = .3, .04, 2.     # the press speed is per unit of brick scale
 CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes with the spring's full reach
+WINDUP_M = .002              # while pressing the command may be this far ahead of the hand sideways
+LEVEL_RAD, MAX_LEAN_RAD = .05, .6                # a brick that leans by this much is grasped so, and righted
+MAX_YAW_RAD = 2.2                                # of a hand; the wrist's last joint ends at 2.6
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
 WAITING_POINT_M = np.array([.37, .13, .19])      # where the other hand waits for it, on its own side
 LOW_M = .014                                     # above its seat what comes in under the holder's palm stays
@@ -26,6 +29,7 @@ PEEL_RAD_S = 1.
 HAND_WIDTH_M = .09
 FINGERTIP_M = .006                               # the tool is this far above the fingertips
 SHARED_Y_M = .07                                 # a hand leaves bricks to the other one from here on
+REACH_M = .46                                    # to x, what no place to go to exceeds
 CLEAR_Y_M = .16                                  # an idle hand stays at least this far from the middle
 
 
@@ -40,7 +44,7 @@ class Hand:
         self.tool, R = world.tool_pose(hand)
         self.yaw = np.arctan2(R[1, 0], R[0, 0])
         self.brick, Rb = world.brick_pose(brick)
-        self.brick_yaw = np.arctan2(Rb[1, 0], Rb[0, 0])
+        self.brick_yaw, self.up = np.arctan2(Rb[1, 0], Rb[0, 0]), Rb[:, 2]
         self.grip = self.brick + Rb @ grip_point                       # bottom of where to hold it
         self.in_hand = rot_z(self.yaw).T @ (self.grip - self.tool)
         self.open_m, self.opening_m = world.max_opening_m, world.opening_m(hand)
@@ -56,13 +60,31 @@ class Hand:
         self.dt = 1 / world.control_hz
 
     def go(self, xy, yaw, z, speed=SPEED_M_S, z_speed=SPEED_M_S):
-        """Move the command towards a pose within the speeds; the hand stays upright."""
+        """Move the command towards a pose within the speeds, upright but for a brick that leans."""
         c, dt = self.command, self.dt
         d = np.asarray(xy) - c[:2]
         self.new[:2] = c[:2] + d * min(1, speed * dt / max(np.linalg.norm(d), 1e-9))
         self.new[2] = c[2] + np.clip(z - c[2], -z_speed * dt, z_speed * dt)
-        self.new[3:5] = c[3:5] - np.clip(c[3:5], -TURN_RAD_S * dt, TURN_RAD_S * dt)
-        self.new[5] = c[5] + np.clip(wrap(yaw - c[5]), -TURN_RAD_S * dt, TURN_RAD_S * dt)
+        self.new[3:5] = c[3:5] + np.clip(self.lean() - c[3:5], -TURN_RAD_S * dt, TURN_RAD_S * dt)
+        # the way that stays within the wrist's range, not the shortest
+        self.new[5] = c[5] + np.clip(yaw - c[5], -TURN_RAD_S * dt, TURN_RAD_S * dt)
+
+    def turn(self, yaw):
+        """Yaw to command so that the held brick gets to `yaw`, in which half a turn makes no difference."""
+        turn = self.command[5] + wrap(yaw - self.brick_yaw, np.pi)
+        return turn if abs(turn) < MAX_YAW_RAD else wrap(turn, np.pi)
+
+    def lean(self):
+        """Tilt to command, the first two numbers of a rotation vector: that of a brick which leans on
+        something, to grasp it squarely, and what rights a brick in the hand. (Grasped by an upright hand it
+        kept its tilt; tilted by more than the studs allow, it was pressed on for ever.)"""
+        tilt = np.cross([0, 0, 1], self.up)
+        angle = np.linalg.norm(tilt)
+        if not self.held and (angle > MAX_LEAN_RAD or np.hypot(*(self.grip - self.tool)[:2]) > .05):
+            return np.zeros(2)
+        tilt *= max(0, 1 - LEVEL_RAD / max(angle, 1e-9))
+        R = rotvec_to_matrix(self.command[3:6]) if self.held else rot_z(self.command[5])
+        return matrix_to_rotvec(rotvec_to_matrix(-.5 * tilt if self.held else tilt) @ R)[:2]
 
     def gripper(self, shut):
         """All the way, whatever is commanded now (the fingers take a control period): where the answer was
@@ -72,20 +94,23 @@ class Hand:
     def pick(self):
         """Reach for the brick and close on it. Used whenever the brick is not in this hand."""
         s = self.scale
-        error = np.hypot(*(self.grip - self.tool)[:2]) + .03 * abs(wrap(self.grasp_yaw - self.yaw))
-        above = self.tool[2] - self.grip[2] - self.height
+        # above the grip along the brick's own axis where it leans
+        tilted = np.cos(MAX_LEAN_RAD) < self.up[2] < np.cos(LEVEL_RAD)
+        goal = self.grip + self.height * (self.up if tilted else np.array([0, 0, 1]))
+        error = np.hypot(*(goal - self.tool)[:2]) + .03 * abs(wrap(self.grasp_yaw - self.yaw))
+        above = self.tool[2] - goal[2]
         in_place = self.near and error < .004 * s and abs(above) < .004 * s
         if in_place and (self.stroke < .9 or error < .0025 * s):
-            self.go(self.grip[:2], self.grasp_yaw, self.grip[2] + self.height, .05)
+            self.go(goal[:2], self.grasp_yaw, goal[2], .05)
             self.gripper(shut=True)
             return 'grasp'
-        z = self.grip[2] + self.height + np.clip(1.5 * (error - .004 * s), 0, .07)
+        z = goal[2] + np.clip(1.5 * (error - .004 * s), 0, .07)
         # closed fingers beside the brick: up first
         if self.closed and error < .03 * s and above < BRICK_HEIGHT_M * s:
-            z = self.grip[2] + self.height + .05
+            z = goal[2] + .05
         # low and off to the side: rise before moving on
         slow = 1. if error < .012 else np.clip(above / .025, .1, 1)
-        self.go(self.grip[:2], self.grasp_yaw, z, SPEED_M_S * slow, .2 if error < .03 else SPEED_M_S)
+        self.go(goal[:2], self.grasp_yaw, z, SPEED_M_S * slow, .2 if error < .03 else SPEED_M_S)
         self.gripper(shut=False)
         return 'reach'
 
@@ -118,7 +143,7 @@ class Hand:
         """Keep the held brick's middle at a point and its yaw at `yaw`,
         following the measured pose in the hand."""
         offset = rot_z(self.yaw).T @ (self.brick - self.tool)
-        turn = self.command[5] + wrap(yaw - self.brick_yaw, np.pi)
+        turn = self.turn(yaw)
         target = middle - rot_z(turn) @ offset
         self.go(target[:2], turn, target[2], self.lifted_speed())
         self.gripper(shut=True)
@@ -128,7 +153,7 @@ class Hand:
         """Carry the held brick to a place (x, y) on the table and let go of it there."""
         s = self.scale
         e = point - self.brick[:2]
-        turn = self.command[5] + wrap(yaw - self.brick_yaw, np.pi)
+        turn = self.turn(yaw)
         error = np.hypot(*e) + .03 * abs(wrap(yaw - self.brick_yaw, np.pi))
         if error < .015 and self.brick[2] < .0015 * s:
             return self.let_go(.14)
@@ -181,7 +206,7 @@ class Hand:
     def aside(self, gap_m):
         """Carry what was pulled off to this hand's own side, well above the brick it came from."""
         (x, y), yaw = put_down(self.hand)
-        self.go((x, y), self.command[5] + wrap(yaw - self.brick_yaw, np.pi), self.tool[2] - gap_m + .03)
+        self.go((x, y), self.turn(yaw), self.tool[2] - gap_m + .03)
         self.gripper(shut=True)
         return 'carry'
 
@@ -197,7 +222,7 @@ class Hand:
         s, world = self.scale, self.world
         target, target_yaw = world.goal_pose()
         e = (target - self.brick)[:2]
-        turn = self.command[5] + wrap(target_yaw - self.brick_yaw, np.pi)
+        turn = self.turn(target_yaw)
         error = np.hypot(*e) + .03 * abs(wrap(target_yaw - self.brick_yaw, np.pi))
         seat_z, stud = target[2] - self.in_hand[2], s * STUD_HEIGHT_M      # tool height with the brick seated
         phase = 'align' if error < .02 else 'carry'
@@ -208,9 +233,11 @@ class Hand:
         tolerance = (.0009 if above_studs > .003 else .0014) * s
         if error < tolerance and self.command[2] < seat_z + stud + .012 * s:
             phase = 'press'
-            # From the tool, not from the command: a stuck brick must not wind the command up sideways.
-            self.go(self.tool[:2] + .6 * e, turn, seat_z - .015, SPEED_M_S,
-                    PRESS_SPEED_M_S * s * (.4 if gently else 1))
+            # A stuck brick must not wind the command up sideways without end; but held to the tool itself, it
+            # would leave the tracking error of the arm, 0.5 mm and more, in the press.
+            ahead = np.clip(self.command[:2] + .6 * e - self.tool[:2], -WINDUP_M, WINDUP_M)
+            self.go(self.tool[:2] + ahead, turn, seat_z - .015, SPEED_M_S,
+                    PRESS_SPEED_M_S * s * (.25 if gently else 1))
         else:
             z = seat_z + stud + .004 + np.clip(1.5 * (error - .003), 0, LOW_M if world.goal.steady else .05)
             self.go(xy, turn, z, self.lifted_speed() if error > .02 else SPEED_M_S)
@@ -382,7 +409,7 @@ class Kicks:
             if verb != 'rest':
                 action[TOOL[hand]][:3] += jitter_m * drift
             if verb == 'rest' and world.steps < self.feint_steps:
-                other = Hand(world, hand, self._unasked(world))
+                other = Hand(world, hand, self._unasked(world, hand))
                 other.pick()
                 action[TOOL[hand]][:6] = other.new[:6]
                 kicked = True
@@ -398,11 +425,13 @@ class Kicks:
                     action[sl][6] = open_m
         return np.clip(action, TOOL_LOW, TOOL_HIGH).astype(np.float32), kicked
 
-    def _unasked(self, world):
-        """A loose brick that is not part of the goal; the goal's own where there is no other."""
+    def _unasked(self, world, hand):
+        """The nearest loose brick that is not part of the goal (for one on the other side the arms would
+        entangle); the goal's own where there is no other."""
         asked = (world.goal.upper, world.goal.lower)
         names = [b.name for b in world.bricks if not b.fixed and b.name not in asked]
-        return names[0] if names else world.goal.upper
+        tool = world.tool_pose(hand)[0]
+        return min(names or [world.goal.upper], key=lambda n: np.linalg.norm(world.brick_pose(n)[0] - tool))
 
     def _draw(self, world, hand, verb):
         rng, s, command = self.rng, world.brick_scale, world.tool_command[TOOL[hand]]
@@ -449,6 +478,8 @@ class Kicks:
         if verb == 'reach' and not perched and rng.random() < .3:
             z = max(low, rng.uniform(low, low + .05))
         offset[2] = z - command[2]
+        # nor the arm to its end, where it flips over and comes to lie behind the other one
+        offset[0] = min(offset[0], max(0, REACH_M - command[0]))
         self.queue[hand] = [(offset / n, None)] * n
 
     def _perched(self, world, hand):

@@ -341,13 +341,12 @@ BRIDGE_TEMPLATES = (
 
 
 def _bridge_bricks(scale):
-    # The white tower is a T with one arm: the studs that the bridge goes on overhang its foot. The grips are
-    # then 112 (DUPLO) and 88 mm apart; at 80 and 64 mm the palms met.
-    small = scale < 1.5
-    return (Brick('red', (2, 12 if small else 8), RGBA['red']),
+    # The white tower is an upside-down L: the studs that the bridge goes on overhang its foot by two. Nearer
+    # to the foot (less than 0.6 of the height, the friction between bricks) it jams under the press instead
+    # of tipping over. The grips are then 144 (DUPLO) and 88 mm apart; at 80 and 64 mm the palms met.
+    return (Brick('red', (2, 12 if scale < 1.5 else 8), RGBA['red']),
             Brick('blue', (2, 2), RGBA['blue']), Brick('blue foot', (2, 2), RGBA['blue']),
-            Brick('white', (2, 8 if small else 6), RGBA['white']),
-            Brick('white foot', (2, 6 if small else 4), RGBA['white']))
+            Brick('white', (2, 8), RGBA['white']), Brick('white foot', (2, 4), RGBA['white']))
 
 
 def _bridge_sample(rng, scale):
@@ -356,11 +355,11 @@ def _bridge_sample(rng, scale):
     hand, holder = HANDS if rng.integers(2) else HANDS[::-1]
     s, small = 1 if hand == 'left' else -1, scale < 1.5
     ahead = lambda degrees: np.pi / 2 + np.radians(rng.uniform(-degrees, degrees))
-    second = Goal('red', 'white', (0, -8 if small else -5), 0, hand, holder=holder, steady=True,
+    second = Goal('red', 'white', (0, -8 if small else -6), 0, hand, holder=holder, steady=True,
                   where='white tower')
     first = Goal('red', 'blue', (0, 5 if small else 3), 0, hand, where='blue tower', then=second)
     poses = {'white foot': (rng.uniform(.24, .28), rng.uniform(-.02, .02), ahead(12)),
-             'white': Goal('white', 'white foot', (0, -1), 0, holder),
+             'white': Goal('white', 'white foot', (0, -2), 0, holder),
              'blue foot': (rng.uniform(.36, .40), s * rng.uniform(.15, .18), ahead(15)),
              'blue': Goal('blue', 'blue foot', (0, 0), 0, holder),
              'red': (rng.uniform(.29, .33), s * rng.uniform(.26, .29), ahead(12))}

@@ -301,7 +301,7 @@ class World:
 
     def _send(self, joint_command):
         self.data.ctrl[self._joint_act_id[:15]] = joint_command[:15]
-        # a gripper's actuator drives one finger by half the opening; the other follows
+        # a gripper's actuator drives each finger by half the opening
         self.data.ctrl[self._joint_act_id[15:]] = joint_command[15:] / 2
 
     def _physics(self, n):
@@ -362,8 +362,9 @@ class World:
     def current(self, plan):
         """The goal of a plan (a Goal and what comes after it) that is at work in this state: the first whose
         studs are not in; the one before it while its hand has not let go and left, unless that hand carries
-        the next brick or goes on with the same one. (A press may break links below, which hold again once the
-        hand lets go.) With all studs in, the first link that is broken."""
+        the next brick, goes on with the same one, or has dropped the next one on top. (A press may break
+        links below, which hold again once the hand lets go.) With all studs in, the first link that is
+        broken."""
         goals = plan.chain
         if not goals[1:]:
             return plan
@@ -372,8 +373,10 @@ class World:
             return next((g for g in goals if not self.joined(g)), goals[-1])
         if done:
             last, upper = goals[done - 1], goals[done].upper
-            away = np.linalg.norm((self.tool_pose(last.hand)[0] - self.brick_pose(last.upper)[0])[:2]) > .07
-            if not (away or upper == last.upper or self.held_by(upper) == last.hand
+            at, top = self.brick_pose(last.upper)[0], self.brick_pose(upper)[0]
+            away = np.linalg.norm((self.tool_pose(last.hand)[0] - at)[:2]) > .07
+            dropped = np.linalg.norm((top - at)[:2]) < .03 and top[2] > at[2] + .005
+            if not (away or dropped or upper == last.upper or self.held_by(upper) == last.hand
                     or self.released(last.hand, last.upper)):
                 done -= 1
         return goals[done]

@@ -45,7 +45,7 @@ def test_every_joint_has_an_actuator_of_its_name_and_range(alex):
         assert alex.actuator(name).trnid[0] == alex.joint(name).id
         np.testing.assert_allclose(alex.actuator(name).ctrlrange, alex.joint(name).range)
     for side in ('left', 'right'):
-        assert alex.actuator(f'{side}/gripper').trnid[0] == alex.joint(f'{side}/finger_1').id
+        assert alex.actuator(f'{side}/gripper').trnid[0] == alex.tendon(f'{side}/gripper').id
 
 def test_right_arm_mirrors_the_left(alex):
     state, rng = mujoco.MjData(alex), np.random.default_rng(0)

@@ -68,6 +68,18 @@ def test_a_brick_across_two_bricks_links_to_both():
     assert sum(c['upper'] == 'b2' for c in press.clutch.connections()) == 2
 
 
+def test_height_over_the_studs_is_that_of_the_end_that_is_pressed_on():
+    """A brick of 12 studs over the edge of the plate, tilted by 2 degrees: its middle is 1.4 mm higher."""
+    r, tilt = Rig([(2, 12)]), np.radians(2)
+    r.put('b0', y=8 * STUD_PITCH_M, z=PLATE_HEIGHT_M + STUD_HEIGHT_M + 5 * STUD_PITCH_M * np.sin(tilt))
+    adr = r.model.jnt_qposadr[r.model.body_jntadr[r.model.body('b0').id]]
+    r.data.qpos[adr + 3:adr + 7] = np.cos(tilt / 2), np.sin(tilt / 2), 0, 0
+    world.mujoco.mj_forward(r.model, r.data)
+    pos, R = r.clutch.relative_pose(0, 1)
+    gap_m = r.clutch._gap(0, r.clutch.nearest_cell(0, 1, pos, R), pos, R)
+    assert gap_m == pytest.approx(STUD_HEIGHT_M, abs=1e-4) and pos[2] - PLATE_HEIGHT_M > 3e-3
+
+
 def test_running_out_of_welds_says_so():
     press = Rig()
     press.clutch.links['used'] = True
