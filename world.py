@@ -420,7 +420,7 @@ class World:
                 and (link['turns'] - g.turns) % (1 if nx == ny else 2) == 0)
 
     def released(self, hand, brick=None):
-        """True when the hand's tool is 3 cm above where it would hold the brick (the upper one of the goal)."""
+        """True when the hand's tool is 3 cm above where it would hold the brick (the goal's upper one)."""
         top = self.brick_pose(brick or self.goal.upper)[0][2] + self.grasp_height_m
         return self.tool_pose(hand)[0][2] > top + .03
 
