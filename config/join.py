@@ -15,7 +15,7 @@ draws = 4                       # of (noise, time) per reading of the images
 read_text = 0.25                # of the draws see the subtask text; the others have to look and read
 ask = 0.0                       # there is one goal only
 batch_size = 128                # chunks per step
-max_steps = 2_500               # 128 x 2,500 = 320k chunks
+max_steps = 1_500               # 128 x 1,500 = 192k chunks
 learning_rate = 1e-3
 muon_learning_rate = 0.02
 eval_interval = 400
