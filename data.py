@@ -409,7 +409,8 @@ class Dataset:
         for path in episode_paths(folders):
             arrays, header = read_episode(path, map_bytes)
             missing = [*parts.keys() - arrays.keys(), *self.files.keys() - arrays.keys(),
-                       *{'askable', 'referents'} - header.keys()]
+                       *{'askable', 'referents'} - header.keys(),
+                       *['referents by row'] * (len(header.get('referents', [()])[0]) == 8)]
             processor.check_header(header, path)
             if missing:
                 raise ValueError(f'{path} has no {", ".join(missing)}: record it anew')
@@ -420,7 +421,7 @@ class Dataset:
             # the same few texts in thousands of episodes
             self.askable.append([sys.intern(text) for text in header['askable']])
             self.subtasks.append([sys.intern(text) for text in header['subtasks']])
-            referents.append(np.array(header['referents'], np.float32))
+            referents.append(header['referents'])
             held.append(bool(header['success']))
             for name, part in parts.items():
                 part.append(np.array(arrays[name]))
@@ -430,16 +431,20 @@ class Dataset:
             raise ValueError(f'no episode of {source} is in the {split!r} part (val_fraction {val_fraction})')
         lengths = np.array([len(t) for t in parts['goal']])
         self.tool_action, self.subtask_id = (np.concatenate(parts[k]) for k in ('tool_action', 'subtask_id'))
-        # What the words of each goal that could have been asked for in the same scene refer to (E, G, 8), G
-        # the most of any episode. Where tasks have fewer bricks than others, `none` is the others' number.
+        # What the words of each goal that could have been asked for in the same scene refer to (spans, G, 8),
+        # G the most of any episode; a span of rows ends where a plan goes on to its next goal. Where tasks
+        # have fewer bricks than others, `none` is the others' number.
         self.n_askable = np.array([len(texts) for texts in self.askable])
         n_bricks = [scene.shape[1] // 12 for scene in self.files['scene']]
         self.n_bricks = max(n_bricks)
-        self.referents = np.zeros((len(self.paths), self.n_askable.max(), 8), np.float32)
-        for row, asked, n in zip(self.referents, referents, n_bricks):
-            asked[asked[:, 2] == n, 2] = self.n_bricks
-            row[:len(asked)] = asked
         self.start = np.concatenate([[0], np.cumsum(lengths)])           # (E+1,) first row of each episode
+        self.referents = np.zeros((sum(map(len, referents)), self.n_askable.max(), 8), np.float32)
+        tables, self.spans = iter(self.referents), []                    # (spans,) first row of each
+        for start, spans, n in zip(self.start, referents, n_bricks):
+            for (first, table), row in zip(spans, tables):
+                row[:len(table)] = table
+                row[row[:, 2] == n, 2] = self.n_bricks
+                self.spans.append(start + first)
         self.episode = np.repeat(np.arange(len(lengths)), lengths)       # (n,) row -> its episode
         self.last = self.start[1:][self.episode] - 1                     # (n,) row -> last row of its episode
         self.held = np.array(held)[self.episode]                         # (n,)
@@ -636,7 +641,7 @@ class Dataset:
         mask = self.chunk_mask(rows) & ((asked == 0) & ~quiz)[:, None]
         n_rows = mask.sum() if not self.prefix_rows else (mask[:, None] & ~given.numpy()).sum() / K
         n_tokens = sum(len(assistant) for _, assistant in prompts)
-        referents = self.referents[self.episode[rows], asked]
+        referents = self.referents[np.searchsorted(self.spans, rows, 'right') - 1, asked]
         referents[quiz] = -1                             # a question refers to nothing that is to be done
         return batch | {'scene': torch.from_numpy(self.scene(rows[mine])),
                         'referents': torch.from_numpy(referents[mine]),

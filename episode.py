@@ -341,9 +341,15 @@ def _find_value_faults(arrays, header):
         faults.append('instruction is empty')
     elif header['askable'][:1] != [header['instruction']]:
         faults.append('askable does not begin with the instruction')
-    elif np.shape(header['referents']) != (len(header['askable']), 8):
-        faults.append(f'referents are {np.shape(header["referents"])}, '
-                      f'expected 8 for each of {len(header["askable"])} askable goals')
+    elif any(len(span) != 2 for span in header['referents']):
+        faults.append('referents are not by row, as an older version wrote them: record it anew')
+    else:
+        starts = [first for first, _ in header['referents']]
+        if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] >= len(arrays['time']):
+            faults.append(f'referents start at rows {starts}, expected 0 and then later ones')
+        shapes = {np.shape(table) for _, table in header['referents']}
+        if shapes != {(len(header['askable']), 8)}:
+            faults.append(f'referents are {shapes}, expected 8 for each of {len(header["askable"])} goals')
     for camera in header['cameras']:
         frames = np.asarray(arrays[f'image/{camera}'])
         flat = np.ptp(frames.reshape(len(frames), -1), axis=1) == 0
@@ -448,7 +454,8 @@ def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
     text, brick = f'reach the {name} brick', list(colours).index(name)
     return {k: np.stack([row[k] for row in rows]) for k in rows[0]}, {
         'task': 'synthetic', 'instruction': text, 'askable': [text],
-        'referents': [[brick, brick, len(colours), 1, 0, 0, 0, 0]], 'control_hz': control_hz, 'seed': seed,
+        'referents': [[0, [[brick, brick, len(colours), 1, 0, 0, 0, 0]]]],
+        'control_hz': control_hz, 'seed': seed,
         'subtasks': [f'right hand: reach the {name} brick', f'right hand: grasp the {name} brick'],
         'success': settled > 0, 'metrics': {}, 'world': {}}
 

@@ -117,6 +117,7 @@ def record_row(world, obs, info, choice):
                 qpos=world.data.qpos.copy(), qvel=world.data.qvel.copy(), ctrl=world.data.ctrl.copy(),
                 connections=len(world.connections()), phase=info['phase'], goal=info['goal'],
                 scene=world.scene().ravel(), facts=questions.facts(world),
+                referents=(world.goals_at_work(), world.referents()),
                 **{k: v for k, v in obs.items() if k.startswith('image/')})
 
 
@@ -154,13 +155,17 @@ def run_job(world, start, job, instruction, record, pictures):
 def pack(world, result, rows):
     """Rows of one episode -> (arrays, header) of its file."""
     subtasks = sorted({row['subtask'] for row in rows})
-    arrays = {k: np.stack([row[k] for row in rows]) for k in rows[0] if k not in ('subtask', 'facts')}
+    arrays = {k: np.stack([row[k] for row in rows]) for k in rows[0]
+              if k not in ('subtask', 'facts', 'referents')}
     arrays['subtask_id'] = np.array([subtasks.index(row['subtask']) for row in rows])
+    # what words refer to changes where a plan goes on to its next goal
+    goals, tables = zip(*(row['referents'] for row in rows))
+    referents = [[t, tables[t].tolist()] for t in range(len(rows)) if t == 0 or goals[t] != goals[t - 1]]
     askable, qa = [text for _, text in world.askable], questions.spans([row['facts'] for row in rows])
     kept = {k: result[k] for k in ('seed', 'success', 'metrics')} | dict(qa=qa, subtasks=subtasks)
     return arrays, dict(kept, task=world.task, instruction=world.instruction, askable=askable,
-                        referents=world.referents().tolist(),
-                        control_hz=world.control_hz, world=world.metadata(), git_rev=git_rev())
+                        referents=referents, control_hz=world.control_hz,
+                        world=world.metadata(), git_rev=git_rev())
 
 
 def work(pipe, setup_args, instruction, record, pictures):

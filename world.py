@@ -472,6 +472,10 @@ class World:
         return np.array([[[*(Rf.T @ (pos - at)), wrap(yaw_of(R) - np.pi / 2 - yaw_of(Rf), np.pi)]
                           for pos, R in poses] for at, Rf in frames], np.float32)
 
+    def goals_at_work(self):
+        """Of each plan that could be asked for."""
+        return [self.current(plan) for plan, _ in self.askable]
+
     def referents(self):
         """What the words of each goal that could be asked for (`askable`) refer to now, float32 (G, 8): loose
         bricks, by number, that the left and the right hand have to fetch (an idle hand: the other's); the one
@@ -479,7 +483,7 @@ class World:
         of the upper brick, m and rad, in the frame of the lower one, of the torso where that is fixed. To
         take bricks apart, each hand fetches one, and the upper one goes on the table, which is fixed."""
         loose, rows = [b.name for b in self.bricks if not b.fixed], []
-        for g in (self.current(plan) for plan, _ in self.askable):
+        for g in self.goals_at_work():
             place, yaw = self.goal_pose(g)
             on_loose = g.lower in loose and not g.apart
             base = loose.index(g.lower) if on_loose else len(loose)

@@ -176,7 +176,8 @@ def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
     for i, n in enumerate((2, 1)):      # the second episode loses its second brick
         arrays, header = data.read_episode(paths[i])
         scene = np.array(arrays['scene']).reshape(-1, 3, 2, 4)[:, :, :n]
-        referents = [[0, 0, n, 1, 0, 0, 0, 0]]      # on none of them
+        # on none of them; from row 5 on another goal of the plan is at work
+        referents = [[0, [[0, 0, n, 1, 0, 0, 0, 0]]], [5, [[0, 0, n, 0, 0.3, 0, 0, 0]]]]
         data.write_episode(tmp_path / f'{i}.safetensors', dict(arrays, scene=scene.reshape(len(scene), -1)),
                            dict(header, seed=i, referents=referents))
     dataset = data.Dataset(tmp_path, make_processor(), None)
@@ -184,11 +185,24 @@ def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
     scene = dataset.scene(np.arange(len(short)))
     assert scene.shape[2] == 2 and np.isfinite(scene[~short]).all()
     assert np.isfinite(scene[short][:, :, 0]).all() and np.isnan(scene[short][:, :, 1]).all()
-    assert dataset.referents[:, 0, 2].tolist() == [2, 2]
+    assert dataset.referents[:, 0, 2].tolist() == [2] * 4
+    dataset.processor.fit(dataset)
+    assert np.array_equal(dataset.spans, [0, 5, dataset.start[1], dataset.start[1] + 5])
+    for step in range(4):
+        rows, batch = dataset.sample_rows(step, 8, 0), dataset.batch(step, 8)
+        late = rows - dataset.start[dataset.episode[rows]] >= 5
+        assert np.array_equal(batch['referents'][:, 3], ~late)
     del arrays['scene'], header['referents']      # as older code recorded
     safetensors.numpy.save_file(arrays, tmp_path / 'old', {'header': json.dumps(header)})
     with pytest.raises(ValueError, match='has no scene, referents: record it anew'):
         data.Dataset([tmp_path / 'old'], make_processor(), None)
+    arrays, header = data.read_episode(paths[0])
+    header = dict(header, referents=[[0, 0, 2, 1, 0, 0, 0, 0]])
+    safetensors.numpy.save_file(arrays, tmp_path / '2.safetensors', {'header': json.dumps(header)})
+    with pytest.raises(ValueError, match='has no referents by row: record it anew'):
+        data.Dataset(tmp_path / '2.safetensors', make_processor(), None)
+    assert data.check_episode(tmp_path / '2.safetensors') == [
+        'referents are not by row, as an older version wrote them: record it anew']
 
 
 def test_held_out_episodes_stay_held_out_when_more_are_recorded(folder):

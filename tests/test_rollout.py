@@ -94,6 +94,18 @@ def test_a_killed_recording_goes_on_and_repeats_nothing(tmp_path):
     assert '5 seeds are done, 0 to go' in rollout(*arguments)
 
 
+def test_words_refer_to_the_goal_at_work(tmp_path):
+    """The rows of a plan in two steps: the long brick goes onto blue, then also onto white."""
+    world = World('bridge', cameras=())
+    result, rows, _ = sim_rollout.run_episode(world, policies.expert(world, 0.0), seed=0, record=True)
+    arrays, header = sim_rollout.pack(world, result, rows)
+    assert result['success'] and 'referents' not in arrays
+    (zero, first), (t, second) = header['referents']
+    loose = [b.name for b in world.bricks if not b.fixed]
+    assert zero == 0 and 0 < t < len(rows) - 10
+    assert [loose[int(table[0][2])] for table in (first, second)] == ['blue', 'white']
+
+
 def test_failed_seeds_are_remembered(tmp_path):
     made_with = dict(task='place', kicks=0.1)
     rows = [dict(seed=seed, success=False, made_with=made_with) for seed in (3, 4)]
