@@ -201,7 +201,8 @@ def missing_ranges(seeds, done, longest=500):
 
 def run_soak(episodes, workers, out):
     """Random actions until the time limit, by the one stepping loop -> 1 if anything diverged."""
-    names, bad, worst = sorted(tasks.TASKS), [], {}
+    # quick ones first
+    names, bad, worst = sorted(tasks.TASKS, key=lambda name: tasks.TASKS[name].time_limit_s), [], {}
     for i, task in enumerate(names):
         seeds = range(SOAK_SEED0, SOAK_SEED0 + len(range(i, episodes, len(names))))
         folder, done = f'{out}/{task}', soaked(f'{out}/{task}')

@@ -44,7 +44,8 @@ def has_gloo():
     return None if dist.is_available() and dist.is_gloo_available() else 'torch was built without gloo'
 
 # by far the longest files; `make test` hands files out in this order, so that none of these comes last
-FIRST = ('test_expert', 'test_parallel', 'test_bench', 'test_train', 'test_slurm', 'test_rollout')
+FIRST = ('test_parallel', 'test_expert', 'test_bench', 'test_train', 'test_hands', 'test_slurm',
+         'test_rollout')
 REQUIRES = {'gpu': has_gpu, 'mujoco': has_renderer, 'viewer': has_display, 'dist': has_gloo}
 
 def pytest_collection_modifyitems(config, items):

@@ -84,7 +84,7 @@ def test_a_chunk_that_comes_late_goes_on_from_the_rows_before_it(checkpoint, wor
     prefix = processor.normalise_actions(np.array([first[2:4]]), obs['tool_command'][None])
     given = net.act(processor.encode([obs]), 1, action_prefix=torch.from_numpy(prefix))
     expected = processor.decode_actions(given.numpy(), obs['tool_command'][None])[0]
-    expected[:, policies.GRIPPERS] = np.array(rows)[-1, policies.GRIPPERS]      # the one thing that is rounded
+    expected[:, policies.GRIPPERS] = rows[-1][policies.GRIPPERS]      # the one thing that is rounded
     assert np.allclose(rows[4:], expected[2:4], atol=1e-6)
     assert not np.allclose(rows[4:], first[2:4], atol=1e-6)
 
