@@ -129,7 +129,7 @@ class Clutch:
             ('time', 'f8'), ('rung', 'f8'),      # of the link's own snap, of the last one in its tower
             ('pos0', 'f8', 3), ('quat0', 'f8', 4), ('pos1', 'f8', 3), ('quat1', 'f8', 4),
             ('load', 'f8', 6), ('use', 'f8'), ('offset', 'f8'), ('turn', 'f8'),
-            ('per_force', 'f8'), ('per_moment', 'f8')])
+            ('per_pull', 'f8'), ('per_shear', 'f8'), ('per_moment', 'f8')])
         self.pending = np.zeros(len(bricks), int)     # updates in a row that upper b was pressed hard enough
         self.peak_force_n = 0.                        # largest force a seated link has carried
         self.events = []     # (time s, 'form' | 'break' | 'reseat' | 'part', lower, upper)
@@ -222,7 +222,8 @@ class Clutch:
         links = self.links[self._seated]
         loose = self.body_id[np.unique([links['a'], links['b']])]
         self._spin_vadr = [adr + 3 for adr in self.model.body_dofadr[loose].tolist() if adr >= 0]
-        self._bound, self._rows = [*zip(links['per_force'].tolist(), links['per_moment'].tolist())], []
+        self._bound, self._rows = [*zip(self.body_id[links['a']].tolist(), *(
+            links[key].tolist() for key in ('rung', 'per_pull', 'per_shear', 'per_moment')))], []
         self._ramping = bool((self.links['used'] & ~self.links['seated'] & ~self.links['loose']).any())
         self._n_loose, self._n_pending = int(self.links['loose'].sum()), int((self.pending > 0).sum())
         self._over = bool(self.links['over'].any())
@@ -304,8 +305,8 @@ class Clutch:
         row['cell'], row['turns'], row['over'], row['load'], row['use'] = fit['cell'], fit['turns'], 0, 0, 0
         row['half'], row['inertia'] = [(nx - 1) * p / 2, (ny - 1) * p / 2], inertia
         row['offset'], row['turn'] = fit['error_m'], fit['yaw_error']        # as it was pressed
-        # upper bounds of the utilisation per N and per N m, whatever the direction (see measure)
-        row['per_force'] = 1 / (n * self.pull_force_n) + 1 / (n * self.shear_force_n)
+        # upper bounds of the utilisation per N of pull, per N and per N m in any direction (see measure)
+        row['per_pull'], row['per_shear'] = 1 / (n * self.pull_force_n), 1 / (n * self.shear_force_n)
         lever = (row['half'][0] + r) / inertia[0] + (row['half'][1] + r) / inertia[1]
         row['per_moment'] = lever * 4 / self.pull_force_n + 1 / (n * self.shear_force_n * 4 * r)
         row['pos1'], row['quat1'] = centre, [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
@@ -328,6 +329,7 @@ class Clutch:
         self.data.eq_active[eq] = 1
         self.events.append((float(self.data.time), event, self.names[row['a']], self.names[row['b']]))
         self._write_excludes()
+        self.changed()
         self._ramp()
 
     def _ramp(self):
@@ -338,7 +340,8 @@ class Clutch:
             quat = (1 - s) * row['quat0'] + s * row['quat1']
             self.model.eq_data[eq, 6:10] = quat / np.linalg.norm(quat)
             row['seated'] = s >= 1
-        self.changed()
+            if s >= 1:
+                self.changed()
 
     def _locate(self):
         """Find the solver's rows of the seated links, mostly where they were; False if one is not there."""
@@ -379,12 +382,16 @@ class Clutch:
             return
         # Nearly always nothing is close to breaking: bound the utilisation by norms first. A few links are
         # quicker than numpy in plain Python: 1 us each, where the same in arrays takes 11.
-        efc, close = self.data.efc_force, self._over
-        for row, (per_force, per_moment) in zip(self._rows, self._bound):
-            x = efc[row:row + 6].tolist()
-            force, moment = math.hypot(*x[:3]), .5 * math.hypot(*x[3:])
+        efc, xmat, now, close = self.data.efc_force, self.data.xmat, self.data.time, self._over
+        for row, (lower, rung, per_pull, per_shear, per_moment) in zip(self._rows, self._bound):
+            fx, fy, fz, *m = efc[row:row + 6].tolist()
+            force, moment = math.hypot(fx, fy, fz), .5 * math.hypot(*m)
             self.peak_force_n = max(self.peak_force_n, force)
-            close = close or force * per_force + moment * per_moment > 1
+            limit = 1. if now - rung > self.GRACE_S else self.OVERLOAD
+            if not close and force * (per_pull + per_shear) + moment * per_moment > limit:
+                zx, zy, zz = xmat[lower, 2::3].tolist()      # a press pulls at nothing
+                pull = max(0., fx * zx + fy * zy + fz * zz)
+                close = pull * per_pull + force * per_shear + moment * per_moment > limit
         if not close:
             return
         slots, use = self.measure()
