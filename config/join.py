@@ -11,6 +11,7 @@ state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_z', '*
 action_slots = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')      # hands stay top-down, the spine stays put
 horizon = 4                     # 0.4 s at 10 Hz; the first row is executed, then the policy looks again
 row_decay = 0.5                 # so the first row counts most
+tail = 10                       # all rows to the end: the shut hand must stay up there, see docs/log.md
 draws = 4                       # of (noise, time) per reading of the images
 read_text = 0.25                # of the draws see the subtask text; the others have to look and read
 ask = 0.0                       # there is one goal only
