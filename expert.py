@@ -122,16 +122,26 @@ class Hand:
         """Open, rise, and shut again above the bricks. An open hand over a brick is about to fetch it, an
         empty shut one has finished: from above a learner cannot see the 2-3 mm by which a brick is pressed on
         or not, and with open fingers it went back and forth."""
-        world, goal = self.world, self.world.goal
-        heights = {b.name: b.height_m(self.scale) for b in world.bricks}
-        top = max(world.brick_pose(name)[0][2] + heights[name] for name in (goal.upper, goal.lower))
-        above = self.tool[2] > top + self.scale * STUD_HEIGHT_M + FINGERTIP_M + .004
+        above = self.above()
         self.gripper(shut=above)
         if not above and self.opening_m < self.open_m - .016:
             self.new[:3] = self.tool                # take the press force off while the fingers open
             return 'release'
         self.go(self.command[:2], self.command[5], clear_z)
         return 'retreat'
+
+    def above(self):
+        """True where the fingers can shut without touching the goal's bricks."""
+        world, goal = self.world, self.world.goal
+        heights = {b.name: b.height_m(self.scale) for b in world.bricks}
+        top = max(world.brick_pose(name)[0][2] + heights[name] for name in (goal.upper, goal.lower))
+        return self.tool[2] > top + self.scale * STUD_HEIGHT_M + FINGERTIP_M + .004
+
+    def gone(self):
+        """True of an empty shut hand above a brick that looks as if it were pressed on: let_go ends so."""
+        off_m = np.linalg.norm(self.world.goal_pose()[0] - self.brick)
+        empty = self.opening_m < 1.2 * self.scale * STUD_PITCH_M
+        return empty and off_m < .005 * self.scale and self.above()
 
     def keep_clear(self):
         """An idle hand near the middle moves to its own side; elsewhere it stays."""
@@ -246,7 +256,10 @@ class Hand:
 
 
 class Expert:
-    """Ground-truth policy for every task."""
+    """Ground-truth policy for every task. trusting: a hand that has gone has pressed its brick on."""
+
+    def __init__(self, trusting=False):
+        self.trusting = trusting
 
     def act(self, world):
         """Returns the next tool action (15,) float32 and info: `phase` (left, right) verbs, `subtask`
@@ -255,7 +268,7 @@ class Expert:
         action[0] -= np.clip(action[0], -.05, .05)      # all of this assumes a spine that looks ahead
         goal = world.goal
         plan = hand_over if goal.giver else take_apart if goal.apart else assemble
-        moves = plan(world, goal)
+        moves = plan(world, goal, self.trusting)
         for h, verb, _, _ in moves:
             verbs[h.hand], action[TOOL[h.hand]] = verb, h.new
         action = np.clip(action, TOOL_LOW, TOOL_HIGH).astype(np.float32)
@@ -264,7 +277,7 @@ class Expert:
 
 # Plans: what each hand does about a goal in the present state. Each returns [(Hand, verb, brick it is about,
 # words for where that goes or None)].
-def assemble(world, goal):
+def assemble(world, goal, trusting):
     """Fetch the upper brick and press it on; where there is a holder, it brings the lower brick first."""
     moves, holder_ready = [], True
     if goal.holder:
@@ -282,7 +295,7 @@ def assemble(world, goal):
     else:
         moves.append(idle(world, other_hand(goal.hand), goal.upper))
     h = Hand(world, goal.hand, goal.upper)
-    if world.joined():
+    if world.joined() or trusting and h.gone():
         verb = h.let_go(.26 if goal.holder else .14)
     elif not h.held:
         verb = h.pick()
@@ -293,13 +306,13 @@ def assemble(world, goal):
     return [*moves, (h, verb, goal.upper, goal.where)]
 
 
-def hand_over(world, goal):
+def hand_over(world, goal, trusting):
     """One hand lays the brick down where the other reaches it, and gets out of the way. Whose turn it is
     follows from who holds the brick, else from where it lies."""
     g, h = Hand(world, goal.giver, goal.upper), Hand(world, goal.hand, goal.upper)
     side = 1 if goal.giver == 'left' else -1
     within_reach = side * g.brick[1] < SHARED_Y_M
-    if world.joined():
+    if world.joined() or trusting and h.gone():
         return [idle(world, goal.giver, goal.upper), (h, h.let_go(.14), goal.upper, goal.where)]
     if h.held or within_reach and not g.held:
         give = g, g.leave(), goal.upper, None
@@ -312,7 +325,7 @@ def hand_over(world, goal):
     return [(g, verb, goal.upper, 'middle'), idle(world, goal.hand, goal.upper)]
 
 
-def take_apart(world, goal):
+def take_apart(world, goal, _):
     """Lift the stack by its lower brick, grasp the upper one in the air, pull, lay both down. A plate is held
     down where it lies."""
     grip = far_end(world, goal) * [world.lifts(), 1, 1]

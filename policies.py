@@ -132,16 +132,20 @@ def checkpoint(world, folder, execute=1, steps=1, delay=0, read_text=False, text
 
 def coached(world, student):
     """DAgger (Ross et al. 2011): a checkpoint drives, the expert says what it would do, which is the label.
-    The expert also takes the wheel now and then: else episodes do not get past where the student is stuck."""
+    The expert also takes the wheel now and then: else episodes do not get past where the student is stuck.
+    Where the student has left a brick that is not pressed on, the label is to stay gone while the expert goes
+    back: no picture from up there tells, and taught to go back a student did so after every success."""
     def start(seed):
         rng, choose, driving = np.random.default_rng([104_729, seed]), student(seed), True
-        teacher = Expert()
+        teacher, rescuer = Expert(trusting=True), Expert()
 
         def act(obs):
             nonlocal driving
             driving ^= rng.random() < (.05 if driving else .12)  # 20 steps of the student, 8 of the expert
             action, info = teacher.act(world)
-            executed = choose(obs)['executed'] if driving else action
-            return dict(executed=executed, action=action, kicked=driving, subtask=info['subtask'])
+            executed, rescue = choose(obs)['executed'] if driving else action, rescuer.act(world)[0]
+            left = not np.array_equal(rescue, action)
+            return dict(executed=rescue if left else executed, action=action, kicked=driving or left,
+                        subtask=info['subtask'])
         return act
     return start

@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 
-from expert import Expert, Kicks
+from expert import CLOSED_M, Expert, Kicks
 from world import HANDS, PHASES, TASKS, TOOL, World
 
 
@@ -69,7 +69,14 @@ def test_dropped_brick_is_picked_up_again():
         action = world.tool_command.copy()
         action[side][6], action[side][2] = world.max_opening_m, action[side][2] + .015
         world.step(action)
+    for _ in range(4):
+        action[side][6], action[side][2] = CLOSED_M, action[side][2] + .02
+        world.step(action)
     assert not world.joined()
+    # as who coaches answers: nobody sees from up there that the brick is not on
+    left, told = Expert(trusting=True).act(world), expert.act(world)
+    assert 'retreat' in left[1]['phase'] and left[0][side][6] == np.float32(CLOSED_M)
+    assert 'reach' in told[1]['phase'] and told[0][side][6] == np.float32(world.max_opening_m)
     while not world.success() and world.steps < world.max_steps:
         world.step(expert.act(world)[0])
     assert world.success()
