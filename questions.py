@@ -26,7 +26,14 @@ NEEDS_TASK = ('arm', 'done', 'now')      # of the instruction: it comes before t
 def facts(world):
     """[(kind, subject, answer)] that hold in the world at this instant."""
     loose = [b.name for b in world.bricks if not b.fixed]
-    below = {link['upper']: link['lower'] for link in world.connections()}
+    below, places = {}, {}      # a bridge sits on two bricks, on a part of each
+    for link in world.connections():
+        below.setdefault(link['upper'], set()).add(link['lower'])
+    below = {name: ' and '.join(sorted(lower)) for name, lower in below.items()}
+    for goal in (goal for plan, _ in world.askable for goal in plan.chain):
+        if goal.where and world.joined(goal):
+            kind = 'part' if goal.lower in loose else 'cell'
+            places.setdefault((kind, goal.upper), set()).add(goal.where)
     position = {name: world.brick_pose(name)[0] for name in loose}
     metrics, found = world.info()['metrics'], []
     for name in loose:
@@ -35,9 +42,7 @@ def facts(world):
         place = f'{hand} hand' if hand else f'on {below[name]}' if name in below else f'table {side}'
         found += [('where', name, place), ('hand', name, hand or 'none'),
                   ('joined', name, below[name] if name in below else 'nothing')]
-    for goal, _ in world.askable:
-        if goal.where and world.joined(goal):
-            found.append(('part' if goal.lower in loose else 'cell', goal.upper, goal.where))
+    found += [(*key, ' and '.join(sorted(words))) for key, words in places.items()]
     for kind, axis, sign, margin_m in (('left', 1, 1, .03), ('near', 0, -1, .015)):
         order = sorted(loose, key=lambda name: sign * position[name][axis])
         if len(order) > 1 and abs(position[order[-1]][axis] - position[order[-2]][axis]) > margin_m:

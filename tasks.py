@@ -103,7 +103,8 @@ def vary(task, rng, scale, more=(), pose_range=1., target_range=1.):
     size = lambda brick: scale * .004 * np.hypot(*brick.studs)       # half the diagonal
     used = [(np.array(poses.get(b.name, b.at_m)[:2]), size(b)) for b in task.bricks(scale)
             if not isinstance(poses.get(b.name), Goal)]
-    used += [(np.array([.34, side * spot]), .04) for spot in (0, .17) for side in (1, -1)]
+    # where hands lay bricks down, and where they meet
+    used += [(np.array(spot), .04) for spot in ((.34, 0), *(at[:2] for at in PUT_DOWN.values()))]
     for brick in more:
         for _ in range(1000):
             at = rng.uniform(*TABLE_M)

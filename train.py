@@ -508,7 +508,7 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # leave
     if master:
-        log.close(wandb_artifacts and out_dir)
+        log.close(out_dir if wandb_artifacts else '')
         if step < max_steps:      # the job script looks for the first word
             print(f'{"requeue: " if stop == REQUEUE else ""}stopped at step {step}, saved; '
                   'the same command goes on from here')

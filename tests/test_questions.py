@@ -73,6 +73,25 @@ def test_facts_follow_the_expert_through_an_episode():
     assert ('cell', red) not in truth[0] and truth[-1]['cell', red] in world.instruction
     assert {found['arm', ''] for found in truth} == {goal.hand}
     assert truth[0]['left', ''] != red if side == 'right' else truth[0]['left', ''] == red
+
+
+@pytest.mark.mujoco
+def test_every_goal_of_a_plan_is_asked_for_and_a_bridge_sits_on_both_towers():
+    from expert import Expert
+    from world import World
+    world, expert, truth = World('bridge', cameras=()), Expert(), []
+    world.reset(3)
+    stop = False
+    while not stop:
+        truth.append({(kind, subject): answer for kind, subject, answer in questions.facts(world)})
+        _, _, terminated, truncated, info = world.step(expert.act(world)[0])
+        stop = terminated or truncated
+    assert info['success']
+    seen = [list(dict.fromkeys(found[key] for found in truth if key in found))
+            for key in (('joined', 'red'), ('part', 'red'), ('count', ''))]
+    assert seen == [['nothing', 'blue', 'blue and white'], ['blue tower', 'blue tower and white tower'],
+                    ['2', '3']]
+    assert len({found['arm', ''] for found in truth}) == 1 and truth[0]['joined', 'white'] == 'white foot'
     assert {found['wrong', ''] for found in truth} == {'nothing'}
 
 
