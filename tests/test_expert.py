@@ -5,8 +5,8 @@
 import numpy as np
 import pytest
 
-from expert import CLOSED_M, Expert, Kicks
-from world import HANDS, PHASES, TASKS, TOOL, World
+from expert import CLOSED_M, LEVEL_RAD, MAX_YAW_RAD, Expert, Hand, Kicks
+from world import HANDS, PHASES, TASKS, TOOL, World, rot_z, rotvec_to_matrix, wrap
 
 
 def rollout(world, seed, policy):
@@ -79,6 +79,36 @@ def test_dropped_brick_is_picked_up_again():
     while not world.success() and world.steps < world.max_steps:
         world.step(expert.act(world)[0])
     assert world.success()
+
+
+@pytest.mark.parametrize('tilt', [(.3, 0, 0), (0, -.25, 0), (.2, .2, 0)])
+def test_a_brick_that_leans_is_grasped_squarely(tilt):
+    world, expert = World('place', cameras=()), Expert()
+    world.reset(2)
+    hand, red = world.goal.hand, world.goal.upper
+    while Hand(world, hand, red).tool[2] > .09:
+        world.step(expert.act(world)[0])
+    body = world.model.body(red)
+    world.data.xmat[body.id] = (rotvec_to_matrix(np.array(tilt)) @ world.brick_pose(red)[1]).ravel()
+    lean = Hand(world, hand, red).lean()
+    palm = rotvec_to_matrix(np.array([*lean, world.tool_command[TOOL[hand]][5]]))
+    assert np.arccos(palm[:, 2] @ world.brick_pose(red)[1][:, 2]) == pytest.approx(LEVEL_RAD, abs=.02)
+    flat = rot_z(.4)      # and one that lies flat is grasped upright
+    world.data.xmat[body.id] = flat.ravel()
+    assert np.allclose(Hand(world, hand, red).lean(), 0)
+
+
+@pytest.mark.parametrize('hand', HANDS)
+def test_turns_stay_within_the_wrists_range(hand):
+    world = World('place', cameras=())
+    world.reset(2)
+    for commanded in np.linspace(-MAX_YAW_RAD, MAX_YAW_RAD, 9):
+        h = Hand(world, hand, world.goal.upper)
+        h.command[5] = commanded
+        for yaw in np.linspace(-np.pi, np.pi, 13):
+            turn = h.turn(yaw)
+            assert abs(turn) <= MAX_YAW_RAD + 1e-9
+            assert wrap(h.brick_yaw + turn - commanded - yaw, np.pi) == pytest.approx(0, abs=1e-9)
 
 
 def test_speeds_stay_within_limits():
