@@ -23,6 +23,7 @@ import layers
 import model
 import rig
 import tasks
+from processor import Processor
 # -----------------------------------------------------------------------------
 only = ''                                  # sections, comma separated; '': all
 seconds = 3.0                              # per measurement
@@ -230,7 +231,7 @@ def bench_loader(ckpt):
     """Batches with the settings and the normaliser the checkpoint was trained with."""
     meta = json.loads((Path(ckpt) / 'meta.json').read_text())
     settings, names = meta['settings'], inspect.signature(data.Dataset).parameters
-    dataset = data.Dataset(settings['episodes'], data.Processor.from_dict(meta['processor']), 'train',
+    dataset = data.Dataset(settings['episodes'], Processor.from_dict(meta['processor']), 'train',
                            **{k: settings[k] for k in names if k in settings})
     steps, n = iter(range(10 ** 9)), settings['batch_size']
     took = alternate(seconds, plain=lambda: dataset.batch(next(steps), n),
@@ -248,7 +249,7 @@ def bench_frames(folder):
     for size, quality in ((96, 0), (224, 0), (96, 90)):
         episodes = f'{folder}/frames_{size}_{quality}'
         data.write_synthetic_episodes(episodes, 8, cameras, size, jpeg=quality)
-        processor = data.Processor(cameras, size, ('command/*',), ('*/tool_[xyz]',), 16, 10, words)
+        processor = Processor(cameras, size, ('command/*',), ('*/tool_[xyz]',), 16, 10, words)
         dataset = data.Dataset(episodes, processor)
         processor.fit(dataset)
         steps = iter(range(10 ** 9))
@@ -280,7 +281,7 @@ def bench_act(ckpt):
     torch.set_num_threads(1)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     net, meta = model.VLA.load(ckpt)
-    net, processor = net.to(device).eval(), data.Processor.from_dict(meta['processor'])
+    net, processor = net.to(device).eval(), Processor.from_dict(meta['processor'])
     made = {k: v for k, v in meta['world'].items() if k in ('task', 'brick_scale')}
     world = make_world(**made, cameras=processor.cameras, image_size=processor.image_size,
                        control_hz=processor.control_hz)

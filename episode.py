@@ -9,9 +9,11 @@ header under the metadata key "header". It holds SI units and raw pixels, nothin
 without torch or a simulator. ARRAYS lists what is in it, TABLES the columns of states and actions.
 """
 import fnmatch
+import functools
 import io
 import json
 import os
+import subprocess
 from typing import NamedTuple
 
 import numpy as np
@@ -219,16 +221,27 @@ def encode_jpeg(frames, quality):
     return np.frombuffer(b''.join(blobs), np.uint8), np.cumsum([0, *map(len, blobs)]).astype(np.int64)
 
 
+@functools.cache
+def git_rev():
+    """Revision of this code, '+' where files have changed; 'none' without git or outside a repository."""
+    try:
+        run = subprocess.run(['git', 'describe', '--always', '--dirty=+', '--abbrev=7'], text=True,
+                             cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True)
+    except FileNotFoundError:
+        return 'none'
+    return run.stdout.strip() or 'none'
+
+
 def write_episode(path, arrays, header, jpeg=0):
     """
     Save one episode. `arrays` holds the keys of ARRAYS plus 'image/<camera>' uint8 (T, h, w, 3), cast to the
     table's dtypes; with `jpeg`, a quality in 1..95, they are packed. `header` gives task, instruction,
-    subtasks, control_hz, seed, success, metrics and world (World.metadata()), and may give git_rev and qa;
-    spec version, slots, units and cameras are added here.
+    subtasks, control_hz, seed, success, metrics and world (World.metadata()), and may give qa and another
+    git_rev; spec version, slots, units and cameras are added here.
     """
     path = os.fspath(path)
     arrays = {k: np.ascontiguousarray(v, ARRAYS[k][0] if k in ARRAYS else None) for k, v in arrays.items()}
-    header = {'qa': [], 'git_rev': header['world'].get('git_rev'), **header, 'spec': SPEC_VERSION}
+    header = {'qa': [], 'git_rev': git_rev(), **header, 'spec': SPEC_VERSION}
     for key in ('state', 'tool_action', 'joint_action'):
         header[f'{key}_slots'] = [slot.name for slot in TABLES[key]]
         header[f'{key}_units'] = [slot.unit for slot in TABLES[key]]

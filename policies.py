@@ -6,7 +6,7 @@
         executed (15,) float32, what the world gets; action (15,) float32, the label: the expert's clean
         answer; kicked, bool; subtask, str; of a new chunk: chunk_ms; of a replay: difference, the largest
         |qpos - recorded qpos|
-Actions are absolute tool actions in the torso frame (data.TOOL_ACTION: m, rad).
+Actions are absolute tool actions in the torso frame (episode.TOOL_ACTION: m, rad).
 """
 import time
 
@@ -14,6 +14,7 @@ import numpy as np
 
 import data
 from expert import CLOSED_M, Expert, Kicks
+from processor import Processor
 from world import TOOL_ACTION_NAMES, TOOL_HIGH, TOOL_LOW
 
 GRIPPERS = [i for i, name in enumerate(TOOL_ACTION_NAMES) if name.endswith('gripper')]
@@ -84,7 +85,7 @@ def checkpoint(world, folder, execute=1, steps=1, delay=0, read_text=False, text
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     net, meta = model.VLA.load(folder)
     net, autocast = net.to(device).eval(), layers.autocast_for(device, dtype)
-    processor = data.Processor.from_dict(meta['processor'])
+    processor = Processor.from_dict(meta['processor'])
     processor.check_world(world.metadata())
     if execute < 1 or delay < 0 or execute + delay > processor.horizon:
         raise ValueError(f'execute={execute}, delay={delay}: the chunks of {folder} have '

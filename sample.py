@@ -22,6 +22,7 @@ import layers
 import model
 import pretrained
 import questions
+from processor import SPINE, Processor
 # -----------------------------------------------------------------------------
 ckpt = 'out/demo'    # folder written by train.py
 # which frames
@@ -146,7 +147,7 @@ def draw_paths(axis, chunks, view, size):
     """Ways of the tools in a camera's picture. chunks: [(chunk (H, 15), style)]; view: (pose, fovy_deg)."""
     for chunk, style in chunks:
         # the torso's frame turns with the spine, the camera does not
-        cos, sin = np.cos(chunk[:, data.SPINE]), np.sin(chunk[:, data.SPINE])
+        cos, sin = np.cos(chunk[:, SPINE]), np.sin(chunk[:, SPINE])
         for arm, colour in enumerate(COLOURS):
             x, y, z = chunk[:, XYZ[arm]].T
             points = np.stack([cos * x - sin * y, sin * x + cos * y, z], -1)                  # (H, 3)
@@ -210,7 +211,7 @@ if __name__ == '__main__':
         raise SystemExit(0)
     net, meta = model.VLA.load(ckpt)
     net, autocast = net.to(device).eval(), layers.autocast_for(device, dtype)
-    processor = data.Processor.from_dict(meta['processor'])
+    processor = Processor.from_dict(meta['processor'])
     H, A = processor.horizon, processor.action_dim
     rng, noise_rng = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     if episode:

@@ -14,7 +14,7 @@ python sim_rollout.py --policy=episodes/demo             # replay every episode 
 """
 import os
 os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'  # before numpy: one thread per worker
-import functools, inspect, json, multiprocessing, multiprocessing.connection, signal, subprocess, sys, time
+import functools, inspect, json, multiprocessing, multiprocessing.connection, signal, sys, time
 from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
@@ -165,7 +165,7 @@ def pack(world, result, rows):
     kept = {k: result[k] for k in ('seed', 'success', 'metrics')} | dict(qa=qa, subtasks=subtasks)
     return arrays, dict(kept, task=world.task, instruction=world.instruction, askable=askable,
                         referents=referents, control_hz=world.control_hz,
-                        world=world.metadata(), git_rev=git_rev())
+                        world=world.metadata())
 
 
 def work(pipe, setup_args, instruction, record, pictures):
@@ -231,12 +231,6 @@ def dispatch(pool, jobs):
 # Files, numbers, words
 
 @functools.cache
-def git_rev():
-    """Short commit, with + when the working tree differs; 'none' outside a repository."""
-    run = subprocess.run(['git', 'describe', '--always', '--dirty=+'], capture_output=True, text=True)
-    return run.stdout.strip() or 'none'
-
-
 def episode_file(folder, task, seed):
     return Path(folder) / f'{task}_{seed:07d}.safetensors'
 

@@ -36,6 +36,7 @@ import optim
 import parallel
 import pretrained
 import watch
+from processor import Processor
 
 # -----------------------------------------------------------------------------
 # where and what
@@ -53,8 +54,8 @@ cameras = ('overhead', 'left/wrist', 'right/wrist')
 image_size = 96               # pixels, square
 control_hz = 10               # rows per second of the episodes
 horizon = 8                   # H, actions per chunk; 8 rows at 10 Hz = 0.8 s
-state_slots = ('*',)          # names or patterns out of data.STATE_NAMES
-action_slots = ('*',)         # out of data.TOOL_ACTION_NAMES; the command in force is held in the others
+state_slots = ('*',)          # names or patterns out of episode.STATE_NAMES
+action_slots = ('*',)         # out of episode.TOOL_ACTION_NAMES; the command in force is held in the others
 tail = 3                      # rows after the goal is reached for good that still start a window
 val_fraction = 0.05           # of the episodes, chosen by hash of task and seed
 draws = 4                     # K, (noise, time) draws per chunk that share one reading of the images
@@ -161,15 +162,6 @@ def keep_freed_memory():
         libc = ctypes.CDLL('libc.so.6')
         for parameter, value in ((-4, 0), (-1, 2 ** 31 - 1)):      # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
             libc.mallopt(parameter, value)
-
-
-def git_rev():
-    """Short revision, '+' when the tree has changes, '' outside a repository."""
-    try:
-        return subprocess.run(['git', 'describe', '--always', '--dirty=+', '--abbrev=7'],
-                              capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:      # no git on this machine
-        return ''
 
 
 def next_command(out_dir):
@@ -292,13 +284,13 @@ if __name__ == '__main__':
         with open(f'{init_from}/meta.json') as f:
             known = json.load(f)
     if known:
-        processor = data.Processor.from_dict(known['processor'])
+        processor = Processor.from_dict(known['processor'])
     else:
         with open(f'{init_from}/tokenizer.json' if published else tokenizer) as f:
             words = f.read()
         if template == 'qwen':
             words = pretrained.add_action_tokens(tokenizers.Tokenizer.from_str(words)).to_str()
-        processor = data.Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz, words,
+        processor = Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz, words,
                                    tokens_per_camera, template=template, compand=compand, pad_dims=pad_dims)
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
                               gain, brightness, shift, state_noise, ask, pure_noise, questions, prefix_rows,
@@ -353,7 +345,7 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # what there is to do
-    rev = git_rev()
+    rev = data.git_rev()
     part = batch_size // world_size // accumulate
     start = state['step'] if state else 0
 
@@ -366,7 +358,7 @@ if __name__ == '__main__':
         tokens = first['input_ids'].shape[1] + draws * processor.horizon
         parts = parallel.memory_gb(net, device, ema, part, tokens, autocast.fast_dtype)
         mine = sum(parallel.local(p).numel() for p in net.parameters())
-        print(f'rev {rev or "?"}, {net.n_parameters / 1e6:.2f} M parameters'
+        print(f'rev {rev}, {net.n_parameters / 1e6:.2f} M parameters'
               + (f', {mine / 1e6:.2f} M of them per process' if sharded else '')
               + f', {autocast.fast_dtype} on {device}')
         print(f'{world_size} processes x {part} x {accumulate} accumulated = {batch_size} chunks per step, '

@@ -1,5 +1,5 @@
 """
-Protects the way from a recorded frame to model input, and back from a chunk to commands.
+Protects windows, their order, shares and augmentation.
 
 python -m pytest tests/test_data.py
 """
@@ -13,8 +13,7 @@ import torch
 
 import data
 import episode
-import questions
-import tasks
+from processor import Processor
 
 CAMERAS = ('overhead', 'right/wrist')
 STATE = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_[xyz]', '*/gripper')
@@ -31,7 +30,7 @@ def folder(tmp_path_factory):
 
 def make_processor(state=STATE, action=ACTION, horizon=8):
     with open('assets/tokenizer.json') as f:
-        return data.Processor(CAMERAS, 16, state, action, horizon, 10, f.read(), tokens_per_camera=2)
+        return Processor(CAMERAS, 16, state, action, horizon, 10, f.read(), tokens_per_camera=2)
 
 
 @pytest.fixture(scope='module')
@@ -39,90 +38,6 @@ def dataset(folder):
     dataset = data.Dataset(folder, make_processor(), **AUGMENTED)
     dataset.processor.fit(dataset)
     return dataset
-
-
-def random_actions(rng, *shape):
-    actions = rng.uniform(-0.4, 0.4, (*shape, 15))
-    for columns in data.ROTVEC:
-        axis = rng.normal(size=(*shape, 3))
-        axis /= np.linalg.norm(axis, axis=-1, keepdims=True)
-        actions[..., columns] = axis * rng.uniform(0, 3.1, (*shape, 1))
-    return actions
-
-
-# ---- anchoring
-
-def test_unanchor_is_the_exact_inverse_of_anchor():
-    rng = np.random.default_rng(1)
-    actions, command = random_actions(rng, 500, 8), random_actions(rng, 500)
-    assert np.abs(data.unanchor(data.anchor(actions, command), command) - actions).max() < 1e-9
-
-
-def test_anchored_actions_do_not_depend_on_where_and_which_way_the_hand_points():
-    """Moving command and actions together, by any rotation and shift, leaves the relative action as it is."""
-    rng = np.random.default_rng(2)
-    actions, command = random_actions(rng, 50, 4), random_actions(rng, 50)
-    turn, shift = data.quat_from_rotvec(np.array([0.3, -0.5, 1.1])), np.array([0.1, -0.2, 0.3])
-    moved = []
-    for x in (actions, command):
-        y = x.copy()
-        for p, r in zip(data.POSITION, data.ROTVEC):
-            y[..., p] = data.quat_rotate(turn, x[..., p]) + shift
-            y[..., r] = data.rotvec_from_quat(data.quat_mul(turn, data.quat_from_rotvec(x[..., r])))
-        moved.append(y)
-    assert np.abs(data.anchor(*moved) - data.anchor(actions, command)).max() < 1e-9
-
-
-def test_a_turned_hand_sees_forward_motion_in_its_own_frame():
-    command, action = np.zeros(15), np.zeros((1, 15))
-    command[data.TOOL_ACTION_NAMES.index('left/tool_rz')] = np.pi / 2     # its own x now points left (y)
-    action[0] = command
-    action[0, data.TOOL_ACTION_NAMES.index('left/tool_y')] = 0.1
-    moved = dict(zip(data.TOOL_ACTION_NAMES, data.anchor(action, command)[0]))
-    assert moved.pop('left/tool_x') == pytest.approx(0.1) and max(map(abs, moved.values())) < 1e-12
-
-
-def test_decoded_actions_equal_the_recorded_ones_and_hold_what_is_not_predicted(dataset):
-    rows = dataset.windows[:64]
-    commands = dataset.read('state', rows)[:, data.COMMAND]
-    chunk = dataset.processor.normalise_actions(dataset.chunk(rows), commands)
-    assert np.abs(dataset.processor.decode_actions(chunk, commands) - dataset.chunk(rows)).max() < 1e-6
-    assert max(dataset.action_error(rows, chunk).values()) < 1e-3      # mm and rad
-    late = chunk.copy()
-    late[:, 4:] = 0      # rows 5 to 8
-    errors = dataset.action_error(rows, late)
-    assert max(errors[f'position_mm@{n}'] for n in (1, 2, 4)) < 1e-3
-    assert 1e-3 < errors['position_mm'] < errors['position_mm@8']
-    stats = {**dataset.processor.stats, 'action_mean': np.zeros((8, 1)), 'action_std': np.ones((8, 1))}
-    only_right = data.Processor.from_dict(
-        {**dataset.processor.to_dict(), 'action_slots': ['right/tool_x'], 'stats': stats, 'stats_of': None})
-    command = random_actions(np.random.default_rng(0), 5).astype(np.float32)
-    decoded = only_right.decode_actions(np.full((5, 8, 1), 0.05), command)
-    still = [i for i, n in enumerate(data.TOOL_ACTION_NAMES) if not n.startswith('right/tool_')]
-    assert (decoded[..., still] == command[:, None, still]).all()
-    moved = np.linalg.norm((decoded - command[:, None])[..., data.POSITION[1]], axis=-1)
-    assert moved == pytest.approx(0.05, abs=1e-6)
-
-
-def test_companded_moves_decode_to_the_same_and_small_ones_weigh_more(dataset):
-    plain, rows = dataset.processor, dataset.windows[:64]
-    companded = data.Processor.from_dict({**plain.to_dict(), 'compand': 0.004, 'stats': None})
-    dataset.processor = companded
-    try:
-        companded.fit(dataset)
-    finally:
-        dataset.processor = plain
-    commands = dataset.read('state', rows)[:, data.COMMAND]
-    chunk = companded.normalise_actions(dataset.chunk(rows), commands)
-    assert np.abs(companded.decode_actions(chunk, commands) - dataset.chunk(rows)).max() < 1e-6
-    # 1 mm more at rest and 1 mm more on a move of 40 mm: asinh is ten times as steep at rest
-    x = data.TOOL_ACTION_NAMES.index('right/tool_x')
-    action = np.repeat(commands[:4, None].astype(np.float64), 8, 1)
-    action[..., x] += np.array([0, .001, .040, .041])[:, None]
-    command = commands[[0]].repeat(4, 0) * 0
-    moved = companded.relative_actions(action - commands[:4, None], command)
-    step = moved[..., companded.action_slots.index('right/tool_x')][:, 0]
-    assert (step[1] - step[0]) / (step[3] - step[2]) == pytest.approx(10, rel=.1)
 
 
 # ---- windows and normaliser
@@ -155,20 +70,6 @@ def test_windows_stop_a_few_rows_after_the_goal_is_reached_for_good(tmp_path):
     hand_made(tmp_path, [0] * 10, [0] * 10, False, 'b')
     assert data.Dataset(tmp_path, make_processor(), tail=3).windows.tolist() == [*range(8), *range(10, 20)]
     assert data.Dataset(tmp_path, make_processor(), tail=0).windows.tolist() == [*range(5), *range(10, 20)]
-
-
-def test_normaliser_uses_what_the_loss_sees_and_never_divides_by_less_than_the_floor(dataset):
-    processor, rows = dataset.processor, dataset.windows
-    chunk = processor.normalise_actions(dataset.chunk(rows), dataset.read('state', rows)[:, data.COMMAND])
-    mask = dataset.chunk_mask(rows)
-    floor = np.array([data.TOOL_ACTION[i].floor for i in processor.action_index])
-    assert (processor.stats['action_std'] >= floor).all() and mask.mean() < 0.95
-    for h in range(8):
-        alive = processor.stats['action_std'][h] > floor
-        assert alive.any() and np.abs(chunk[mask[:, h], h].mean(0)).max() < 1e-4
-        assert np.abs(chunk[mask[:, h], h][:, alive].std(0) - 1).max() < 1e-3
-    odd = make_processor().fit(dataset)      # the left hand never moves
-    assert 'does not move' in odd['action left/tool_x'] and 'command/right/tool_x' not in odd
 
 
 def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
@@ -211,95 +112,6 @@ def test_held_out_episodes_stay_held_out_when_more_are_recorded(folder):
     assert sorted(train.paths + val.paths) == data.episode_paths(folder) and len(val.paths) > 0
     assert data.Dataset(data.episode_paths(folder)[:-2], processor, 'val', 0.3).paths == [
         p for p in val.paths if p in data.episode_paths(folder)[:-2]]
-
-
-def test_a_normaliser_for_other_numbers_is_refused(dataset):
-    made = dataset.processor.to_dict()
-    for change in ({'compand': 0.002}, {'control_hz': 20}, {'action_slots': made['action_slots'][::-1]}):
-        with pytest.raises(ValueError, match='other numbers'):
-            data.Processor.from_dict(made | change)
-
-
-def test_a_slot_that_reaches_far_is_named(folder):
-    processor = make_processor(('command/right/*', 'velocity/spine_z'))
-    far = data.Dataset(data.episode_paths(folder) * 20, processor)
-    i, episode = data.STATE_NAMES.index('velocity/spine_z'), far.files['state'][0]
-    moved = np.where(np.arange(79) == i, np.eye(len(episode), 1) * 90, episode)
-    far.files['state'][0] = moved.astype(np.float32)
-    assert 'reaches' in processor.fit(far)['velocity/spine_z']
-
-
-# ---- model input
-
-def test_a_live_observation_and_its_recorded_row_give_identical_model_input(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays, header = episode.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
-    obs = {'time': 0.0, 'joint_pos': rng.normal(size=15), 'joint_vel': rng.normal(size=15),
-           'gripper': rng.random(2) * 0.1, 'tool_pos': rng.random((2, 3)),
-           'tool_quat': data.quat_from_rotvec(rng.normal(size=(2, 3))), 'tool_vel': rng.normal(size=(2, 3)),
-           'tool_command': (rng.random(15) * 0.1).astype(np.float32), 'instruction': header['instruction'],
-           **{f'image/{c}': arrays[f'image/{c}'][0] for c in CAMERAS}}
-    arrays['state'][0] = data.state_vector(obs)
-    data.write_episode(tmp_path / 'e.safetensors', arrays, header)
-    dataset = data.Dataset(tmp_path, make_processor(state=('*',)))
-    dataset.processor.fit(dataset)
-    live, recorded = dataset.processor.encode([obs]), dataset.processor.encode([dataset.row(0)])
-    assert live.keys() == recorded.keys() and all(torch.equal(live[k], recorded[k]) for k in live)
-    step = next(s for s in range(99) if dataset.sample_rows(s, 1, 0)[0] == 0)
-    batch = dataset.batch(step, 1)      # and so does a training batch, when nothing is augmented
-    told = dataset.processor.encode([obs], [dataset.subtask(0)])
-    assert all(torch.equal(told[k], batch[k]) for k in told)
-
-
-def test_the_token_sequence_is_images_state_instruction_then_supervised_text(dataset):
-    processor = dataset.processor
-    user, assistant = processor.prompt_ids('put the red brick on the near left corner', 'right: reach red')
-    words = [processor.tokenizer.decode([i], skip_special_tokens=False) for i in user + assistant]
-    assert [w.strip() for w in words] == [
-        *['<|image_pad|>'] * 4, '<|state_pad|>', *'put the red brick on the near left corner'.split(),
-        '<|vla|>', 'right', ':', 'reach', 'red', '<|action_start|>']
-    assert processor.decode_text(assistant) == 'right: reach red'
-    batch = processor.pad([(user, assistant), (user[:-3], ())])
-    n = len(user)
-    assert batch['user_len'].tolist() == [n, n - 3] and batch['total_len'].tolist() == [n + 5, n - 3]
-    assert batch['labels'][0, n:].tolist() == list(assistant) and (batch['labels'][0, :n] == -100).all()
-    assert (batch['labels'][1] == -100).all()
-    assert (batch['input_ids'][1, n - 3:] == processor.token_id['<|pad|>']).all()
-    with pytest.raises(ValueError, match='forge'):
-        processor.prompt('put <|vla|>')
-
-
-def test_the_tokenizer_keeps_our_words_whole_and_any_text_intact(tmp_path):
-    tokenizer, split = data.make_tokenizer(['Zzyzx road'], tmp_path / 't.json')
-    assert split == [] and tokenizer.get_vocab_size() <= data.VOCABULARY_SIZE
-    data.make_tokenizer([], tmp_path / 'again.json')      # python data.py tokenizer
-    assert (tmp_path / 'again.json').read_text() == open('assets/tokenizer.json').read()
-    said = {text for task in tasks.TASKS.values() for seed in range(100)
-            for _, text in task.sample(np.random.default_rng(seed), 2.)[1]}
-    said |= {text.format(x='red') for texts in questions.TEMPLATES.values() for text in texts}
-    words = {word for text in said for word in text.split()}
-    assert len(words) > 100 and [word for word in words if len(tokenizer.encode(word).ids) > 1] == []
-    for text in ('left: carry red to near left; right: hold', 'grüße, 日本!', '2x4 at 1.5'):
-        assert tokenizer.decode(tokenizer.encode(text).ids).strip() == text
-
-
-def test_processor_survives_json_and_refuses_a_world_that_differs(dataset):
-    processor = dataset.processor
-    again = data.Processor.from_dict(json.loads(json.dumps(processor.to_dict())))
-    assert again.to_dict() == processor.to_dict()
-    # float64 from the start: a resumed run reads them as such, and must round like the run it continues
-    assert all(v.dtype == np.float64 for v in processor.stats.values())
-    rows = [dataset.row(i) for i in (0, 5)]
-    a, b = processor.encode(rows), again.encode(rows)
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    world = {'cameras': [*CAMERAS, 'head'], 'image_size': 16, 'control_hz': 10,
-             'tool_action_names': data.TOOL_ACTION_NAMES}
-    processor.check_world(world)
-    for change, words in (({'cameras': ['head', 'overhead']}, "no camera 'right/wrist'"),
-                          ({'image_size': 32}, '32x32'), ({'control_hz': 20}, '20 Hz'),
-                          ({'tool_action_names': ['x']}, 'action slots x')):
-        with pytest.raises(ValueError, match=words):
-            processor.check_world(world | change)
 
 
 # ---- batches

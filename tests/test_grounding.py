@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import data
 import expert
 import grounding
+from processor import tool_frames
 from world import World
 
 FRAMES = (0, 1, 2)      # overhead, left wrist, right wrist
@@ -70,7 +71,7 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
         scene = torch.from_numpy(world.scene())
         near = (scene[..., :2].abs() < grounding.RANGE_M).all(-1)
         seen = torch.cat([scene / scene_head.units, 2.0 * near[..., None] - 1], -1)[None]
-        tool = torch.from_numpy(data.tool_frames(data.state_vector(obs)[None]))
+        tool = torch.from_numpy(tool_frames(data.state_vector(obs)[None]))
         n_goals = len(referents)
         poses = scene_head.poses(seen, tool).expand(n_goals, -1, -1, -1)
         told = head.geometry(certain(head, referents), poses, tool.expand(n_goals, -1, -1))

@@ -11,6 +11,7 @@ import expert
 import model
 import policies
 import sim_rollout
+from processor import Processor
 from world import World
 
 pytestmark = pytest.mark.mujoco
@@ -80,7 +81,7 @@ def test_a_chunk_that_comes_late_goes_on_from_the_rows_before_it(checkpoint, wor
     assert np.isin(np.array(first)[:, policies.GRIPPERS], shut_or_open).all()
     assert np.array_equal(rows[:4], first[:4])      # of the first chunk, also after the second was made
     net, meta = model.VLA.load(checkpoint)
-    processor = data.Processor.from_dict(meta['processor'])
+    processor = Processor.from_dict(meta['processor'])
     prefix = processor.normalise_actions(np.array([first[2:4]]), obs['tool_command'][None])
     given = net.act(processor.encode([obs]), 1, action_prefix=torch.from_numpy(prefix))
     expected = processor.decode_actions(given.numpy(), obs['tool_command'][None])[0]

@@ -17,11 +17,11 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
-import data
 import model
 import pretrained
 import vision
 from model import VLA
+from processor import Processor
 
 torch.set_num_threads(1)
 FOLDER = 'tests/fixtures/eo1'
@@ -619,7 +619,7 @@ def configured(path, **known_by_data):
         exec(f.read(), settings)
     with open(settings['tokenizer']) as f:
         words = f.read()
-    processor = data.Processor(*(settings[k] for k in ('cameras', 'image_size', 'state_slots', 'action_slots',
+    processor = Processor(*(settings[k] for k in ('cameras', 'image_size', 'state_slots', 'action_slots',
                                                        'horizon', 'control_hz')), words)
     sizes = dict(state_dim=len(processor.state_slots), action_dim=len(processor.action_slots),
                  vocab_size=processor.tokenizer.get_vocab_size(), image_pad_id=1, state_pad_id=2,

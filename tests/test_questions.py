@@ -8,6 +8,7 @@ import pytest
 import data
 import episode
 import questions
+from processor import Processor
 
 
 def test_spans_hold_exactly_the_facts_of_every_row():
@@ -98,7 +99,7 @@ def test_every_goal_of_a_plan_is_asked_for_and_a_bridge_sits_on_both_towers():
 def test_a_dataset_asks_its_share_of_questions_and_nothing_else_changes(tmp_path):
     data.write_synthetic_episodes(tmp_path, 6, ('overhead',), 16)
     with open('assets/tokenizer.json') as f:
-        processor = data.Processor(('overhead',), 16, ('*',), ('*',), 4, 10, f.read(), tokens_per_camera=2)
+        processor = Processor(('overhead',), 16, ('*',), ('*',), 4, 10, f.read(), tokens_per_camera=2)
     plain, asking = (data.Dataset(tmp_path, processor, questions=share) for share in (0.0, 0.5))
     processor.fit(plain)
     end, go = processor.token_id['<|im_end|>'], processor.token_id['<|action_start|>']

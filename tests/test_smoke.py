@@ -5,7 +5,6 @@ and the facts of the machine stay in out/smoke.
 """
 import json
 import pathlib
-import subprocess
 
 import imageio.v2 as imageio
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 
 import film
 import policies
+from episode import git_rev
 from world import CAMERAS, MAX_ENERGY_J, MAX_PENETRATION_M, TASKS, World, mujoco
 
 pytestmark = [pytest.mark.smoke, pytest.mark.mujoco]
@@ -27,9 +27,8 @@ def artifacts():
     """Folder for pictures; afterwards the facts are written beside them."""
     OUT.mkdir(parents=True, exist_ok=True)
     yield OUT
-    git = subprocess.run(['git', 'describe', '--always', '--dirty=+'], capture_output=True, text=True)
     nvidia = pathlib.Path('/proc/driver/nvidia/version')
-    facts.update(git_rev=git.stdout.strip(), numpy=np.__version__,
+    facts.update(git_rev=git_rev(), numpy=np.__version__,
                  gpu=nvidia.read_text().splitlines()[0] if nvidia.exists() else None)
     (OUT / 'metadata.json').write_text(json.dumps(facts, indent=1))
 

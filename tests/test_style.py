@@ -12,16 +12,17 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NOUNS = {'model', 'layers', 'vision', 'grounding', 'pretrained', 'data', 'episode', 'questions', 'world',
-         'tasks', 'expert', 'clutch', 'rig', 'film', 'optim', 'policies', 'parallel', 'checkpoint',
+NOUNS = {'model', 'layers', 'vision', 'grounding', 'pretrained', 'data', 'processor', 'episode', 'questions',
+         'world', 'tasks', 'expert', 'clutch', 'rig', 'film', 'optim', 'policies', 'parallel', 'checkpoint',
          'watch'} # importable
 MAY_IMPORT = {'expert': {'world'}, 'world': {'clutch', 'tasks'}, 'tasks': {'clutch'},
               'model': {'layers', 'vision', 'grounding', 'pretrained'}, 'vision': {'layers'},
               'grounding': {'layers'}, 'pretrained': {'vision'},
-              'data': {'episode', 'questions'}, 'checkpoint': {'episode'}, 'watch': {'episode'},
+              'data': {'episode', 'questions', 'processor'}, 'processor': {'episode'}, 'checkpoint': {'episode'}, 'watch': {'episode'},
               'rig': {'clutch'}, 'film': {'world'},
-              'policies': {'data', 'expert', 'layers', 'model', 'world'}}
+              'policies': {'data', 'processor', 'expert', 'layers', 'model', 'world'}}
 MUST_NOT_SEE = {'model': {'mujoco', 'transformers'}, 'vision': {'mujoco', 'transformers'}, 'data': {'mujoco'},
+                'processor': {'mujoco'},
                 'layers': {'mujoco', 'transformers'},
                 'grounding': {'mujoco', 'transformers'}, 'pretrained': {'mujoco', 'transformers'},
                 'episode': {'mujoco', 'torch'}, 'questions': {'mujoco', 'torch'}, 'world': {'torch'},

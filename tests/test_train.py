@@ -22,6 +22,7 @@ import launch
 import layers
 import model
 import train
+from processor import Processor
 
 TINY = ('--n_layers=1', '--image_size=16', '--cameras=overhead,', '--tokens_per_camera=2', '--max_steps=24',
         '--batch_size=8', '--log_interval=4', '--eval_interval=12', '--eval_batches=1',
@@ -93,7 +94,7 @@ def test_a_run_writes_a_checkpoint_that_suffices_by_itself(whole, episodes):
     out, said = whole
     assert f'next: python sim_rollout.py --ckpt={out}' in said and (out / 'loss.png').stat().st_size > 10_000
     net, meta = model.VLA.load(out)
-    processor = data.Processor.from_dict(meta['processor'])
+    processor = Processor.from_dict(meta['processor'])
     assert (meta['step'], meta['settings']['batch_size'], processor.control_hz) == (24, 8, 10)
     dataset = data.Dataset(episodes, processor)
     obs = dataset.row(0)
