@@ -137,14 +137,16 @@ def gemm_rate(dtype, size=1024, seconds=1.0):
 
 
 def bench_world():
-    blind, seeing = make_world(cameras=()), make_world()
+    blind = make_world(cameras=())
     kind = f'{blind.task}, scale {blind.brick_scale:g}, one process'
     show('world', 'control steps, no camera', steps_per_second(blind, seconds), 'steps/s', kind)
-    what = f'control steps, {len(seeing.cameras)} cameras of {seeing.image_size} px'
-    show('world', what, steps_per_second(seeing, seconds), 'steps/s', kind)
+    for changes in ({}, {'image_size': 112}):
+        seeing = make_world(**changes)
+        what = f'control steps, {len(seeing.cameras)} cameras of {seeing.image_size} px'
+        show('world', what, steps_per_second(seeing, seconds), 'steps/s', kind)
+        seeing.close()
     show('world', 'physics with clutch / bare mj_step', physics_share(blind, seconds), '',
          'speeds on the same model from the same states')
-    seeing.close()
 
 
 def bench_render():
@@ -316,9 +318,8 @@ if __name__ == '__main__':
     cpu = [line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')] \
         if Path('/proc/cpuinfo').exists() else [platform.processor()]
     gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
-    git = subprocess.run(['git', 'describe', '--always', '--dirty=+'], capture_output=True, text=True)
     print(f'{cpu[0]}, {os.cpu_count()} cores{gpu}; mujoco {mujoco.__version__}, torch {torch.__version__}, '
-          f'rev {git.stdout.strip()}; load {os.getloadavg()[0]:.1f} before the start')
+          f'rev {data.git_rev()}; load {os.getloadavg()[0]:.1f} before the start')
     print(f'python {" ".join(sys.argv)}\n')
     processes = processes or torch.cuda.device_count() or min(2, os.cpu_count())
     with tempfile.TemporaryDirectory() as temporary:

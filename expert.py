@@ -496,12 +496,12 @@ class Kicks:
         self.queue[hand] = [(offset / n, None)] * n
 
     def _perched(self, world, hand):
-        """True where the brick that `hand` reaches for lies on a loose one, or is in the air: struck hard it
-        comes to lie upside down, and no upright hand can mend that."""
+        """True where the brick that `hand` reaches for lies on a loose one, a tower's, or is in the air: struck
+        hard it comes to lie upside down, and no upright hand can mend that."""
         g = world.goal
         loose = g.lower in [b.name for b in world.bricks if not b.fixed]
         brick = g.lower if hand == g.holder else g.upper
-        return (g.apart or loose and not g.holder) and not world.lies(brick)
+        return (g.apart or loose and (g.steady or not g.holder)) and not world.lies(brick)
 
     def _floor(self, world, hand):
         """Height of what a brick held by `hand` could hit, m."""
