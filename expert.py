@@ -504,11 +504,12 @@ class Kicks:
         return (g.apart or loose and (g.steady or not g.holder)) and not world.lies(brick)
 
     def _floor(self, world, hand):
-        """Height of what a brick held by `hand` could hit, m."""
+        """Height of what a brick held by `hand`, and what hangs on it, could hit, m."""
         if hand == world.goal.holder:
             return .02
         target = world.goal_pose()[0]
         xy = world.tool_command[TOOL[hand]][:2]
-        if world.goal.holder is None or np.hypot(*(xy - target[:2])) < .1:
+        # between towers, one hangs on the bridge: as high as the other, on which the bridge will sit
+        if not world.goal.holder or world.goal.steady or np.hypot(*(xy - target[:2])) < .1:
             return max(0., float(target[2]))
         return .02
