@@ -301,7 +301,8 @@ class Dataset:
         for i in np.flatnonzero(quiz):
             pairs = self.questions_at(rows[i], words)
             kinds = sorted({kind for kind, *_ in pairs})
-            kind = kinds[words.integers(len(kinds))]         # every kind as often as it can be asked
+            shares = np.array([questions.SHARES[kind] for kind in kinds])
+            kind = words.choice(kinds, p=shares / shares.sum())
             pairs = [pair for pair in pairs if pair[0] == kind]
             _, question, answer = pairs[words.integers(len(pairs))]
             prompts[i] = processor.prompt_ids(question, answer, True)

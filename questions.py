@@ -20,6 +20,9 @@ TEMPLATES = {      # several wordings each; {x} is the subject
     'wrong': ('what went wrong ?', 'did something go wrong ?'),
     'done': ('is it done ?', 'is the task finished ?'),
     'now': ('what now ?', 'what is to be done now ?', 'next ?')}
+# How often each kind is asked in training, where it can be: more what is hard to tell or can seldom be asked.
+# All alike, 166,000 questions left `cell` at 45 % right and `now` at 88 %, five other kinds at 99 %.
+SHARES = dict.fromkeys(TEMPLATES, 1) | {'cell': 8, 'part': 8, 'now': 4, 'near': 2}
 NEEDS_TASK = ('arm', 'done', 'now')      # of the instruction: it comes before the question
 
 
