@@ -362,9 +362,9 @@ class World:
     def current(self, plan):
         """The goal of a plan (a Goal and what comes after it) that is at work in this state: the first whose
         studs are not in; the one before it while its hand has not let go and left, unless that hand carries
-        the next brick, goes on with the same one, or has dropped the next one on top. (A press may break
-        links below, which hold again once the hand lets go.) With all studs in, the first link that is
-        broken."""
+        or is nearer to the next brick, goes on with the same one, or has dropped the next one on top. (A
+        press may break links below, which hold again once the hand lets go.) With all studs in, the first
+        link that is broken."""
         goals = plan.chain
         if not goals[1:]:
             return plan
@@ -374,7 +374,9 @@ class World:
         if done:
             last, upper = goals[done - 1], goals[done].upper
             at, top = self.brick_pose(last.upper)[0], self.brick_pose(upper)[0]
-            away = np.linalg.norm((self.tool_pose(last.hand)[0] - at)[:2]) > .07
+            tool, fetches = self.tool_pose(last.hand)[0], goals[done].giver or goals[done].hand
+            far, near = (np.linalg.norm((tool - there)[:2]) for there in (top, at))
+            away = near > .07 or fetches == last.hand and far < near
             dropped = np.linalg.norm((top - at)[:2]) < .03 and top[2] > at[2] + .005
             if not (away or dropped or upper == last.upper or self.held_by(upper) == last.hand
                     or self.released(last.hand, last.upper)):
