@@ -496,8 +496,8 @@ class Kicks:
         self.queue[hand] = [(offset / n, None)] * n
 
     def _perched(self, world, hand):
-        """True where the brick that `hand` reaches for lies on a loose one, of a tower or not, or is in the air:
-        struck hard it comes to lie upside down, and no upright hand can mend that."""
+        """True where the brick that `hand` reaches for lies on a loose one or is in the air: struck hard it
+        comes to lie upside down, and no upright hand can mend that."""
         g = world.goal
         loose = g.lower in [b.name for b in world.bricks if not b.fixed]
         brick = g.lower if hand == g.holder else g.upper
