@@ -1,4 +1,5 @@
-# questions about the scene, learnt beside the actions: 2 CPU cores, after `make demo`
+# questions about the scene, learnt beside the actions: 2 CPU cores, 17 min after `make demo`;
+# where 99 %, which hand 100 %, what now 88 % right on held-out rows, commit 845c218
 # torchrun --standalone --nproc_per_node=2 train.py config/demo.py config/qa.py
 # python sample.py --ckpt=out/qa --eval_qa=600
 out_dir = 'out/qa'

@@ -31,7 +31,7 @@ def test_world_and_render_sections_print_rates():
     done = bench('--only=world,render')
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith(('world ', 'render '))]
-    assert len(rows) == 5 and 'cores' in done.stdout
+    assert len(rows) == 6 and 'cores' in done.stdout
     rates = [float(line[54:].split()[0]) for line in rows]
     assert rates[0] > rates[1] > 5 and 0.1 < rates[2] < 1.5
 
