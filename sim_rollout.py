@@ -14,7 +14,7 @@ python sim_rollout.py --policy=episodes/demo             # replay every episode 
 """
 import os
 os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'  # before numpy: one thread per worker
-import functools, inspect, json, multiprocessing, multiprocessing.connection, signal, sys, time
+import inspect, json, multiprocessing, multiprocessing.connection, signal, sys, time
 from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
@@ -230,7 +230,6 @@ def dispatch(pool, jobs):
 # -----------------------------------------------------------------------------
 # Files, numbers, words
 
-@functools.cache
 def episode_file(folder, task, seed):
     return Path(folder) / f'{task}_{seed:07d}.safetensors'
 

@@ -291,7 +291,7 @@ if __name__ == '__main__':
         if template == 'qwen':
             words = pretrained.add_action_tokens(tokenizers.Tokenizer.from_str(words)).to_str()
         processor = Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz, words,
-                                   tokens_per_camera, template=template, compand=compand, pad_dims=pad_dims)
+                              tokens_per_camera, template=template, compand=compand, pad_dims=pad_dims)
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
                               gain, brightness, shift, state_noise, ask, pure_noise, questions, prefix_rows,
                               times, weights)

@@ -375,8 +375,8 @@ class World:
             last, upper = goals[done - 1], goals[done].upper
             at, top = self.brick_pose(last.upper)[0], self.brick_pose(upper)[0]
             tool, fetches = self.tool_pose(last.hand)[0], goals[done].giver or goals[done].hand
-            far, near = (np.linalg.norm((tool - there)[:2]) for there in (top, at))
-            away = near > .07 or fetches == last.hand and far < near
+            to_next, to_last = (np.linalg.norm((tool - there)[:2]) for there in (top, at))
+            away = to_last > .07 or fetches == last.hand and to_next < to_last
             dropped = np.linalg.norm((top - at)[:2]) < .03 and top[2] > at[2] + .005
             if not (away or dropped or upper == last.upper or self.held_by(upper) == last.hand
                     or self.released(last.hand, last.upper)):

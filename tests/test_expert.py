@@ -55,10 +55,9 @@ def test_expert_is_a_function_of_the_state_alone():
         world.step(action)
 
 
-def test_dropped_brick_is_picked_up_again():
-    world, expert = World('place', cameras=()), Expert()
-    world.reset(2)
-    side = TOOL[world.goal.hand]
+def leave_before_the_press(world):
+    """Drive to where the hand is up and shut again, the brick on its place, not pressed on. -> hand's slots"""
+    expert, side = Expert(), TOOL[world.goal.hand]
     while True:      # until just before the press, then the hand lets go and rises
         action, info = expert.act(world)
         if 'press' in info['phase']:
@@ -72,6 +71,13 @@ def test_dropped_brick_is_picked_up_again():
         action[side][6], action[side][2] = CLOSED_M, action[side][2] + .02
         world.step(action)
     assert not world.joined()
+    return side
+
+
+def test_dropped_brick_is_picked_up_again():
+    world, expert = World('place', cameras=()), Expert()
+    world.reset(2)
+    side = leave_before_the_press(world)
     # as who coaches answers: nobody sees from up there that the brick is not on
     left, told = Expert(trusting=True).act(world), expert.act(world)
     assert 'retreat' in left[1]['phase'] and left[0][side][6] == np.float32(CLOSED_M)

@@ -12,6 +12,7 @@ import model
 import policies
 import sim_rollout
 from processor import Processor
+from test_expert import leave_before_the_press
 from world import World
 
 pytestmark = pytest.mark.mujoco
@@ -59,6 +60,16 @@ def test_a_coached_episode_is_driven_by_both_and_labelled_by_the_expert():
     moved = [np.abs(row['tool_action'] - row['tool_executed']).max() for row in rows if row['kicked']]
     assert np.median(moved) > .005      # what it says while the student does nothing
     world.close()
+
+
+def test_who_coaches_goes_back_to_a_brick_but_teaches_to_stay_gone():
+    world = World('place', cameras=())
+    world.reset(2)
+    leave_before_the_press(world)
+    stay, back = expert.Expert(trusting=True).act(world)[0], expert.Expert().act(world)[0]
+    choice = policies.coached(world, policies.constant('hold'))(2)(world.observe())
+    assert not np.array_equal(stay, back) and choice['kicked']
+    assert np.array_equal(choice['action'], stay) and np.array_equal(choice['executed'], back)
 
 
 def test_bfloat16_changes_the_commands_by_less_than_a_millimetre(checkpoint, world):

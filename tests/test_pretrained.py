@@ -620,7 +620,7 @@ def configured(path, **known_by_data):
     with open(settings['tokenizer']) as f:
         words = f.read()
     processor = Processor(*(settings[k] for k in ('cameras', 'image_size', 'state_slots', 'action_slots',
-                                                       'horizon', 'control_hz')), words)
+                                                  'horizon', 'control_hz')), words)
     sizes = dict(state_dim=len(processor.state_slots), action_dim=len(processor.action_slots),
                  vocab_size=processor.tokenizer.get_vocab_size(), image_pad_id=1, state_pad_id=2,
                  action_start_id=3, n_cameras=len(settings['cameras'])) | known_by_data

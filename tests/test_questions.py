@@ -74,6 +74,7 @@ def test_facts_follow_the_expert_through_an_episode():
     assert ('cell', red) not in truth[0] and truth[-1]['cell', red] in world.instruction
     assert {found['arm', ''] for found in truth} == {goal.hand}
     assert truth[0]['left', ''] != red if side == 'right' else truth[0]['left', ''] == red
+    assert {found['wrong', ''] for found in truth} == {'nothing'}
 
 
 @pytest.mark.mujoco

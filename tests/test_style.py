@@ -18,7 +18,8 @@ NOUNS = {'model', 'layers', 'vision', 'grounding', 'pretrained', 'data', 'proces
 MAY_IMPORT = {'expert': {'world'}, 'world': {'clutch', 'tasks'}, 'tasks': {'clutch'},
               'model': {'layers', 'vision', 'grounding', 'pretrained'}, 'vision': {'layers'},
               'grounding': {'layers'}, 'pretrained': {'vision'},
-              'data': {'episode', 'questions', 'processor'}, 'processor': {'episode'}, 'checkpoint': {'episode'}, 'watch': {'episode'},
+              'data': {'episode', 'questions', 'processor'}, 'processor': {'episode'},
+              'checkpoint': {'episode'}, 'watch': {'episode'},
               'rig': {'clutch'}, 'film': {'world'},
               'policies': {'data', 'processor', 'expert', 'layers', 'model', 'world'}}
 MUST_NOT_SEE = {'model': {'mujoco', 'transformers'}, 'vision': {'mujoco', 'transformers'}, 'data': {'mujoco'},

@@ -253,3 +253,24 @@ def test_a_grasp_does_not_rattle():
         if world.steps == 13:
             opening.clear()      # closed by now
     assert np.ptp(opening) < .001
+
+
+def test_a_plan_goes_on_where_the_hand_is_nearer_to_the_next_brick(monkeypatch):
+    """A brick that fell within a hand's width of its tower: low over it, the hand is not at the tower."""
+    world = World('build', cameras=())
+    plan = None
+    for seed in range(50):      # a plan whose second brick the first one's hand fetches
+        world.reset(seed)
+        plan = next((plan for plan, _ in world.askable
+                     if (plan.then.giver or plan.then.hand) == plan.hand), None)
+        if plan:
+            break
+    last, next_one = plan.chain[:2]
+    world._put_on(last)
+    mujoco.mj_forward(world.model, world.data)
+    tower = world.brick_pose(last.upper)[0]
+    beside = tower + [-.06, 0, -tower[2]]
+    world.data.xpos[world.model.body(next_one.upper).id] = beside
+    for at, goal in ((beside, next_one), (tower, last)):
+        monkeypatch.setattr(world, 'tool_pose', lambda hand, at=at: (at + [0, 0, .02], np.eye(3)))
+        assert world.current(plan) is goal
