@@ -150,14 +150,15 @@ class Clutch:
         self.changed()
 
     # -- queries ---------------------------------------------------------------------------------------------
-    def connections(self):
+    def connections(self, loose=False):
         """List of dicts, one per live link: lower, upper, studs, cell (upper's centre in studs from lower's
         centre), turns (quarter turns), and as of the last `measure`: load (Fx Fy Fz Mx My Mz on it in the
-        lower brick's frame, N and N m) and utilisation (1 = breaks)."""
+        lower brick's frame, N and N m) and utilisation (1 = breaks). loose: also links that are broken, their
+        studs still in."""
         return [dict(lower=self.names[r['a']], upper=self.names[r['b']], studs=int(r['studs']),
                      cell=tuple(float(c) for c in r['cell']), turns=int(r['turns']),
                      load=tuple(float(x) for x in r['load']), utilisation=float(r['use']))
-                for r in self.links[self.links['used'] & ~self.links['loose']]]
+                for r in self.links[self.links['used'] & (loose | ~self.links['loose'])]]
 
     def link(self, lower, upper, loose=False):
         """The live link's record, or None; loose: also one that is broken, its studs still in."""

@@ -1,5 +1,4 @@
-"""The scripted expert: reads ground truth, returns the next tool action; and the kicks that make it show
-recoveries.
+"""The scripted expert: reads ground truth, returns the next tool action.
 
 The action is a function of the world's current state alone: which phase a hand is in is read off the state
 (is the brick between my fingers? how far is it from its place? does the clutch hold it?), never off a clock
@@ -19,6 +18,10 @@ SPEED_M_S, PRESS_SPEED_M_S, TURN_RAD_S = .3, .04, 2.     # the press speed is pe
 CLOSED_M = -.02              # commanded opening of a gripping hand: squeezes with the spring's full reach
 WINDUP_M = .002              # while pressing the command may be this far ahead of the hand sideways
 LEVEL_RAD, MAX_LEAN_RAD = .05, .6                # a brick that leans by this much is grasped so, and righted
+# How far a hand turns that rights a brick, about the jaw (fingers pointing away from the robot .. towards it)
+# and about the arm; with a brick it has yet to grasp, which may lie anywhere, less; and where it can at all.
+PITCH_RAD, ROLL_RAD, GRASP_PITCH_RAD = (-1.2, .55), (-.8, .8), (-.6, .55)
+LEANING_REACH_M = .38
 MAX_YAW_RAD = 2.2                                # of a hand; the wrist's last joint ends at 2.6
 MEETING_POINT_M = np.array([.34, 0, .13])        # where the holder keeps the lower brick's middle
 WAITING_POINT_M = np.array([.37, .13, .19])      # where the other hand waits for it, on its own side
@@ -30,44 +33,52 @@ HAND_WIDTH_M = .09
 FINGERTIP_M = .006                               # the tool is this far above the fingertips
 SHARED_Y_M = .07                                 # a hand leaves bricks to the other one from here on
 REACH_M = .46                                    # to x, what no place to go to exceeds
+CLEAR_M = .09                                    # around a brick that is being righted
 CLEAR_Y_M = .16                                  # an idle hand stays at least this far from the middle
 
 
 class Hand:
     """One hand's view of the world at this instant, and the command being composed for it."""
 
-    def __init__(self, world, hand, brick, grip_point=(0, 0, 0)):
+    def __init__(self, world, hand, brick, grip_point=None):
         s = world.brick_scale
         self.world, self.hand, self.scale = world, hand, s
         self.command = world.tool_command[TOOL[hand]].astype(float)
         self.new = self.command.copy()
         self.tool, R = world.tool_pose(hand)
+        self.R = R
         self.yaw = np.arctan2(R[1, 0], R[0, 0])
         self.brick, Rb = world.brick_pose(brick)
         self.brick_yaw, self.up = np.arctan2(Rb[1, 0], Rb[0, 0]), Rb[:, 2]
-        self.grip = self.brick + Rb @ grip_point                       # bottom of where to hold it
-        self.in_hand = rot_z(self.yaw).T @ (self.grip - self.tool)
+        self.stack = stack(world, brick)
+        top, Rtop = world.brick_pose(self.stack[-1] if grip_point is None else brick)
+        self.grip = top if grip_point is None else top + Rtop @ grip_point      # bottom of where to hold it
+        self.in_hand, grip = (rot_z(self.yaw).T @ (at - self.tool) for at in (self.brick, self.grip))
         self.open_m, self.opening_m = world.max_opening_m, world.opening_m(hand)
         # 0 closed .. 1 open, as commanded
         self.stroke = (self.command[6] - CLOSED_M) / (self.open_m - CLOSED_M)
         width = 2 * s * STUD_PITCH_M
         self.height = world.grasp_height_m
-        self.near = np.hypot(*self.in_hand[:2]) < .012 * s and abs(self.in_hand[2] + self.height) < .007 * s
+        self.near = np.hypot(*grip[:2]) < .012 * s and abs(grip[2] + self.height) < .007 * s
         self.held = self.near and self.opening_m < width + .003
         self.closed = self.opening_m < width + .008 * s
         # fingers on the long sides, the turn nearest to rest
-        self.grasp_yaw = wrap(self.brick_yaw - np.pi / 2, np.pi)
+        self.grasp_yaw = wrap(np.arctan2(Rtop[1, 0], Rtop[0, 0]) - np.pi / 2, np.pi)
         self.dt = 1 / world.control_hz
+        self.tipped = None                          # most bricks stand upright
+        if min(self.up[2], R[2, 2]) < np.cos(.3) and (tipped := Tipped(self, brick)).true:
+            self.tipped, self.held = tipped, False
 
-    def go(self, xy, yaw, z, speed=SPEED_M_S, z_speed=SPEED_M_S):
-        """Move the command towards a pose within the speeds, upright but for a brick that leans."""
+    def go(self, xy, turn, z, speed=SPEED_M_S, z_speed=SPEED_M_S):
+        """Move the command towards a pose within the speeds. turn: a rotation (3, 3), or the yaw of a hand
+        that is upright but for a brick that leans."""
         c, dt = self.command, self.dt
         d = np.asarray(xy) - c[:2]
         self.new[:2] = c[:2] + d * min(1, speed * dt / max(np.linalg.norm(d), 1e-9))
         self.new[2] = c[2] + np.clip(z - c[2], -z_speed * dt, z_speed * dt)
-        self.new[3:5] = c[3:5] + np.clip(self.lean() - c[3:5], -TURN_RAD_S * dt, TURN_RAD_S * dt)
         # the way that stays within the wrist's range, not the shortest
-        self.new[5] = c[5] + np.clip(yaw - c[5], -TURN_RAD_S * dt, TURN_RAD_S * dt)
+        v = np.array([*self.lean(), turn]) if np.ndim(turn) == 0 else matrix_to_rotvec(turn)
+        self.new[3:6] = c[3:6] + np.clip(v - c[3:6], -TURN_RAD_S * dt, TURN_RAD_S * dt)
 
     def turn(self, yaw):
         """Yaw to command so that the held brick gets to `yaw`, in which half a turn makes no difference."""
@@ -92,12 +103,15 @@ class Hand:
         self.new[6] = CLOSED_M if shut else self.open_m
 
     def pick(self):
-        """Reach for the brick and close on it. Used whenever the brick is not in this hand."""
+        """Reach for the brick and close on it. Used whenever it is not in this hand, or not upright."""
         s = self.scale
+        if self.tipped:
+            return self.right()
         # above the grip along the brick's own axis where it leans
         tilted = np.cos(MAX_LEAN_RAD) < self.up[2] < np.cos(LEVEL_RAD)
         goal = self.grip + self.height * (self.up if tilted else np.array([0, 0, 1]))
-        error = np.hypot(*(goal - self.tool)[:2]) + .03 * abs(wrap(self.grasp_yaw - self.yaw))
+        turn = abs(wrap(self.grasp_yaw - self.yaw)) + np.linalg.norm(self.lean() - self.command[3:5])
+        error = np.hypot(*(goal - self.tool)[:2]) + .03 * turn
         above = self.tool[2] - goal[2]
         in_place = self.near and error < .004 * s and abs(above) < .004 * s
         if in_place and (self.stroke < .9 or error < .0025 * s):
@@ -114,9 +128,48 @@ class Hand:
         self.gripper(shut=False)
         return 'reach'
 
+    def right(self):
+        """Set a brick upright that has tipped over: grasp it leaning along as far as the arm can, lift, lean
+        the other way, let go on a clear spot. What lies on its side or stands on its end then falls on its
+        feet. What is upside down has to turn by more than the arm does, and comes to stand on its end."""
+        t, s = self.tipped, self.scale
+        if t.gripped:
+            turned, spot = t.turned(), t.clear_spot()
+            left = np.linalg.norm(matrix_to_rotvec(turned @ t.command.T))
+            to_spot = spot - (t.middle - self.tool)[:2]
+            self.gripper(shut=True)
+            if left > .2 or np.hypot(*(spot - t.middle[:2])) > .03:
+                z = self.tool[2] - t.lowest_m + .06
+                self.go(to_spot, turned if t.lowest_m > .02 else t.R, z, self.lifted_speed())
+                return 'turn'
+            if t.lowest_m > .006:
+                self.go(to_spot, turned, self.command[2] - t.lowest_m + .001,
+                        z_speed=np.clip(3 * t.lowest_m, .05, SPEED_M_S))
+                return 'lower'
+            self.new[:3] = self.tool                # pressed on the table the fingers would not open
+            self.gripper(shut=False)
+            return 'release'
+        grasp, goal = t.grasp(), t.middle.copy()
+        goal[2] = max(goal[2], FINGERTIP_M + .005)
+        turn = np.linalg.norm(matrix_to_rotvec(grasp @ t.R.T))
+        error, above = np.hypot(*(goal - self.tool)[:2]) + .03 * turn, self.tool[2] - goal[2]
+        in_place = error < .004 * s and abs(above) < .004 * s
+        self.gripper(shut=in_place)
+        if in_place:
+            self.go(goal[:2], grasp, goal[2], .05)
+            return 'grasp'
+        if above < .05 and (turn > .3 or self.opening_m < self.open_m - .016):
+            # turned down there the fingers would strike the brick, and drawn out sideways drag it along
+            away = self.tool + .05 * t.most_upright(t.R[:, 1])
+            self.go(away[:2], t.R, away[2])
+        else:
+            z = goal[2] + np.clip(5 * (error - .004 * s), 0, goal[2] - t.lowest_m + .04)
+            self.go(goal[:2], grasp, z, z_speed=.2 if error < .03 else SPEED_M_S)
+        return 'reach'
+
     def lifted_speed(self):
         """Lateral speed while the brick is still close to the table."""
-        return SPEED_M_S * np.clip((self.tool[2] - self.height) / .03, 0, 1)
+        return SPEED_M_S * np.clip(self.brick[2] / .03, 0, 1)
 
     def let_go(self, clear_z):
         """Open, rise, and shut again above the bricks. An open hand over a brick is about to fetch it, an
@@ -134,7 +187,7 @@ class Hand:
         """True where the fingers can shut without touching the goal's bricks."""
         world, goal = self.world, self.world.goal
         heights = {b.name: b.height_m(self.scale) for b in world.bricks}
-        top = max(world.brick_pose(name)[0][2] + heights[name] for name in (goal.upper, goal.lower))
+        top = max(world.brick_pose(name)[0][2] + heights[name] for name in (*self.stack, goal.lower))
         return self.tool[2] > top + self.scale * STUD_HEIGHT_M + FINGERTIP_M + .004
 
     def gone(self):
@@ -152,9 +205,8 @@ class Hand:
     def hold_at(self, middle, yaw):
         """Keep the held brick's middle at a point and its yaw at `yaw`,
         following the measured pose in the hand."""
-        offset = rot_z(self.yaw).T @ (self.brick - self.tool)
         turn = self.turn(yaw)
-        target = middle - rot_z(turn) @ offset
+        target = middle - rot_z(turn) @ self.in_hand
         self.go(target[:2], turn, target[2], self.lifted_speed())
         self.gripper(shut=True)
         return 'hold' if np.linalg.norm(self.brick - middle) < .012 else 'carry'
@@ -167,9 +219,9 @@ class Hand:
         error = np.hypot(*e) + .03 * abs(wrap(yaw - self.brick_yaw, np.pi))
         if error < .015 and self.brick[2] < .0015 * s:
             return self.let_go(.14)
-        z = self.height + np.clip(1.5 * (error - .008), -.004, .06)      # in the end onto the table, softly
-        offset = rot_z(self.yaw).T @ (self.brick - self.tool)
-        self.go(point - (rot_z(turn) @ offset)[:2], turn, z,
+        # in the end onto the table, softly
+        z = np.clip(1.5 * (error - .008), -.004, .06) - self.in_hand[2]
+        self.go(point - (rot_z(turn) @ self.in_hand)[:2], turn, z,
                 self.lifted_speed() if error > .02 else SPEED_M_S)
         self.gripper(shut=True)
         return 'lower' if error < .02 else 'carry'
@@ -253,6 +305,76 @@ class Hand:
             self.go(xy, turn, z, self.lifted_speed() if error > .02 else SPEED_M_S)
         self.gripper(shut=True)
         return phase
+
+
+class Tipped:
+    """How a brick lies that leans too far to be grasped and carried as it is: on its side, on its end, upside
+    down; or that is held by a hand which leans too far to press it on. `true`: it does, or is."""
+
+    def __init__(self, hand, brick):
+        world, s = hand.world, hand.scale
+        self.world, self.hand = world, hand
+        spec = next(b for b in world.bricks if b.name == brick)
+        at, Rb = world.brick_pose(brick)
+        self.up, self.R, self.command = Rb[:, 2], hand.R, rotvec_to_matrix(hand.command[3:6])
+        half = np.array([*(s * STUD_PITCH_M * np.array(spec.studs)), spec.height_m(s)]) / 2
+        self.middle = at + Rb @ [0, 0, half[2]]
+        self.lowest_m = self.middle[2] - np.abs(Rb[2]) @ half - max(0, -Rb[2, 2]) * s * STUD_HEIGHT_M
+        # What is, or will be, between the fingers: the short side, the long one where that points up and they
+        # open so far, else bottom and top.
+        short, in_hand = int(np.argmin(half[:2])), self.R.T @ (self.middle - hand.tool)
+        axes = [i for i in (short, 1 - short, 2) if i == 2 or 2 * half[i] < hand.open_m - .008]
+        axis = max(axes, key=lambda i: abs(Rb[:, i] @ self.R[:, 1]))
+        gap = 2 * half[axis] + (axis == 2) * s * STUD_HEIGHT_M
+        off = np.hypot(in_hand[0], in_hand[2]) / 2, abs(in_hand[1])
+        self.gripped = hand.opening_m < gap + .003 and max(off) < .006 * s
+        if not self.gripped:
+            axis = next(i for i in axes if abs(Rb[2, i]) < .72)
+        self.on_side, self.jaw = axis == 2, Rb[:, axis] * (1 if Rb[1, axis] > 0 else -1)
+        # with the brick upright the hand would lean: then it cannot press
+        axis = np.cross(self.up, [0, 0, 1])
+        leans = np.arctan2(np.linalg.norm(axis), self.up[2])
+        axis *= leans / max(np.linalg.norm(axis), 1e-9)
+        awry = self.gripped and (rotvec_to_matrix(axis) @ self.R)[2, 2] < np.cos(.3)
+        self.true = leans > MAX_LEAN_RAD or awry
+
+    def most_upright(self, jaw):
+        """The direction (3,) nearest to up that turning about the jaw's axis (3,) gives."""
+        up = np.array([0, 0, 1]) - jaw[2] * jaw
+        return up / np.linalg.norm(up)
+
+    def lean(self, jaw):
+        """How far the brick leans about the jaw's axis, rad."""
+        up = self.most_upright(jaw)
+        lean = np.arctan2(self.up @ np.cross(jaw, up), self.up @ up)
+        return abs(lean) if abs(lean) > 2.6 else lean      # upside down: one way round, not to and fro
+
+    def grasp(self):
+        """Tool rotation (3, 3) to grasp it in."""
+        up = self.most_upright(self.jaw)
+        near = not self.on_side and self.middle[0] < LEANING_REACH_M
+        pitch = np.clip(self.lean(self.jaw), *GRASP_PITCH_RAD) if near else 0.
+        z = np.cos(pitch) * up + np.sin(pitch) * np.cross(self.jaw, up)
+        return np.column_stack([np.cross(self.jaw, z), self.jaw, z])
+
+    def turned(self):
+        """Tool rotation (3, 3) that rights the brick in the hand as far as the arm can."""
+        if self.on_side:
+            tilt = np.sign(self.up @ self.R[:, 1]) * np.arccos(np.clip(self.up[2], -1, 1))
+            roll = np.arctan2(self.R[2, 1], self.R[2, 2]) + tilt
+            return rotvec_to_matrix(np.array([np.clip(roll, *ROLL_RAD), 0, 0]))
+        pitch = np.arcsin(-self.R[2, 0]) - self.lean(self.R[:, 1])
+        return rotvec_to_matrix(np.array([0, np.clip(pitch, *PITCH_RAD), 0]))
+
+    def clear_spot(self):
+        """The nearest place on the table, on the hand's own side, that is clear of other bricks: (2,) m."""
+        side = 1 if self.hand.hand == 'left' else -1
+        spots = np.array([(x, side * y) for x in (.26, .30, .34) for y in (.14, .18, .22, .26, .30)])
+        others = np.array([self.world.brick_pose(b.name)[0][:2] for b in self.world.bricks
+                           if b.name not in self.hand.stack])
+        gaps = np.linalg.norm(spots[:, None] - others, axis=2).min(1)
+        far = np.linalg.norm(spots - self.middle[:2], axis=1)
+        return spots[np.argmax(np.minimum(gaps, CLEAR_M) - .1 * far)]
 
 
 class Expert:
@@ -355,6 +477,15 @@ def take_apart(world, goal, _):
     return [(h0, verb0, goal.lower, 'table' if parted else None), (h, verb, goal.upper, 'table')]
 
 
+def stack(world, brick):
+    """The brick and what has been pressed on it, and on that, [names]: gripped by its foot a tower is in the
+    way of the palm, so it is fetched and pressed on by its top."""
+    names = [brick]
+    while above := [c['upper'] for c in world.connections(loose=True) if c['lower'] == names[-1]]:
+        names.append(above[0])
+    return names
+
+
 def far_end(world, goal):
     """Where the holder grips: the end of the lower brick away from the upper one, (3,) m in its frame."""
     half = (np.array(next(b for b in world.bricks if b.name == goal.lower).studs) - 2) / 2
@@ -386,130 +517,3 @@ def narrate(moves):
             to = f' to {where}' if where and verb in ('carry', 'align', 'press', 'lower') else ''
             lines[h.hand] = f'{h.hand}: {verb} {brick}{to}'
     return '; '.join(lines[hand] for hand in HANDS if hand in lines)
-
-
-class Kicks:
-    """Sparse displacements of the executed command while demonstrating. The expert's clean answer stays the
-    label, so the recording shows how to come back from where a learner will end up: off to the side, too low,
-    off-centre in the grasp, brick let go before it snapped. `probability` per control step and hand; scales
-    6, 20 and 50 mm."""
-
-    def __init__(self, seed, probability=.1):
-        self.rng = np.random.default_rng([7919, seed])
-        self.probability = probability
-        # what is left of a burst: (offset (6,) to add to the command in force, opening or None)
-        self.queue = {h: [] for h in HANDS}
-        # at most one off-centre grasp and one early release per hand and episode
-        self.grasped, self.dropped = set(), set()
-        # In most episodes an idle hand sets out for a brick nobody asked for. Without these feints the hand
-        # that moves, or is near its brick, always is the right one: a learner reads that instead of the
-        # instruction (it then chose the hand by chance on the first step, and stayed with it).
-        self.feint_steps = self.rng.integers(3, 13) if self.rng.random() < .6 and probability > 0 else 0
-        # Small errors all along (DART, Laskey et al. 2017). Without them a hand low over the place is always
-        # just where the way the brick lies in it requires: a learner reads the one off the other, does not
-        # look, and in the end centres the hand instead of the brick.
-        self.jitter_m, self.drift = self.rng.uniform(0, .0007) * (probability > 0), np.zeros((2, 3))
-
-    def apply(self, world, action, info):
-        """Returns the action to execute (15,) float32 and whether it was replaced: then what comes after it
-        answers another situation. Jitter alone does not count."""
-        action, kicked = action.copy(), False
-        self.drift = .5 * self.drift + .87 * self.rng.normal(size=(2, 3))      # of unit spread
-        # two hands that meet in the air both miss; a brick that is handed over is fetched and carried twice
-        smaller = world.goal.holder or world.goal.giver
-        jitter_m = self.jitter_m * world.brick_scale * (.6 if smaller else 1)
-        for hand, verb, drift in zip(HANDS, info['phase'], self.drift):
-            if verb != 'rest':
-                action[TOOL[hand]][:3] += jitter_m * drift
-            if verb == 'rest' and world.steps < self.feint_steps:
-                other = Hand(world, hand, self._unasked(world, hand))
-                other.pick()
-                action[TOOL[hand]][:6] = other.new[:6]
-                kicked = True
-                continue
-            if not self.queue[hand] and self.probability > 0:
-                self._draw(world, hand, verb)
-            if self.queue[hand]:
-                kicked, sl = True, TOOL[hand]
-                offset, open_m = self.queue[hand].pop(0)
-                action[sl] = world.tool_command[sl]
-                action[sl][:6] += offset
-                if open_m is not None:
-                    action[sl][6] = open_m
-        return np.clip(action, TOOL_LOW, TOOL_HIGH).astype(np.float32), kicked
-
-    def _unasked(self, world, hand):
-        """The nearest loose brick that is not part of the goal (for one on the other side the arms would
-        entangle); the goal's own where there is no other."""
-        asked = (world.goal.upper, world.goal.lower)
-        names = [b.name for b in world.bricks if not b.fixed and b.name not in asked]
-        tool = world.tool_pose(hand)[0]
-        return min(names or [world.goal.upper], key=lambda n: np.linalg.norm(world.brick_pose(n)[0] - tool))
-
-    def _draw(self, world, hand, verb):
-        rng, s, command = self.rng, world.brick_scale, world.tool_command[TOOL[hand]]
-        is_open = command[6] > .6 * world.max_opening_m
-        # an idle hand is pushed about as well: else which hand moves would tell a learner which hand is meant
-        chance = dict(reach=1, carry=1, align=1, wait=.6, rest=.5).get(verb, 0) * self.probability
-        if world.goal.holder and verb == 'carry' and hand == world.goal.holder:
-            chance *= .6
-        if verb == 'reach' and world.steps == 0:
-            chance = .5
-        if verb == 'grasp' and is_open and hand not in self.grasped:
-            chance = .3
-        if verb == 'press' and not world.goal.holder and hand not in self.dropped:
-            chance = .06
-        if rng.random() >= chance:
-            return
-        held = verb in ('carry', 'align', 'wait')
-        if verb == 'press':
-            # let go before the brick has snapped, a little to the side, and rise:
-            # it has to be picked up again
-            self.dropped.add(hand)
-            side, rise = rng.normal(0, .0015 * s, 2), rng.uniform(.01, .03)
-            first = np.array([*side, 0, 0, 0, rng.normal(0, .03)])
-            up = np.array([0, 0, rise, 0, 0, 0])
-            n = rng.integers(2, 4)
-            open_m = world.max_opening_m
-            self.queue[hand] = [(first, None), (np.zeros(6), open_m)] + [(up, open_m)] * n
-            return
-        if verb == 'grasp':      # off-centre along the brick
-            self.grasped.add(hand)
-            x = rng.uniform(-.0055, .0055) * s
-            yaw = command[5]
-            self.queue[hand] = [(np.array([np.cos(yaw) * x, np.sin(yaw) * x, 0, 0, 0, 0]), None)]
-            return
-        u = rng.random()
-        size, turn, n = ((.006, .06, 2) if u < .4 else (.02, .15, 2) if u < .75 else (.05, .3, 3))
-        perched = verb == 'reach' and self._perched(world, hand)
-        shrink = .2 if perched else .5 if world.goal.holder and held else 1.
-        offset = np.array([*rng.normal(0, size, 3), 0, 0, rng.normal(0, turn)]) * shrink
-        low = world.grasp_height_m
-        if held:                 # never ram a held brick into what lies below it
-            low += (self._floor(world, hand) + STUD_HEIGHT_M * s + .004)
-        z = np.clip(command[2] + offset[2], low, .26)
-        if verb == 'reach' and not perched and rng.random() < .3:
-            z = max(low, rng.uniform(low, low + .05))
-        offset[2] = z - command[2]
-        # nor the arm to its end, where it flips over and comes to lie behind the other one
-        offset[0] = min(offset[0], max(0, REACH_M - command[0]))
-        self.queue[hand] = [(offset / n, None)] * n
-
-    def _perched(self, world, hand):
-        """True where the brick that `hand` reaches for lies on a loose one or is in the air: struck hard it
-        comes to lie upside down, and no upright hand can mend that."""
-        g = world.goal
-        loose = g.lower in [b.name for b in world.bricks if not b.fixed]
-        brick = g.lower if hand == g.holder else g.upper
-        return (g.apart or loose and (g.steady or not g.holder)) and not world.lies(brick)
-
-    def _floor(self, world, hand):
-        """Height of what a brick held by `hand`, and what hangs on it, could hit, m."""
-        if hand == world.goal.holder:
-            return .02
-        target = world.goal_pose()[0]
-        xy = world.tool_command[TOOL[hand]][:2]
-        # between towers, one hangs on the bridge: as high as the other, on which the bridge will sit
-        if not world.goal.holder or world.goal.steady or np.hypot(*(xy - target[:2])) < .1:
-            return max(0., float(target[2]))
-        return .02

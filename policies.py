@@ -13,7 +13,8 @@ import time
 import numpy as np
 
 import data
-from expert import CLOSED_M, Expert, Kicks
+from expert import CLOSED_M, Expert
+from kicks import Kicks
 from processor import Processor
 from world import TOOL_ACTION_NAMES, TOOL_HIGH, TOOL_LOW
 

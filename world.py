@@ -61,9 +61,10 @@ TOOL_ACTION_NAMES = ('spine_z', *(f'{h}/{s}' for h in HANDS for s in (
 TOOL = {'left': slice(1, 8), 'right': slice(8, 15)}        # a hand's slots in the tool action
 # Commands outside these bounds are clipped: torso frame, m and rad. A negative opening squeezes harder
 # (kp 1500 N/m per finger).
-TOOL_LOW = np.array([-.5236, *[.15, -.45, .002, -.8, -.8, -np.pi, -.02] * 2])
-TOOL_HIGH = np.array([.5236, *[.56, .45, .40, .8, .8, np.pi, .08] * 2])
+TOOL_LOW = np.array([-.5236, *[.15, -.45, .002, -1.2, -1.2, -np.pi, -.02] * 2])
+TOOL_HIGH = np.array([.5236, *[.56, .45, .40, 1.2, 1.2, np.pi, .08] * 2])
 PHASES = ('start', 'reach', 'lift', 'carry', 'align', 'press', 'release', 'success')
+STUCK_M = .03           # an arm that misses a reachable pose by this much goes there by way of home
 HOLD_S = 1.            # success: the goal holds for this long
 INTERPOLATION_HZ = 50
 CLUTCH_PERIOD_S = .008
@@ -118,9 +119,16 @@ class ArmIK:
         mujoco.mj_kinematics(self.model, self.data)
         return self.data.site_xpos[self.site].copy(), self.data.site_xmat[self.site].reshape(3, 3).copy()
 
-    def solve(self, q, pos, R, iterations=20, null_gain=.05, tol_m=1e-4, tol_rad=1e-3):
-        """Joints (7,) rad that bring the tool to pos, R, starting from q;
-        the best found where it is out of reach."""
+    def solve(self, q, pos, R, iterations=20):
+        """Joints (7,) rad that bring the tool to pos, R, starting from q, or from home where a twisted arm
+        does not get there; the best found where it is out of reach."""
+        best, off_m = self._descend(q, pos, R, iterations)
+        if off_m > STUCK_M:
+            other, off_m = self._descend(self.home, pos, R, 3 * iterations)
+            best = other if off_m < STUCK_M / 4 else best
+        return best
+
+    def _descend(self, q, pos, R, iterations, null_gain=.05, tol_m=1e-4, tol_rad=1e-3):
         model, data, eye = self.model, self.data, np.eye(7)
         q = np.clip(q, self.low, self.high)
         for _ in range(iterations):
@@ -137,7 +145,7 @@ class ArmIK:
             pinv = J.T @ np.linalg.inv(J @ J.T + .03 ** 2 * min(1, 10 * size + 1e-3) * np.eye(6))
             dq = pinv @ e + null_gain * min(1, 20 * size) * (eye - pinv @ J) @ (self.home - q)
             q = np.clip(q + np.clip(dq, -.3, .3), self.low, self.high)
-        return q
+        return q, np.linalg.norm(pos - self.forward(q)[0])
 
 
 class World:
@@ -364,24 +372,31 @@ class World:
         studs are not in; the one before it while its hand has not let go and left, unless that hand carries
         or is nearer to the next brick, goes on with the same one, or has dropped the next one on top. (A
         press may break links below, which hold again once the hand lets go.) With all studs in, the first
-        link that is broken."""
+        link that is broken, else the last goal of a hand that has not let go, else the last."""
         goals = plan.chain
         if not goals[1:]:
             return plan
         done = next((i for i, g in enumerate(goals) if not self.joined(g, loose=True)), None)
         if done is None:
-            return next((g for g in goals if not self.joined(g)), goals[-1])
+            at_work = [g for g in goals if not self.joined(g)] or [
+                g for g in {g.hand: g for g in goals}.values() if not self._left(g)]
+            return at_work[0] if at_work else goals[-1]
         if done:
             last, upper = goals[done - 1], goals[done].upper
             at, top = self.brick_pose(last.upper)[0], self.brick_pose(upper)[0]
-            tool, fetches = self.tool_pose(last.hand)[0], goals[done].giver or goals[done].hand
+            tool, fetch = self.tool_pose(last.hand)[0], (goals[done].giver, goals[done].hand)
             to_next, to_last = (np.linalg.norm((tool - there)[:2]) for there in (top, at))
-            away = to_last > .07 or fetches == last.hand and to_next < to_last
+            nearer = last.hand in fetch and to_next < to_last
             dropped = np.linalg.norm((top - at)[:2]) < .03 and top[2] > at[2] + .005
-            if not (away or dropped or upper == last.upper or self.held_by(upper) == last.hand
-                    or self.released(last.hand, last.upper)):
+            if not (self._left(last) or nearer or dropped or upper == last.upper
+                    or self.held_by(upper) == last.hand):
                 done -= 1
         return goals[done]
+
+    def _left(self, goal):
+        """True where a goal's hand is above or beside what it has pressed on."""
+        beside = self.tool_pose(goal.hand)[0] - self.brick_pose(goal.upper)[0]
+        return np.hypot(*beside[:2]) > .07 or self.released(goal.hand, goal.upper)
 
     def goal_pose(self, goal=None):
         """Where the upper brick of the episode's goal (or of another one) has to be now: position (3,) m,
@@ -496,8 +511,8 @@ class World:
             rows.append([*fetch, base, HANDS.index(g.hand), *place, wrap(yaw, np.pi)])
         return np.array(rows, np.float32)
 
-    def connections(self):
-        return self.clutch.connections()
+    def connections(self, loose=False):
+        return self.clutch.connections(loose)
 
     def _track_progress(self):
         """Furthest phase and metrics, from the state alone, so that every policy is measured alike. A plan of

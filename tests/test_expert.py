@@ -5,8 +5,9 @@
 import numpy as np
 import pytest
 
-from expert import CLOSED_M, LEVEL_RAD, MAX_YAW_RAD, Expert, Hand, Kicks
-from world import HANDS, PHASES, TASKS, TOOL, World, rot_z, rotvec_to_matrix, wrap
+from expert import CLOSED_M, LEVEL_RAD, MAX_YAW_RAD, Expert, Hand
+from kicks import Kicks
+from world import BRICK_HEIGHT_M, HANDS, PHASES, TASKS, TOOL, World, mujoco, rot_z, rotvec_to_matrix, wrap
 
 
 def rollout(world, seed, policy):
@@ -102,6 +103,54 @@ def test_a_brick_that_leans_is_grasped_squarely(tilt):
     flat = rot_z(.4)      # and one that lies flat is grasped upright
     world.data.xmat[body.id] = flat.ravel()
     assert np.allclose(Hand(world, hand, red).lean(), 0)
+
+
+LIES = dict(upside_down=(0, np.pi, 0), on_its_side=(0, np.pi / 2, 0), on_its_end=(np.pi / 2, 0, 0))
+
+
+def tip_over(world, name, lie):
+    """Lay a brick of 2x4 down where it stands."""
+    pos, R = world.brick_pose(name)
+    R = R @ rotvec_to_matrix(np.array(LIES[lie]))
+    half = world.brick_scale * np.array([.008, .016, BRICK_HEIGHT_M / 2])
+    middle = np.array([*pos[:2], np.abs(R[2]) @ half + .004])
+    joint = world.model.joint(world.model.body(name).jntadr[0])
+    world.data.qpos[joint.qposadr[0]:][:3] = middle - R @ [0, 0, half[2]]
+    mujoco.mju_mat2Quat(world.data.qpos[joint.qposadr[0]:][3:7], R.ravel())
+    mujoco.mj_forward(world.model, world.data)
+
+
+@pytest.mark.parametrize('scale', [1., 2.])
+@pytest.mark.parametrize('lie', LIES)
+def test_a_brick_that_tipped_over_is_set_upright(lie, scale):
+    world, expert, verbs = World('build', scale, cameras=()), Expert(), set()
+    for seed in range(600_020, 600_023):
+        world.reset(seed)
+        first = world.goal
+        tip_over(world, first.upper, lie)
+        assert world.brick_pose(first.upper)[1][2, 2] < .1
+        while not world.joined(first) and world.steps < 400:
+            action, info = expert.act(world)
+            verbs |= set(info['phase'])
+            world.step(action)
+        assert world.joined(first) and world.brick_pose(first.upper)[1][2, 2] > .99
+    assert 'turn' in verbs
+
+
+def test_a_tower_that_came_off_is_fetched_by_its_top():
+    world, expert = World('build', cameras=()), Expert()
+    world.reset(600_000)
+    first, second = world.plan.chain[0], next(g for g in world.plan.chain if g.lower == world.goal.upper)
+    world._put_on(second)                                 # on its brick, which still lies on the table
+    mujoco.mj_forward(world.model, world.data)
+    while not world.joined(first, loose=True) and world.steps < 100:
+        assert world.joined(second, loose=True), 'it came apart'
+        world.step(expert.act(world)[0])
+    grips = world.tool_pose(first.hand)[0] - world.brick_pose(second.upper)[0]
+    assert np.linalg.norm(grips - [0, 0, world.grasp_height_m]) < .012, 'not by its top'
+    while not (world.joined(first) and world.joined(second)) and world.steps < 200:
+        world.step(expert.act(world)[0])        # (pressing may break the upper link, which is pressed on again)
+    assert world.joined(first) and world.joined(second)
 
 
 @pytest.mark.parametrize('hand', HANDS)

@@ -274,3 +274,33 @@ def test_a_plan_goes_on_where_the_hand_is_nearer_to_the_next_brick(monkeypatch):
     for at, goal in ((beside, next_one), (tower, last)):
         monkeypatch.setattr(world, 'tool_pose', lambda hand, at=at: (at + [0, 0, .02], np.eye(3)))
         assert world.current(plan) is goal
+
+
+def test_an_arm_out_of_shape_gets_back_by_way_of_home():
+    """Joints a left arm was found in, on the right, from where descent does not lead to the left side."""
+    ik, pos = World('place', cameras=()).ik['left'], np.array([.34, .2, .2])
+    twisted = np.array([-2.46, -.12, .01, .15, -.44, -1.28, -.91])
+    stuck = twisted
+    for _ in range(20):
+        stuck, off_m = ik._descend(stuck, pos, np.eye(3), 20)
+    assert off_m > .03
+    assert np.linalg.norm(ik.forward(ik.solve(twisted, pos, np.eye(3)))[0] - pos) < .001
+
+
+def test_when_all_is_built_a_hand_that_is_still_there_lets_go_first():
+    world = World('build', cameras=())
+    world.reset(600_000)
+    goals = world.plan.chain
+    for goal in goals:
+        world._put_on(goal)
+    world._refresh()
+    last = {goal.hand: goal for goal in goals}
+    mine = last['left' if goals[-1].hand == 'right' else 'right']
+    assert all(map(world.joined, goals)) and world.current(world.plan) == goals[-1]
+    # the other hand around its tower's top
+    at = world.brick_pose(mine.upper)[0] + [0, 0, world.grasp_height_m]
+    arm = slice(1 + 7 * HANDS.index(mine.hand), 8 + 7 * HANDS.index(mine.hand))
+    ik = world.ik[mine.hand]
+    world.data.qpos[np.array(world._joint_qadr)[arm]] = ik.solve(ik.home, at, np.eye(3), iterations=60)
+    world._refresh()
+    assert world.current(world.plan) == mine
