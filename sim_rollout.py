@@ -44,6 +44,10 @@ cameras = None       # names, comma separated, see world.py; --cameras= (empty) 
 image_size = None    # px
 control_hz = None
 robot = None         # assets/robots/<robot>/<robot>.xml
+physics_dt_s = None  # 0.004 or 0.002
+insertion_force_n = None  # to press a brick on, N per stud
+pull_force_n = None  # to pull it off straight, N per stud
+force_spread = None  # 0-1: share by which both vary from episode to episode
 distractors = None   # bricks of other colours that lie about
 pose_range = None    # 0-1: share of the range of spawn poses
 target_range = None  # 0-1: share of the places on a plate or brick that are asked for
@@ -65,8 +69,9 @@ show_joints = False
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
 TEST_SEED0 = 1_000_000
-WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz', 'robot', 'distractors',
-              'pose_range', 'target_range')
+WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz', 'robot', 'physics_dt_s',
+              'insertion_force_n', 'pull_force_n', 'force_spread', 'distractors', 'pose_range',
+              'target_range')
 # -----------------------------------------------------------------------------
 # The one stepping loop
 

@@ -49,11 +49,12 @@ import mujoco  # noqa: E402
 
 from clutch import (  # noqa: E402, F401; the expert reads PLATE_HEIGHT_M from here
     BRICK_HEIGHT_M, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
+from kinematics import (  # noqa: E402, F401; the expert reads some from here
+    ARM_JOINTS, ArmIK, matrix_to_rotvec, rot_z, rotvec_to_matrix, yaw_of)
 import tasks  # noqa: E402
 from tasks import HANDS, MIN_JOIN_HEIGHT_M, PUT_DOWN, TASKS, Goal  # noqa: E402
 
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
-ARM_JOINTS = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
 JOINT_NAMES = ('spine_z', *(f'{h}/{j}' for h in HANDS for j in ARM_JOINTS))                        # 15
 JOINT_ACTION_NAMES = (*JOINT_NAMES, 'left/gripper', 'right/gripper')                               # 17
 TOOL_ACTION_NAMES = ('spine_z', *(f'{h}/{s}' for h in HANDS for s in (
@@ -64,7 +65,6 @@ TOOL = {'left': slice(1, 8), 'right': slice(8, 15)}        # a hand's slots in t
 TOOL_LOW = np.array([-.5236, *[.15, -.45, .002, -1.2, -1.2, -np.pi, -.02] * 2])
 TOOL_HIGH = np.array([.5236, *[.56, .45, .40, 1.2, 1.2, np.pi, .08] * 2])
 PHASES = ('start', 'reach', 'lift', 'carry', 'align', 'press', 'release', 'success')
-STUCK_M = .03           # an arm that misses a reachable pose by this much goes there by way of home
 HOLD_S = 1.            # success: the goal holds for this long
 INTERPOLATION_HZ = 50
 CLUTCH_PERIOD_S = .008
@@ -73,96 +73,26 @@ MAX_ENERGY_J = 1000.
 RENDER_MODES = ('rgb', 'depth', 'segmentation')
 
 
-# -- rotations -----------------------------------------------------------------------------------------------
-def rotvec_to_matrix(v):
-    """Rotation vector (3,) rad -> matrix (3, 3)."""
-    quat, R, angle = np.zeros(4), np.zeros(9), np.linalg.norm(v)
-    mujoco.mju_axisAngle2Quat(quat, v / angle if angle > 1e-12 else np.array([0., 0, 1]), angle)
-    mujoco.mju_quat2Mat(R, quat)
-    return R.reshape(3, 3)
-
-
-def matrix_to_rotvec(R):
-    """Matrix (3, 3) -> rotation vector (3,) rad, angle in [0, pi]."""
-    quat, v = np.zeros(4), np.zeros(3)
-    mujoco.mju_mat2Quat(quat, np.ascontiguousarray(R).ravel())
-    mujoco.mju_quat2Vel(v, quat, 1.)
-    return v
-
-
-def rot_z(angle):
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-
-
-def yaw_of(R):
-    """How far a rotation matrix turns the x axis about z, rad."""
-    return np.arctan2(R[1, 0], R[0, 0])
-
-
-class ArmIK:
-    """Damped least squares for one arm on a model of the robot alone, in the torso frame (spine at zero).
-    Damping 0.03 grows with the error; the null space pulls towards home, which keeps the elbow out."""
-
-    def __init__(self, model, hand):
-        self.model, self.data, self.site = model, mujoco.MjData(model), model.site(f'{hand}/tool').id
-        joints = [model.joint(f'{hand}/{j}') for j in ARM_JOINTS]
-        self.qadr, self.vadr = [j.qposadr[0] for j in joints], [j.dofadr[0] for j in joints]
-        # stay off the hard stops
-        self.low, self.high = np.array([j.range for j in joints]).T + [[.02], [-.02]]
-        self.home = model.key('home').qpos[self.qadr]
-        self.jac = np.zeros((6, model.nv))
-
-    def forward(self, q):
-        """Arm joints (7,) rad -> tool position (3,), matrix (3, 3)."""
-        self.data.qpos[self.qadr] = q
-        mujoco.mj_kinematics(self.model, self.data)
-        return self.data.site_xpos[self.site].copy(), self.data.site_xmat[self.site].reshape(3, 3).copy()
-
-    def solve(self, q, pos, R, iterations=20):
-        """Joints (7,) rad that bring the tool to pos, R, starting from q, or from home where a twisted arm
-        does not get there; the best found where it is out of reach."""
-        best, off_m = self._descend(q, pos, R, iterations)
-        if off_m > STUCK_M:
-            other, off_m = self._descend(self.home, pos, R, 3 * iterations)
-            best = other if off_m < STUCK_M / 4 else best
-        return best
-
-    def _descend(self, q, pos, R, iterations, null_gain=.05, tol_m=1e-4, tol_rad=1e-3):
-        model, data, eye = self.model, self.data, np.eye(7)
-        q = np.clip(q, self.low, self.high)
-        for _ in range(iterations):
-            p, Rc = self.forward(q)
-            e_pos, e_rot = pos - p, matrix_to_rotvec(R @ Rc.T)
-            if e_pos @ e_pos < tol_m ** 2 and e_rot @ e_rot < tol_rad ** 2:
-                break
-            mujoco.mj_comPos(model, data)
-            mujoco.mj_jacSite(model, data, self.jac[:3], self.jac[3:], self.site)
-            # 0.3 m/rad weighs rotation against position
-            J = self.jac[:, self.vadr] * [[1], [1], [1], [.3], [.3], [.3]]
-            e = np.concatenate([np.clip(e_pos, -.1, .1), .3 * np.clip(e_rot, -1, 1)])
-            size = np.linalg.norm(e)
-            pinv = J.T @ np.linalg.inv(J @ J.T + .03 ** 2 * min(1, 10 * size + 1e-3) * np.eye(6))
-            dq = pinv @ e + null_gain * min(1, 20 * size) * (eye - pinv @ J) @ (self.home - q)
-            q = np.clip(q + np.clip(dq, -.3, .3), self.low, self.high)
-        return q, np.linalg.norm(pos - self.forward(q)[0])
-
-
 class World:
     """One robot, one table, one task. Not shared between processes; call `close()` when done.
 
     brick_scale 1 (LEGO) or 2 (DUPLO): dimensions and snap tolerance scale, forces per stud do not. cameras:
     those rendered into observations; () renders nothing. image_size in pixels (square). How hard: distractors
-    is the number of bricks that nobody asks for, pose_range and target_range 0..1, see tasks.vary."""
+    is the number of bricks that nobody asks for, pose_range and target_range 0..1, see tasks.vary. Forces are
+    N per stud; force_spread 0..1: from episode to episode each varies by up to this share."""
 
     def __init__(self, task='place', brick_scale=2., cameras=('overhead', 'left/wrist', 'right/wrist'),
                  image_size=96, control_hz=10, physics_dt_s=.004, robot='alex', insertion_force_n=1.,
-                 pull_force_n=2., distractors=0, pose_range=1., target_range=1.):
+                 pull_force_n=2., force_spread=0., distractors=0, pose_range=1., target_range=1.):
         if task not in TASKS:
             raise ValueError(f'task={task!r}: expected one of {sorted(TASKS)}')
         for name in cameras:
             if name not in CAMERAS:
                 raise ValueError(f'camera {name!r}: expected some of {CAMERAS}')
+        forces = dict(insertion_force_n=insertion_force_n, pull_force_n=pull_force_n)
+        if min(forces.values()) <= 0 or not 0 <= force_spread < 1:
+            raise ValueError(f'{forces}, force_spread={force_spread}: expected forces > 0, a spread in 0..1')
+        self.forces = dict(forces, force_spread=force_spread)
         self.task, self.spec, self.brick_scale = task, TASKS[task], float(brick_scale)
         self.cameras, self.image_size = tuple(cameras), image_size
         self.control_hz, self.robot = control_hz, robot
@@ -219,6 +149,9 @@ class World:
         self.seed = int(seed)
         mujoco.mj_resetData(m, d)
         self.clutch.reset()
+        spread = self.forces['force_spread'] * np.random.default_rng([31_337, seed]).uniform(-1, 1, 2)
+        self.clutch.insertion_force_n = self.forces['insertion_force_n'] * (1 + spread[0])
+        self.clutch.pull_force_n = self.forces['pull_force_n'] * (1 + spread[1])
         poses, self.askable = self.sample(rng)
         self.plan, self.instruction = self.askable[0]
         for name, pose in poses.items():
@@ -641,6 +574,7 @@ class World:
             physics=physics,
             links=self.clutch.links.copy(), pending=self.clutch.pending.copy(),
             events=list(self.clutch.events), peak_force_n=self.clutch.peak_force_n,
+            forces=(self.clutch.insertion_force_n, self.clutch.pull_force_n),
             eq_obj1id=m.eq_obj1id.copy(), eq_obj2id=m.eq_obj2id.copy(), eq_data=m.eq_data.copy(),
             eq_active=d.eq_active.copy(), exclude=m.exclude_signature.copy(),
             memory=dict(
@@ -666,6 +600,7 @@ class World:
         self.clutch.links[:], self.clutch.pending[:] = state['links'], state['pending']
         self.clutch.events[:] = state['events']
         self.clutch.peak_force_n = state['peak_force_n']
+        self.clutch.insertion_force_n, self.clutch.pull_force_n = state['forces']
         self.clutch.changed()
         for key, value in state['memory'].items():
             setattr(self, key, value.copy() if hasattr(value, 'copy') else value)
@@ -675,7 +610,7 @@ class World:
         return dict(task=self.task, brick_scale=self.brick_scale, **self.curriculum,
                     cameras=list(self.cameras), image_size=self.image_size,
                     control_hz=self.control_hz, physics_dt_s=self.model.opt.timestep, robot=self.robot,
-                    insertion_force_n=self.clutch.insertion_force_n, pull_force_n=self.clutch.pull_force_n,
+                    **self.forces,
                     tool_action_names=list(TOOL_ACTION_NAMES), joint_action_names=list(JOINT_ACTION_NAMES),
                     camera_fovy_deg={c: float(self.model.cam_fovy[i]) for c, i in self._camera_id.items()},
                     camera_pose=self.camera_poses(), model_hash=self.model_hash,

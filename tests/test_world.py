@@ -304,3 +304,21 @@ def test_when_all_is_built_a_hand_that_is_still_there_lets_go_first():
     world.data.qpos[np.array(world._joint_qadr)[arm]] = ik.solve(ik.home, at, np.eye(3), iterations=60)
     world._refresh()
     assert world.current(world.plan) == mine
+
+
+def test_forces_of_the_studs_vary_from_episode_to_episode():
+    drawn = []
+    for spread in (0., .3):
+        world = World('place', cameras=(), insertion_force_n=1.5, force_spread=spread)
+        assert world.metadata()['insertion_force_n'] == 1.5 and world.metadata()['force_spread'] == spread
+        for seed in (0, 1, 0):
+            world.reset(seed)
+            drawn.append((world.clutch.insertion_force_n, world.clutch.pull_force_n))
+    assert drawn[:3] == [(1.5, 2.)] * 3 and drawn[3] == drawn[5] != drawn[4]
+    assert all(abs(push / 1.5 - 1) < .3 and abs(pull / 2 - 1) < .3 for push, pull in drawn)
+    snapshot = world.state()
+    world.reset(1)
+    world.set_state(snapshot)
+    assert (world.clutch.insertion_force_n, world.clutch.pull_force_n) == drawn[5]
+    with pytest.raises(ValueError, match='force_spread=1.5'):
+        World('place', cameras=(), force_spread=1.5)
