@@ -329,7 +329,7 @@ class Tipped:
         off = np.hypot(in_hand[0], in_hand[2]) / 2, abs(in_hand[1])
         self.gripped = hand.opening_m < gap + .003 and max(off) < .006 * s
         if not self.gripped:
-            axis = next(i for i in axes if abs(Rb[2, i]) < .72)
+            axis = next((i for i in axes if abs(Rb[2, i]) < .72), 2)
         self.on_side, self.jaw = axis == 2, Rb[:, axis] * (1 if Rb[1, axis] > 0 else -1)
         # with the brick upright the hand would lean: then it cannot press
         axis = np.cross(self.up, [0, 0, 1])
