@@ -63,7 +63,7 @@ class ArmIK:
         does not get there; the best found where it is out of reach."""
         best, off_m = self._descend(q, pos, R, iterations)
         if off_m > STUCK_M:
-            other, off_m = self._descend(self.home, pos, R, 3 * iterations)
+            other, off_m = self._descend(self.home, pos, R, iterations)
             best = other if off_m < STUCK_M / 4 else best
         return best
 
