@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from episode import write_atomic
+from episode import STATE_NAMES, TOOL_ACTION_NAMES, slots, write_atomic
 
 
 def first_rank():
@@ -71,8 +71,33 @@ def read_facts(folder):
     """state.json of a run, None where there is none."""
     if not os.path.exists(f'{folder}/state.json'):
         return None
-    with open(f'{folder}/state.json') as f:
-        return json.load(f)
+    with open(f'{folder}/state.json') as f:      # sums: not kept by early runs
+        return {'sums': [{}], 'summed': 0} | json.load(f)
+
+
+def as_json(settings):
+    """Settings as JSON gives them back."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+
+
+def settings_that_differ(old, new, may_change):
+    """Texts naming the settings that differ from those of the run to go on with: (may, may not)."""
+    changed = [k for k in new if old[k] != new[k]]
+    return [', '.join(f'{k} {old[k]!r} -> {new[k]!r}' for k in changed if (k in may_change) is allowed)
+            for allowed in (True, False)]
+
+
+def overruled(settings, processor):
+    """
+    Settings in whose place a run takes those of another's processor -> {name: value there}.
+
+    settings    as JSON has them, but for the tokenizer: its text
+    processor   as meta.json has it
+    """
+    ours = {k: settings[k] for k in settings if k in processor}
+    ours |= {'state_slots': list(slots(ours['state_slots'], STATE_NAMES)),
+             'action_slots': list(slots(ours['action_slots'], TOOL_ACTION_NAMES))}
+    return {k: 'its own' if k == 'tokenizer' else processor[k] for k in ours if ours[k] != processor[k]}
 
 
 def load_state(folder, facts, net, optimizers, average_weights):
@@ -90,19 +115,39 @@ def load_state(folder, facts, net, optimizers, average_weights):
         average_weights.step = facts['average_step']
 
 
+def save(folder, net, optimizers, average_weights, meta, facts, gather, keep=0):
+    """
+    Weights to act, state to go on, in this order: a kill in between has the step taken and saved again.
+
+    meta     what model.VLA.save writes beside the weights
+    facts    what else going on takes, see save_state
+    keep     so many of the newest weights stay
+    -> bytes of the state, written by all ranks
+    """
+    save_weights(folder, net, meta, average_weights, gather)
+    if first_rank() and keep:
+        keep_last(folder, facts['step'], keep)
+    facts = facts | {'average_step': average_weights.step if average_weights else 0}
+    return save_state(folder, tensors_of(net, optimizers, average_weights), facts)
+
+
 def clear(folder):
     """Before a run starts over: nothing of the last one may be taken for its own. The weights in the folder
     itself stay until the first checkpoint replaces them, but for an average, which this run may not have."""
-    for name in ['state.json', 'state', 'best', 'ema.safetensors', *_steps(folder)]:
+    halves = [name for name in _names(folder) if name.endswith('.tmp')]      # left by a kill
+    for name in ['state.json', 'state', 'best', 'ema.safetensors', *_steps(folder), *halves]:
         if os.path.isdir(f'{folder}/{name}'):
             shutil.rmtree(f'{folder}/{name}')
         elif os.path.exists(f'{folder}/{name}'):
             os.remove(f'{folder}/{name}')
 
 
+def _names(folder):
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
 def _steps(folder):
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return sorted(name for name in names if name.startswith('step_'))
+    return [name for name in _names(folder) if name.startswith('step_')]
 
 
 def size_of(folder):
@@ -110,19 +155,44 @@ def size_of(folder):
     return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.name.endswith('.safetensors'))
 
 
+def save_weights(folder, net, meta, average_weights, gather):
+    """The three files that act, by model.VLA.save; called by all ranks. They are written elsewhere and put in
+    place together: a kill leaves the old ones or the new ones. Between two renames it leaves them without
+    meta.json, from which nothing loads; never new weights under an old description."""
+    new, old = f'{folder}/new.tmp', f'{folder}/meta.json'
+    if first_rank():
+        shutil.rmtree(new, ignore_errors=True)      # of a run that was killed while it wrote
+    net.save(new, meta, average_weights, gather)
+    if first_rank():
+        if os.path.exists(old):
+            os.remove(old)
+        for name in sorted(os.listdir(new), key='meta.json'.__eq__):      # which comes last
+            os.replace(f'{new}/{name}', f'{folder}/{name}')
+        os.rmdir(new)
+
+
 def link(folder, to):
     """The three files that act, once more under another name: hard links, they take no room twice."""
-    os.makedirs(to, exist_ok=True)
+    os.makedirs(to)
     for name in ('model.safetensors', 'ema.safetensors', 'meta.json'):
         if os.path.exists(f'{folder}/{name}'):
-            if os.path.exists(f'{to}/{name}.tmp'):
-                os.remove(f'{to}/{name}.tmp')
-            os.link(f'{folder}/{name}', f'{to}/{name}.tmp')
-            os.replace(f'{to}/{name}.tmp', f'{to}/{name}')
+            os.link(f'{folder}/{name}', f'{to}/{name}')
 
 
 def keep_last(folder, step, count):
-    """Keep the newest weights as <folder>/step_<n>, and so many of them."""
-    link(folder, f'{folder}/step_{step:09d}')
+    """Keep the newest weights as <folder>/step_<n>, and so many of them. A folder of that name is whole: it
+    comes and goes by one rename."""
+    new, old, to = f'{folder}/step.tmp', f'{folder}/old.tmp', f'{folder}/step_{step:09d}'
+
+    def discard(path):
+        os.replace(path, old)
+        shutil.rmtree(old)
+
+    for half in (new, old):      # left by a kill
+        shutil.rmtree(half, ignore_errors=True)
+    link(folder, new)
+    if os.path.exists(to):       # the same step again, after a kill
+        discard(to)
+    os.replace(new, to)
     for name in _steps(folder)[:-count]:
-        shutil.rmtree(f'{folder}/{name}')
+        discard(f'{folder}/{name}')

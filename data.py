@@ -18,6 +18,7 @@ import concurrent.futures
 import fnmatch
 import functools
 import hashlib
+import math
 import os
 import sys
 import zlib
@@ -26,8 +27,8 @@ import numpy as np
 import torch
 
 import questions
-from episode import (COMMAND, TOOL_ACTION_NAMES, check_episode, draw_episode, episode_paths, link_episodes,
-                     observation_from_state, pack_episodes, print_stats, read_episode)
+from episode import (COMMAND, TOOL_ACTION_NAMES, JpegFrames, check_episode, draw_episode, episode_paths,
+                     link_episodes, observation_from_state, pack_episodes, print_stats, read_episode)
 # not used here: whoever handles episodes needs one import for it
 from episode import (  # noqa: F401
     JOINT_ACTION_NAMES, STATE_NAMES, TOOL_ACTION, git_rev, state_vector, write_episode,
@@ -64,21 +65,23 @@ class Dataset:
                  as in pi0 and EO-1; 'uniform'; 'shifted' towards noise, 3u / (1 + 2u) as in Esser et al. 2024
     gain         spread of the colour gain, per image channel; brightness: of the offset, in 0..255
     shift        largest image shift, pixels; state_noise: in normalised units
+    crop         up to this share of a picture's side is cut off, anywhere, and what is left is enlarged
     ask          probability that a sample asks for another goal in the same scene, see `batch`
     prefix_rows  up to so many first rows of a draw are given clean, as when they are being executed already
     questions    probability that a sample is a question about the scene and its answer, see questions.py
     weights      of the folders in `source`: their shares of the samples; (): as many as they have windows
+    workers      threads that decode jpeg; raw pictures are copied by the thread that asks for them
     """
 
     def __init__(self, source, processor, split=None, val_fraction=0.05, tail=3, draws=1, read_text=0.5,
                  gain=0.0, brightness=0.0, shift=0, state_noise=0.0, ask=0.0, pure_noise=0.0,
-                 questions=0.0, prefix_rows=0, times='beta', weights=()):
+                 questions=0.0, prefix_rows=0, times='beta', weights=(), crop=0.0, workers=1):
         if times not in TIMES:
             raise ValueError(f'times {times!r}, expected one of {", ".join(TIMES)}')
         self.processor, self.draws, self.read_text, self.ask = processor, draws, read_text, ask
         self.questions, self.prefix_rows = questions, prefix_rows
         self.gain, self.brightness, self.shift, self.state_noise = gain, brightness, shift, state_noise
-        self.pure_noise, self.times = pure_noise, times
+        self.pure_noise, self.times, self.crop, self.workers = pure_noise, times, crop, workers
         self.paths, self.names, self.askable, self.subtasks, referents, held = [], [], [], [], [], []
         wide = ('state', 'time', 'scene', *(f'image/{camera}' for camera in processor.cameras))
         self.files = {name: [] for name in wide}        # an array per episode, a view of its mapped file
@@ -143,16 +146,29 @@ class Dataset:
             empty = [folders[i] for i, w in enumerate(weights) if w and not (of == i).any()]
             if empty:
                 raise ValueError(f'{empty[0]} has a weight and no windows in the {split!r} part')
+        packed = any(isinstance(array, JpegFrames) for arrays in self.files.values() for array in arrays)
+        self.pool = concurrent.futures.ThreadPoolExecutor(workers) if packed and workers > 1 else None
         self._order = functools.lru_cache(2 * len(self.sources))(self._shuffled)     # across epochs: two each
 
     def __len__(self):
         return len(self.windows)
 
     def fingerprint(self):
-        """Short hash of what is in the files: resuming on other data would not be resuming."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.tool_action))
-        for name in self.names:
-            digest.update(name.encode())
+        """Short hash of what is in the files: resuming on other data would not be resuming. All numbers
+        and texts that batches are made of are in it. Of pictures, which are too many to be read: the sizes
+        of files, and of each episode's middle row every eighth line, or the whole picture as packed."""
+        digest = hashlib.sha256()
+        for array in (self.start, self.tool_action, self.subtask_id, self.kicks_before, self.goal, self.held,
+                      self.spans, self.referents):
+            digest.update(np.ascontiguousarray(array))
+        for i, path in enumerate(self.paths):
+            texts = self.names[i], self.askable[i], self.subtasks[i], os.path.getsize(path)
+            digest.update(repr(texts).encode())
+            for name, arrays in self.files.items():
+                array, middle = arrays[i], len(arrays[i]) // 2
+                if name.startswith('image/'):
+                    array = array.blob(middle) if isinstance(array, JpegFrames) else array[middle, ::8]
+                digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()[:16]
 
     def header(self, episode):
@@ -215,17 +231,27 @@ class Dataset:
     def gather_images(self, rows):
         """-> (B, N, h, w, 3) uint8."""
         size, cameras = self.processor.image_size, self.processor.cameras
-        out, files = np.empty((len(rows), len(cameras), size, size, 3), np.uint8), self.files
-        files = [files[f'image/{camera}'] for camera in cameras]
+        out = np.empty((len(rows), len(cameras), size, size, 3), np.uint8)
+        files = [self.files[f'image/{camera}'] for camera in cameras]
         episodes = self.episode[rows]
-        for i, (episode, at) in enumerate(zip(episodes.tolist(), (rows - self.start[episodes]).tolist())):
-            for n, images in enumerate(files):
-                out[i, n] = images[episode][at]
+        wanted = list(enumerate(zip(episodes.tolist(), (rows - self.start[episodes]).tolist())))
+
+        def copy(part):
+            for i, (episode, at) in part:
+                for n, images in enumerate(files):
+                    try:
+                        out[i, n] = images[episode][at]
+                    except ValueError as error:      # jpeg shows its damage only now
+                        raise ValueError(f'{self.paths[episode]}: image/{cameras[n]} {error}') from error
+        if self.pool:      # PIL decodes outside of Python's lock; each thread fills places of its own
+            list(self.pool.map(copy, [wanted[k::self.workers] for k in range(self.workers)]))
+        else:
+            copy(wanted)
         return out
 
     def action_error(self, rows, chunk):
         """Mean absolute error of (B, H, A) chunks over the rows that count, by kind of slot, in its unit: of
-        all rows, and of rows 1, 2, 4 .. ahead ('position_mm@4')."""
+        all rows, and of rows 1, 2, 4 .. ahead ('position_mm@4'); nan where no row counts."""
         processor, result = self.processor, {}
         predicted = processor.decode_actions(chunk, self.read('state', rows)[:, COMMAND])
         error, mask = np.abs(predicted - self.chunk(rows)), self.chunk_mask(rows)       # (B, H, 15), (B, H)
@@ -235,10 +261,10 @@ class Dataset:
             names = fnmatch.filter(processor.action_slots, pattern)
             if names:
                 columns = [TOOL_ACTION_NAMES.index(slot) for slot in names]
-                result[name] = float(error[mask][:, columns].mean() * scale)
-                for n in ahead:
-                    there = error[:, n - 1][mask[:, n - 1]]
-                    result[f'{name}@{n}'] = float(there[:, columns].mean() * scale) if len(there) else 0.0
+                parts = [(name, error[mask])]
+                parts += [(f'{name}@{n}', error[:, n - 1][mask[:, n - 1]]) for n in ahead]
+                for key, there in parts:      # there (rows that count, 15)
+                    result[key] = float(there[:, columns].mean() * scale) if len(there) else math.nan
         return result
 
     # ---- batches
@@ -310,6 +336,14 @@ class Dataset:
         if self.prefix_rows:
             given = torch.arange(H) < torch.randint(self.prefix_rows + 1, (B, K, 1), generator=rng)
             draws['time'] = draws['time'][..., None].expand(B, K, H).masked_fill(given, 0.0)
+        # what is switched off is left out: `augment` need not ask a GPU whether there is anything to do
+        if not (self.gain or self.brightness):
+            del draws['gain'], draws['offset']
+        if not self.shift:
+            del draws['shift']
+        if self.crop:      # side of what is left, and its centre (y, x) in a picture from -1 to 1
+            side = 1 - self.crop * torch.rand(B, N, 1, generator=rng)
+            draws['crop'] = torch.cat([side, (1 - side) * (2 * torch.rand(B, N, 2, generator=rng) - 1)], -1)
         mine = slice(rank * B // world_size, (rank + 1) * B // world_size)
         n, state = len(rows[mine]), self.read('state', rows[mine])
         # the longest prompt of all ranks sets the width of every rank's batch
@@ -332,30 +366,46 @@ class Dataset:
 def augment(batch):
     """
     Apply the batch's own draws to its images, on whatever device they are: shift by whole pixels (edges
-    repeated), colour gain, brightness. Images come out as float 0..255, not clipped: one pass less.
+    repeated), crop, colour gain, brightness. What there is no draw of is not done; with any but shift images
+    come out as float 0..255, not clipped: one pass less.
     """
     batch = dict(batch)
-    images, gain, offset, shift = (batch.pop(k) for k in ('images', 'gain', 'offset', 'shift'))
-    if shift.any():
+    images = batch.pop('images')
+    gain, offset, shift, crop = (batch.pop(k, None) for k in ('gain', 'offset', 'shift', 'crop'))
+    if shift is not None:
         size = torch.arange(images.shape[2], device=images.device)
         y, x = ((size + shift[..., axis, None]).clamp(0, len(size) - 1) for axis in (0, 1))      # (B, N, h)
         b, n = (torch.arange(k, device=images.device) for k in images.shape[:2])
         images = images[b[:, None, None, None], n[:, None, None], y[..., :, None], x[..., None, :]]
-    if offset.any() or (gain != 1).any():
+    if crop is not None:      # by hand: affine_grid multiplies matrices, in bfloat16 under autocast
+        h = images.shape[2]
+        at = (2 * torch.arange(h, device=images.device) + 1) / h - 1      # middles of pixels
+        y, x = (crop[..., :1] * at + crop[..., axis, None] for axis in (1, 2))                   # (B, N, h)
+        grid = torch.stack([x[..., None, :].expand(*x.shape, h), y[..., None].expand(*y.shape, h)], -1)
+        flat = images.flatten(0, 1).permute(0, 3, 1, 2).float()      # (B*N, 3, h, w)
+        flat = torch.nn.functional.grid_sample(flat, grid.flatten(0, 1), padding_mode='border',
+                                               align_corners=False)
+        images = flat.permute(0, 2, 3, 1).reshape(images.shape)
+    if gain is not None:
         flat = images.flatten(3).float()     # (B, N, h, w*3): an inner loop of 3 channels is 3 times slower
         flat = flat.mul_(gain.repeat(1, 1, 1, images.shape[3], 1).flatten(3)).add_(offset[..., 0])
         images = flat.view(images.shape)
     return batch | {'images': images}
 
 
-def prefetch(make, steps):
-    """Yield make(step) for each step; a thread makes the next one meanwhile. Order and numbers stay."""
+def prefetch(make, steps, pin=False):
+    """Yield make(step) for each step; a thread makes the next one meanwhile. Order and numbers stay.
+    pin: make gives a list of batches; they go into memory that a GPU copies from while it computes"""
+    def work(step):
+        made = make(step)
+        return [{k: v.pin_memory() for k, v in batch.items()} for batch in made] if pin else made
+
     with concurrent.futures.ThreadPoolExecutor(1, initializer=torch.set_num_threads,
                                                initargs=(torch.get_num_threads(),)) as pool:
         ahead = None
         for step in steps:
-            now = ahead or pool.submit(make, step)
-            ahead = pool.submit(make, step + 1) if step + 1 in steps else None
+            now = ahead or pool.submit(work, step)
+            ahead = pool.submit(work, step + 1) if step + 1 in steps else None
             yield now.result()
 
 

@@ -8,6 +8,7 @@ An episode is one safetensors file: arrays whose row t holds the observation bef
 header under the metadata key "header". It holds SI units and raw pixels, nothing normalised; it is read
 without torch or a simulator. ARRAYS lists what is in it, TABLES the columns of states and actions.
 """
+import collections
 import fnmatch
 import functools
 import io
@@ -203,9 +204,19 @@ class JpegFrames:
             return np.stack([self[i] for i in range(*at.indices(len(self)))])
         if not -len(self) <= at < len(self):
             raise IndexError(f'frame {at} of {len(self)}')
+        try:
+            with PIL.Image.open(io.BytesIO(self.blob(at)), formats=('JPEG',)) as image:
+                if (image.height, image.width, image.mode) != (*self.shape[1:3], 'RGB'):
+                    raise ValueError(f'row {at} is {image.height}x{image.width} px {image.mode}, the header '
+                                     f'says {self.shape[1]}x{self.shape[2]} px RGB')
+                return np.asarray(image)
+        except (OSError, PIL.Image.DecompressionBombError) as error:      # PIL's words for damage
+            raise ValueError(f'row {at} is no jpeg that can be decoded') from error
+
+    def blob(self, at):
+        """One picture as it was packed."""
         start, stop = self.offset[at % len(self):][:2]
-        with PIL.Image.open(io.BytesIO(self.packed[start:stop])) as image:
-            return np.asarray(image)
+        return self.packed[start:stop]
 
     def __array__(self, dtype=None, copy=None):
         return self[:]
@@ -364,7 +375,11 @@ def _find_value_faults(arrays, header):
         if shapes != {(len(header['askable']), 8)}:
             faults.append(f'referents are {shapes}, expected 8 for each of {len(header["askable"])} goals')
     for camera in header['cameras']:
-        frames = np.asarray(arrays[f'image/{camera}'])
+        try:
+            frames = np.asarray(arrays[f'image/{camera}'])
+        except ValueError as error:      # jpeg is decoded only here
+            faults.append(f'image/{camera} {error}')
+            continue
         flat = np.ptp(frames.reshape(len(frames), -1), axis=1) == 0
         if flat.any():
             faults.append(f'image/{camera} is one flat colour in row {np.flatnonzero(flat)[0]}: not rendered')
@@ -478,21 +493,28 @@ def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
 
 def print_stats(paths):
     """Counts, instructions, and one line per slot: mean, spread and range over all rows of all files."""
-    loaded = [read_episode(path) for path in paths]
-    kicked = np.concatenate([a['kicked'] for a, _ in loaded])
-    successes = sum(bool(h['success']) for _, h in loaded)
-    print(f'{len(paths)} episodes, {successes} successful, {len(kicked)} rows, '
-          f'{len(kicked) / len(paths):.1f} per episode, {kicked.sum(dtype=int)} kicked, '
+    rows, kicked, successes, texts = 0, 0, 0, collections.Counter()
+    sums = {key: [] for key in ('state', 'tool_action', 'joint_action')}
+    for path in paths:      # one at a time: a mapped file is an open file, and many systems allow 1,024
+        arrays, header = read_episode(path)
+        rows, kicked = rows + len(arrays['kicked']), kicked + int(arrays['kicked'].sum(dtype=int))
+        successes += bool(header['success'])
+        texts[header['instruction']] += 1
+        for key, parts in sums.items():
+            v = arrays[key].astype(np.float64)
+            parts.append((v.sum(0), (v ** 2).sum(0), v.min(0), v.max(0)))
+    print(f'{len(paths)} episodes, {successes} successful, {rows} rows, '
+          f'{rows / len(paths):.1f} per episode, {kicked} kicked, '
           f'{sum(map(os.path.getsize, paths)) / 1e9:.2f} GB')
-    texts = [h['instruction'] for _, h in loaded]
-    print(*(f'{texts.count(text):6d} x {text}' for text in sorted(set(texts))), sep='\n')
-    for key in ('state', 'tool_action', 'joint_action'):
-        values = np.concatenate([a[key] for a, _ in loaded]).astype(np.float64)
+    print(*(f'{texts[text]:6d} x {text}' for text in sorted(texts)), sep='\n')
+    for key, parts in sums.items():
+        total, square, low, high = (np.stack(part) for part in zip(*parts))      # (episodes, slots)
+        mean = total.sum(0) / rows
+        std = np.sqrt(np.maximum(square.sum(0) / rows - mean ** 2, 0))
         print(f'\n{key:32s}{"unit":>6s}{"mean":>10s}{"std":>10s}{"min":>10s}{"max":>10s}')
-        for slot, v in zip(TABLES[key], values.T):
-            numbers = ''.join(f'{x:10.4f}' for x in (v.mean(), v.std(), v.min(), v.max()))
-            dead = '  below its floor' if v.std() < slot.floor else ''
-            print(f'{slot.name:32s}{slot.unit:>6s}{numbers}{dead}')
+        for slot, *numbers in zip(TABLES[key], mean, std, low.min(0), high.max(0)):
+            dead = '  below its floor' if numbers[1] < slot.floor else ''
+            print(f'{slot.name:32s}{slot.unit:>6s}' + ''.join(f'{x:10.4f}' for x in numbers) + dead)
 
 
 def draw_episode(path, out):

@@ -636,12 +636,15 @@ class VLA(nn.Module):
     # ---- disk
 
     def save(self, folder, meta, ema=None, gather=dict):
-        """model.safetensors, ema.safetensors (an EMA, optional) and meta.json, each replaced atomically.
-        gather: parallel.gather where there are several ranks: all call this, rank 0 writes."""
-        for name, tensors in (('model', self.state_dict()), ('ema', ema and ema.state_dict(self))):
+        """ema.safetensors (an EMA, optional), model.safetensors and meta.json, which is gone until all is
+        there: nothing loads without. gather: parallel.gather where several ranks call this; rank 0 writes."""
+        for name, tensors in (('ema', ema and ema.state_dict(self)), ('model', self.state_dict())):
             if tensors and (tensors := gather(tensors)):
+                if os.path.exists(f'{folder}/meta.json'):
+                    os.remove(f'{folder}/meta.json')
                 pretrained.write_tensors(f'{folder}/{name}.safetensors', tensors)
-                pretrained.write_json(f'{folder}/meta.json', dict(meta, model=asdict(self.cfg)))
+        if tensors:      # the model's, on the rank that writes
+            pretrained.write_json(f'{folder}/meta.json', dict(meta, model=asdict(self.cfg)))
 
     @classmethod
     def load(cls, folder, ema=True):

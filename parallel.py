@@ -8,6 +8,8 @@ Under FSDP a block's weights are put together just before it runs and dropped af
 Adam's moments and the running average are cut into as many parts as there are ranks. Whatever puts weights
 together (forward, act, gather) is called on all ranks, or those that call it wait for the others.
 """
+import ctypes
+import platform
 import warnings
 
 import torch
@@ -17,6 +19,17 @@ from torch.distributed.fsdp import (
     CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard,
     register_fsdp_forward_method)
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def keep_freed_memory():
+    """
+    Tell glibc not to hand freed memory back to the kernel: every step asks for the same tens of MB again, and
+    mapping and clearing those pages took 10-20 % of a CPU step. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == 'glibc':
+        libc = ctypes.CDLL('libc.so.6')
+        for parameter, value in ((-4, 0), (-1, 2 ** 31 - 1)):      # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+            libc.mallopt(parameter, value)
 
 
 def local(tensor):
@@ -36,7 +49,8 @@ def blocks_of(net):
 
 def shard(net, device, dtype=torch.float32, offload=False):
     """
-    Cut a model that was made on the meta device into one part per rank; nobody ever holds all of it.
+    Cut a model that was made on the meta device into one part per rank. Only rank 0 ever holds all of the
+    weights, in main memory: a new model's until `fill` has handed them out, and what `gather` is to write.
 
     device    of this rank, 'cpu' or 'cuda:<i>'
     dtype     that blocks are sent around and multiplied in; parameters and sums of gradients stay float32,
@@ -93,13 +107,30 @@ def reshard(net):
         net.reshard()
 
 
+def of_each(values):
+    """A dict of numbers -> those of every process, as floats: a list of dicts."""
+    values = {name: float(whole(v)) for name, v in values.items()}
+    if not dist.is_initialized():
+        return [values]
+    each = [None] * dist.get_world_size()
+    dist.all_gather_object(each, values)
+    return each
+
+
+def mean(each):
+    """Of what of_each gives."""
+    return {name: sum(values[name] for values in each) / len(each) for name in each[0]}
+
+
 def average(values):
     """Mean over processes of a dict of numbers, as floats."""
-    packed = torch.stack([torch.as_tensor(whole(v)).detach().cpu().double() for v in values.values()])
-    if dist.is_initialized():
-        dist.all_reduce(packed)
-        packed /= dist.get_world_size()
-    return dict(zip(values, packed.tolist()))
+    return mean(of_each(values))
+
+
+def own(each):
+    """This process's part of what of_each gave in an earlier run; the mean where there were more or fewer."""
+    rank, n = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return dict(each[rank]) if len(each) == n else mean(each)
 
 
 def highest(value):
@@ -111,10 +142,17 @@ def highest(value):
     return int(value)
 
 
-def memory_gb(net, device, ema, samples, tokens, dtype):
+def all_finite(tensors):
+    """Whether none of these numbers is infinite or NaN, on any process; every one of them has to ask."""
+    here = all(bool(torch.isfinite(local(torch.as_tensor(t))).all()) for t in tensors)
+    return not highest(int(not here))
+
+
+def memory_gb(net, device, ema, samples, tokens, dtype, offload=False):
     """
-    What a step will need on this rank, in GB, by kind; to within a third (a test compares with what autograd
-    keeps). `samples` are worked on at a time, each a row of `tokens`; matrix products are done in `dtype`.
+    What a step will need on this rank: {where: {kind: GB}}, to within a third (a test compares with what
+    autograd keeps). `samples` are worked on at a time, each a row of `tokens`; matrix products are done in
+    `dtype`. Where: 'memory' of the device, and with offload 'main memory' for what waits there.
     """
     cfg, numbers = net.cfg, sum(local(p).numel() for p in net.parameters())
     learnt = sum(local(p).numel() for p in net.parameters() if p.requires_grad)
@@ -137,4 +175,8 @@ def memory_gb(net, device, ema, samples, tokens, dtype):
     parts = {'weights': 4 * numbers, 'gradients': 4 * learnt, 'optimizer': 8 * learnt,
              'average': 4 * numbers * bool(ema), 'copies to multiply with': copies,
              'activations': samples * kept}
-    return {name: size / 1e9 for name, size in parts.items()}
+    parts = {name: size / 1e9 for name, size in parts.items()}
+    if not (sharded and offload):
+        return {'memory': parts}
+    return {'memory': {name: parts.pop(name) for name in ('copies to multiply with', 'activations')},
+            'main memory': parts}

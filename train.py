@@ -10,13 +10,12 @@ torchrun --standalone --nproc_per_node=8 train.py config/large.py --dry_run=True
 torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=$HEAD:29500 train.py config/demo.py
 """
 import contextlib
-import ctypes
 import dataclasses
+import datetime
 import glob
 import json
 import math
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -36,7 +35,7 @@ import optim
 import parallel
 import pretrained
 import watch
-from processor import Processor
+from processor import FAR, Processor
 
 # -----------------------------------------------------------------------------
 # where and what
@@ -65,6 +64,7 @@ read_text = 0.5               # probability that a draw sees the subtask text
 gain = 0.1                    # augmentation: spread of the colour gain, per channel
 brightness = 6.0              # spread of the brightness offset, out of 255
 shift = 0                     # largest image shift, pixels
+crop = 0.0                    # up to this share of a picture's side is cut off
 ask = 0.3                     # share of samples that ask for another goal in the same scene: where is that?
 prefix_rows = 0               # up to so many rows of a chunk are given clean, as when they are being executed
 questions = 0.0               # share of samples that are questions about the scene and their answers
@@ -133,17 +133,19 @@ keep = 0                      # of these, so many stay as out_dir/step_<n>; the 
 rollout_interval = 0          # steps between scores in closed loop (one process only); 0: none
 rollout_episodes = 20         # of each score, held-out seeds
 max_minutes = 0.0             # stop and save after so long; 0: no limit
+timeout_minutes = 10.0        # a process that the others wait for so long ends the run: it hangs
 requeue_signal = 'SIGUSR1'    # save, leave, ask slurm/train.sh to queue the job again; SIGTERM: no asking
 wandb_project = ''            # log to W&B as well; WANDB_MODE=offline is honoured
 wandb_artifacts = False       # and leave the newest weights there when the run ends
 dry_run = False               # print sizes, memory and how a batch is shared out, draw the first batch, stop
+DEFAULTS = dict(globals())    # what runs had before a setting was there
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
 # settings a resumed run may change, because no weight depends on them but by the order of sums
 MAY_CHANGE = {'out_dir', 'resume', 'device', 'threads', 'compile_model', 'fsdp', 'offload', 'recompute',
               'accumulate', 'log_interval', 'eval_interval', 'eval_batches', 'checkpoint_interval', 'keep',
-              'rollout_interval', 'rollout_episodes', 'max_minutes', 'requeue_signal', 'wandb_project',
-              'wandb_artifacts', 'dry_run'}
+              'rollout_interval', 'rollout_episodes', 'max_minutes', 'timeout_minutes', 'requeue_signal',
+              'wandb_project', 'wandb_artifacts', 'dry_run'}
 LEAVE, REQUEUE = 1, 2         # why a run stops early; of several ranks' reasons the highest counts
 
 
@@ -153,32 +155,12 @@ def get_lr(step, max_steps, warmup_steps, final_lr):
     return min(1.0, (step + 1) / max(1, warmup_steps)) * (final_lr + (1 - final_lr) * cosine)
 
 
-def keep_freed_memory():
-    """
-    Tell glibc not to hand freed memory back to the kernel: every step asks for the same tens of MB again, and
-    mapping and clearing those pages took 10-20 % of a CPU step. Other C libraries are left as they are.
-    """
-    if platform.libc_ver()[0] == 'glibc':
-        libc = ctypes.CDLL('libc.so.6')
-        for parameter, value in ((-4, 0), (-1, 2 ** 31 - 1)):      # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-            libc.mallopt(parameter, value)
-
-
 def next_command(out_dir):
     """What to type after a run: after a first lesson there is somebody to coach."""
     coach = f"config/{os.path.basename(out_dir).removesuffix('_start')}_coach.py"
     if out_dir.endswith('_start') and os.path.exists(coach):
         return f'python sim_rollout.py {coach}'
     return f'python sim_rollout.py --ckpt={out_dir}'
-
-
-def settings_that_differ(old, new):
-    """Texts naming the settings that differ from those of the run to go on with: (may, may not)."""
-    # a setting the run did not have yet has changed nothing
-    changed = [k for k in new if k in old and old[k] != new[k]]
-    said = [', '.join(f'{k} {old[k]!r} -> {new[k]!r}' for k in changed if (k in MAY_CHANGE) is allowed)
-            for allowed in (True, False)]
-    return said
 
 
 def score(out_dir, step, episodes):
@@ -241,20 +223,22 @@ if __name__ == '__main__':
         device = f'cuda:{local_rank}'
         torch.cuda.set_device(device)
     if world_size > 1:      # gloo for what is in main memory: flags, averages for the log, offloaded parts
-        dist.init_process_group('cpu:gloo,cuda:nccl' if device.startswith('cuda') else 'gloo')
+        dist.init_process_group('cpu:gloo,cuda:nccl' if device.startswith('cuda') else 'gloo',
+                                timeout=datetime.timedelta(minutes=timeout_minutes))
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    keep_freed_memory()
+    parallel.keep_freed_memory()
     autocast = layers.autocast_for(device, dtype)
 
     # -----------------------------------------------------------------------------
     # a run to go on with?
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}     # as JSON keeps them
+    settings = checkpoint.as_json(config)
     if resume not in ('auto', 'never'):
         sys.exit(f"resume {resume!r}, expected 'auto' or 'never'")
     state = checkpoint.read_facts(out_dir) if resume == 'auto' else None
     if state:
-        may, may_not = settings_that_differ(state['settings'], settings)
+        old = checkpoint.as_json(DEFAULTS) | state['settings']
+        may, may_not = checkpoint.settings_that_differ(old, settings, MAY_CHANGE)
         if may_not:
             sys.exit(f'{out_dir} holds a run with other settings ({may_not}): --resume=never starts over, '
                      f'another --out_dir keeps both, --init_from={out_dir} starts from its weights')
@@ -270,11 +254,10 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # data
-    if synthetic and not os.path.isdir(episodes):
-        if master:
-            data.write_synthetic_episodes(episodes + '.tmp', synthetic, cameras, image_size, control_hz)
-            os.replace(episodes + '.tmp', episodes)
-        checkpoint.wait_for_all()
+    if master and synthetic and not os.path.isdir(episodes):
+        data.write_synthetic_episodes(episodes + '.tmp', synthetic, cameras, image_size, control_hz)
+        os.replace(episodes + '.tmp', episodes)
+    checkpoint.wait_for_all()      # the others do not look: they would see it before or after
     published = init_from and not os.path.exists(f'{init_from}/meta.json')     # of Qwen2.5-VL or EO-1
     if published and not os.path.exists(f'{init_from}/config.json'):
         sys.exit(f'init_from {init_from!r} holds neither a checkpoint (meta.json) nor a published model '
@@ -283,22 +266,31 @@ if __name__ == '__main__':
     if init_from and not published and not state:
         with open(f'{init_from}/meta.json') as f:
             known = json.load(f)
+    with open(f'{init_from}/tokenizer.json' if published else tokenizer) as f:
+        words = f.read()
+    if template == 'qwen':
+        words = pretrained.add_action_tokens(tokenizers.Tokenizer.from_str(words)).to_str()
+    inherited = {}
     if known:
         processor = Processor.from_dict(known['processor'])
+        inherited = checkpoint.overruled(settings | {'tokenizer': words}, known['processor'])
+        said = '; '.join(f'{k} {settings[k]!r} here, {its!r} there' for k, its in inherited.items())
+        if not state and any(config[k] != DEFAULTS[k] for k in inherited):
+            sys.exit(f'{init_from} was trained with other settings, on which its weights depend ({said}): '
+                     f'give these as there, or not at all; --init_from= starts from scratch')
+        if said and master and not state:
+            print(f'not the defaults but the settings of {init_from} are used: {said}')
     else:
-        with open(f'{init_from}/tokenizer.json' if published else tokenizer) as f:
-            words = f.read()
-        if template == 'qwen':
-            words = pretrained.add_action_tokens(tokenizers.Tokenizer.from_str(words)).to_str()
         processor = Processor(cameras, image_size, state_slots, action_slots, horizon, control_hz, words,
                               tokens_per_camera, template=template, compand=compand, pad_dims=pad_dims)
+    decoders = max(1, os.cpu_count() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))      # of jpeg
     train_data = data.Dataset(episodes, processor, 'train', val_fraction, tail, draws, read_text,
                               gain, brightness, shift, state_noise, ask, pure_noise, questions, prefix_rows,
-                              times, weights)
-    val_data = None
-    if val_fraction:
-        val_data = data.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text)
-    odd = processor.fit(train_data) if processor.stats is None else {}
+                              times, weights, crop, decoders)
+    val_data = data.Dataset(episodes, processor, 'val', val_fraction, tail, draws, read_text,
+                            workers=decoders) if val_fraction else None
+    odd = {} if state else watch.odd_slots(processor, train_data, FAR) if processor.stats else \
+        processor.fit(train_data)
     fingerprint = train_data.fingerprint()
     if state and state['fingerprint'] != fingerprint:
         sys.exit(f'{episodes} has changed since {out_dir} was started, going on would not be the same run: '
@@ -356,15 +348,16 @@ if __name__ == '__main__':
     if master:
         first = make_batches(start)[0]
         tokens = first['input_ids'].shape[1] + draws * processor.horizon
-        parts = parallel.memory_gb(net, device, ema, part, tokens, autocast.fast_dtype)
+        memory = parallel.memory_gb(net, device, ema, part, tokens, autocast.fast_dtype, offload)
         mine = sum(parallel.local(p).numel() for p in net.parameters())
         print(f'rev {rev}, {net.n_parameters / 1e6:.2f} M parameters'
               + (f', {mine / 1e6:.2f} M of them per process' if sharded else '')
               + f', {autocast.fast_dtype} on {device}')
         print(f'{world_size} processes x {part} x {accumulate} accumulated = {batch_size} chunks per step, '
               f'{draws} draws of each; {batch_size * tokens} tokens')
-        print(f'memory per process, estimated: {sum(parts.values()):.2f} GB = '
-              + ' + '.join(f'{v:.2f} {k}' for k, v in parts.items() if v > 0.005))
+        for where, parts in memory.items():
+            print(f'{where} per process, estimated: {sum(parts.values()):.2f} GB = '
+                  + ' + '.join(f'{v:.2f} {k}' for k, v in parts.items() if v > 0.005))
         print(f'{len(train_data.paths)} episodes, {len(train_data)} windows, '
               f'{max_steps * batch_size / len(train_data):.1f} epochs; '
               f'{len(val_data.paths) if val_data else 0} episodes held out')
@@ -395,29 +388,35 @@ if __name__ == '__main__':
         if not state:
             checkpoint.clear(out_dir)
         job = os.environ.get('SLURM_JOB_ID')
-        log = watch.Log(out_dir, start, wandb_project, state and state['wandb_id'], config=settings,
+        log = watch.Log(out_dir, start, wandb_project, state and state['wandb_id'],
+                        config=settings | inherited | {'git_rev': rev},
                         name=os.path.basename(out_dir) + (f'-{job}' if job else ''),
                         group=os.environ.get('SLURM_ARRAY_JOB_ID', os.path.basename(out_dir)))
         print(f'starting at step {start}' if start else 'starting', flush=True)
 
     # -----------------------------------------------------------------------------
     # loop
-    meta = {'settings': settings, 'fingerprint': fingerprint, 'processor': processor.to_dict(),
+    meta = {'settings': settings | inherited, 'fingerprint': fingerprint, 'processor': processor.to_dict(),
             'git_rev': rev, 'world': train_data.header(0)['world']}
     best = state['best'] if state else math.inf
     began = since = time.perf_counter()
-    waited, sums, step, stop, saved = 0.0, {}, start, 0, False
-    batches = iter(data.prefetch(make_batches, range(start, max_steps)))
+    waited, step, stop, saved = 0.0, start, 0, False
+    # of what the log will have the mean of, over so many steps, some of them taken before a stop
+    sums, summed = (parallel.own(state['sums']), state['summed']) if state else ({}, 0)
+    batches = data.prefetch(make_batches, range(start, max_steps), pin=device.startswith('cuda'))
+
+    def fetch():
+        """The next step's batches, on their way to the device; () after the last."""
+        return [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in next(batches, ())]
+
+    upcoming = fetch()
     while step < max_steps:
-        asked = time.perf_counter()
-        micro_batches = next(batches)
-        waited += time.perf_counter() - asked
+        micro_batches = upcoming
         fraction = get_lr(step, max_steps, warmup_steps, final_lr)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group['lr'] = group['peak_lr'] * fraction
         for i, batch in enumerate(micro_batches):
-            batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
             last = i == accumulate - 1
             with contextlib.nullcontext() if last or sharded or world_size == 1 else forward.no_sync():
                 with autocast:
@@ -431,34 +430,45 @@ if __name__ == '__main__':
             optimizer.zero_grad(set_to_none=True)
         if average_weights:
             average_weights.update(net)
-        step += 1
+        step, summed = step + 1, summed + 1
         sums['grad_norm'] = sums.get('grad_norm', 0) + norm_before
+        asked = time.perf_counter()
+        upcoming = fetch()      # while a GPU is busy with this step
+        waited += time.perf_counter() - asked
         if max_minutes and time.perf_counter() - began > 60 * max_minutes:
             wish = max(wish, LEAVE)
         stop = parallel.highest(wish)      # all stop after the same step; wishes may come at any moment
 
         line = {}
-        if step % log_interval == 0 or step == max_steps:
-            n = min((step - 1) % log_interval + 1, step - start)      # steps since the last line
+        logs, evaluates, saves = (step == max_steps or step % interval == 0 for interval in
+                                  (log_interval, eval_interval, checkpoint_interval))
+        saves, plays = saves or stop, rollout_interval and step % rollout_interval == 0
+        if logs or evaluates or saves or plays:      # what is written is sound
+            means = {k: sums[k] / summed for k in ('loss', 'grad_norm')}
+            if not parallel.all_finite([*means.values(), *net.parameters()]):
+                kept = checkpoint.read_facts(out_dir)
+                sys.exit(f'step {step}: loss {means["loss"]:.4g}, gradient norm {means["grad_norm"]:.4g}; '
+                         'they or weights are not finite and not saved: '
+                         + (f'the checkpoint of step {kept["step"]} in {out_dir} is sound' if kept else
+                            f'there is no checkpoint in {out_dir} yet'))
+        if logs:
             now = time.perf_counter()
-            rate = n * batch_size / (now - since)
+            rate = min(summed, step - start) * batch_size / (now - since)
             flops = rate * model.flops_per_sample(cfg, batch['input_ids'].shape[1], draws)
-            line = {'step': step, **{k: v / n for k, v in parallel.average(sums).items()}, 'lr': fraction,
-                    'samples_per_s': rate, 'gflops': flops / 1e9, 'mfu': flops / peak / world_size,
+            line = {'step': step, **{k: v / summed for k, v in parallel.average(sums).items()},
+                    'lr': learning_rate * fraction, 'samples_per_s': rate,
+                    'gflops': flops / 1e9, 'mfu': flops / peak / world_size,
                     'data_wait': waited / (now - since), 'memory_gb': watch.memory_used_gb(device)}
-            if not math.isfinite(line['loss']):
-                sys.exit(f'step {step}: loss is {line["loss"]}; '
-                         f'the checkpoint in {out_dir} is older and sound')
             if master:
                 eta = (max_steps - step) * batch_size / rate
                 print(f'step {step:6d}/{max_steps}  loss {line["loss"]:.4f}  flow {line["flow"]:.4f}  '
-                      f'text {line["text"]:.4f}  lr {fraction:.3f}  grad {line["grad_norm"]:5.2f}  '
+                      f'text {line["text"]:.4f}  lr {line["lr"]:.2e}  grad {line["grad_norm"]:5.2f}  '
                       f'{rate:5.0f} samples/s  MFU {100 * line["mfu"]:4.1f}%  '
                       f'data {100 * line["data_wait"]:4.1f}%  {line["memory_gb"]:5.2f} GB  '
                       f'eta {eta / 60:5.1f} min', flush=True)
-            since, waited, sums = now, 0.0, {}
+            since, waited, sums, summed = now, 0.0, {}, 0
         paused, films = time.perf_counter(), ()
-        if val_data and (step % eval_interval == 0 or step == max_steps):
+        if val_data and evaluates:
             if average_weights:
                 average_weights.swap(net)
             scores = evaluate(net, val_data, eval_batches, batch_size, rank, world_size, device, autocast)
@@ -470,25 +480,22 @@ if __name__ == '__main__':
                                                            if '@' not in k), flush=True)
             if scores['val_loss'] < best:
                 best = scores['val_loss']
-                net.save(f'{out_dir}/best', meta | {'step': step, 'val_loss': best}, average_weights,
-                         parallel.gather)
-        if rollout_interval and step % rollout_interval == 0:
-            net.save(out_dir, meta | {'step': step}, average_weights)
+                checkpoint.save_weights(f'{out_dir}/best', net, meta | {'step': step, 'val_loss': best},
+                                        average_weights, parallel.gather)
+        if plays:
+            checkpoint.save_weights(out_dir, net, meta | {'step': step}, average_weights, parallel.gather)
             success, films = score(out_dir, step, rollout_episodes)
             line = {'step': step, **line, 'success': success}
             print(f'closed loop at {step}:  {success:.0%} of {rollout_episodes}', flush=True)
         if master and line:
             log.write(line, films)
-        if step % checkpoint_interval == 0 or step == max_steps or stop:
+        if saves:
             saving = time.perf_counter()
-            net.save(out_dir, meta | {'step': step}, average_weights, parallel.gather)
-            facts = {k: meta[k] for k in ('settings', 'processor', 'fingerprint')} | {
-                'step': step, 'world_size': world_size, 'best': best, 'wandb_id': master and log.run_id,
-                'average_step': average_weights.step if average_weights else 0}
-            tensors = checkpoint.tensors_of(net, optimizers, average_weights)
-            size = checkpoint.save_state(out_dir, tensors, facts)
-            if master and keep:
-                checkpoint.keep_last(out_dir, step, keep)
+            facts = {'settings': settings, 'fingerprint': fingerprint, 'processor': meta['processor'],
+                     'step': step, 'world_size': world_size, 'best': best, 'summed': summed,
+                     'sums': parallel.of_each(sums), 'wandb_id': master and log.run_id}
+            size = checkpoint.save(out_dir, net, optimizers, average_weights, meta | {'step': step}, facts,
+                                   parallel.gather, keep)
             if master and not saved:
                 saved = True
                 print(f'checkpoint: {checkpoint.size_of(out_dir) / 1e6:.0f} MB to act, {size / 1e6:.0f} MB '

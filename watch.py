@@ -5,9 +5,10 @@ import platform
 import resource
 import time
 
+import numpy as np
 import torch
 
-from episode import write_atomic
+from episode import COMMAND, write_atomic
 
 # dense bfloat16 products in TFLOP/s, as in the makers' data sheets; the first name that fits counts
 PEAK_TFLOPS = {'B200': 2250, 'H200': 989, 'H100 PCIe': 756, 'H100': 989, 'A100': 312, 'L40S': 362, 'L40': 181,
@@ -32,6 +33,7 @@ class Log:
         self.run_id = self.run.id if self.run else None
 
     def write(self, line, films=()):
+        line = {k: v for k, v in line.items() if v == v}      # a mean of nothing is nan, which JSON has not
         with open(self.path, 'a') as f:
             f.write(json.dumps(line) + '\n')
         if self.run:
@@ -76,6 +78,23 @@ def peak_flops(device, dtype, size=1024, seconds=0.2):
     return 2 * size ** 3 / min(times)
 
 
+def odd_slots(processor, dataset, far):
+    """What Processor.fit says of the data it is made of, for data that a normaliser comes to later:
+    {slot: what is wrong with it}, with those that reach more than `far` of its spreads."""
+    table = type(processor).from_dict(processor.to_dict() | {'stats': None}).fit(dataset)
+    windows, reach = dataset.windows[::len(dataset.windows) // 200_000 + 1], 0
+    for rows in np.array_split(windows, len(windows) // 65_536 + 1):
+        states = dataset.read('state', rows)
+        chunks = processor.normalise_actions(dataset.chunk(rows), states[:, COMMAND])
+        chunks *= dataset.chunk_mask(rows)[..., None]                                            # (B, H, A)
+        state, action = np.abs(processor.normalise_state(states)).max(0), np.abs(chunks).max((0, 1))
+        reach = np.maximum(reach, np.concatenate([state[:len(processor.state_slots)],
+                                                  action[:len(processor.action_slots)]]))
+    names = [*processor.state_slots, *(f'action {name}' for name in processor.action_slots)]
+    return table | {name: f'reaches {r:.0f} spreads of the normaliser that is taken over'
+                    for name, r in zip(names, reach) if r > far}
+
+
 def plot_losses(log_path, out):
     """Training and held-out curves of a log.jsonl as PNG."""
     import matplotlib
@@ -83,7 +102,7 @@ def plot_losses(log_path, out):
     import matplotlib.pyplot as plt
     with open(log_path) as f:
         entries = [json.loads(line) for line in f]
-    panels = {'flow': 'flow loss', 'text': 'text loss', 'position_mm': 'error (mm)', 'lr': 'rate / peak'}
+    panels = {'flow': 'flow loss', 'text': 'text loss', 'position_mm': 'error (mm)', 'lr': 'AdamW rate'}
     figure, axes = plt.subplots(1, len(panels), figsize=(18, 4), constrained_layout=True)
     for axis, (name, title) in zip(axes, panels.items()):
         for key, label in ((name, 'training'), (f'val_{name}', 'held out')):

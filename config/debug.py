@@ -15,6 +15,7 @@ head_dim = 32
 mrope_section = (4, 6, 6)
 intermediate_size = 256
 draws = 2
+dtype = 'float32'        # the same numbers on any machine
 batch_size = 32
 max_steps = 100
 warmup_steps = 10

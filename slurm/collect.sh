@@ -18,6 +18,5 @@ source slurm/setup.sh
 
 seeds=${SEEDS:-250}
 first=$((SLURM_ARRAY_TASK_ID * seeds))
-export OMP_NUM_THREADS=1                 # parallel over episodes, not inside one
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it from sbatch (SLURM 22.05)
 exec srun "${inside[@]}" python sim_rollout.py "$@" --seeds="$first:$((first + seeds))" --workers="$SLURM_CPUS_PER_TASK"

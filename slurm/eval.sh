@@ -1,6 +1,7 @@
 #!/bin/bash
 # Score a checkpoint in closed loop. From the repository root:
 #   sbatch slurm/eval.sh --ckpt=out/demo --episodes=100 --seed0=1000000
+#   sbatch --dependency=afterok:1234567 slurm/eval.sh --ckpt=out/demo     # when that job has trained it
 # Partition and account: export SBATCH_PARTITION=... SBATCH_ACCOUNT=...
 #SBATCH --job-name=vla-eval
 #SBATCH --nodes=1
@@ -13,6 +14,5 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 source slurm/setup.sh
 
-export OMP_NUM_THREADS=1
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it from sbatch (SLURM 22.05)
 exec srun "${inside[@]}" python sim_rollout.py "$@" --workers="$SLURM_CPUS_PER_TASK"

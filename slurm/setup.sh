@@ -1,7 +1,7 @@
 #!/bin/bash
 # Everything on scratch, once, on a node that reaches PyPI (often the login node). From the repository root:
 #   export VLA_SCRATCH_ROOT=/path/on/your/scratch; bash slurm/setup.sh
-# The jobs read this file as well, for the same folders; they reach nothing and install nothing.
+# The other scripts read this file, too, for the same folders; they install nothing, and jobs reach nothing.
 # Settings may stand in .env (see .env.example). Clusters with environment modules: MODULES='python/3.11 cuda/12'
 [ ! -f .env ] || { set -a; source .env; set +a; }
 [ -z "${MODULES:-}" ] || module load $MODULES
@@ -16,7 +16,7 @@ done
 inside=(${VLA_IMAGE:+apptainer exec --nv --bind "$PWD,$root" --pwd "$PWD" "$VLA_IMAGE"})
 if [ -n "${SLURM_JOB_ID:-}" ]; then
   export HF_HUB_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
-  [ -n "${VLA_IMAGE:-}" ] || source "$VENV/bin/activate"
-elif [ -z "${VLA_IMAGE:-}" ]; then
-  make setup VENV="$VENV"
+fi
+if [ -z "${VLA_IMAGE:-}" ]; then
+  if [ "${BASH_SOURCE[0]}" = "$0" ]; then make setup VENV="$VENV"; else source "$VENV/bin/activate"; fi
 fi

@@ -13,4 +13,5 @@ cd "$SLURM_SUBMIT_DIR"
 source slurm/setup.sh
 
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it from sbatch (SLURM 22.05)
-exec srun "${inside[@]}" python train.py config/debug.py --resume=never --out_dir=out/smoke_1gpu "$@"
+exec srun "${inside[@]}" python train.py config/debug.py --device=cuda --resume=never \
+  --out_dir=out/smoke_1gpu "$@"

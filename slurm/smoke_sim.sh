@@ -12,6 +12,6 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 source slurm/setup.sh
 
-export OMP_NUM_THREADS=1
+export MUJOCO_GL=egl                     # on the GPU or not at all: OSMesa would do it on the CPU, unnoticed
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it from sbatch (SLURM 22.05)
 exec srun "${inside[@]}" python sim_rollout.py --task=place --episodes=2 --video=1 --out=out/smoke_sim "$@"

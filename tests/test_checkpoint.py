@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import checkpoint
+import model
 import optim
+import pretrained
+import test_parallel
 
 
 def make(seed):
@@ -96,12 +99,101 @@ def test_the_last_few_weights_are_kept_without_taking_room_twice(tmp_path):
     assert (tmp_path / kept[1] / 'model.safetensors').samefile(tmp_path / 'model.safetensors')
 
 
+ACT = ('model.safetensors', 'ema.safetensors', 'meta.json')
+
+
+class Net:
+    """All that save_weights asks of one: files that say their step."""
+
+    def save(self, folder, meta, average_weights, gather):
+        os.makedirs(folder)
+        for name in ACT:
+            with open(f'{folder}/{name}', 'w') as f:
+                f.write(str(meta))
+
+
+def says(folder):
+    """The step that all files of a folder agree on; None where nothing would load."""
+    if not (folder / 'meta.json').exists():
+        return None
+    step, = {(folder / name).read_text() for name in ACT}
+    return int(step)
+
+
+def test_a_kill_while_weights_are_put_in_place_never_mixes_two_steps(tmp_path, monkeypatch):
+    """The run dies before each single change to a folder in turn, and comes to the same step again."""
+    def save(out, step):
+        checkpoint.save_weights(out, Net(), step, None, dict)
+        checkpoint.keep_last(out, step, 2)
+
+    for last in range(1, 100):
+        out, left, seen = tmp_path / str(last), [last], []
+        for step in (1, 2, 3):
+            save(out, step)
+
+        def count(function):
+            def counted(*args, **kwargs):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+                return function(*args, **kwargs)
+            return counted
+        with monkeypatch.context() as patch:
+            for name in ('replace', 'remove', 'unlink', 'rmdir', 'link'):
+                patch.setattr(os, name, count(getattr(os, name)))
+            try:
+                save(out, 4)
+                save(out, 4)
+            except KeyboardInterrupt:
+                seen = [says(out)] + [says(folder) for folder in out.glob('step_*')]
+        assert seen[:1] in ([], [None], [3], [4]) and None not in seen[1:], (last, seen)
+        save(out, 4)
+        kept = sorted(out.glob('step_*'))
+        assert says(out) == 4 and [says(folder) for folder in kept] == [3, 4]
+        assert sorted(os.listdir(out)) == sorted([*ACT, *(folder.name for folder in kept)])
+        if not seen:
+            return
+    raise AssertionError('it never got through')
+
+
+@pytest.mark.parametrize('dies', [(1, 'write_tensors'), (2, 'write_tensors'), (1, 'write_json')])
+def test_a_model_half_saved_over_another_does_not_load(tmp_path, monkeypatch, dies):
+    net, (left, name) = test_parallel.small(), dies
+    average = optim.EMA(net)
+    net.save(str(tmp_path), {'step': 1}, average)
+    write, calls = getattr(pretrained, name), []
+
+    def die(*args):
+        calls.append(args)
+        if len(calls) == left:
+            raise KeyboardInterrupt
+        return write(*args)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrained, name, die)
+        net.save(str(tmp_path), {'step': 2}, average)
+    with pytest.raises(FileNotFoundError, match='meta.json'):
+        model.VLA.load(str(tmp_path))
+    net.save(str(tmp_path), {'step': 2}, average)
+    assert model.VLA.load(str(tmp_path))[1]['step'] == 2
+
+
+def test_settings_that_a_checkpoint_brings_along_are_named():
+    theirs = dict(horizon=8, compand=0.1, state_slots=['left/gripper', 'right/gripper'],
+                  action_slots=['spine_z'], tokenizer='{}', stats=None)
+    ours = dict(theirs, state_slots=['[lr]*t/gripper'], batch_size=3)
+    assert checkpoint.overruled(ours, theirs) == {}
+    ours |= dict(horizon=3, tokenizer='{"other": 1}', action_slots=['*'])
+    assert checkpoint.overruled(ours, theirs) == {
+        'horizon': 8, 'action_slots': ['spine_z'], 'tokenizer': 'its own'}
+
+
 def test_starting_over_leaves_nothing_that_could_be_taken_for_the_new_run(tmp_path):
     save(tmp_path, 5, make(1))
     for name in ('model.safetensors', 'ema.safetensors', 'meta.json', 'log.jsonl'):
         (tmp_path / name).write_text(name)
     checkpoint.keep_last(tmp_path, 5, 1)
     checkpoint.link(tmp_path, tmp_path / 'best')
+    checkpoint.link(tmp_path, tmp_path / 'new.tmp')
     checkpoint.clear(tmp_path)
     assert checkpoint.read_facts(tmp_path) is None
     assert sorted(os.listdir(tmp_path)) == ['log.jsonl', 'meta.json', 'model.safetensors']      # still loads

@@ -4,7 +4,10 @@ Protects windows, their order, shares and augmentation.
 python -m pytest tests/test_data.py
 """
 import json
+import math
 import os
+import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from processor import Processor
 CAMERAS = ('overhead', 'right/wrist')
 STATE = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_[xyz]', '*/gripper')
 ACTION = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')
-AUGMENTED = dict(draws=3, gain=0.1, brightness=6.0, shift=2, state_noise=0.05)
+AUGMENTED = dict(draws=3, gain=0.1, brightness=6.0, shift=2, state_noise=0.05, crop=0.1)
 
 
 @pytest.fixture(scope='module')
@@ -70,6 +73,34 @@ def test_windows_stop_a_few_rows_after_the_goal_is_reached_for_good(tmp_path):
     hand_made(tmp_path, [0] * 10, [0] * 10, False, 'b')
     assert data.Dataset(tmp_path, make_processor(), tail=3).windows.tolist() == [*range(8), *range(10, 20)]
     assert data.Dataset(tmp_path, make_processor(), tail=0).windows.tolist() == [*range(5), *range(10, 20)]
+
+
+def test_chunks_longer_than_their_episode_are_filled_up_and_count_after_success_only(tmp_path):
+    hand_made(tmp_path, [0, 0, 0, 1, 0, 0], [0] * 6, True, 'a')
+    hand_made(tmp_path, [0] * 6, [0] * 6, False, 'b')
+    dataset = data.Dataset(tmp_path, make_processor(horizon=50))
+    x, mask = dataset.chunk(np.arange(12))[:, :, 8], dataset.chunk_mask(np.arange(12))
+    ahead = np.minimum(np.arange(6)[:, None] + np.arange(50), 5)      # of one episode: never of the next
+    assert np.allclose(x[:6], 0.3 + 0.01 * ahead) and np.array_equal(x[:6], x[6:])
+    assert mask.sum(1).tolist() == [4, 3, 2, 1, 50, 50, 6, 5, 4, 3, 2, 1]
+    assert all(np.array_equal(np.sort(row)[::-1], row) for row in mask)      # the first rows are what counts
+    dataset.processor.fit(dataset)
+    batch = dataset.batch(0, 12)
+    assert batch['actions'].shape == (12, 50, len(dataset.processor.action_slots))
+    assert all(batch[name].isfinite().all() for name in ('actions', 'n_rows', 'state'))
+    assert batch['n_rows'] == mask[dataset.sample_rows(0, 12, 0)].sum()
+
+
+def test_an_error_of_no_rows_is_no_number(tmp_path):
+    hand_made(tmp_path, [0] * 3, [0] * 3, False)
+    dataset = data.Dataset(tmp_path, make_processor())
+    dataset.processor.fit(dataset)
+    chunk = np.zeros((3, 8, 10))
+    errors = dataset.action_error(np.arange(3), chunk)
+    assert math.isnan(errors['position_mm@4']) and math.isnan(errors['gripper_mm@8'])
+    assert errors['position_mm'] >= 0 and errors['position_mm@2'] >= 0
+    dataset.chunk_mask = lambda rows: np.zeros((3, 8), bool)      # nothing counts at all
+    assert all(map(math.isnan, dataset.action_error(np.arange(3), chunk).values()))
 
 
 def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
@@ -205,10 +236,9 @@ def test_draws_follow_their_distributions(dataset):
 
 def test_augmentation_shifts_by_whole_pixels_and_scales_colours():
     images = torch.arange(2 * 1 * 4 * 4 * 3, dtype=torch.uint8).view(2, 1, 4, 4, 3)
-    still = {'images': images, 'gain': torch.ones(2, 1, 1, 1, 3), 'offset': torch.zeros(2, 1, 1, 1, 1),
-             'shift': torch.zeros(2, 1, 2, dtype=torch.int64)}
-    assert data.augment(still)['images'] is images and data.augment(still).keys() == {'images'}
-    moved = data.augment(still | {'shift': torch.tensor([[[1, 0]], [[0, -2]]])})['images']
+    still = {'images': images, 'gain': torch.ones(2, 1, 1, 1, 3), 'offset': torch.zeros(2, 1, 1, 1, 1)}
+    assert torch.equal(data.augment(still)['images'], images) and data.augment(still).keys() == {'images'}
+    moved = data.augment({'images': images, 'shift': torch.tensor([[[1, 0]], [[0, -2]]])})['images']
     assert torch.equal(moved[0, 0, :3], images[0, 0, 1:]) and torch.equal(moved[0, 0, 3], images[0, 0, 3])
     assert torch.equal(moved[1, 0, :, 2:], images[1, 0, :, :2])
     assert torch.equal(moved[1, 0, :, 0], images[1, 0, :, 0])
@@ -219,6 +249,32 @@ def test_augmentation_shifts_by_whole_pixels_and_scales_colours():
     assert torch.equal(data.augment(still | {'gain': red})['images'][..., 0], images[..., 0] * 2.0)
 
 
+def test_augmentation_cuts_off_borders_and_enlarges_the_rest(dataset):
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing='ij')
+    images = torch.stack([8 * y + x, y, x], -1).expand(2, 1, 8, 8, 3)      # ramps: sampling is exact
+    crop = torch.tensor([[[1.0, 0, 0]], [[0.5, 0.25, -0.25]]])      # all; half, a pixel down and a pixel left
+    whole, half = data.augment({'images': images, 'crop': crop})['images'][:, 0]
+    assert torch.allclose(whole, images[0, 0], atol=1e-4)
+    assert torch.allclose(half[..., 1], 4.5 + (y - 3.5) / 2, atol=1e-4)
+    assert torch.allclose(half[..., 2], 2.5 + (x - 3.5) / 2, atol=1e-4)
+    side, *centre = dataset.batch(0, 512)['crop'].unbind(-1)      # (512, N)
+    assert 0.9 <= side.min() < 0.91 and 0.99 < side.max() <= 1 and len(side.unique()) > 1000
+    for at in centre:      # nothing is looked for outside the picture, and all of it comes to be seen
+        assert (at.abs() <= 1 - side + 1e-6).all() and at.max() > 0.08 and at.min() < -0.08
+
+
+def test_augmentation_is_decided_without_asking_the_device(folder, dataset):
+    batch = {k: v.to('meta') for k, v in dataset.batch(0, 4).items()}      # a device that has no numbers
+    assert data.augment(batch)['images'].shape == (4, 2, 16, 16, 3)
+    plain = data.Dataset(folder, dataset.processor).batch(0, 4)
+    assert not plain.keys() & {'gain', 'offset', 'shift', 'crop'}
+    assert data.augment(plain)['images'] is plain['images']
+    uncropped = data.Dataset(folder, dataset.processor, **AUGMENTED | dict(crop=0.0)).batch(0, 4)
+    cropped = dataset.batch(0, 4)      # is drawn last: no other number moves
+    assert cropped.keys() - uncropped.keys() == {'crop'}
+    assert all(torch.equal(cropped[name], uncropped[name]) for name in uncropped)
+
+
 def test_prefetching_changes_neither_order_nor_numbers(dataset):
     ahead = list(data.prefetch(lambda step: dataset.batch(step, 8), range(3, 9)))
     assert len(ahead) == 6
@@ -226,6 +282,88 @@ def test_prefetching_changes_neither_order_nor_numbers(dataset):
         assert torch.equal(batch['noise'], dataset.batch(step, 8)['noise'])
     with pytest.raises(ZeroDivisionError):
         list(data.prefetch(lambda step: 1 / (step - 2), range(5)))
+
+
+def test_batches_are_pinned_where_they_are_made_and_only_if_asked(dataset, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, 'pin_memory',
+                        lambda tensor: pinned.append(threading.current_thread()) or tensor + 0)
+    for pin in (False, True):
+        made = list(data.prefetch(lambda step: [dataset.batch(step, 4)] * 2, range(3), pin))
+        assert all(torch.equal(batch[k], v) for i, batches in enumerate(made) for batch in batches
+                   for k, v in dataset.batch(i, 4).items())
+        assert len(pinned) == pin * 6 * len(made[0][0])
+    assert threading.main_thread() not in pinned
+
+
+# ---- pictures packed as jpeg
+
+@pytest.fixture(scope='module')
+def packed(folder):
+    data.pack_episodes(data.episode_paths(folder), f'{folder}_jpeg', 95)
+    return f'{folder}_jpeg'
+
+
+def test_packed_pictures_train_like_raw_ones_whoever_decodes_them(dataset, packed, monkeypatch):
+    whose, blob = set(), episode.JpegFrames.blob
+    monkeypatch.setattr(episode.JpegFrames, 'blob', lambda self, at: (
+        whose.add(threading.current_thread().name), blob(self, at))[1])
+    alone, shared = (data.Dataset(packed, dataset.processor, **AUGMENTED, workers=n) for n in (1, 3))
+    for step in (0, 5):
+        raw, one, many = (d.batch(step, 16, 1, 2, seed=3) for d in (dataset, alone, shared))
+        assert raw.keys() == one.keys() == many.keys() and raw['images'].shape == one['images'].shape
+        assert all(torch.equal(one[k], many[k]) for k in one)
+        assert all(torch.equal(one[k], raw[k]) for k in one if k != 'images')
+        error = (one['images'].float() - raw['images'].float()).abs().mean((-3, -2, -1))      # (B, N)
+        spread = raw['images'].float().flatten(2).std(-1).mean()
+        assert 0 < error.max() < 8 and error.mean() < spread / 4
+    assert threading.main_thread().name in whose and len(whose) > 1
+
+
+def test_a_damaged_picture_stops_the_batch_and_names_its_file(dataset, packed, tmp_path):
+    path = f'{tmp_path}/e.safetensors'
+    shutil.copy(data.episode_paths(packed)[0], path)
+    spoil_pictures(path)
+    for workers in (1, 3):
+        with pytest.raises(ValueError, match='e.safetensors: image/overhead row .* no jpeg'):
+            data.Dataset(path, dataset.processor, workers=workers).batch(0, 4)
+
+
+def spoil_pictures(path):
+    """Nothing in the file can be decoded any more; all the rest stays."""
+    with safetensors.safe_open(path, 'np') as f:
+        arrays, header = {name: f.get_tensor(name) for name in f.keys()}, f.metadata()
+    arrays = {k: v * 0 if k.endswith('/bytes') else v for k, v in arrays.items()}
+    safetensors.numpy.save_file(arrays, path, header)
+
+
+# ---- what a run was made of
+
+def test_a_fingerprint_sees_every_kind_of_change_and_no_move_to_another_folder(tmp_path):
+    arrays, header = episode.synthetic_episode(1, CAMERAS, 16, kicks=0.0)
+
+    def fingerprint(change={}, jpeg=0, **words):
+        data.write_episode(tmp_path / 'e.safetensors', arrays | change, header | words, jpeg)
+        return data.Dataset(tmp_path, make_processor()).fingerprint()
+    whole = fingerprint()
+    assert whole == fingerprint() and len(whole) == 16
+    (tmp_path / 'else').mkdir()
+    os.link(tmp_path / 'e.safetensors', tmp_path / 'else' / 'e.safetensors')
+    assert data.Dataset(tmp_path / 'else', make_processor()).fingerprint() == whole
+    other = {
+        'actions': fingerprint({k: arrays[k] + 1e-5 for k in ('tool_action', 'tool_executed')}),
+        'state': fingerprint({'state': arrays['state'] * 1.0001}),
+        'scene': fingerprint({'scene': arrays['scene'] + 0.01}),
+        'goal': fingerprint({'goal': arrays['goal'] * 0}),
+        'kicked': fingerprint({'kicked': np.eye(1, len(arrays['time']), 2, np.uint8)[0]}),
+        'subtask_id': fingerprint({'subtask_id': arrays['subtask_id'] * 0}),
+        'picture': fingerprint({'image/overhead': 255 - arrays['image/overhead']}),
+        'instruction': fingerprint(instruction='other words', askable=['other words']),
+        'subtasks': fingerprint(subtasks=['other words', *header['subtasks'][1:]]),
+        'referents': fingerprint(referents=[[0, [[0, 1, 2, 1, 0, 0, 0, 0]]]]),
+        'success': fingerprint(success=False), 'size': fingerprint(qa=[['a', 'b', 'c']]),
+        **{f'jpeg {quality}': fingerprint(jpeg=quality) for quality in (50, 90)}}
+    assert len({whole, *other.values()}) == 1 + len(other), other
 
 
 def test_folders_are_merged_and_split_by_links(folder, tmp_path, capsys):

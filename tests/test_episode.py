@@ -3,13 +3,17 @@ Protects episodes on disk: what is written comes back, every kind of fault is na
 
 python -m pytest tests/test_episode.py
 """
+import io
 import mmap
 import os
+import resource
 
 import numpy as np
+import PIL.Image
 import pytest
-import safetensors
+import safetensors.numpy
 
+import data
 import episode
 import launch
 
@@ -119,6 +123,31 @@ def test_show_and_stats_run(folder, tmp_path):
     assert '12 episodes, 12 successful' in said and 'command/right/tool_x' in said
 
 
+def test_stats_of_more_files_than_may_be_open_are_those_of_all_their_rows(folder, capsys):
+    paths = episode.episode_paths(folder)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 10, limit[1]))
+    try:
+        episode.print_stats(paths * 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    said = capsys.readouterr().out.splitlines()
+    whole = [episode.read_episode(path)[0] for path in paths]
+    kicked = np.concatenate([a['kicked'] for a in whole])
+    assert said[0].startswith(f'60 episodes, 60 successful, {5 * len(kicked)} rows, '
+                              f'{len(kicked) / 12:.1f} per episode, {5 * kicked.sum(dtype=int)} kicked')
+    assert sum(int(line.split()[0]) for line in said if ' x reach the ' in line) == 60
+    first = next(i for i, line in enumerate(said) if line.startswith('tool_action '))
+    for name, i in (('right/tool_x', 8), ('left/tool_z', 3)):
+        line, = (line.split() for line in said[first:] if line.startswith(name + ' '))
+        values = np.concatenate([a['tool_action'][:, i] for a in whole]).astype(np.float64)
+        expected = values.mean(), values.std(), values.min(), values.max()
+        assert np.allclose([float(x) for x in line[2:6]], expected, atol=6e-5)
+    # what stands still is marked: the joints of a synthetic episode, but not the hand that moves
+    assert sum(line.startswith('velocity/') and line.endswith('  below its floor') for line in said) == 15
+    assert not any(line.endswith('floor') for line in said if line.startswith('command/right/tool_x '))
+
+
 # ---- names, rotations, state
 
 def test_packed_pictures_are_small_nearly_the_same_and_read_like_others(tmp_path):
@@ -141,6 +170,43 @@ def test_packed_pictures_are_small_nearly_the_same_and_read_like_others(tmp_path
     draw = tmp_path / 'e.png'
     episode.draw_episode(path, draw)
     assert draw.stat().st_size > 10_000
+
+
+DAMAGE = {      # what is done to one camera's packed pictures: words of the fault
+    'garbage': (lambda blobs: blobs[:3] + [b'\0' * len(blobs[3])] + blobs[4:], 'row 3 is no jpeg'),
+    'cut off': (lambda blobs: blobs[:2] + [blobs[2][:-200]] + blobs[3:], 'row 2 is no jpeg'),
+    'empty': (lambda blobs: [b''] + blobs[1:], 'row 0 is no jpeg'),
+    'one of another size': (lambda blobs: blobs[:1] + [jpeg_of(8)] + blobs[2:],
+                            'row 1 is 8x8 px RGB, the header says 16x16 px RGB'),
+    'all of another size': (lambda blobs: [jpeg_of(32)] * len(blobs), 'row 0 is 32x32 px RGB, the header'),
+    'grey': (lambda blobs: [jpeg_of(16, 'L')] * len(blobs), 'row 0 is 16x16 px L, the header'),
+    'another format': (lambda blobs: [jpeg_of(16, 'RGB', 'png')] * len(blobs), 'row 0 is no jpeg'),
+}
+
+
+def jpeg_of(size, mode='RGB', kind='jpeg'):
+    noise = np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)
+    PIL.Image.fromarray(noise).convert(mode).save(blob := io.BytesIO(), kind)
+    return blob.getvalue()
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_check_names_the_file_and_the_row_of_a_damaged_picture(tmp_path, capsys, damage):
+    spoil, words = DAMAGE[damage]
+    arrays, header = episode.synthetic_episode(3, CAMERAS, 16)
+    path = str(tmp_path / 'e.safetensors')
+    episode.write_episode(path, arrays, header, jpeg=90)
+    with safetensors.safe_open(path, 'np') as f:
+        tensors, metadata = {name: f.get_tensor(name) for name in f.keys()}, f.metadata()
+    packed, offset = tensors['image/right/wrist/bytes'].tobytes(), tensors['image/right/wrist/offset']
+    blobs = spoil([packed[a:b] for a, b in zip(offset, offset[1:])])
+    tensors['image/right/wrist/bytes'] = np.frombuffer(b''.join(blobs), np.uint8)
+    tensors['image/right/wrist/offset'] = np.cumsum([0, *map(len, blobs)]).astype(np.int64)
+    safetensors.numpy.save_file(tensors, path, metadata)
+    assert data.main(['check', str(tmp_path)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f'{path}: image/right/wrist {words}')
+    assert said[1:] == ['1 episodes, 1 with faults']
 
 
 def test_slots_are_chosen_by_name_and_pattern_and_typos_are_refused():

@@ -8,6 +8,7 @@ python -m pytest tests/test_parallel.py
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import parallel
 import test_model
 
 pytestmark = pytest.mark.dist
-STEPS = 14
+STEPS = 20
 # no Muon: it rounds to bfloat16, and so makes a rounding error anywhere a thousand times as large
 SETTINGS = ('config/debug.py', '--n_layers=2', '--image_size=16', '--cameras=overhead,',
             '--tokens_per_camera=2', '--batch_size=8', f'--max_steps={STEPS}', '--log_interval=1',
@@ -51,8 +52,8 @@ def torchrun(episodes, out, *words, launcher=('--standalone', '--nproc_per_node=
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, **kwargs)
 
 
-def run(episodes, out, *words, processes=1):
-    return launch.run(*command(episodes, out, *words), processes=processes)
+def run(episodes, out, *words, **kwargs):
+    return launch.run(*command(episodes, out, *words), **kwargs)
 
 
 def read_log(folder):
@@ -125,6 +126,38 @@ def test_a_run_goes_on_with_more_processes(whole, episodes, tmp_path, before, af
     goes_on(whole, episodes, tmp_path, process, before[0], after)
 
 
+def late(words, folder):
+    """train.py; ranks but the first look for a folder so late that the first has made it meanwhile."""
+    isdir = os.path.isdir
+
+    def look(path):
+        while os.environ['RANK'] != '0' and str(path) == folder and not isdir(path):
+            time.sleep(0.01)
+        return isdir(path)
+    os.path.isdir, sys.argv = look, list(words)
+    runpy.run_path(words[0], run_name='__main__')
+
+
+def test_ranks_that_find_made_up_episodes_made_wait_like_the_others(tmp_path):
+    words = command(f'{tmp_path}/e', tmp_path / 'run', '--synthetic=12', '--max_steps=1',
+                    '--timeout_minutes=0.2')
+    launch.run(late, words, f'{tmp_path}/e', processes=2)
+    assert read_log(tmp_path / 'run')[-1]['step'] == 1
+
+
+def test_closed_loop_scores_are_refused_to_several_processes(episodes, tmp_path):
+    said = run(episodes, tmp_path, '--rollout_interval=2', processes=2, fails=True)
+    assert 'rollout_interval 2: 2 processes would wait for one simulator' in said
+
+
+def test_bfloat16_is_as_close_in_parts_as_in_copies(episodes, tmp_path):
+    words = ('--dtype=bfloat16', '--max_steps=8')
+    for name, sharded in (('copies', False), ('parts', True)):
+        said = run(episodes, tmp_path / name, *words, f'--fsdp={sharded}', processes=2)
+        assert 'torch.bfloat16 on ' in said
+    assert same_losses(tmp_path / 'copies', tmp_path / 'parts', 0.01) == 8
+
+
 def goes_on(whole, episodes, out, process, before, after):
     for line in process.stdout:
         if line.startswith('step ') and int(line.split()[1].split('/')[0]) >= 4:
@@ -138,11 +171,12 @@ def goes_on(whole, episodes, out, process, before, after):
 
 
 def test_fsdp_goes_on_bit_for_bit_under_muon_after_kill_9(episodes, tmp_path):
-    words = ('--fsdp=True', '--muon_learning_rate=0.02', '--checkpoint_interval=6', '--max_steps=12')
+    words = ('--fsdp=True', '--muon_learning_rate=0.02', '--checkpoint_interval=6', '--max_steps=12',
+             '--log_interval=4')      # the line of step 8 tells of steps before and after the kill
     run(episodes, tmp_path / 'whole', *words, processes=2)
     process = launch.Script(*command(episodes, tmp_path / 'cut', *words), processes=2)
     for line in process.stdout:
-        if line.startswith('step      7'):
+        if line.startswith('step      8'):
             break
     process.kill()
     process.communicate()
@@ -150,18 +184,46 @@ def test_fsdp_goes_on_bit_for_bit_under_muon_after_kill_9(episodes, tmp_path):
     for name in ('model', 'ema'):
         a, b = (load_file(tmp_path / run / f'{name}.safetensors') for run in ('whole', 'cut'))
         assert all(torch.equal(a[k], b[k]) for k in a)
+    kept = [[{k: line[k] for k in ('step', 'loss', 'flow', 'text', 'grad_norm') if k in line}
+             for line in read_log(tmp_path / run)] for run in ('whole', 'cut')]
+    assert kept[0] == kept[1]
 
 
-def test_a_rank_that_dies_ends_the_job_with_its_error(episodes, tmp_path):
-    process = torchrun(episodes, tmp_path, '--max_steps=100000', stderr=subprocess.PIPE)
+def kill_rank_1(process, out):
+    workers = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(process.pid)], capture_output=True, text=True)
+    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
+
+
+def trip_rank_0(process, out):
+    """Its next line goes to a folder, all at once."""
+    (out / 'trap').symlink_to(out)
+    os.replace(out / 'trap', out / 'log.jsonl')
+
+
+@pytest.mark.parametrize('sharded, strike, error', [
+    (False, kill_rank_1, 'Signal 9 (SIGKILL)'), (True, trip_rank_0, 'IsADirectoryError')])
+def test_a_rank_that_dies_ends_the_job_with_its_error(episodes, tmp_path, sharded, strike, error):
+    process = torchrun(episodes, tmp_path, '--max_steps=100000', f'--fsdp={sharded}', stderr=subprocess.PIPE)
     for line in process.stdout:
         if line.startswith('step'):
             break
-    workers = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(process.pid)], capture_output=True, text=True)
-    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
+    strike(process, tmp_path)
     began = time.monotonic()
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode != 0 and 'Signal 9 (SIGKILL)' in errors and time.monotonic() - began < 60
+    assert process.returncode != 0 and error in errors and time.monotonic() - began < 60
+
+
+def test_a_rank_that_hangs_ends_the_others(episodes, tmp_path):
+    process = launch.Script(*command(episodes, tmp_path, '--max_steps=100000', '--timeout_minutes=0.15'),
+                            processes=2)
+    for line in process.stdout:
+        if line.startswith('step'):
+            break
+    os.kill(process.ranks[1].pid, signal.SIGSTOP)
+    process.ranks[0].join(60)
+    code = process.ranks[0].exitcode
+    process.kill()
+    assert code == 1, process.communicate()[0]
 
 
 def small():
@@ -207,6 +269,21 @@ def check_parts():
     for (name, p), q in zip(net.named_parameters(), whole.parameters()):
         assert torch.allclose(parallel.whole(p), q, atol=2e-4), name
 
+    # what each has counted for itself, and what all have to know
+    each = parallel.of_each({'a': torch.tensor(0.1 + rank), 'b': rank})
+    assert [values['b'] for values in each] == list(range(n))
+    assert parallel.average({'b': rank})['b'] == (n - 1) / 2
+    assert parallel.own(each) == each[rank] and parallel.own(each[:1]) == each[0]
+    assert parallel.own([*each, *each])['b'] == (n - 1) / 2
+    assert parallel.all_finite([*net.parameters(), 1.0])
+    for bad in (torch.nan, torch.inf):
+        assert not parallel.all_finite([torch.tensor(bad if rank == n - 1 else 0.0)])
+
+    parts, = parallel.memory_gb(net, 'cpu', 0.9, 1, 9, torch.float32).values()
+    places = parallel.memory_gb(net, 'cpu', 0.9, 1, 9, torch.float32, offload=True)
+    assert places['main memory'].keys() == {'weights', 'gradients', 'optimizer', 'average'}
+    assert places['memory'] | places['main memory'] == parts
+
     held = sum(parallel.local(p).numel() for p in net.parameters())
     kept = sum(parallel.local(v).numel() for o in optimizers[0] for s in o.state.values()
                for k, v in s.items() if k != 'step')
@@ -241,6 +318,6 @@ def test_activations_are_estimated_to_within_a_third(change):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss, _ = net(batch)
     tokens = batch['input_ids'].shape[1] + 4 * net.cfg.horizon
-    parts = parallel.memory_gb(net, 'cpu', 0.9, 32, tokens, torch.float32)
+    parts, = parallel.memory_gb(net, 'cpu', 0.9, 32, tokens, torch.float32).values()
     assert parts['weights'] == 4 * net.n_parameters / 1e9 and parts['optimizer'] == 2 * parts['weights']
     assert parts['activations'] == pytest.approx(sum(kept.values()) / 1e9, rel=1 / 3)

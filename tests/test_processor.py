@@ -10,10 +10,11 @@ import torch
 
 import data
 import episode
+import launch
 import questions
 import tasks
 from processor import COMMAND, POSITION, ROTVEC, VOCABULARY_SIZE, Processor, anchor, make_tokenizer, unanchor
-from test_data import CAMERAS, dataset, folder, make_processor  # noqa: F401
+from test_data import CAMERAS, dataset, folder, make_processor, spoil_pictures  # noqa: F401
 
 
 def random_actions(rng, *shape):
@@ -128,6 +129,39 @@ def test_a_slot_that_reaches_far_is_named(folder):
     moved = np.where(np.arange(79) == i, np.eye(len(episode), 1) * 90, episode)
     far.files['state'][0] = moved.astype(np.float32)
     assert 'reaches' in processor.fit(far)['velocity/spine_z']
+
+
+def test_statistics_touch_no_picture(folder, tmp_path):
+    data.pack_episodes(data.episode_paths(folder), tmp_path, 90)
+    whole, blind = (data.Dataset(tmp_path, make_processor()) for _ in range(2))
+    for path in data.episode_paths(tmp_path):
+        spoil_pictures(path)
+    spoilt = data.Dataset(tmp_path, make_processor())
+    with pytest.raises(ValueError, match='no jpeg'):
+        spoilt.gather_images(np.arange(4))
+    for camera in CAMERAS:
+        del blind.files[f'image/{camera}']
+    expected = data.Dataset(folder, make_processor())
+    for dataset in (expected, whole, blind, spoilt):
+        dataset.processor.fit(dataset)
+        stats, same = dataset.processor.stats, expected.processor.stats
+        assert all(np.array_equal(stats[name], same[name]) for name in same)
+
+
+def test_slots_that_lie_dead_or_reach_far_are_printed_before_training(folder, tmp_path):
+    paths = data.episode_paths(folder)
+    for path in paths:
+        arrays, header = data.read_episode(path)
+        state, at = np.array(arrays['state']), data.STATE_NAMES.index('velocity/spine_z')
+        state[0, at] = 90 * (path == paths[0])
+        data.write_episode(tmp_path / 'e' / path.split('/')[-1], dict(arrays, state=state), header)
+    said = launch.run('train.py', f'--episodes={tmp_path}/e', f'--out_dir={tmp_path}/run', '--dry_run=True',
+                      f'--cameras={CAMERAS}', '--image_size=16', '--val_fraction=0', '--batch_size=8')
+    table = {name: ' '.join(words) for name, *words in map(str.split, said.splitlines()) if words}
+    assert table['velocity/spine_z'].startswith('reaches 1')
+    assert table['velocity/left/wrist_z'] == 'does not move: spread 0 is below its floor 0.05'
+    assert 'does not move' in said.split('action left/tool_x')[1].split('\n')[0]
+    assert 'command/right/tool_x' not in table and 'slots: 79 state, 15 action' in said
 
 
 # ---- model input

@@ -6,7 +6,9 @@ python -m pytest tests/test_train.py
 import json
 import math
 import os
+import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,8 @@ import launch
 import layers
 import model
 import train
-from processor import Processor
+import watch
+from processor import FAR, Processor
 
 TINY = ('--n_layers=1', '--image_size=16', '--cameras=overhead,', '--tokens_per_camera=2', '--max_steps=24',
         '--batch_size=8', '--log_interval=4', '--eval_interval=12', '--eval_batches=1',
@@ -58,6 +61,12 @@ def user_runs(*args, **kwargs):
     return done.stdout
 
 
+def measured(folder):
+    """The log without what depends on the clock and on the machine."""
+    clock = ('samples_per_s', 'gflops', 'mfu', 'data_wait', 'memory_gb')
+    return [json.dumps({k: v for k, v in line.items() if k not in clock}) for line in read_log(folder)]
+
+
 def wait_for_step(process, log, step):
     while process.poll() is None:
         if log.exists() and any(line['step'] >= step for line in read_log(log.parent)):
@@ -74,6 +83,17 @@ def same(a, b, tolerance=0.0):
         for k in x:
             assert (x[k] - y[k]).abs().max() <= tolerance, (name, k, float((x[k] - y[k]).abs().max()))
     return True
+
+
+def identical(a, b):
+    """Every line of two runs' logs, their weights, and all that their optimizers keep."""
+    assert measured(a) == measured(b)
+    states = [sorted(folder.glob('state/*/*.safetensors')) for folder in (a, b)]
+    assert [path.name for path in states[0]] == [path.name for path in states[1]] != []
+    for x, y in ((load_file(x), load_file(y)) for x, y in zip(*states)):
+        assert x.keys() == y.keys() and any(k.startswith('optimizer/') for k in x)
+        assert all(torch.equal(x[k], y[k]) for k in x)
+    return same(a, b)
 
 
 @pytest.fixture(scope='module')
@@ -117,6 +137,7 @@ def test_the_log_has_one_line_per_interval_and_held_out_scores(whole):
     assert all(math.isfinite(line['loss']) for line in lines) and lines[-1]['loss'] < lines[0]['loss']
     assert [line['step'] for line in lines if 'val_position_mm' in line] == [12, 24]
     assert lines[-1]['val_position_mm'] < 60
+    assert lines[-1]['lr'] == pytest.approx(2e-3 * train.get_lr(23, 24, 10, 0.02))      # AdamW's, not a share
 
 
 def test_a_killed_run_goes_on_to_bit_equal_weights(whole, episodes, tmp_path):
@@ -129,35 +150,44 @@ def test_a_killed_run_goes_on_to_bit_equal_weights(whole, episodes, tmp_path):
         process.communicate()
         assert not (tmp_path / 'loss.png').exists()
     said = run(episodes, tmp_path)
-    assert 'starting at step ' in said and same(whole[0], tmp_path)
-    logs = [read_log(folder) for folder in (whole[0], tmp_path)]
-    steps = [line['step'] for line in logs[1]]
-    assert steps == sorted(set(steps)) and logs[0][-1]['val_loss'] == logs[1][-1]['val_loss']
+    assert 'starting at step ' in said and identical(whole[0], tmp_path)
+
+
+def test_a_stop_between_two_lines_of_the_log_changes_neither_without_augmentation(episodes, tmp_path):
+    words = (*SHORT, '--gain=0', '--brightness=0', '--ask=0')
+    run(episodes, tmp_path / 'whole', *words)
+    assert 'stopped at step 1' in run(episodes, tmp_path / 'cut', *words, '--max_minutes=1e-6')
+    run(episodes, tmp_path / 'cut', *words)
+    assert identical(tmp_path / 'whole', tmp_path / 'cut')
 
 
 @pytest.mark.parametrize('number, words', [(signal.SIGTERM, 'stopped at step '),
-                                           (signal.SIGUSR1, 'requeue: stopped at step ')])
+                                           (signal.SIGUSR1, 'requeue: stopped at step '),
+                                           (signal.SIGUSR2, 'requeue: stopped at step ')])
 def test_a_signal_finishes_the_step_saves_and_leaves_in_peace(whole, episodes, tmp_path, number, words):
     """SIGUSR1 comes before SLURM's time limit, slurm/train.sh looks for the line; SIGTERM from scancel."""
-    process = launch.Script(*command(episodes, tmp_path, '--checkpoint_interval=1000'))
+    other = ('--requeue_signal=SIGUSR2',) if number == signal.SIGUSR2 else ()
+    process = launch.Script(*command(episodes, tmp_path, '--checkpoint_interval=1000', *other))
     wait_for_step(process, tmp_path / 'log.jsonl', 4)
     process.send_signal(number)
     said = process.communicate()[0]
     assert process.returncode == 0 and said.splitlines()[-1].startswith(words)
     assert 'the same command goes on from here' in said
-    said = run(episodes, tmp_path, '--keep=1')
-    assert 'starting at step ' in said and same(whole[0], tmp_path)
+    said = run(episodes, tmp_path, '--keep=1', *other)
+    assert 'starting at step ' in said and identical(whole[0], tmp_path)
     assert "going on with other settings: checkpoint_interval 1000 -> 5, keep 0 -> 1" in said
     kept, = tmp_path.glob('step_*')
     assert kept.name == 'step_000000024' and (kept / 'ema.safetensors').samefile(tmp_path / 'ema.safetensors')
 
 
 def test_a_dry_run_says_what_is_needed_draws_a_batch_and_changes_nothing(episodes, tmp_path):
-    said = run(episodes, tmp_path, '--dry_run=True', '--accumulate=2', '--fsdp=True', processes=2)
+    said = run(episodes, tmp_path, '--dry_run=True', '--accumulate=2', '--fsdp=True', '--offload=True',
+               '--muon_learning_rate=0', processes=2)
     assert '2 processes x 2 x 2 accumulated = 8 chunks per step' in said
     per_process = re.search(r'([\d.]+) M parameters, ([\d.]+) M of them per process', said)
     assert float(per_process[2]) == pytest.approx(float(per_process[1]) / 2, rel=0.02)
-    assert 'memory per process, estimated: ' in said and 'starting' not in said
+    where = re.findall(r'^(.*) per process, estimated: ', said, re.M)
+    assert where == ['memory', 'main memory'] and 'starting' not in said
     assert [p.name for p in tmp_path.iterdir()] == ['batch.png']
 
 
@@ -176,11 +206,59 @@ def test_an_offline_wandb_run_is_gone_on_with_under_its_id(episodes, tmp_path):
     assert (tmp_path / 'model.safetensors').read_bytes() in staged      # what `wandb sync` sends
 
 
+def test_wandb_is_told_name_group_settings_and_revision(episodes, tmp_path):
+    """By a stand-in, which writes down what it hears."""
+    (tmp_path / 'wandb.py').write_text(
+        'import json, types\n'
+        'def init(**told):\n'
+        f'    open({str(tmp_path / "told")!r}, "w").write(json.dumps(told))\n'
+        '    return types.SimpleNamespace(id="7", finish=lambda: 0, log=lambda line: 0,\n'
+        '                                 define_metric=lambda *args, **kwargs: 0)\n')
+    env = dict(os.environ, PYTHONPATH=str(tmp_path), SLURM_JOB_ID='12', SLURM_ARRAY_JOB_ID='11')
+    user_runs(episodes, tmp_path / 'run', '--max_steps=1', '--val_fraction=0', '--wandb_project=p', env=env)
+    told = json.loads((tmp_path / 'told').read_text())
+    assert (told['project'], told['name'], told['group']) == ('p', 'run-12', '11')
+    assert told['config']['batch_size'] == 8 and told['config']['git_rev'] == data.git_rev()
+
+
+def test_a_run_that_diverges_saves_nothing_of_it(episodes, tmp_path):
+    words = ('--learning_rate=1e30', '--muon_learning_rate=0', '--val_fraction=0')
+    said = run(episodes, tmp_path, *words, '--checkpoint_interval=3', fails=True)
+    assert re.search('^step 3: loss (nan|inf), ', said, re.M)
+    assert f'there is no checkpoint in {tmp_path} yet' in said
+    assert not list(tmp_path.rglob('*.safetensors'))
+    said = run(episodes, tmp_path, *words, '--checkpoint_interval=1', fails=True)
+    assert f'the checkpoint of step 1 in {tmp_path} is sound' in said
+    files = list(tmp_path.rglob('*.safetensors'))
+    assert len(files) == 3 and checkpoint.read_facts(tmp_path)['step'] == 1
+    assert model.VLA.load(tmp_path)[1]['step'] == 1
+    assert all(v.isfinite().all() for path in files for v in load_file(path).values())
+
+
 def test_a_finished_or_different_run_is_not_continued(whole, episodes, tmp_path):
     out = whole[0]
     assert 'is finished at step 24' in run(episodes, out)
     said = run(episodes, out, '--learning_rate=0.1', fails=True)
     assert 'learning_rate 0.002 -> 0.1' in said and '--resume=never' in said
+    facts = checkpoint.read_facts(out)      # of a time when there was no such setting
+    del facts['settings']['row_decay'], facts['settings']['keep']
+    (tmp_path / 'state.json').write_text(json.dumps(facts))
+    assert 'is finished at step 24' in run(episodes, tmp_path)
+    said = run(episodes, tmp_path, '--row_decay=0.5', '--keep=2', fails=True)
+    assert 'holds a run with other settings (row_decay 1.0 -> 0.5): ' in said
+
+
+def test_a_run_is_not_continued_on_other_data(episodes, tmp_path):
+    shutil.copytree(episodes, tmp_path / 'e')
+    assert 'stopped at step 1' in run(tmp_path / 'e', tmp_path / 'run', *SHORT, '--max_minutes=1e-6')
+    path = data.Dataset(tmp_path / 'e', model_processor(tmp_path / 'run'), 'train', 0.2).paths[0]
+    os.remove(path)
+    said = run(tmp_path / 'e', tmp_path / 'run', *SHORT, fails=True)
+    assert f'{tmp_path}/e has changed since {tmp_path}/run was started' in said and '--resume=never' in said
+
+
+def model_processor(folder):
+    return Processor.from_dict(json.loads((folder / 'meta.json').read_text())['processor'])
 
 
 @pytest.fixture(scope='module')
@@ -200,6 +278,50 @@ def test_a_new_run_can_start_from_the_weights_of_another(whole, episodes, tmp_pa
     run(episodes, tmp_path, *SHORT, f'--init_from={whole[0]}')
     first, fresh = [read_log(out)[0] for out in (tmp_path, whole[0])]
     assert first['loss'] < 0.9 * fresh['loss']
+
+
+def test_weights_of_another_run_come_with_what_they_depend_on(whole, episodes, tmp_path):
+    """Asked for otherwise it is refused, and where nothing is asked for it is said."""
+    where = (f'--init_from={tmp_path}', '--max_steps=1', '--val_fraction=0')
+    for name in ('model.safetensors', 'ema.safetensors', 'meta.json'):
+        shutil.copy(whole[0] / name, tmp_path)
+    said = run(episodes, tmp_path / 'run', *where, '--horizon=3', '--compand=0.1', fails=True)
+    assert 'trained with other settings' in said and '--init_from= starts from scratch' in said
+    assert '(horizon 3 here, 8 there; compand 0.1 here, 0.004 there): ' in said
+    meta = json.loads((tmp_path / 'meta.json').read_text())
+    slot, spread = meta['processor']['state_slots'][0], meta['processor']['stats']['state_std']
+    meta['processor'] |= dict(compand=0.1, stats_of=None)
+    meta['processor']['stats']['state_std'] = [spread[0] / 1e3, *spread[1:]]
+    (tmp_path / 'meta.json').write_text(json.dumps(meta))
+    said = run(episodes, tmp_path / 'run', *where)
+    assert f'the settings of {tmp_path} are used: compand 0.004 here, 0.1 there\n' in said
+    assert re.search(f'{slot} +reaches [0-9]+ spreads of the normaliser that is taken over', said)
+    meta = json.loads((tmp_path / 'run/meta.json').read_text())
+    assert meta['settings']['compand'] == meta['processor']['compand'] == 0.1
+    assert 'is finished at step 1' in run(episodes, tmp_path / 'run', *where)      # the same command
+
+
+def test_data_that_a_normaliser_was_not_made_of_is_compared_with_it(whole, episodes):
+    processor = model_processor(whole[0])
+    dataset = data.Dataset(episodes, processor, 'train', 0.2)
+    own = Processor.from_dict(processor.to_dict() | {'stats': None}).fit(dataset)
+    assert watch.odd_slots(processor, dataset, FAR) == own
+    processor.stats['action_std'][:, -1] /= 1e4
+    name = f'action {processor.action_slots[-1]}'
+    odd = watch.odd_slots(processor, dataset, FAR)
+    assert odd.keys() == {*own, name} and odd[name].startswith('reaches ')
+
+
+def test_the_debug_config_runs_as_it_is_and_learns(tmp_path):
+    """In a folder that looks like ours: it writes to out/ and episodes/."""
+    for name in ('config', 'assets', 'configurator.py', 'train.py'):
+        (tmp_path / name).symlink_to(pathlib.Path(name).resolve())
+    done = subprocess.run([sys.executable, 'train.py', 'config/debug.py'], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'torch.float32 on ' in done.stdout
+    lines = read_log(tmp_path / 'out/debug')
+    assert lines[-1]['step'] == 100 and lines[-1]['loss'] < 0.5 * lines[0]['loss']
 
 
 @pytest.mark.mujoco
@@ -226,7 +348,7 @@ def test_two_processes_agree_under_muon_and_resume_exactly(whole, episodes, tmp_
     process.send_signal(signal.SIGTERM)      # all ranks leave after the same step
     process.communicate()
     run(episodes, tmp_path / 'cut', processes=2)
-    assert same(tmp_path / 'two', tmp_path / 'cut')
+    assert identical(tmp_path / 'two', tmp_path / 'cut')
 
 
 def test_bfloat16_is_chosen_only_where_the_hardware_has_it():
