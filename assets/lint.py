@@ -3,18 +3,22 @@
 python assets/lint.py                      # the files beside this one
 python assets/lint.py robots/ scene.xml    # folders (recursively: *.xml *.mjcf *.urdf) and files
 
-One line per finding, `file:line: ERROR|WARNING: what`; exit status 1 if there is an ERROR, 2 if a path given
-does not exist. Needs only the standard library. XML that is neither MJCF nor URDF is passed over.
+One line per finding, `file:line: ERROR|WARNING: what`; exit status 1 if there is an ERROR, 2 for a path that
+does not exist and for an unknown option. Needs only the standard library. In folders, XML that is neither
+MJCF nor URDF is passed over.
 
-ERROR: malformed XML; an absolute path; a missing file. WARNING: a file that is there, but not where MuJoCo
-looks; the same file included twice; duplicate names; a mesh scale or size out of proportion; a geom of the
-visual group 2 with a mass of its own; a hinge or slide without limits.
+ERROR: malformed XML; an absolute path; a missing file; a file included twice, or without an element; a file
+named here that is neither MJCF nor URDF. WARNING: a file that is there, but not where MuJoCo looks; duplicate
+names; a mesh scale or size out of proportion; a geom of the visual group 2 with a mass of its own; a hinge or
+slide without limits.
 
-How MuJoCo 4.0 finds files (tried out on it; mujoco.readthedocs.io/en/stable/XMLreference.html#compiler):
+How MuJoCo 4.0 finds files (tried out on it, main file by its absolute path; documented in
+mujoco.readthedocs.io/en/stable/XMLreference.html#compiler):
 - <include> puts the other file's elements in its own place before anything is read. It is looked for beside
   the main file, then beside the file that includes. So one <compiler> counts for all; the last value wins.
 - mesh, hfield, skin, flexcomp: <main folder>/<meshdir>/<file>, else beside the included file that names it,
   without meshdir. texture: the same with texturedir. assetdir sets both, strippath keeps the last part only.
+- ".." is taken out of a path before anything is opened: x/../m.obj needs no folder x.
 - <model> (for <attach>): beside the main file, else beside the included file that names it; it is then a
   main file itself, with a <compiler> of its own.
 A file that another one includes is therefore checked as part of that one.
@@ -22,6 +26,7 @@ A file that another one includes is therefore checked as part of that one.
 import bisect
 import functools
 import math
+import os
 import re
 import struct
 import sys
@@ -34,6 +39,7 @@ DIRECTORIES = ('assetdir', 'meshdir', 'texturedir')
 BODIES = ('worldbody', 'body', 'frame', 'replicate')   # what a geom or joint of the kinematic tree stands in
 NAMED = ('body', 'geom', 'joint', 'site', 'camera', 'light', 'mesh', 'material', 'texture', 'hfield', 'skin',
          'pair', 'exclude', 'key', 'numeric', 'text', 'tuple')
+NAMED_BY_FILE = ('mesh', 'texture', 'hfield')      # those without a name are called like their file
 # every child of these sections is named in one space of names
 SECTIONS = {'actuator': 'actuator', 'sensor': 'sensor', 'tendon': 'tendon', 'equality': 'equality'}
 SCALE_RANGE = 1e-4, 99.   # millimetres are .001, inches .0254; beyond this range a power of ten got lost
@@ -56,6 +62,8 @@ _TOKEN = re.compile(rf'<!--(?P<comment>.*?)-->|<!\[CDATA\[(?P<cdata>.*?)\]\]>|<\
                     rf'|<\s*(?P<start>{_NAME})', re.S)
 _ATTRIBUTE = re.compile(rf'\s*({_NAME})\s*=\s*("[^"]*"|\'[^\']*\')')
 _CLOSE = re.compile(r'\s*(/?)>')
+_ENTITY = re.compile(r'&(?:(lt|gt|quot|apos|amp)|#x0*([0-9A-Fa-f]{1,5})|#0*([0-9]{1,6}));')
+DEEPEST = 498      # open elements inside each other; one more and MuJoCo says XML_ELEMENT_DEPTH_EXCEEDED
 
 
 class Malformed(ValueError):
@@ -105,22 +113,34 @@ def parse(text, file):
             (stack[-1].children if stack else top).append(element)
             if not close[1]:
                 stack.append(element)
+                if len(stack) > DEEPEST:
+                    raise Malformed(f'more than {DEEPEST} elements inside each other', line(begin))
     if stack:
         raise Malformed(f'<{stack[-1].tag}> is never closed', stack[-1].line)
     return top[0] if top else None
 
 
 def _unescape(value):
-    for entity, character in (('&lt;', '<'), ('&gt;', '>'), ('&quot;', '"'), ('&apos;', "'"), ('&amp;', '&')):
-        value = value.replace(entity, character)
-    return value
+    named = {'lt': '<', 'gt': '>', 'quot': '"', 'apos': "'", 'amp': '&'}
+    return _ENTITY.sub(lambda m: named[m[1]] if m[1] else chr(int(m[2], 16) if m[2] else int(m[3])), value)
+
+
+def read(file):
+    """(text, None) of a file, or ('', why it cannot be read). Other encodings keep their bytes in names."""
+    try:
+        return file.read_bytes().decode('utf-8', errors='surrogateescape'), None
+    except OSError as error:
+        return '', error.strerror
 
 
 @functools.cache
 def load(file):
     """(root Element or None, Finding or None) of a file; read once."""
+    text, why = read(file)
+    if why:
+        return None, Finding(file, 1, 'ERROR', f'cannot be read: {why}')
     try:
-        root = parse(file.read_bytes().decode('utf-8', errors='replace'), file)
+        root = parse(text, file)
     except Malformed as error:
         return None, Finding(file, error.line, 'ERROR', f'malformed XML: {error}')
     return root, None if root else Finding(file, 1, 'ERROR', 'malformed XML: no element in it')
@@ -143,22 +163,26 @@ def is_checkable(path):
 
 
 def first_file(folders, *parts):
-    """The first folder/parts that is a file, or None. MuJoCo takes both kinds of slashes."""
+    """The first folder/parts that is a file, or None. MuJoCo takes both kinds of slashes, and takes ".." out
+    without looking whether the folder before it exists."""
     for folder in folders:
-        path = Path(folder, *(part.replace('\\', '/') for part in parts))
-        if path.is_file():
-            return path
+        path = os.path.normpath(os.path.join(folder, *(part.replace('\\', '/') for part in parts)))
+        if os.path.isfile(path):
+            return Path(path)
     return None
 
 
 def included_files(file):
     """Elements <include> of one file."""
     root, _ = load(file)
-
-    def below(element):
-        for child in element.children:
-            yield from [child] if child.tag.lower() == 'include' else below(child)
-    return list(below(root)) if root and kind(root) in ('model', 'part') else []
+    found, todo = [], list(reversed(root.children)) if root else []
+    while todo:
+        e = todo.pop()
+        if e.tag.lower() == 'include':
+            found.append(e)
+        else:
+            todo.extend(reversed(e.children))
+    return found
 
 
 # -- one model: the main file with everything it includes ----------------------------------------------------
@@ -167,10 +191,12 @@ class Model:
     is_part: it only makes sense inside another file that is not known: what it names may be elsewhere."""
 
     def __init__(self, main):
-        self.main, self.findings, self._files, self._unsure = main, [], {main.resolve()}, []
+        self.main, self.findings, self._unsure = main, [], []
+        self._paths, self._files = {os.path.normpath(main)}, {main.resolve()}
         root, _ = load(main)
         self.is_part = kind(root) == 'part'
-        self.elements = list(self._place(root.children, (main.parent,), ('mujoco',), ()))
+        self.elements = list(self._place(root.children))
+        self.defaults = self._read_defaults()
         self.compiler, self.own_compiler = {}, {}
         for e in self.elements:
             if e.tag == 'compiler':
@@ -180,41 +206,48 @@ class Model:
     def _say(self, element, severity, text):
         self.findings.append(Finding(element.file, element.line, severity, text))
 
-    def _place(self, elements, folders, ancestors, classes):
-        """Elements in document order with includes resolved."""
-        for e in elements:
+    def _place(self, elements):
+        """Elements in document order with includes resolved; not recursive: files inside files get deep."""
+        todo = [(e, (self.main.parent,), ('mujoco',), ()) for e in reversed(elements)]
+        while todo:
+            e, folders, ancestors, classes = todo.pop()
             tag = e.tag.lower()
             if tag == 'include':
-                yield from self._include(e, folders, ancestors, classes)
-                continue
-            yield Placed(tag, e.attributes, e.line, e.file, folders, ancestors[-1], ancestors, classes)
-            inside = classes
-            if tag == 'default':
-                inside = (*classes, e.attributes.get('class', 'main' if not classes else ''))
-            elif 'childclass' in e.attributes:
-                inside = (e.attributes['childclass'],)
-            yield from self._place(e.children, folders, (*ancestors, tag), inside)
+                children, folders = self._include(e, folders)
+            else:
+                yield Placed(tag, e.attributes, e.line, e.file, folders, ancestors[-1], ancestors, classes)
+                children, ancestors = e.children, (*ancestors, tag)
+                if tag == 'default':
+                    classes = (*classes, e.attributes.get('class', 'main' if not classes else ''))
+                elif 'childclass' in e.attributes:
+                    classes = (e.attributes['childclass'],)
+            todo.extend((child, folders, ancestors, classes) for child in reversed(children))
 
-    def _include(self, e, folders, ancestors, classes):
-        name = e.attributes.get('file', '')
+    def _include(self, e, folders):
+        """(elements to put in the place of <include>, folders they count from)."""
+        name, nothing = e.attributes.get('file', ''), ((), folders)
         if is_absolute(name):
             self._say(e, 'ERROR', f'absolute path in <include>: {name}; write it relative to the main file')
         elif not is_checkable(name):
-            return
+            return nothing
+        error = 'WARNING' if self.is_part else 'ERROR'      # another main file may find another one
         target = first_file((folders[0], folders[-1]), name)
         if target is None:
             if not is_absolute(name):
                 self._missing(e, 'include', name, [Path(folders[0], name), Path(folders[-1], name)])
-            return
-        if target.resolve() in self._files:
-            self._say(e, 'WARNING', f'{name} is included twice; MuJoCo takes a file once per model')
-            return
+            return nothing
+        if target.resolve() in self._files:      # MuJoCo goes by the path: it loads a second one by a link
+            self._say(e, error if str(target) in self._paths else 'WARNING',
+                      f'{name} is included twice; MuJoCo takes a file once per model')
+            return nothing
+        self._paths.add(str(target))
         self._files.add(target.resolve())
         root, broken = load(target)
         if broken:
             self.findings.append(broken)
-        else:
-            yield from self._place(root.children, (*folders, target.parent), ancestors, classes)
+        elif not root.children:
+            self._say(e, error, f'{name} has no element inside <{root.tag}>: MuJoCo refuses an empty file')
+        return root.children if root else (), (*folders, target.parent)
 
     def _missing(self, e, attribute, name, places):
         looked = ', '.join(dict.fromkeys(map(str, places)))
@@ -281,7 +314,7 @@ class Model:
             else:
                 self._missing(e, attribute, name, [place / asked for place in places])
         elif e.tag == 'mesh' and (size := mesh_size(found)):
-            self._check_size(e, size)
+            self._check_size(e, numbers(self._with_defaults(e).get('scale', '1 1 1')), size)
 
     # -- proportions
     def _check_scale(self, e):
@@ -293,8 +326,7 @@ class Model:
         elif scale and max(scale) > 10 * min(scale):
             self._say(e, 'WARNING', f'mesh scale {e.attributes["scale"]}: very different along the axes')
 
-    def _check_size(self, e, size):
-        scale = numbers(e.attributes.get('scale', '1 1 1'))
+    def _check_size(self, e, scale, size):
         if len(scale) != 3:
             return
         longest, (low, high) = max(abs(s * x) for s, x in zip(scale, size)), SIZE_RANGE_M
@@ -310,6 +342,8 @@ class Model:
                 continue
             space = SECTIONS.get(e.parent) or {'freejoint': 'joint', 'worldbody': ''}.get(e.tag, e.tag)
             name = e.attributes.get('class' if e.tag == 'default' else 'name', '')
+            if not name and e.tag in NAMED_BY_FILE:
+                name = Path(e.attributes.get('file', '').replace('\\', '/')).stem
             if not name or not (space in NAMED or e.parent in SECTIONS or e.tag == 'default'):
                 continue
             if e.tag == 'joint' and e.parent not in BODIES:      # of a tendon or of an equality
@@ -323,13 +357,11 @@ class Model:
 
     # -- what defaults decide
     def _check_defaults(self):
-        defaults = self._defaults()
         limited_by_range = self.compiler.get('autolimits', 'true') == 'true'
         for e in self.elements:
             if e.parent not in BODIES or e.tag not in ('geom', 'joint'):
                 continue
-            own = e.attributes.get('class') or (e.classes[-1] if e.classes else 'main')
-            a = {**defaults.get(own, defaults.get('main', {})).get(e.tag, {}), **e.attributes}
+            a = self._with_defaults(e)
             label = f'{e.tag} "{a["name"]}"' if a.get('name') else e.tag
             if e.tag == 'joint':
                 limited = a.get('limited', 'auto')
@@ -342,16 +374,21 @@ class Model:
                     self._say(e, 'WARNING', f'{label} is in the visual group {VISUAL_GROUP} and has '
                               f'{heavy[0]}="{a[heavy[0]]}": a picture weighs nothing (mass="0")')
 
-    def _defaults(self):
-        """{class: {'geom': attributes, 'joint': attributes}} with what nested classes inherit."""
+    def _with_defaults(self, e):
+        """Attributes of an element, those of its class where it has none of its own."""
+        own = e.attributes.get('class') or (e.classes[-1] if e.classes else 'main')
+        return {**self.defaults.get(own, self.defaults['main']).get(e.tag, {}), **e.attributes}
+
+    def _read_defaults(self):
+        """{class: {'geom': attributes, 'joint': .., 'mesh': ..}} with what nested classes inherit."""
         made = {'main': {}}
         for e in self.elements:
             if e.tag == 'default':
-                parent = made[e.classes[-1]] if e.classes else {}
+                parent = made.get(e.classes[-1], {}) if e.classes else {}
                 name = e.attributes.get('class', 'main' if not e.classes else '')
                 if e.classes or name not in made:
                     made[name] = {tag: dict(values) for tag, values in parent.items()}
-            elif e.parent == 'default' and e.tag in ('geom', 'joint'):
+            elif e.parent == 'default' and e.tag in ('geom', 'joint', 'mesh'):
                 made[e.classes[-1]].setdefault(e.tag, {}).update(e.attributes)
         return made
 
@@ -376,7 +413,7 @@ def numbers(text):
 @functools.cache
 def mesh_size(file):
     """Edges (m, unscaled) of the bounding box of a binary STL file; None for other files."""
-    if file.suffix.lower() != '.stl' or file.stat().st_size < 84:
+    if file.suffix.lower() != '.stl' or file.stat().st_size < 84 or not os.access(file, os.R_OK):
         return None
     with open(file, 'rb') as f:
         n = struct.unpack('<80xI', f.read(84))[0]
@@ -418,7 +455,7 @@ def _urdf_mesh(file, name, meshdir):
         return 'ERROR', f'absolute path: filename="{name}"; write it relative to the file'
     if package := re.match(r'(?:package|model)://([^/]+)/(.*)', name):
         roots = [p for p in (folder if folder.name == package[1] else folder / package[1]
-                             for folder in file.resolve().parents) if p.is_dir()]
+                             for folder in file.resolve().parents) if os.path.isdir(p)]
         if not roots:
             return None, ''      # a package that is not here: nothing to be said
         name, places = package[2], roots
@@ -437,8 +474,9 @@ def _urdf_mesh(file, name, meshdir):
 def collect(paths):
     """Files to check: those named, and those in the folders named."""
     for path in paths:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file())
+        if os.path.isdir(path):
+            yield from sorted(p for p in path.rglob('*')
+                              if p.suffix.lower() in SUFFIXES and os.path.isfile(p))
         else:
             yield path
 
@@ -447,41 +485,46 @@ def neighbours(file):
     """MJCF files that may include one named by itself: in its folder, the one above, that one's folders."""
     around = file.absolute().parent.parent
     for pattern in ('*.xml', '*/*.xml'):
-        yield from (Path(p) for p in around.glob(pattern) if p.is_file())
+        yield from (p for p in around.glob(pattern) if os.path.isfile(p))
 
 
 def lint(paths):
     """Findings (file, line, severity, text) of files and folders, sorted by file and line.
     Raises FileNotFoundError for a path that does not exist."""
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             raise FileNotFoundError(f'{path}: no such file or folder')
-    asked = list(dict.fromkeys(collect(paths)))
-    findings = {broken for file in asked if (broken := load(file)[1]) and _might_be_a_model(file)}
+    asked, named = list(dict.fromkeys(collect(paths))), {p for p in paths if not os.path.isdir(p)}
     models = {f.resolve(): f for f in asked if kind(load(f)[0]) in ('model', 'part')}
     around = dict(models)
-    for path in paths:
-        if path.is_file() and path.resolve() in models:
+    for path in named:
+        if load(path)[0] and kind(load(path)[0]) != 'urdf':
             for file in neighbours(path):
                 if kind(load(file)[0]) in ('model', 'part'):
                     around.setdefault(file.resolve(), file)
-    includers = _includers(around)
-    mains = _mains(models, includers)
-    for resolved in sorted(mains):
-        model = Model(around[resolved])
-        findings |= {f._replace(file=models[f.file.resolve()]) if f.file.resolve() in models else f
-                     for f in model.check() if f.file.resolve() in models or resolved in models}
+    includers, findings = _includers(around), set()
     for file in asked:
-        if kind(load(file)[0]) == 'urdf':
+        root, broken = load(file)
+        if broken and _might_be_a_model(file):
+            findings.add(broken)
+        elif kind(root) == 'urdf':
             findings |= set(check_urdf(file))
+        elif kind(root) is None and file in named and file.resolve() not in includers:
+            findings.add(Finding(file, 1, 'ERROR', 'not MJCF or URDF'))
+    check = functools.cache(lambda main: Model(around[main]).check())
+    for main, parts in _mains(models, includers, check).items():
+        findings |= {f._replace(file=models.get(f.file.resolve(), f.file)) for f in check(main)
+                     if f.file.resolve() in parts or main in models}
     return sorted(findings, key=lambda f: (str(f.file), f.line, f.severity, f.text))
 
 
 def _might_be_a_model(file):
     """False for broken XML that is something else altogether."""
-    text = file.read_bytes().decode('utf-8', errors='replace')
+    text, why = read(file)
     first = re.search(r'<\s*([A-Za-z_:][\w:.-]*)', re.sub(r'<!--.*?-->|<[?!].*?>', '', text, flags=re.S))
-    return first is None or first[1].lower() in ('mujoco', 'mujocoinclude', 'robot')
+    if why or first is None:
+        return bool(why) or file.suffix.lower() in SUFFIXES
+    return first[1].lower() in ('mujoco', 'mujocoinclude', 'robot')
 
 
 def _includers(files):
@@ -500,20 +543,32 @@ def _includers(files):
     return includers
 
 
-def _mains(models, includers):
-    """The files to check as main files, so that each of `models` is checked in every model it is part of."""
-    mains = set()
-    for file in models:
-        above = includers.get(file, set())
-        roots = {f for f in above if not includers.get(f)}
-        mains |= roots or {file}
+def _mains(models, includers, check):
+    """{main file: those of `models` to check as parts of it}: every model they are part of. Where none of
+    these was asked about, the one in which the file fares best, be it the file by itself."""
+    mains = {}
+    for file, path in models.items():
+        above = sorted(f for f in includers.get(file, ()) if not includers.get(f)) or [file]
+        alone = [file] if kind(load(path)[0]) == 'model' else []
+        asked = [main for main in above if main in models] or [min(above + alone, key=lambda main: sum(
+            f.severity == 'ERROR' and f.file.resolve() == file for f in check(main)))]
+        for main in asked:
+            mains.setdefault(main, set()).add(file)
     return mains
 
 
 if __name__ == '__main__':
-    given = [Path(word) for word in sys.argv[1:]] or [Path(__file__).parent]
+    words = sys.argv[1:]
+    if '--help' in words or '-h' in words:
+        print(__doc__.strip())
+        sys.exit()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors='backslashreplace')      # names of files need not be UTF-8
     try:
-        found = lint(given)
+        for word in words:
+            if word.startswith('-'):
+                raise FileNotFoundError(f'{word}: unknown option; expected files, folders or --help')
+        found = lint([Path(word) for word in words] or [Path(__file__).parent])
     except FileNotFoundError as missing:
         print(missing, file=sys.stderr)
         sys.exit(2)

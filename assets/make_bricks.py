@@ -86,6 +86,9 @@ def settings(words):
 
 
 if __name__ == '__main__':
+    if '--help' in sys.argv[1:]:
+        print(__doc__.strip())
+        sys.exit()
     chosen = settings(sys.argv[1:])
     check = chosen.pop('check')
     made = files(**chosen)
@@ -96,8 +99,12 @@ if __name__ == '__main__':
             sys.exit(f'not what make_bricks.py writes: {", ".join(map(str, stale))}; run it without --check')
         print(f'{len(made)} files are up to date')
     else:
-        for path, text in made.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text.encode())
+        try:
+            for path, text in made.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(text.encode())
+        except OSError as error:
+            sys.exit(f'--out={chosen["out"]}: cannot write {error.filename}: {error.strerror}; '
+                     'expected a folder')
         pitch_mm = 1e3 * chosen['scale'] * STUD_PITCH_M
         print(f'{len(made)} files written to {chosen["out"]}; {pitch_mm:g} mm per stud')

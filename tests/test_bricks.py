@@ -44,6 +44,17 @@ def test_check_names_a_file_that_differs(tmp_path):
         assert refused.returncode and refused.stderr.startswith(f'{word}: expected --check, --rgba=')
 
 
+def test_usage_is_printed_and_a_file_is_no_folder(tmp_path):
+    usage = make('--help')
+    assert usage.returncode == 0 and usage.stdout.strip() == make_bricks.__doc__.strip()
+    (tmp_path / 'file').write_text('precious')
+    for out in (tmp_path / 'file', tmp_path / 'file' / 'below', tmp_path / ('n' * 300)):
+        refused = make(f'--out={out}')
+        assert refused.returncode == 1 and refused.stderr.startswith(f'--out={out}: ')
+        assert refused.stderr.endswith('expected a folder\n') and refused.stderr.count('\n') == 1
+    assert (tmp_path / 'file').read_text() == 'precious'
+
+
 def test_the_catalogue_is_complete_and_of_lego_size():
     wanted = [f'brick_{size}' for size in ('2x2', '2x3', '2x4', '2x6', '2x8', '1x2', '1x4')]
     wanted += ['plate_2x4', 'plate_4x4', 'baseplate_8x8', 'baseplate_16x16', 'baseplate_8x8_fixed',

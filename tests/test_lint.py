@@ -2,6 +2,7 @@
 
     python -m pytest tests/test_lint.py
 """
+import pathlib
 import struct
 import subprocess
 import sys
@@ -51,6 +52,12 @@ PATHS = {
     'beside': ('', 'm.obj', True),
     'missing': ('', 'nope.obj', False),
     'other case': ('', 'M.obj', False),
+    'by a folder that is not there': ('', 'nope/../m.obj', True),
+    'by a meshdir that is not there': ('meshdir="nope"', '../meshes/n.obj', True),
+    'above what is there': ('meshdir="nope"', '../../m.obj', False),
+    'entities': ('', '&#x6d;&#46;obj', True),
+    'a name too long': ('', f'{"m" * 300}.obj', False),
+    'by a folder with a name too long': ('', f'{"m" * 300}/../m.obj', True),
     'up and down': ('', '../a/meshes/n.obj', True),
     'backslashes': ('', r'meshes\n.obj', True),
     'meshdir': ('meshdir="meshes"', 'n.obj', True),
@@ -84,6 +91,14 @@ INCLUDES = {
     'meshdir counts from main': ('<compiler meshdir="sub"/><include file="../b/part.xml"/>',
                                  '<mesh file="q.obj"/>', False),
     'part is nested': ('<include file="../b/outer.xml"/>', '<mesh file="p.obj"/>', True),
+    'by a folder that is not there': ('<include file="nope/../../b/part.xml"/>',
+                                      '<mesh file="p.obj"/>', True),
+    'part twice': ('<include file="../b/part.xml"/><include file="../nope/../b/part.xml"/>',
+                   '<mesh file="p.obj"/>', False),
+    'part twice by another': ('<include file="../b/outer.xml"/><include file="../b/part.xml"/>',
+                              '<mesh file="p.obj"/>', False),
+    'nothing in it': ('<include file="../b/nothing.xml"/>', '', False),
+    'neither MJCF nor URDF': ('<include file="../b/other.xml"/>', '<mesh file="m.obj"/>', True),
     'no such part': ('<include file="part.xml"/>', '<mesh file="p.obj"/>', False),
 }
 
@@ -94,6 +109,8 @@ def test_included_files_are_part_of_the_main_file(at, main, assets, there):
         at(path)
     at('b/part.xml', f'<mujoco><asset>{assets}</asset></mujoco>')
     at('b/outer.xml', '<mujocoinclude><include file="part.xml"/></mujocoinclude>')
+    at('b/nothing.xml', '<mujocoinclude><!-- nothing --></mujocoinclude>')
+    at('b/other.xml', '<other><include file="part.xml"/></other>')
     path = at('a/main.xml', f'<mujoco>{main}{BODY}</mujoco>')
     folder = path.parent.parent
     assert loads(path) == there and bool(found(path.parent)) != there and bool(found(path)) != there
@@ -219,7 +236,64 @@ def test_other_xml_and_lone_parts_are_left_alone(at):
 def test_files_that_include_each_other_end(at):
     a = at('a.xml', '<mujoco><include file="b.xml"/></mujoco>')
     at('b.xml', '<mujoco><include file="a.xml"/></mujoco>')
-    assert found(a.parent) == [] and all('twice' in w[2] for w in found(a.parent, severity='WARNING'))
+    assert not loads(a) and [f[:2] for f in found(a.parent)] == [('a.xml', 1), ('b.xml', 1)]
+    assert all('twice' in text for _, _, text in found(a.parent))
+
+
+def test_a_second_name_of_a_file_is_another_file(at):
+    part = at('part.xml', '<mujoco><option timestep=".001"/></mujoco>')
+    part.with_name('link.xml').symlink_to('part.xml')
+    main = at('main.xml', '<mujoco><include file="part.xml"/><include file="link.xml"/></mujoco>')
+    assert loads(main) and found(main) == []
+
+
+def test_a_broken_scene_nearby_does_not_spoil_a_model_that_is_right(at):
+    robot = at('robot/robot.xml', '<mujoco><include file="dirs.xml"/><asset><mesh file="m.obj"/></asset>'
+               f'{BODY}</mujoco>')
+    at('robot/dirs.xml', '<mujoco><compiler meshdir="assets"/></mujoco>')
+    at('robot/assets/m.obj')
+    scene = at('scene.xml', '<mujoco><include file="robot/robot.xml"/></mujoco>')
+    assert loads(robot) and found(robot) == []
+    assert not loads(scene) and len(found(scene)) == len(found(scene.parent)) == 1
+
+
+@pytest.mark.parametrize('deep', (498, 499))
+def test_depth_ends_where_mujoco_ends(at, deep):
+    def nest(n, inside=''):
+        return '<body>' * n + inside + '</body>' * n
+    main = at('main.xml', f'<mujoco><worldbody>{nest(deep - 2)}</worldbody></mujoco>')
+    assert loads(main) == (deep == 498) == (found(main) == [])
+    include = '<include file="part.xml"/>'      # each file counts by itself
+    at('main.xml', f'<mujoco><worldbody>{nest(400, include)}</worldbody></mujoco>')
+    at('part.xml', f'<mujoco>{nest(400)}</mujoco>')
+    at('deeper.xml', f'<mujoco>{nest(5000)}</mujoco>')
+    lint.load.cache_clear()
+    assert loads(main) and found(main) == []
+    assert [f[:2] for f in found(main.parent)] == [('deeper.xml', 1)]
+
+
+def test_a_file_that_cannot_be_read_is_a_finding(at, monkeypatch):
+    main = at('main.xml', f'<mujoco><include file="part.xml"/>{BODY}</mujoco>')
+    part = at('part.xml', mjcf(''))
+
+    def read_bytes(path, read=pathlib.Path.read_bytes):
+        if path == part:
+            raise PermissionError(13, 'Permission denied')
+        return read(path)
+    monkeypatch.setattr(pathlib.Path, 'read_bytes', read_bytes)
+    for asked in (main, part, main.parent):
+        assert found(asked) == [('part.xml', 1, 'cannot be read: Permission denied')]
+
+
+def test_a_named_file_that_is_no_model_is_an_error(at):
+    other = [at('README.md', 'Use `<a>` & <b>'), at('hostname', 'x\n'), at('bytes', bytes(range(256))),
+             at('package.xml', '<package><mesh file="no.obj"/></package>'), at('empty.md', '')]
+    assert found(other[0].parent) == []
+    for file in other:
+        assert found(file) == [(file.name, 1, 'not MJCF or URDF')]
+    part = at('other.xml', '<other><option timestep=".001"/></other>')
+    at('main.xml', '<mujoco><include file="other.xml"/></mujoco>')
+    assert found(part) == []      # MuJoCo does not look at the root of what it includes
 
 
 def test_urdf_meshes_are_found_by_package_and_by_folder(at):
@@ -264,6 +338,34 @@ def test_warnings_name_the_line(at):
     assert found(main) == []
 
 
+def test_a_mesh_is_scaled_by_its_defaults(at):
+    at('mm.stl', struct.pack('<80xI', 1) + struct.pack('<12f2x', 0, 0, 1, 0, 0, 0, 500, 0, 0, 0, 300, 0))
+    main = at('main.xml', '''<mujoco>
+  <asset><mesh name="a" file="mm.stl"/>
+    <mesh name="b" class="inch" file="mm.stl"/>
+    <mesh name="c" class="inside" file="mm.stl"/>
+    <mesh name="d" class="metre" file="mm.stl"/>
+    <mesh name="e" class="metre" file="mm.stl" scale=".001 .001 .001"/></asset>
+  <default><mesh scale=".001 .001 .001"/>
+    <default class="inch"><mesh scale=".0254 .0254 .0254"/><default class="inside"/></default>
+    <default class="metre"><mesh scale="1 1 1"/></default></default>
+</mujoco>''')
+    assert [f[1] for f in found(main, severity='WARNING')] == [5]
+
+
+def test_what_has_no_name_is_called_like_its_file(at):
+    at('m.v2.obj'), at('x/m.v2.obj')
+    for second, twice in (('<mesh file="x/m.v2.obj"/>', True),
+                          ('<mesh name="m.v2" file="x/m.v2.obj"/>', True),
+                          ('<mesh name="m" file="x/m.v2.obj"/>', False),
+                          (r'<mesh name="" file="x\m.v2.obj"/>', True)):
+        main = at('main.xml', mjcf(f'<mesh file="m.v2.obj"/>{second}'))
+        lint.load.cache_clear()
+        assert loads(main) != twice and found(main) == []
+        warnings = found(main, severity='WARNING')
+        assert [w[2][:27] for w in warnings] == twice * ['duplicate name: mesh "m.v2"'], second
+
+
 def test_command_prints_one_line_per_finding_and_exits_with_1_on_errors(at):
     main = at('main.xml', mjcf('\n\n<mesh file="no.obj"/>'))
     command = [sys.executable, 'assets/lint.py']
@@ -274,3 +376,11 @@ def test_command_prints_one_line_per_finding_and_exits_with_1_on_errors(at):
     assert ours.returncode == 0 and ours.stdout == '' and ours.stderr == '0 errors, 0 warnings\n'
     lost = subprocess.run([*command, 'nowhere'], capture_output=True, text=True)
     assert lost.returncode == 2 and 'nowhere: no such file' in lost.stderr
+    usage = subprocess.run([*command, '--help'], capture_output=True, text=True)
+    assert usage.returncode == 0 and usage.stdout.strip() == lint.__doc__.strip()
+    for words in (['--strict'], [main, '-v'], ['n' * 300]):
+        refused = subprocess.run([*command, *words], capture_output=True, text=True)
+        assert refused.returncode == 2 and refused.stderr.startswith(str(words[-1])) and not refused.stdout
+    at('caf\udce9.xml', '<mujoco>')      # a name that is not UTF-8
+    odd = subprocess.run([*command, main.parent], capture_output=True, text=True)
+    assert odd.returncode == 1 and r'caf\udce9.xml:1: ERROR: malformed' in odd.stdout
