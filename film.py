@@ -7,9 +7,11 @@
 Pictures are (h, w, 3) uint8, row 0 on top.
 """
 import contextlib
+import functools
 import os
 import sys
 import time
+import warnings
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -17,13 +19,30 @@ from PIL import Image, ImageDraw, ImageFont
 from world import PHASES, RENDER_MODES, mujoco
 
 FILM_VIEWS = ('head', 'overhead', 'left/wrist', 'right/wrist')
-FILM_PX, BANNER_PX = 480, 64  # films: 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 likes multiples of 16
+FILM_PX, BANNER_PX = 480, 128  # films: 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 likes multiples of 16
 DEPTH_M = 1.5  # depth pictures are white here and beyond
-HEADLESS = 'the viewer needs a display and there is none (DISPLAY and WAYLAND_DISPLAY are empty). Make ' \
-           'a film instead: python sim_rollout.py --video=1'
+DISPLAYS = 'DISPLAY', 'WAYLAND_DISPLAY'
+HEADLESS = 'the viewer needs a display and none can be opened ({}). Make a film instead: ' \
+           'python sim_rollout.py --video=1'
 
 
 # -- films ---------------------------------------------------------------------------------------------------
+@functools.lru_cache(maxsize=64)
+def fit(text, width, height, size):
+    """-> text wrapped into so many px, the largest font up to `size` in which it gets in."""
+    ruler = ImageDraw.Draw(Image.new('L', (1, 1)))
+    for size in range(size, 7, -1):
+        font, lines = ImageFont.load_default(size), ['']
+        for word in text.split(' '):
+            longer = f'{lines[-1]} {word}'.lstrip()
+            fits = not lines[-1] or font.getlength(longer) <= width
+            lines[-1:] = [longer] if fits else [lines[-1], word]
+        right, bottom = ruler.textbbox((0, 0), wrapped := '\n'.join(lines), font)[2:]
+        if right <= width and bottom <= height:
+            break
+    return wrapped, font
+
+
 def film_frame(world, obs, info, subtask):
     """(FILM_PX + BANNER_PX, 2 FILM_PX, 3) u8: text, third person on the left, robot cameras on the right."""
     half, font = FILM_PX // 2, ImageFont.load_default
@@ -32,11 +51,16 @@ def film_frame(world, obs, info, subtask):
     image = Image.new('RGB', (2 * FILM_PX, FILM_PX + BANNER_PX), (24, 24, 28))
     image.paste(Image.fromarray(np.hstack([world.render('third_person', FILM_PX), robot])), (0, BANNER_PX))
     draw = ImageDraw.Draw(image)
-    links = ', '.join(f"{c['upper']} on {c['lower']}: {c['studs']} studs" for c in world.connections())
-    draw.text((10, 4), obs['instruction'] or '(no instruction)', (255, 255, 255), font(22))
-    draw.text((10, 35), subtask, (255, 210, 90), font(18))
-    facts = f"{obs['time']:.1f} s   {PHASES[info['phase']]}   {links}"
-    draw.text((FILM_PX + 100, 35), facts, (150, 200, 255), font(18))
+
+    def write(x, y, width, height, text, colour, size):
+        text, fitting = fit(text, width, height, size)
+        draw.text((x, y), text, colour, fitting)
+    # the longest instructions of `build` take three lines, its five connections one
+    links = ',  '.join(f"{c['upper']} on {c['lower']}: {c['studs']} studs" for c in world.connections())
+    write(10, 4, 940, 68, obs['instruction'] or '(no instruction)', (255, 255, 255), 22)
+    write(10, 76, 780, 24, subtask, (255, 210, 90), 18)
+    write(800, 76, 150, 24, f"{obs['time']:.1f} s   {PHASES[info['phase']]}", (150, 200, 255), 18)
+    write(10, 102, 940, 24, links, (150, 200, 255), 16)
     for i, name in enumerate(FILM_VIEWS):
         at = FILM_PX + half * (i % 2) + 6, BANNER_PX + half * (i // 2) + 4
         draw.text(at, name, (255, 255, 255), font(14), stroke_width=1, stroke_fill=(0, 0, 0))
@@ -123,9 +147,16 @@ def save_pictures(stem, world, cameras, modes, size=None):
 
 # -- the viewer ----------------------------------------------------------------------------------------------
 def has_display():
-    """False on a Linux machine without X11 or Wayland."""
-    return not sys.platform.startswith('linux') or any(
-        os.environ.get(name) for name in ('DISPLAY', 'WAYLAND_DISPLAY'))
+    """False on a Linux machine where no window can be opened: there is neither X11 nor Wayland, or DISPLAY
+    names one that is gone (over ssh)."""
+    if not sys.platform.startswith('linux'):
+        return True
+    if not any(map(os.environ.get, DISPLAYS)):
+        return False
+    import glfw  # here: it comes with mujoco.viewer, which asks it the same
+    with warnings.catch_warnings():  # in which it says why not
+        warnings.simplefilter('ignore')
+        return bool(glfw.init())
 
 
 @contextlib.contextmanager
@@ -133,7 +164,8 @@ def viewer(model, data, show_contacts=False, show_joints=False):
     """MuJoCo's passive viewer as `draw() -> bool`: shows the present state, waits until the wall clock has
     caught up with the simulated time, is False once the window is closed. RuntimeError without a display."""
     if not has_display():
-        raise RuntimeError(HEADLESS)
+        raise RuntimeError(HEADLESS.format(', '.join(
+            f'{name}={os.environ.get(name, "")!r}' for name in DISPLAYS)))
     import mujoco.viewer      # here and nowhere else: it opens a connection to the display
     with mujoco.viewer.launch_passive(model, data) as window:
         flags = mujoco.mjtVisFlag

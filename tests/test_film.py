@@ -1,16 +1,18 @@
-"""Protects what people look at: depth and segmentation tell the truth, files hold them, the viewer runs.
+"""Protects what people look at: depth and segmentation tell the truth, films show all their words, the viewer.
 
     python -m pytest tests/test_film.py
 """
+import pathlib
 import subprocess
 import sys
 
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 import film
-from world import CAMERAS, World, mujoco
+from world import CAMERAS, PHASES, TASKS, World, mujoco
 
 pytestmark = pytest.mark.mujoco
 
@@ -21,6 +23,35 @@ def world():
     made.reset(1_000_000)
     yield made
     made.close()
+
+
+def test_a_film_shows_the_whole_text_of_the_longest_plan(world, monkeypatch):
+    build, drawn, draw_text = World('build', cameras=()), [], ImageDraw.ImageDraw.text
+    said = []
+    for seed in range(50):
+        build.reset(seed)
+        said.append(build.instruction)
+    instruction = max(said, key=film.ImageFont.load_default(22).getlength)
+    links = [dict(upper=upper, lower='white', studs=12)
+             for upper in ('orange', 'white', 'yellow', 'orange', 'yellow')]
+    monkeypatch.setattr(world, 'connections', lambda: links)
+
+    def record(draw, at, text, fill, font, **how):
+        drawn.append((text, draw.textbbox(at, text, font)))
+        draw_text(draw, at, text, fill, font, **how)
+    monkeypatch.setattr(ImageDraw.ImageDraw, 'text', record)
+    subtask = 'left: reach yellow for handover; right: steady orange tower'
+    info = dict(phase=PHASES.index('success'))
+    frame = film.film_frame(world, dict(instruction=instruction, time=88.8), info, subtask)
+    assert frame.shape == (608, 960, 3)
+    words, boxes = zip(*[d for d in drawn if d[0] not in film.FILM_VIEWS])
+    expected = f'{instruction} {subtask} 88.8 s success ' + ' '.join(
+        f'{c["upper"]} on {c["lower"]}: 12 studs,' for c in links)
+    assert ' '.join(words).split() == expected.rstrip(',').split()
+    for (left, top, right, bottom), text in zip(boxes, words):
+        assert 0 <= left and right <= 960 and 0 <= top and bottom <= film.BANNER_PX, text
+    for i, a in enumerate(boxes):
+        assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i]), words[i]
 
 
 def test_depth_is_the_distance_along_the_optical_axis(world):
@@ -91,16 +122,18 @@ def test_energy_and_penetration_are_watched(world):
     world.set_state(state)
 
 
+@pytest.mark.parametrize('display', ['', ':99'])
 @pytest.mark.parametrize('arguments', [['--viewer'], ['--view=assets/scenes/table.xml']])
-def test_without_a_display_the_viewer_says_what_to_do(arguments, monkeypatch):
+def test_without_a_display_the_viewer_says_what_to_do(arguments, display, monkeypatch):
+    """:99 is what ssh leaves behind: a display that is named and not there."""
     if not sys.platform.startswith('linux'):
         pytest.skip('other systems always have a display')
-    for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
+    monkeypatch.setenv('DISPLAY', display)
     command = [sys.executable, 'sim_rollout.py', '--cameras=', *arguments]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 1 and 'the viewer needs a display' in run.stderr and '--video=1' in run.stderr
-    assert 'Traceback' not in run.stderr
+    assert f"DISPLAY='{display}'" in run.stderr and len(run.stderr.splitlines()) == 1, run.stderr
 
 
 def test_a_scene_that_is_not_there_or_wrong_is_named(tmp_path):
@@ -148,3 +181,11 @@ def test_the_viewer_shows_the_running_task_in_real_time_until_it_is_closed(world
     assert time.time() - began > .38, 'real time'
     for flag in (mujoco.mjtVisFlag.mjVIS_CONTACTPOINT, mujoco.mjtVisFlag.mjVIS_JOINT):
         assert window.opt.flags[flag]
+
+
+def test_the_viewer_checklist_has_a_row_for_every_task_and_scene():
+    text = pathlib.Path('docs/viewer-checklist.md').read_text()
+    for name in TASKS:
+        assert f'`python sim_rollout.py --task={name} --viewer' in text, name
+    for path in pathlib.Path('assets/scenes').glob('*.xml'):
+        assert f'--view={path}' in text, path

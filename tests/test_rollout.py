@@ -152,13 +152,13 @@ def test_film_shows_something_that_moves(tmp_path):
     with imageio.get_reader(tmp_path / 'place_1000000_success.mp4') as reader:
         frames = [frame for frame in reader]
     steps = log(tmp_path)[0]['steps']
-    assert len(frames) == steps + 10 and frames[0].shape == (544, 960, 3)
-    views = {'text': np.s_[:64, :480], 'third_person': np.s_[64:, :480], 'wrist': np.s_[304:, 480:720]}
+    assert len(frames) == steps + 10 and frames[0].shape == (608, 960, 3)
+    views = {'text': np.s_[:128, :480], 'third_person': np.s_[128:, :480], 'wrist': np.s_[368:, 480:720]}
     for name, view in views.items():
         assert frames[0][view].std() > 10, f'{name} is empty'
         moved = np.abs(frames[0][view].astype(int) - frames[steps // 2][view])
         assert moved.max() > 50, f'{name} stands still'
-    assert imageio.imread(tmp_path / 'sheet.png').shape == (272, 2880, 3)
+    assert imageio.imread(tmp_path / 'sheet.png').shape == (304, 2880, 3)
 
 
 def test_films_are_half_failures_where_there_are_enough():
