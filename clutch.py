@@ -437,7 +437,7 @@ class Clutch:
                 row['used'] = row['loose'] = False
                 parted = True
                 self.events.append((float(self.data.time), 'part', self.names[a], self.names[b]))
-            elif (gap_m < 3e-4 and self._fits(fit) and fit['turns'] == row['turns']
+            elif (gap_m < 3e-4 and self._fits(fit) and (fit['turns'] - row['turns']) % 4 == 0
                     and self.data.time - row['time'] > self.RESEAT_AFTER_S):
                 if (min(a, b), max(a, b)) in forces:
                     row['loose'], row['over'] = False, 0

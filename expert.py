@@ -400,24 +400,30 @@ class Expert:
 # Plans: what each hand does about a goal in the present state. Each returns [(Hand, verb, brick it is about,
 # words for where that goes or None)].
 def assemble(world, goal, trusting):
-    """Fetch the upper brick and press it on; where there is a holder, it brings the lower brick first."""
-    moves, holder_ready = [], True
+    """Fetch the upper brick and press it on; where there is a holder, it brings the lower brick first. One
+    that has lifted it lays both down once the other hand has left."""
+    moves, holder_ready, h = [], True, Hand(world, goal.hand, goal.upper)
+    pressed = world.joined() or trusting and h.gone()
     if goal.holder:
         # a tower is held by its foot and all above: gripped higher up it comes apart
         foot = goal.steady * np.array([0, 0, world.brick_scale * BRICK_HEIGHT_M])
-        h = Hand(world, goal.holder, goal.lower, far_end(world, goal) - foot)
+        h0 = Hand(world, goal.holder, goal.lower, far_end(world, goal) - foot)
+        down = pressed and not goal.steady and world.released(goal.hand)
         if goal.steady and world.joined():
-            verb = h.let_go(.14)
-        elif h.held:
-            verb = h.steady() if goal.steady else h.hold_at(MEETING_POINT_M, np.pi / 2)
+            verb = h0.let_go(.14)
+        elif down and world.lies(goal.lower) and not h0.held:
+            verb = h0.leave()
+        elif not h0.held:
+            verb = h0.pick()
+        elif down:
+            verb = h0.lay_down(*put_down(goal.holder))
         else:
-            verb = h.pick()
-        moves.append((h, verb, goal.lower, None))
+            verb = h0.steady() if goal.steady else h0.hold_at(MEETING_POINT_M, np.pi / 2)
+        moves.append((h0, verb, goal.lower, 'table' if down else None))
         holder_ready = verb == 'hold'
     else:
         moves.append(idle(world, other_hand(goal.hand), goal.upper))
-    h = Hand(world, goal.hand, goal.upper)
-    if world.joined() or trusting and h.gone():
+    if pressed:
         verb = h.let_go(.26 if goal.holder else .14)
     elif not h.held:
         verb = h.pick()

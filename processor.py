@@ -61,7 +61,7 @@ close comes connect crosswise did does done edges finished flush follow for furt
 holds how joined lay lies lined long make many middle move nearer next one other part pass pick plan
 plugged pressed presses pulls puts quarter remove says separate set sit small something span square stack
 step table task this together tower towers turned two undo unplug unplugs went what where which wrong you
-fell broke joint nothing none yes no'''.split()
+fell broke joint nothing none yes no lengthwise pointing sideways them'''.split()
 
 
 def make_tokenizer(texts, path):

@@ -27,10 +27,11 @@ MIN_JOIN_HEIGHT_M = .05       # "in the air": the lower brick's bottom is at lea
 class Goal:
     """What one episode asks for: `upper` sits on `lower` with its centre `cell` studs from lower's centre and
     its long side along quarter turn `turns` (modulo the brick's symmetry), pressed by `hand`. `holder`: hand
-    that has to keep `lower` in the air while they are joined, None where lower lies on the table or is fixed
-    to it. `giver`: hand that has to fetch `upper` and lay it where `hand` reaches, None where hand reaches it
-    by itself. `apart`: the other way round: upper sits there at the start and has to come off, and both have
-    to lie on the table; the holder lifts lower first, or holds it down where it is a plate. `steady`: the
+    that has to keep `lower` in the air while they are joined, and to lay both down after that, None where
+    lower lies on the table or is fixed to it. `giver`: hand that has to fetch `upper` and lay it where `hand`
+    reaches, None where hand reaches it by itself. `apart`: the other way round: upper sits there at the start
+    and has to come off, and both have to lie on the table; the holder lifts lower first, or holds it down
+    where it is a plate. `steady`: the
     holder keeps lower from tipping where it stands. `where`: words for the cell, None where there are none.
     `then`: what comes next; which goal of such a chain is at work follows from the state (World.current)."""
     upper: str
@@ -117,34 +118,36 @@ def vary(task, rng, scale, more=(), pose_range=1., target_range=1.):
     return poses, askable
 
 
-# 2x4 along x on the 8x8 plate
-CELLS = {'near left': (-2, 3), 'near right': (-2, -3), 'far left': (2, 3), 'far right': (2, -3)}
+# Placing: 2x4 on an 8x8 plate. Where the corners are, {corner: signs of (x, y)}; for each quarter turn how
+# far from the middle the brick's centre gets to lie, in studs, and the words for it.
+CORNERS = {'near left': (-1, 1), 'near right': (-1, -1), 'far left': (1, 1), 'far right': (1, -1)}
+ROTATIONS = {1: ((2, 3), ('lengthwise', 'pointing away from you')), 0: ((3, 2), ('crosswise', 'sideways'))}
 PLACE_TEMPLATES = (
-    'put the {colour} brick on the {cell} corner of the plate',
-    'place the {colour} brick on the {cell} corner',
-    'press the {colour} brick onto the {cell} corner of the plate',
-    'the {colour} brick goes on the {cell} corner',
-    'take the {colour} brick and press it onto the {cell} corner',
-    'on the {cell} corner put the {colour} brick',
-    'the {cell} corner of the plate gets the {colour} 2x4',
-    'put the {colour} one in the {row} row , {column} column',
-    'pick up the {colour} brick : {row} row , {column} column',
-    '{column} column , {row} row : press the {colour} brick on',
-    'with the {hand} hand press the {colour} brick onto the {cell} corner',
-    'take the {hand} brick and press it onto the {cell} corner of the plate',
-    'build : {colour} on {cell}')
+    'put the {colour} brick on the {cell} corner of the plate , {how}',
+    'place the {colour} brick {how} on the {cell} corner',
+    'press the {colour} brick onto the {cell} corner of the plate , {how}',
+    'the {colour} brick goes on the {cell} corner , {how}',
+    'take the {colour} brick and press it onto the {cell} corner , {how}',
+    'on the {cell} corner put the {colour} brick , {how}',
+    'the {cell} corner of the plate gets the {colour} 2x4 , {how}',
+    'put the {colour} one in the {row} row , {column} column , {how}',
+    'pick up the {colour} brick : {row} row , {column} column , {how}',
+    '{column} column , {row} row , {how} : press the {colour} brick on',
+    'with the {hand} hand press the {colour} brick {how} onto the {cell} corner',
+    'take the {hand} brick and press it {how} onto the {cell} corner of the plate',
+    'build : {colour} on {cell} , {how}')
 JOIN_TEMPLATES = (
-    'join the {upper} brick onto the end of the {lower} brick',
-    'hold the {lower} brick and press the {upper} brick onto it',
+    'join the {upper} brick onto the end of the {lower} brick and lay both down',
+    'hold the {lower} brick and press the {upper} brick onto it , then put them on the table',
     'put the {upper} brick on the end of the {lower} brick in the air',
-    'press the {upper} brick onto the {lower} brick',
-    'take both bricks and join {upper} onto {lower}',
+    'press the {upper} brick onto the {lower} brick and lay them on the table',
+    'take both bricks , join {upper} onto {lower} and put them down',
     'the {upper} brick goes on the end of the {lower} brick',
     'with both hands join the {upper} one and the {lower} one',
     'the {holder} hand holds {lower} , the {hand} hand presses {upper} on',
     'lift the {lower} brick with the {holder} hand and press the {upper} brick onto its end',
     'press the 2x2 onto the end of the long brick in the air',
-    'hold the long brick up and put the small brick on it',
+    'hold the long brick up and put the small brick on it , then lay both down',
     'the {hand} brick goes on the end of the {holder} brick',
     'build : {upper} on {lower}')
 
@@ -442,15 +445,20 @@ def _place_sample(rng, scale):
     colours = ['red', 'blue']
     rng.shuffle(colours)
     hands = HANDS if rng.integers(2) else HANDS[::-1]      # of each colour: the one on the brick's side
-    cells = list(CELLS)
-    rng.shuffle(cells)
+    places = [(cell, turns) for cell in CORNERS for turns in ROTATIONS]
+    rng.shuffle(places)
     poses = {
         c: (rng.uniform(.28, .38), s * rng.uniform(.14, .24), np.pi / 2 + np.radians(rng.uniform(-30, 30)))
         for c, s in zip(colours, [1 if hand == 'left' else -1 for hand in hands])}
-    return poses, [(Goal(colour, 'plate', CELLS[cell], 1, hand, where=cell),
-                    PLACE_TEMPLATES[rng.integers(len(PLACE_TEMPLATES))].format(
-                        colour=colour, cell=cell, row=cell.split()[0], column=cell.split()[1], hand=hand))
-                   for colour, hand in zip(colours, hands) for cell in cells]
+    askable = []
+    for colour, hand in zip(colours, hands):
+        for cell, turns in places:
+            (row, column), (far, words) = cell.split(), ROTATIONS[turns]
+            text = rng.choice(PLACE_TEMPLATES).format(
+                colour=colour, cell=cell, row=row, column=column, hand=hand, how=rng.choice(words))
+            at = tuple(sign * studs for sign, studs in zip(CORNERS[cell], far))
+            askable.append((Goal(colour, 'plate', at, turns, hand, where=cell), text))
+    return poses, askable
 
 
 def _join_bricks(scale):
@@ -496,8 +504,8 @@ TASKS = {
         'neither arm reaches both plates, and at least one brick lies where only the arm of the other plate '
         'reaches.'),
     'join': Task(
-        _join_bricks, _join_sample, 16.,
-        'the bricks must snap together while the lower one is in the air (5 cm or more): '
-        'one hand has to hold it against the press of the other, '
-        'and a single gripper cannot be on both bricks at once.'),
+        _join_bricks, _join_sample, 20.,
+        'the bricks must snap together while the lower one is in the air (5 cm or more), before the pair is '
+        'laid down: one hand has to hold it against the press of the other, and a single gripper cannot be '
+        'on both bricks at once.'),
 }

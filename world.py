@@ -408,7 +408,7 @@ class World:
             feet = [b.name for b in self.bricks if not b.fixed and b.name not in above]
             return self.released(g.holder, g.lower) and all(map(self.lies, feet))
         return g.holder is None or (
-            self._joined_in_air and self.brick_pose(g.lower)[0][2] > MIN_JOIN_HEIGHT_M)
+            self._joined_in_air and self.lies(g.lower) and self.released(g.holder, g.lower))
 
     def success(self):
         return self._held_steps >= HOLD_S * self.control_hz

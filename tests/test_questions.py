@@ -71,7 +71,7 @@ def test_facts_follow_the_expert_through_an_episode():
     assert truth[0]['hand', red] == 'none' and truth[0]['joined', red] == 'nothing'
     assert truth[-1]['joined', red] == 'plate'
     assert [found['count', ''] for found in (truth[0], truth[-1])] == ['0', '1']
-    assert ('cell', red) not in truth[0] and truth[-1]['cell', red] in world.instruction
+    assert ('cell', red) not in truth[0] and truth[-1]['cell', red] == goal.where
     assert {found['arm', ''] for found in truth} == {goal.hand}
     assert truth[0]['left', ''] != red if side == 'right' else truth[0]['left', ''] == red
     assert {found['wrong', ''] for found in truth} == {'nothing'}
