@@ -145,8 +145,10 @@ def bench_world():
         what = f'control steps, {len(seeing.cameras)} cameras of {seeing.image_size} px'
         show('world', what, steps_per_second(seeing, seconds), 'steps/s', kind)
         seeing.close()
-    show('world', 'physics with clutch / bare mj_step', physics_share(blind, seconds), '',
-         'speeds on the same model from the same states')
+    for task in dict.fromkeys((blind.task, 'build')):  # of which build has the most bricks
+        show('world', f'physics with clutch / bare mj_step, {task}',
+             physics_share(make_world(cameras=(), task=task), seconds), '',
+             'speeds on the same model from the same states')
 
 
 def bench_render():

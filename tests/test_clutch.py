@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import world  # noqa: F401; chooses the GL backend before mujoco is imported
-from clutch import PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M
+from clutch import BRICK_HEIGHT_M, MASS_KG, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M
 from rig import Rig
 import rig
 
@@ -14,9 +14,28 @@ import rig
 def test_force_table_meets_its_requirements():
     """Insertion, pull, peel, shear, acceptance, drift, load split, weakest link, cycles at 2 and 4 ms."""
     rows = list(rig.force_table())
-    assert len(rows) == 2 * (2 * 5 + 8) and {row['dt'] for row in rows} == {.002, .004}
+    assert len(rows) == 2 * (2 * 2 * 5 + 9) and {row['dt'] for row in rows} == {.002, .004}
     missed = [row for row in rows if not row['ok']]
     assert not missed, missed
+    assert sum(row['test'].endswith('as in World') for row in rows) == 2 * 2 * 5
+
+
+def test_the_rig_runs_the_clutch_as_world_does():
+    """What the rows `as in World` of the force table rest on."""
+    here = world.World('place', cameras=())
+    assert here.brick_scale == rig.AS_WORLD['scale']
+    dt, updates = here.model.opt.timestep, []
+    assert here._clutch_every * dt == pytest.approx(rig.AS_WORLD['period_s'])
+    press = Rig(dt=dt, **rig.AS_WORLD)
+    here.reset(0)
+    for clutch in (press.clutch, here.clutch):
+        updates.append(0)
+        clutch.update = lambda i=len(updates) - 1: updates.__setitem__(i, updates[i] + 1)
+    press.push('b0', -1., .2)
+    press.wait(.2)
+    for _ in range(4):
+        here.step(here.tool_command)
+    assert updates == [50, 50]
 
 
 def test_forces_follow_their_settings():
@@ -24,6 +43,95 @@ def test_forces_follow_their_settings():
     assert insert == pytest.approx(2., rel=.05) and pull == pytest.approx(3., rel=.05)
     assert rig.shear_force(.004, shear_force_n=5.) == pytest.approx(5., rel=.05)
     assert rig.peel_force(.004, pull_force_n=1.)[0] < .5 * 8 * 1., 'peeling is easier than pulling straight'
+
+
+@pytest.mark.parametrize('dt', [.002, .004])
+@pytest.mark.parametrize('at_studs', [-1., .5, 2.5])
+def test_a_bridge_pulled_off_its_middle_loads_its_towers_by_the_lever_rule(dt, at_studs):
+    """3 N between the towers and beyond one of them: that presses the other one down."""
+    loads, pull_n = rig.bridge_loads(dt, 3., at_studs), 3.
+    weight_n, span = MASS_KG[2, 6] * 9.81, 4 * STUD_PITCH_M
+    assert loads[:, 2].sum() == pytest.approx(pull_n - weight_n, rel=.01)
+    share = .5 + at_studs / 4
+    lever = pull_n * np.array([1 - share, share]) - weight_n / 2
+    assert np.abs(loads[:, 2] - lever).max() < .03 * pull_n
+    # exactly so where what little the links bend is counted: moments about the middle between the towers
+    arms = np.array([-.5, .5]) * span
+    assert (arms * loads[:, 2] + loads[:, 3]).sum() == pytest.approx(pull_n * at_studs * STUD_PITCH_M, rel=.01)
+
+
+def pair(dt):
+    """A 2x4 turned by a quarter on the plate and a 2x2 on its end -> rig, {(lower, upper): where they meet,
+    (3,) m in the lower one's frame}."""
+    r = Rig([(2, 4), (2, 2)], dt=dt)
+    r.on_studs('b0', yaw=np.pi / 2)
+    r.snap('b0')
+    r.put('b1', x=STUD_PITCH_M, z=PLATE_HEIGHT_M + BRICK_HEIGHT_M + STUD_HEIGHT_M)
+    r.snap('b1')
+    links = {(c['lower'], c['upper']): (c['cell'], c['turns'] % 4) for c in r.clutch.connections()}
+    assert links == {('plate', 'b0'): ((0, 0), 1), ('b0', 'b1'): ((0, -1), 3)}
+    return r, {('plate', 'b0'): np.array([0, 0, PLATE_HEIGHT_M]),
+               ('b0', 'b1'): np.array([0, -STUD_PITCH_M, BRICK_HEIGHT_M])}
+
+
+@pytest.mark.parametrize('dt', [.002, .004])
+def test_connections_tell_force_and_moment_on_the_upper_brick_in_the_lower_ones_frame(dt):
+    """All six loads of both links under a known force or torque along each axis, against statics."""
+    r, meets = pair(dt)
+    body, g = r.model.body('b1').id, np.array([0, 0, -9.81])
+    wrenches = [np.zeros(6), *np.diag([.5, .5, 3., .01, .01, .1]), *-np.diag([.5, .5, 3., .01, .01, .1])]
+    for wrench in wrenches:
+        r.data.xfrc_applied[body] = wrench      # at the brick's centre of mass
+        r.wait(.3)
+        r.clutch.measure()
+        for link in r.clutch.connections():
+            lower, force, torque = r.model.body(link['lower']).id, wrench[:3].copy(), wrench[3:].copy()
+            frame = r.data.xmat[lower].reshape(3, 3)
+            at = r.data.xpos[lower] + frame @ meets[link['lower'], link['upper']]
+            torque += np.cross(r.data.xipos[body] - at, wrench[:3])
+            carried = ('b0', 'b1') if link['lower'] == 'plate' else ('b1',)
+            for i in (r.model.body(f'{name}{part}').id for name in carried for part in ('', '/slab')):
+                force += r.model.body_mass[i] * g
+                torque += np.cross(r.data.xipos[i] - at, r.model.body_mass[i] * g)
+            expected = np.concatenate([force @ frame, torque @ frame])
+            if not wrench.any():
+                assert link['load'][2] == pytest.approx(expected[2], rel=.01)
+                assert -.05 < link['load'][2] < -.01, 'the weight of the bricks'
+            off = np.abs(link['load'] - expected)
+            assert off[:3].max() < .01 * max(np.linalg.norm(expected[:3]), .03), (wrench, link, expected)
+            assert off[3:].max() < .01 * max(np.linalg.norm(expected[3:]), .01), (wrench, link, expected)
+            assert 0 <= link['utilisation'] < 1
+        assert len(r.clutch.connections()) == 2
+
+
+def test_a_held_brick_hangs_by_its_weight():
+    """The upper brick is kept in the air; the lower one pulls at the studs."""
+    r = Rig([(2, 4), (2, 2)], scale=2.)
+    r.put('b0', z=.3)
+    r.put('b1', z=.3 + r.scale * BRICK_HEIGHT_M)
+    r.attach('b0', 'b1')
+    mass = {name: r.model.body_subtreemass[r.model.body(name).id] for name in ('b0', 'b1')}
+    r.data.xfrc_applied[r.model.body('b1').id, 2] = 9.81 * sum(mass.values())
+    r.wait(.2)
+    r.clutch.measure()
+    link, = r.clutch.connections()
+    assert link['load'][2] == pytest.approx(9.81 * mass['b0'], rel=.01)
+    assert link['utilisation'] == pytest.approx(9.81 * mass['b0'] / (4 * 2.), rel=.1)
+
+
+@pytest.mark.parametrize('dt', [.002, .004])
+@pytest.mark.parametrize('sign', [1, -1])
+def test_a_twist_breaks_a_link_at_what_its_studs_hold(dt, sign):
+    """Eight studs of 10 N, four of the radius as lever: 0.768 N m."""
+    r = Rig(dt=dt)
+    r.on_studs('b0')
+    r.snap('b0')
+    limit, body, torque = 8 * 10. * 4 * .0024, r.model.body('b0').id, 0.
+    while r.clutch.connections() and torque < 2 * limit:
+        torque += .25 * limit * dt
+        r.data.xfrc_applied[body, 5] = sign * torque
+        r.step()
+    assert torque == pytest.approx(limit, rel=.02)
 
 
 def test_a_light_touch_does_not_snap():
