@@ -65,6 +65,7 @@ class Task:
 
 TABLE_M = ((.18, -.42), (.46, .42))       # corners of where distractors lie
 HAND_ROOM_M = .03                         # around what a hand may come to
+MIDDLE_M = ((.28, 0), (.34, 0), (.40, 0), (.46, 0))
 
 
 class Narrow:
@@ -104,8 +105,8 @@ def vary(task, rng, scale, more=(), pose_range=1., target_range=1.):
     size = lambda brick: scale * .004 * np.hypot(*brick.studs)       # half the diagonal
     used = [(np.array(poses.get(b.name, b.at_m)[:2]), size(b)) for b in task.bricks(scale)
             if not isinstance(poses.get(b.name), Goal)]
-    # where hands lay bricks down, and where they meet
-    used += [(np.array(spot), .04) for spot in ((.34, 0), *(at[:2] for at in PUT_DOWN.values()))]
+    # where hands lay bricks down, and the middle, where they meet and where a bridge comes to stand
+    used += [(np.array(spot), .04) for spot in (*MIDDLE_M, *(at[:2] for at in PUT_DOWN.values()))]
     for brick in more:
         for _ in range(1000):
             at = rng.uniform(*TABLE_M)

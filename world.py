@@ -89,6 +89,8 @@ class World:
         for name in cameras:
             if name not in CAMERAS:
                 raise ValueError(f'camera {name!r}: expected some of {CAMERAS}')
+        if not 1 <= brick_scale <= 2:
+            raise ValueError(f'brick_scale={brick_scale}: expected 1 (LEGO) to 2 (DUPLO)')
         forces = dict(insertion_force_n=insertion_force_n, pull_force_n=pull_force_n)
         if min(forces.values()) <= 0 or not 0 <= force_spread < 1:
             raise ValueError(f'{forces}, force_spread={force_spread}: expected forces > 0, a spread in 0..1')
