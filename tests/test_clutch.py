@@ -205,6 +205,18 @@ def test_a_broken_link_holds_again_where_its_studs_have_not_come_out():
     assert here.push('b0', 20., 1.) is not None      # and can be broken again
 
 
+@pytest.mark.parametrize('yaw', [-.005, 0., .005])
+def test_turned_by_half_it_holds_again_whichever_way_round_it_is_measured(yaw):
+    here = Rig([(2, 4)])
+    here.put('b0', z=PLATE_HEIGHT_M + STUD_HEIGHT_M, yaw=np.pi - .001)
+    here.snap('b0')
+    assert here.push('b0', 40., 1.) is not None and not here.clutch.connections()
+    pos = here.data.body('b0').xpos.copy()
+    here.put('b0', *pos[:2], PLATE_HEIGHT_M, yaw=np.pi + yaw)
+    here.wait(.2)
+    assert [e[1] for e in here.clutch.events] == ['form', 'break', 'reseat']
+
+
 @pytest.mark.parametrize('dt', [.002, .004])
 def test_linked_bricks_that_tumble_do_not_wind_themselves_up(dt):
     """A pair knocked into the air: 50 rad/s was enough for weld and contact to fight until NaN."""
