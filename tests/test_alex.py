@@ -200,3 +200,24 @@ def test_what_a_robot_lacks_is_named(robots):
         world.World('place', robot='lame')
     with pytest.raises(FileNotFoundError, match=r"atlas.xml: no such robot; have \['lame'\]"):
         world.World('place', robot='atlas')
+
+def test_every_name_that_scene_and_bricks_take_is_in_the_readme():
+    said, kinds = open('assets/robots/alex/README.md').read(), ('body', 'geom', 'cam', 'light', 'tex', 'eq')
+    table = {line.split('|')[1].strip(): line for line in said.split('Names that are taken')[1].splitlines()
+             if line.startswith('| ')}
+    row = dict(zip(kinds, ('bodies', 'geoms', *['cameras, light, texture'] * 3, 'equalities')))
+    taken = 0
+    for task in world.TASKS:
+        cell = world.World(task, cameras=(), distractors=0 if task == 'build' else 1)
+        bricks = {b.name for b in cell.bricks}
+        assert all(f'`{name}`' in table['bodies'] for name in bricks)
+        robot = mujoco.MjSpec.from_file(ALEX).compile()
+        for kind in kinds:
+            names = [{m.names[i:].split(b'\0')[0].decode() for i in getattr(m, f'name_{kind}adr')}
+                     for m in (cell.model, robot)]
+            for name in names[0] - names[1] - {''}:
+                brick, part = name.rsplit('/', 1) if '/' in name else (name, '')
+                said = name if not part else f'/{part}' if brick in bricks else f'{brick}/...'
+                assert f'`{said}`' in table[row[kind]], f'{kind} {name}'
+                taken += 1
+    assert taken > 100
