@@ -638,7 +638,10 @@ def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
     if not path.exists():
         have = sorted(p.parent.name for p in ASSETS.glob('robots/*/*.xml'))
         raise FileNotFoundError(f'{path}: no such robot; have {have}; put your MJCF there')
-    robot_model = mujoco.MjModel.from_xml_path(str(path))
+    try:
+        robot_model = mujoco.MjModel.from_xml_path(str(path))
+    except ValueError as error:      # MuJoCo's own message names no file; UnicodeDecodeError is one as well
+        raise ValueError(f'{path}: {error}') from error
     needed = dict(
         joint=(*JOINT_NAMES, *(f'{h}/finger_{i}' for h in HANDS for i in (1, 2))),
         actuator=JOINT_ACTION_NAMES,
@@ -662,6 +665,13 @@ def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
              'vla-lego/table.xml': (ASSETS / 'scenes' / 'table.xml').read_bytes(),
              'vla-lego/bricks.xml': parts.encode()}
     files = {f'{folder}/{name}': text for name, text in files.items()}
-    scene = mujoco.MjSpec.from_file(f'{folder}/vla-lego.xml', include=files)
-    scene.option.timestep = physics_dt_s
-    return scene.compile(), robot_model
+    try:
+        scene = mujoco.MjSpec.from_file(f'{folder}/vla-lego.xml', include=files)
+        scene.option.timestep = physics_dt_s
+        model = scene.compile()
+    except ValueError as error:
+        raise ValueError(f'{path}: does not join table and bricks: {error}; names that are taken are listed '
+                         f'in {ASSETS / "robots" / "alex" / "README.md"}') from error
+    if model.opt.cone != mujoco.mjtCone.mjCONE_ELLIPTIC:
+        raise ValueError(f'{path}: option cone="pyramidal": expected elliptic, the clutch reads it')
+    return model, robot_model

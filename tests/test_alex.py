@@ -221,3 +221,20 @@ def test_every_name_that_scene_and_bricks_take_is_in_the_readme():
                 assert f'`{said}`' in table[row[kind]], f'{kind} {name}'
                 taken += 1
     assert taken > 100
+
+
+MESH = '<asset><mesh name="m" file="m/nope.obj"/>'
+
+
+@pytest.mark.parametrize('old, new, said', [
+    ('</worldbody>', '', 'XML'), ('<asset>', MESH, 'nope.obj'), (open(ALEX).read(), '\udcff\udcfe\0', 'utf-8|XML'),
+    ('<worldbody>', '<worldbody><geom name="floor" size=".1"/>', "repeated name 'floor'.*alex/README.md"),
+    ('<worldbody>', '<worldbody><camera name="overhead"/>', "repeated name 'overhead'"),
+    ('<worldbody>', '<option cone="pyramidal"/><worldbody>', 'expected elliptic')])
+def test_an_error_in_a_robot_names_its_file(robots, old, new, said):
+    text = open(ALEX).read()
+    assert old in text
+    path = robots('mine', '')
+    path.write_bytes(text.replace(old, new, 1).encode(errors='surrogateescape'))
+    with pytest.raises(ValueError, match=f'(?s)^{path}: .*({said})'):
+        world.World('place', robot='mine', cameras=())
