@@ -8,21 +8,24 @@ python sim_rollout.py --ckpt=out/demo --episodes=20 --video=4          # film tw
 python sim_rollout.py --task=join --episodes=1 --video=1 # watch the expert
 python sim_rollout.py --task=join --viewer               # the same in MuJoCo's viewer
 python sim_rollout.py --view=assets/scenes/bricks.xml --show_contacts    # any scene in the viewer
-python sim_rollout.py --policy=episodes/demo             # replay every episode of a folder, bit for bit
+python sim_rollout.py --policy=episodes/demo             # replay a folder; exits with 1 unless bit-equal
 1 GPU, 8 GPU: the same commands: networks go to a GPU if there is one; --workers=16 gives each core a world.
 2 nodes: seeds are independent: an array job takes --seeds=0:1000, --seeds=1000:2000, ... into one folder.
+Kill any of them and repeat to go on: a score keeps episodes of the same settings, weights and code.
 """
 import os
 os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'  # before numpy: one thread per worker
-import inspect, json, multiprocessing, multiprocessing.connection, signal, sys, time
+import contextlib, inspect, json, math, multiprocessing, multiprocessing.connection, re, signal, sys
+import time, traceback
 from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 # before anything that might import mujoco: world chooses the GL backend
-from world import PHASES, World
+from world import PHASES, RENDER_MODES, World
 import data, film, policies, questions
+from episode import write_atomic
 # -----------------------------------------------------------------------------
 # policy
 policy = 'expert'    # expert, hold, zero, random; checkpoint folder; replay: episode file or folder of them
@@ -51,10 +54,10 @@ force_spread = None  # 0-1: share by which both vary from episode to episode
 distractors = None   # bricks of other colours that lie about
 pose_range = None    # 0-1: share of the range of spawn poses
 target_range = None  # 0-1: share of the places on a plate or brick that are asked for
-# seeds: those of `seeds`, else `episodes` from seed0 on
-seeds = None         # 'a:b', half open
+# seeds: those of `seeds`, else `episodes` from seed0 on; of a replay those that are there
+seeds = None         # one, or 'a:b', half open
 seed0 = None         # None: 0 when recording, else 1_000_000: from there on seeds are for testing only
-episodes = 10
+episodes = None      # None: 10, of a replay all
 workers = 2          # processes, each with a world of its own
 # output
 record = ''          # folder for the successful episodes; what is there already is skipped
@@ -66,12 +69,23 @@ viewer = False       # the episodes run in MuJoCo's viewer, in real time, none i
 view = ''            # a scene instead of a task: --view=assets/scenes/bricks.xml
 show_contacts = False
 show_joints = False
+DEFAULTS = dict(globals())  # to know what was changed
 exec(open('configurator.py').read())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
 TEST_SEED0 = 1_000_000
 WORLD_KEYS = ('task', 'brick_scale', 'cameras', 'image_size', 'control_hz', 'robot', 'physics_dt_s',
               'insertion_force_n', 'pull_force_n', 'force_spread', 'distractors', 'pose_range',
               'target_range')
+HOW_KEYS = ('execute', 'steps', 'delay', 'read_text', 'text_chunks', 'compile_model', 'device', 'dtype')
+LIMITS = {  # type, lowest, highest
+    'kicks': (float, 0, 1), 'execute': (int, 1, math.inf), 'steps': (int, 1, math.inf),
+    'delay': (int, 0, math.inf), 'text_chunks': (int, 1, math.inf), 'brick_scale': (float, 1, 2),
+    'image_size': (int, 1, 4096), 'control_hz': (int, 1, 50), 'physics_dt_s': (float, .0005, .02),
+    'insertion_force_n': (float, .01, 100), 'pull_force_n': (float, .01, 100),
+    'force_spread': (float, 0, .99), 'distractors': (int, 0, math.inf), 'pose_range': (float, 0, 1),
+    'target_range': (float, 0, 1), 'seed0': (int, 0, math.inf), 'episodes': (int, 1, math.inf),
+    'workers': (int, 1, math.inf), 'video': (int, 0, math.inf)}
+TEXTS = ('task', 'robot', 'instruction', 'device')
 # -----------------------------------------------------------------------------
 # The one stepping loop
 
@@ -173,20 +187,27 @@ def pack(world, result, rows):
                         world=world.metadata())
 
 
+def attempt(action, *args):
+    """-> the action's result, or a RuntimeError (which gets through a pipe): what it refuses, and where."""
+    try:
+        return action(*args)
+    except (ValueError, RuntimeError, OSError) as refusal:
+        at = traceback.extract_tb(refusal.__traceback__)[-1]
+        said = str(refusal) or type(refusal).__name__
+        return RuntimeError(f'{said} ({Path(at.filename).name}:{at.lineno})')
+
+
 def work(pipe, setup_args, instruction, record, pictures):
     """A worker's life: set up, say so, answer jobs until the pipe breaks (closed, or the parent is gone)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    try:
-        world, start = setup(*setup_args)
-    except (ValueError, FileNotFoundError) as refusal:
-        pipe.send(refusal)
-        return
-    try:
-        pipe.send('ready')
-        while True:
-            pipe.send(run_job(world, start, pipe.recv(), instruction, record, pictures))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        world.close()
+    made = attempt(setup, *setup_args)
+    refused = isinstance(made, RuntimeError)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        pipe.send(made if refused else 'ready')
+        while not refused:
+            pipe.send(attempt(run_job, *made, pipe.recv(), instruction, record, pictures))
+    if not refused:
+        made[0].close()
 
 
 def start_workers(n, *args):
@@ -198,16 +219,18 @@ def start_workers(n, *args):
         pool[ours].start()
         theirs.close()
     for pipe in pool:
-        if isinstance(answer := receive(pipe, 'being set up'), Exception):
-            raise SystemExit(str(answer))
+        receive(pipe, 'setting up')
     return pool
 
 
 def receive(pipe, doing):
     try:
-        return pipe.recv()
+        answer = pipe.recv()
     except EOFError:
         raise SystemExit(f'a worker died {doing}: the reason is above, or memory ran out') from None
+    if isinstance(answer, RuntimeError):
+        raise SystemExit(f'{doing}: {answer}')
+    return answer
 
 
 def stop_workers(pool):
@@ -239,45 +262,89 @@ def episode_file(folder, task, seed):
     return Path(folder) / f'{task}_{seed:07d}.safetensors'
 
 
-def resolve(policy):
-    """-> kind, {seed: episode file} of a replay, world settings that checkpoint or episode was made with."""
-    if policy in ('expert', 'hold', 'zero', 'random'):
-        return policy, {}, {}
-    path = Path(policy)
-    if (path / 'meta.json').exists():
-        meta = json.loads((path / 'meta.json').read_text())
-        made = meta.get('world', {}) | meta['processor']
-        if 'task' not in made:  # trained on made-up episodes
-            print(f'{policy} does not say which task it was trained on: the default, unless --task is given')
-        return 'checkpoint', {}, {k: made[k] for k in WORLD_KEYS if k in made}
-    files = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
-    if not files:
-        raise SystemExit(f'policy={policy}: neither expert, hold, zero or random, nor a checkpoint folder '
-                         '(meta.json), nor an episode (*.safetensors) or a folder of them')
-    headers = [data.read_episode(file)[1] for file in files]
-    made = {k: headers[0]['world'][k] for k in WORLD_KEYS if k in headers[0]['world']}
-    return 'replay', {h['seed']: f for h, f in zip(headers, files) if h['task'] == made['task']}, made
+def check(c, kind):
+    """Raise ValueError for the first of the settings c that has no sense, or none for who drives."""
+    for name, (number, low, high) in LIMITS.items():
+        fits = type(c[name]) is number or type(c[name]) is int and number is float
+        if c[name] is not None and not (fits and low <= c[name] <= high):
+            most = f'at least {low}' if high == math.inf else f'from {low} to {high}'
+            raise ValueError(f'{name}={c[name]}: expected a {"whole " * (number is int)}number, {most}')
+    for name in TEXTS:
+        if type(c[name]) not in (str, type(None)):
+            raise ValueError(f'{name}={c[name]!r}: expected text')
+    if type(c['cameras']) not in (str, tuple, type(None)):
+        raise ValueError(f"cameras={c['cameras']!r}: expected names, --cameras=head,overhead")
+    if unknown := sorted(set(c['pictures']) - set(RENDER_MODES)):
+        raise ValueError(f'pictures: no kind {unknown[0]!r}; expected some of {",".join(RENDER_MODES)}')
+    asked = kind in ('checkpoint', 'coached')
+    needs = dict.fromkeys(HOW_KEYS, (asked, 'a checkpoint drives: --ckpt=out/demo'))
+    needs |= dict(kicks=(kind == 'expert', 'the expert drives: leave --policy and --ckpt out'),
+                  pictures=(c['video'], 'films are made: --video=1'))
+    if asked:
+        needs['text_chunks'] = c['read_text'], 'text is read: --read_text'
+    for name, (used, where) in needs.items():
+        if not used and c[name] != DEFAULTS[name]:
+            raise ValueError(f'{name}={c[name]} changes nothing here, where the policy is '
+                             f'{c["ckpt"] or c["policy"]}: it is for where {where}')
 
 
-def known_results(record, task, seeds, made_with):
+def seed_range(seeds):
+    """'7' or '0:10', half open -> range."""
+    found = re.fullmatch(r'(\d+)(?::(\d+))?', str(seeds).replace('_', ''))
+    first = int(found[1]) if found else 0
+    if not found or not (numbers := range(first, int(found[2] or first + 1))):
+        raise ValueError(f'seeds={seeds}: expected one seed, or the first and the one after the last: '
+                         '--seeds=7, --seeds=0:10')
+    return numbers
+
+
+def read_log(path):
+    """{seed: result}; a line that was cut off by a kill is none."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {row['seed']: row for row in (json.loads(line) for line in lines if line.endswith('}}'))}
+
+
+def append(path, row):
+    with open(path, 'ab', buffering=0) as log:  # at once: array tasks write into one file
+        log.write((json.dumps(row) + '\n').encode())
+
+
+def tidy(path, asked, done):
+    """One line per episode: those of seeds to be run again go, and what a kill cut off; those of episodes of
+    which only the file was there come."""
+    rows, text = read_log(path), path.read_text() if path.exists() else ''
+    kept = {seed: row for seed, row in rows.items() if seed not in asked or done.get(seed) == row}
+    if len(kept) < len(text.splitlines()) or text[-1:] not in ('', '\n'):
+        write_atomic(path, ''.join(json.dumps(row) + '\n' for row in kept.values()).encode())
+    if again := len(rows.keys() - kept.keys()):
+        print(f'{path}: the lines of {again} episodes that are run again are replaced')
+    for seed in done.keys() - kept.keys():
+        append(path, done[seed])
+
+
+def scored(path, seeds, made_with):
+    """{seed: result} of episodes that were run in exactly this way."""
+    rows = read_log(path)
+    return {seed: rows[seed] for seed in seeds if seed in rows and rows[seed]['made_with'] == made_with}
+
+
+def recorded(path, record, task, seeds, made_with):
     """{seed: result} of an earlier recording into this folder, which must have been made in the same way."""
-    log, logged, known = Path(record) / 'rollouts.jsonl', {}, {}
-    for line in log.read_text().splitlines() if log.exists() else ():
-        if not line.endswith('}}'):  # cut off by a kill
-            continue
-        row = json.loads(line)
-        then = row['made_with']
+    rows, known = read_log(path), {}
+    for seed in seeds:
+        file = episode_file(record, task, seed)
+        if file.exists() and not (seed in rows and rows[seed]['success']):
+            header = data.read_episode(file)[1]  # killed between writing the file and logging it
+            then = made_with | {k: v for k, v in header['world'].items() if k in WORLD_KEYS}
+            rows[seed] = dict(seed=seed, success=True, phase=PHASES[-1], steps=header['metrics']['steps'],
+                              phase_id=len(PHASES) - 1, fault=None, metrics=header['metrics'],
+                              instruction=header['instruction'], wall_s=None, made_with=then)
+        if seed in rows and rows[seed]['success'] == file.exists():
+            known[seed] = rows[seed]  # a success whose file was deleted is recorded again
+    for then in (row['made_with'] for row in rows.values()):
         now = {k: made_with.get(k) for k in then}
         if other := ', '.join(f'{k} was {then[k]}, is {now[k]}' for k in then if then[k] != now[k]):
             raise SystemExit(f'{record} was made with other settings: {other}; take another folder')
-        logged[row['seed']] = row
-    for seed in seeds:
-        file = episode_file(record, task, seed)
-        if seed in logged and logged[seed]['success'] == file.exists():
-            known[seed] = logged[seed]  # a success whose file was deleted is recorded again
-        elif file.exists():  # killed between writing the file and logging it
-            steps = data.read_episode(file)[1]['metrics']['steps']
-            known[seed] = dict(seed=seed, success=True, phase_id=len(PHASES) - 1, steps=steps, fault=None)
     return known
 
 
@@ -339,32 +406,50 @@ if __name__ == '__main__':
         raise SystemExit(0)
     # ---- who drives what, from where
     policy = ckpt or policy
-    kind, files, made = resolve(policy)
-    config['cameras'] = tuple(filter(None, cameras.split(','))) if isinstance(cameras, str) else cameras
     default = {k: v.default for k, v in inspect.signature(World).parameters.items() if k in WORLD_KEYS}
+    try:
+        kind, headers, made = policies.resolve(policy, default)
+        kind, files = 'coached' if record and kind == 'checkpoint' else kind, {}
+        check(config, kind)
+        asked = seeds if seeds is None else seed_range(seeds)
+        if kind == 'replay':
+            files, made = policies.choose_replay(policy, headers, config, default, asked)
+    except ValueError as refusal:
+        raise SystemExit(str(refusal)) from None
+    config['cameras'] = tuple(filter(None, cameras.split(','))) if isinstance(cameras, str) else cameras
     world_settings = default | made | {k: config[k] for k in WORLD_KEYS if config[k] is not None}
     task = world_settings['task']
     seed0 = seed0 if seed0 is not None else 0 if record else TEST_SEED0
-    first, end = map(int, seeds.split(':')) if seeds else (seed0, seed0 + episodes)
-    todo = sorted(files) if files else list(range(first, end))
-    if record and kind == 'checkpoint':
-        kind = 'coached'
+    asked = list(files or asked or range(seed0, seed0 + (episodes or 10)))
     if record and kind not in ('expert', 'replay', 'coached'):
         raise SystemExit(f'record={record}: only the expert gives labels worth learning, policy is {policy}')
-    if record and max(todo) >= TEST_SEED0:
+    if record and max(asked) >= TEST_SEED0:
         raise SystemExit(f'record={record}: seeds from {TEST_SEED0} on are for testing, never recorded')
     out = Path(out or record or (Path(policy) / 'rollout' if kind == 'checkpoint' else Path('out') / kind))
-    out.mkdir(parents=True, exist_ok=True)
+    for name, folder in [('record', record)] * bool(record) + [('out', out)]:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            raise SystemExit(f'{name}={folder}: cannot be made a folder: {fault.strerror}') from None
     # ---- what is there already
-    how = dict(execute=execute, steps=steps, delay=delay, read_text=read_text, text_chunks=text_chunks,
-               compile_model=compile_model, device=device, dtype=dtype)
+    how = {k: config[k] for k in HOW_KEYS}
     made_with = dict(world_settings, policy=policy, kicks=kicks, instruction=instruction)
-    made_with |= how if kind in ('checkpoint', 'coached') else {}
+    if kind in ('checkpoint', 'coached'):
+        weights = f'{policy}/meta.json', *Path(policy).glob('*.safetensors')
+        made_with |= how | dict(weights=policies.fingerprint(weights))
+    if not record:  # of a recording, which is a matter of hours, a later revision goes on
+        code = *Path().glob('*.py'), *Path('assets').rglob('*.xml')
+        made_with['code'] = policies.fingerprint(code)
     made_with = json.loads(json.dumps(made_with))  # tuples to lists, as they come back from the log
-    done = known_results(record, task, todo, made_with) if record else {}
-    todo = [seed for seed in todo if seed not in done]
+    path, done = out / 'rollouts.jsonl', {}
+    if record:
+        done = recorded(path, record, task, asked, made_with)
+    elif not viewer and kind != 'replay':  # which is a test of this machine
+        done = scored(path, asked, made_with)
+    todo = [seed for seed in asked if seed not in done]
     if done:
-        print(f'{record}: {len(done)} seeds are done, {len(todo)} to go')
+        print(f'{record or path}: {len(done)} seeds are done, {len(todo)} to go' + (
+            '' if record else '; to run them anew delete that file or name another folder: --out=...'))
     setup_args = world_settings, kind, policy, files, kicks, how
     # ---- watch
     if viewer:
@@ -387,14 +472,11 @@ if __name__ == '__main__':
         if todo or video:
             pool = start_workers(min(workers, max(len(todo), video)),
                                  setup_args, instruction, record, pictures)
-        began, path = time.time(), out / 'rollouts.jsonl'
-        torn = path.exists() and not path.read_text().endswith('\n')  # a kill cut the last line
-        with open(path, 'a') as log:
-            log.write('\n' * torn)
-            for result in watch(dispatch(pool, [(seed, None) for seed in todo]), len(todo)):
-                results.append(result)
-                log.write(json.dumps(dict(result, made_with=made_with)) + '\n')
-                log.flush()
+        began = time.time()
+        tidy(path, set(asked), done)
+        for result in watch(dispatch(pool, [(seed, None) for seed in todo]), len(todo)):
+            results.append(result)
+            append(path, dict(result, made_with=made_with))
         lines = list(summary(task, results, results[len(done):], time.time() - began))
         print('\n'.join(lines), flush=True)
         if not record:
@@ -408,7 +490,8 @@ if __name__ == '__main__':
             if reel['success'] != success[reel['seed']]:
                 print(f"  seed {reel['seed']} ended differently this time: something is not deterministic")
     except KeyboardInterrupt:
-        again = f'; the same command goes on: python {" ".join(sys.argv)}' if record else ''
+        again = '' if kind == 'replay' and not record else \
+            f'; the same command goes on: python {" ".join(sys.argv)}'
         raise SystemExit(f'\nstopped, {len(results)} episodes are safe{again}') from None
     finally:
         stop_workers(pool)
@@ -421,3 +504,5 @@ if __name__ == '__main__':
         print(f'next: python data.py check {record} && python train.py {lesson(record)}')
     elif not video:
         print(f'next: see it: python {" ".join(sys.argv)} --video=4')
+    if any(r.get('differs_at') is not None for r in results):
+        raise SystemExit(1)

@@ -4,11 +4,17 @@
 """
 import functools
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 import time
 
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 import data
 import film
@@ -63,6 +69,38 @@ def test_replay_is_bit_equal_also_with_other_cameras(recorded, tmp_path):
         assert np.array_equal(small[name], large[name]), name
 
 
+def test_a_replay_takes_the_seeds_and_the_task_it_is_told_and_says_what_it_leaves_out(recorded, tmp_path):
+    folder = shutil.copytree(recorded, tmp_path / 'episodes')
+    arrays, header = data.read_episode(recorded / 'place_0000001.safetensors')
+    join = dict(header, task='join', seed=7, world=header['world'] | dict(task='join'))
+    data.write_episode(folder / 'join_0000007.safetensors', arrays, join)
+    end = ['--workers=1', f'--out={tmp_path}/out']
+    text = rollout(f'--policy={folder}', '--task=place', '--episodes=1', '--seeds=1:3', *end)
+    assert '1 of 3 episodes are replayed; left out: 1 that --seeds' in text and '1 of other tasks (join)' in text
+    assert 'bit-equal in 1/1' in text and [row['seed'] for row in log(tmp_path / 'out')] == [1]
+    for argument, said in (('--seeds=5', 'none of its seeds (0-1) is among those'),
+                           ('--task=stack', 'task=stack: '), ('--brick_scale=1', 'was recorded with 2.0; leave'),
+                           ('--control_hz=5', 'was recorded with 10; leave --control_hz out')):
+        text = rollout(f'--policy={recorded}', argument, *end, fails=True)
+        assert said in text and 'Traceback' not in text, text
+    # what it was asked for differs between files
+    other = dict(header, seed=3, world=header['world'] | dict(brick_scale=1.))
+    data.write_episode(folder / 'place_0000003.safetensors', arrays, other)
+    text = rollout(f'--policy={folder}', '--task=place', *end, fails=True)
+    assert 'place_0000003.safetensors was recorded with brick_scale=1.0' in text and 'one by one' in text
+
+
+def test_a_replay_that_differs_fails(recorded, tmp_path):
+    arrays, header = data.read_episode(recorded / 'place_0000001.safetensors')
+    qpos = np.array(arrays['qpos'])
+    qpos[7:, 3] += 1e-12
+    data.write_episode(tmp_path / 'place_0000001.safetensors', dict(arrays, qpos=qpos), header)
+    for _ in range(2):      # a replay is never taken from the log
+        text = rollout(f'--policy={tmp_path}', '--workers=1', f'--out={tmp_path}/out', fails=True)
+        assert 'bit-equal in 0/1' in text and 'seed 1 differs from step 7 on' in text
+    assert len(log(tmp_path / 'out')) == 1
+
+
 def test_replay_notices_the_first_step_that_differs(recorded, blind_world, tmp_path):
     arrays, header = data.read_episode(recorded / 'place_0000001.safetensors')
     qpos = np.array(arrays['qpos'])
@@ -107,12 +145,66 @@ def test_words_refer_to_the_goal_at_work(tmp_path):
 
 
 def test_failed_seeds_are_remembered(tmp_path):
-    made_with = dict(task='place', kicks=0.1)
+    made_with, path = dict(task='place', kicks=0.1), tmp_path / 'rollouts.jsonl'
     rows = [dict(seed=seed, success=False, made_with=made_with) for seed in (3, 4)]
-    (tmp_path / 'rollouts.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    assert sorted(sim_rollout.known_results(tmp_path, 'place', [2, 3, 4], made_with)) == [3, 4]
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    assert sorted(sim_rollout.recorded(path, tmp_path, 'place', [2, 3, 4], made_with)) == [3, 4]
     with pytest.raises(SystemExit, match='kicks was 0.1, is 0.2'):
-        sim_rollout.known_results(tmp_path, 'place', [3], dict(made_with, kicks=0.2))
+        sim_rollout.recorded(path, tmp_path, 'place', [3], dict(made_with, kicks=0.2))
+
+
+def test_every_recorded_episode_has_one_line_whatever_was_killed(recorded, tmp_path):
+    """Killed between writing a file and logging it, and in the middle of a line."""
+    folder = shutil.copytree(recorded, tmp_path / 'episodes')
+    lines = (folder / 'rollouts.jsonl').read_text().splitlines()
+    before = json.loads(lines[1])
+    (folder / 'rollouts.jsonl').write_text(lines[0] + '\n' + lines[1][:40])
+    text = rollout('--episodes=3', '--kicks=0.1', f'--record={folder}', '--workers=1')
+    assert '2 seeds are done, 1 to go' in text and 'place 3/3' in text
+    rows = {row['seed']: row for row in log(folder)}
+    assert len(rows) == len(log(folder)) == 3 and lines[0] in (folder / 'rollouts.jsonl').read_text()
+    again, seed = rows[before['seed']], before['seed']
+    assert again == dict(before, wall_s=None), f'seed {seed}, from its file'
+    # a file of other settings is not taken for one of these
+    (folder / 'rollouts.jsonl').unlink()
+    said = rollout('--kicks=0.1', '--image_size=32', f'--record={folder}', fails=True)
+    assert 'image_size was 96, is 32; take another folder' in said
+
+
+def test_a_killed_score_goes_on_and_no_episode_counts_twice(tmp_path):
+    out = tmp_path / 'out'
+    arguments = ['--policy=hold', '--cameras=', '--seeds=1000000:1000004', '--workers=1', f'--out={out}']
+    first = rollout(*arguments)
+    whole = (out / 'rollouts.jsonl').read_text().splitlines()
+    (out / 'rollouts.jsonl').write_text('\n'.join([*whole[:2], whole[2][:50]]))
+    text = rollout(*arguments)
+    assert '2 seeds are done, 2 to go; to run them anew delete that file' in text
+    assert [line for line in text.splitlines() if 'CI' in line] == \
+        [line for line in first.splitlines() if 'CI' in line]
+    assert (out / 'rollouts.jsonl').read_text().splitlines()[:2] == whole[:2]
+    assert sorted(row['seed'] for row in log(out)) == list(range(1_000_000, 1_000_004))
+    # other settings: those seeds anew, the others stay
+    arguments[2] = '--seeds=1000003'
+    text = rollout(*arguments, '--pose_range=0.5')
+    assert 'are done' not in text and 'lines of 1 episodes that are run again are replaced' in text
+    rows = {row['seed']: row for row in log(out)}
+    assert len(rows) == len(log(out)) == 4
+    assert [rows[1_000_000 + i]['made_with']['pose_range'] for i in range(4)] == [1, 1, 1, .5]
+
+
+def test_a_score_never_takes_over_results_of_other_weights(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / 'run', ignore=shutil.ignore_patterns('rollout'))
+    arguments = [f'--ckpt={folder}', '--episodes=1', '--execute=8', '--workers=1']
+    assert 'are done' not in rollout(*arguments)
+    assert '1 seeds are done, 0 to go' in rollout(*arguments)
+    weights = load_file(folder / 'model.safetensors')
+    name = max(weights, key=lambda k: weights[k].numel())
+    stamp = (folder / 'model.safetensors').stat()
+    save_file(weights | {name: weights[name] * 1.01}, folder / 'model.safetensors')
+    os.utime(folder / 'model.safetensors', ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert (folder / 'model.safetensors').stat().st_size == stamp.st_size
+    text = rollout(*arguments)
+    assert 'are done' not in text and 'place ' in text and len(log(folder / 'rollout')) == 1
 
 
 def test_what_makes_no_sense_is_refused_by_name(tmp_path):
@@ -120,6 +212,66 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
     assert 'only the expert' in rollout('--policy=random', f'--record={tmp_path}', fails=True)
     assert 'policy=exprt: neither' in rollout('--policy=exprt', fails=True)
     assert not list(tmp_path.glob('*.safetensors'))
+
+
+@pytest.mark.parametrize('argument, said', [
+    ('--seeds=a:b', 'seeds=a:b: expected one seed, or'), ('--seeds=5:3', 'seeds=5:3: expected'),
+    ('--seeds=5:5', 'seeds=5:5: expected'), ('--seeds=-2:0', 'seeds=-2:0: expected'),
+    ('--seed0=-1', 'seed0=-1: expected a whole number, at least 0'),
+    ('--episodes=0', 'episodes=0: expected a whole number, at least 1'),
+    ('--episodes=many', 'episodes=many: expected a whole number'),
+    ('--workers=0', 'workers=0: expected a whole number, at least 1'),
+    ('--video=-1', 'video=-1: expected a whole number, at least 0'),
+    ('--policy=README.md', 'README.md is no episode to replay, remove it or record it again: '),
+    ('--distractors=1.5', 'distractors=1.5: expected a whole number'),
+    ('--image_size=0', 'image_size=0: expected a whole number, from 1 to 4096'),
+    ('--image_size=big', 'image_size=big: expected a whole number'),
+    ('--pose_range=2', 'pose_range=2: expected a number, from 0 to 1'),
+    ('--physics_dt_s=0', 'physics_dt_s=0: expected a number, from 0.0005'),
+    ('--task=5', 'task=5: expected text'), ('--cameras=5', 'cameras=5: expected names'),
+    ('--out=README.md', 'out=README.md: cannot be made a folder: File exists'),
+    ('--record=README.md/episodes', 'record=README.md/episodes: cannot be made a folder: Not a directory'),
+    ('--kicks=2', 'kicks=2.0: expected a number, from 0 to 1'),
+    ('--execute=5', 'execute=5 changes nothing here, where the policy is expert: it is for where a checkpoint'),
+    ('--read_text=True', 'read_text=True changes nothing here'),
+    ('--policy=hold --kicks=0.1', 'kicks=0.1 changes nothing here, where the policy is hold: it is for where the'),
+    ('--pictures=rgb', 'pictures=(\'rgb\',) changes nothing here'),
+    ('--video=1 --pictures=flow', "pictures: no kind 'flow'; expected some of rgb,depth,segmentation")])
+def test_a_setting_without_sense_gets_one_line_that_names_it(argument, said):
+    text = rollout(*argument.split(), fails=True)
+    last = text.splitlines()[-1]
+    assert said in last and 'Traceback' not in text and len(text.splitlines()) < 20, text
+
+
+def test_one_seed_is_a_range_of_one():
+    assert sim_rollout.seed_range(5) == range(5, 6) == sim_rollout.seed_range('5')
+    assert sim_rollout.seed_range('1_000_000:1_000_020') == range(1_000_000, 1_000_020)
+
+
+def test_what_a_worker_meets_reaches_the_user_in_one_line(monkeypatch, tmp_path):
+    """Without a renderer; in a process of its own, as MUJOCO_GL counts when mujoco is imported."""
+    monkeypatch.setenv('MUJOCO_GL', 'disable')
+    command = [sys.executable, 'sim_rollout.py', '--episodes=2', f'--out={tmp_path}']
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1 and 'running seed 100000' in run.stderr, run.stderr
+    assert 'apt-get install libegl1' in run.stderr and len(run.stderr.splitlines()) == 1
+
+
+def test_a_plan_that_does_not_fit_its_range_is_said_not_traced():
+    def refuse(seed):
+        raise RuntimeError('no place for white')
+    answer = sim_rollout.attempt(refuse, 3)
+    assert re.fullmatch(r'no place for white \(test_rollout.py:\d+\)', str(answer))
+    assert sim_rollout.attempt(sorted, [2, 1]) == [1, 2]
+
+
+def test_an_episode_that_was_cut_off_is_named(recorded, tmp_path):
+    folder = shutil.copytree(recorded, tmp_path / 'episodes')
+    path = folder / 'place_0000001.safetensors'
+    path.write_bytes(path.read_bytes()[:5000])
+    for policy in (folder, path):
+        text = rollout(f'--policy={policy}', fails=True)
+        assert f'{path} is no episode to replay, remove it' in text and 'Traceback' not in text
 
 
 def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
