@@ -162,6 +162,8 @@ def checkpoint(world, folder, execute=1, steps=1, delay=0, read_text=False, text
     import torch, layers, model  # here: recording does without them
     torch.set_num_threads(1)
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f'device={device}: torch sees no such GPU here; leave --device out')
     net, meta = model.VLA.load(folder)
     net, autocast = net.to(device).eval(), layers.autocast_for(device, dtype)
     processor = Processor.from_dict(meta['processor'])

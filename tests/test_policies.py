@@ -117,6 +117,12 @@ def test_a_text_serves_for_several_chunks(checkpoint, world, monkeypatch):
     assert np.allclose(choices[1]['executed'], choices[0]['executed'], atol=1e-5)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
+def test_a_gpu_that_is_not_there_is_refused(checkpoint, world):
+    with pytest.raises(ValueError, match='device=cuda: torch sees no such GPU here'):
+        policies.checkpoint(world, checkpoint, device='cuda')
+
+
 def test_what_a_checkpoint_cannot_do_is_refused(checkpoint, world):
     for how, said in ((dict(execute=9), 'have 8 rows'), (dict(execute=5, delay=4), 'have 8 rows'),
                       (dict(dtype='half'), "'half'"), (dict(compile_model=True, read_text=True), 'anew')):
