@@ -1,4 +1,4 @@
-# two bricks joined in the air: one hand holds, the other presses; DUPLO scale, from pixels:
+# two bricks joined in the air, one hand holds, the other presses, then laid on the table; DUPLO scale, from pixels:
 # 97 of 100 held-out scenes (10 with the instruction blanked), 33 min, commit 7be8bad
 # torchrun --standalone --nproc_per_node=2 train.py config/join.py      # 2 CPU cores, after the first lesson
 out_dir = 'out/join'

@@ -339,6 +339,16 @@ def test_when_all_is_built_a_hand_that_is_still_there_lets_go_first():
     assert world.current(world.plan) == mine
 
 
+def test_the_expert_joins_bricks_that_press_on_harder():
+    """README's range: what the jaws hold at the far end of the long brick, 1.25 N per stud."""
+    world = World('join', cameras=(), insertion_force_n=1.25, pull_force_n=3)
+    for seed in (1, 2):
+        world.reset(seed)
+        while not world.success() and world.steps < world.max_steps:
+            world.step(Expert().act(world)[0])
+        assert world.success()
+
+
 def test_forces_of_the_studs_vary_from_episode_to_episode():
     drawn = []
     for spread in (0., .3):
