@@ -1,5 +1,5 @@
-# the brick of the named colour pressed onto the named corner by either arm; DUPLO scale, from pixels:
-# 100 of 100 held-out scenes (0 with the instruction blanked), 31 min, commit 8dc3b09
+# the brick of the named colour onto the named corner, turned as asked for, by either arm; DUPLO, from pixels:
+# 100 of 100 held-out scenes (0 with the instruction blanked), 34 min, commit d85174f
 # torchrun --standalone --nproc_per_node=2 train.py config/demo.py      # 2 CPU cores, after the first lesson
 out_dir = 'out/demo'
 init_from = 'out/demo_start'    # torchrun ... train.py config/demo.py config/demo_start.py

@@ -1,4 +1,4 @@
-# Demonstrations of `join` (two bricks joined in the air, then laid down), DUPLO scale, with kicks: 2 CPU cores
+# Demonstrations of `join` (joined in the air, then laid down), DUPLO scale, with kicks: 2 CPU cores
 # python sim_rollout.py config/join_collect.py       (kill it and type it again: it goes on where it was)
 policy = 'expert'
 task = 'join'
