@@ -26,7 +26,7 @@ setup: $(VENV)/.ready
 # Linux brings 3 GB of CUDA libraries. --no-compile: Python compiles what is imported, 0.3 GB less on disk.
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 GL := libegl1 libgl1 libgl1-mesa-dri libopengl0
-RENDERS := $(PY) -c 'import world; raise SystemExit(world.gl_backend() == "disable")'
+RENDERS := $(PY) -c 'from sim import gl; raise SystemExit(gl.gl_backend() == "disable")'
 
 $(VENV)/.ready: requirements.txt
 	@$(PYTHON) -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' \

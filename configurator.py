@@ -12,19 +12,29 @@
 
 def _configure(settings, doc, script, argv):
     """-> settings as a new dict. Each is checked against `settings`, the defaults; mistakes exit."""
-    import ast, difflib, os, re, sys, textwrap
+    import ast
+    import difflib
+    import os
+    import re
+    import sys
+    import textwrap
+
     result = dict(settings)
 
     def assign(name, value, where):
         if name not in settings:
             near = difflib.get_close_matches(name, settings, 1, 0)
-            sys.exit(f'{where}: unknown setting {name!r}; did you mean {near[0]!r}? (--help lists them all)')
+            sys.exit(
+                f'{where}: unknown setting {name!r}; did you mean {near[0]!r}? (--help lists them all)'
+            )
         default = settings[name]
         if isinstance(default, float) and type(value) is int:
             value = float(value)
         if default is not None and type(value) is not type(default):
-            sys.exit(f'{where}: {name} = {value!r} is {type(value).__name__}, '
-                     f'expected {type(default).__name__} like the default {default!r}')
+            sys.exit(
+                f'{where}: {name} = {value!r} is {type(value).__name__}, '
+                f'expected {type(default).__name__} like the default {default!r}'
+            )
         result[name] = value
 
     def parse(name, text):
@@ -37,7 +47,11 @@ def _configure(settings, doc, script, argv):
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            return tuple(part for part in text.split(',') if part) if isinstance(default, tuple) else text
+            return (
+                tuple(part for part in text.split(',') if part)
+                if isinstance(default, tuple)
+                else text
+            )
 
     if '--help' in argv or '-h' in argv:
         print(textwrap.dedent(doc or '').strip() + '\n\nsettings (a config file or --name=value):')
@@ -61,9 +75,13 @@ def _configure(settings, doc, script, argv):
             continue
         if not os.path.isfile(word):
             sys.exit(f'{word}: no such config file (settings are given as --name=value)')
-        namespace = dict(result)      # a copy: a config file sees the settings and nothing else of the script
+        namespace = dict(
+            result
+        )  # a copy: a config file sees the settings and nothing else of the script
         with open(word) as f:
-            exec(compile(f.read(), word, 'exec'), namespace)      # compiled with its name: tracebacks show it
+            exec(
+                compile(f.read(), word, 'exec'), namespace
+            )  # compiled with its name: tracebacks show it
         for name, value in namespace.items():
             if name != '__builtins__' and not (name in result and value is result[name]):
                 assign(name, value, word)
@@ -74,10 +92,14 @@ def _configure(settings, doc, script, argv):
     return result
 
 
-config = {_k: _v for _k, _v in globals().items()
-          if _k.islower() and _k[0] != '_' and isinstance(_v, (bool, int, float, str, tuple, type(None)))}
+config = {
+    _k: _v
+    for _k, _v in globals().items()
+    if _k.islower() and _k[0] != '_' and isinstance(_v, (bool, int, float, str, tuple, type(None)))
+}
 if __name__ == '__main__':
     import sys as _sys
+
     config = _configure(config, __doc__, __file__, _sys.argv[1:])
     globals().update(config)
     del _sys

@@ -1,13 +1,14 @@
-"""
-Episodes on disk: what a frame holds, slot by slot, and files that are written, read, checked and drawn.
+"""Episodes on disk: what a frame holds, slot by slot, and files that are written, read, checked
+and drawn.
 
     arrays, header = read_episode(path)        # {name: array}, dict
     write_episode(path, arrays, header)        # refuses what check_episode would find fault with
 
-An episode is one safetensors file: arrays whose row t holds the observation before action t, and a JSON
-header under the metadata key "header". It holds SI units and raw pixels, nothing normalised; it is read
-without torch or a simulator. ARRAYS lists what is in it, TABLES the columns of states and actions.
-"""
+An episode is one safetensors file: arrays whose row t holds the observation before action t, and a
+JSON header under the metadata key "header". It holds SI units and raw pixels, nothing normalised;
+it is read without torch or a simulator. ARRAYS lists what is in it, TABLES the columns of states
+and actions."""
+
 import collections
 import fnmatch
 import functools
@@ -23,10 +24,11 @@ import safetensors.numpy
 
 # -----------------------------------------------------------------------------
 # The observation/action table. Everything else refers to slots by name.
-# Poses are those of the tool (between the fingertips) in the torso frame: x forward, y left, z up, table top
-# at z = 0. The tool frame equals the torso frame when the hand points straight down at rest; orientation in
-# an action is the rotation vector r from there, R = exp(r). A gripper command below zero squeezes harder.
-# `floor` is the smallest spread the normaliser divides by: what moves less than that carries no signal.
+# Poses are those of the tool (between the fingertips) in the torso frame: x forward, y left, z up,
+# table top at z = 0. The tool frame equals the torso frame when the hand points straight down at
+# rest; orientation in an action is the rotation vector r from there, R = exp(r). A gripper command
+# below zero squeezes harder. `floor` is the smallest spread the normaliser divides by: what moves
+# less than that carries no signal.
 
 SPEC_VERSION = 1
 ARMS = ('left', 'right')
@@ -35,7 +37,7 @@ ARMS = ('left', 'right')
 class Slot(NamedTuple):
     name: str
     unit: str
-    low: float      # outside [low, high] is a fault in the file, not a wide motion
+    low: float  # outside [low, high] is a fault in the file, not a wide motion
     high: float
     floor: float
 
@@ -47,7 +49,15 @@ def _per_arm(rows, prefix=''):
 _XYZ = [(f'tool_{a}', 'm', -1.5, 1.5, 0.001) for a in 'xyz']
 _ROTATION = [(f'tool_r{a}', 'rad', -6.3, 6.3, 0.01) for a in 'xyz']
 _GRIPPER = [('gripper', 'm', -0.05, 0.20, 0.001)]
-_ARM_JOINTS = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
+_ARM_JOINTS = (
+    'shoulder_y',
+    'shoulder_x',
+    'shoulder_z',
+    'elbow_y',
+    'wrist_z',
+    'wrist_x',
+    'gripper_z',
+)
 
 JOINT_NAMES = ('spine_z',) + tuple(f'{arm}/{joint}' for arm in ARMS for joint in _ARM_JOINTS)
 _JOINTS = tuple(Slot(name, 'rad', -6.3, 6.3, 0.01) for name in JOINT_NAMES)
@@ -60,38 +70,70 @@ STATE = (
     + _per_arm(_XYZ)
     + _per_arm([(f'tool_q{a}', '', -1.001, 1.001, 0.01) for a in 'wxyz'])
     + _per_arm([(f'tool_v{a}', 'm/s', -50.0, 50.0, 0.02) for a in 'xyz'])
-    + tuple(slot._replace(name=f'command/{slot.name}') for slot in TOOL_ACTION)    # the command in force
+    + tuple(
+        slot._replace(name=f'command/{slot.name}') for slot in TOOL_ACTION
+    )  # the command in force
     # measured minus commanded: a press, a jam or a missed grasp shows here first
-    + _per_arm([(n, u, -2.0, 2.0, f) for n, u, _, _, f in _XYZ] + _ROTATION, prefix='error/'))
-JOINT_ACTION_NAMES = tuple(slot.name for slot in JOINT_ACTION)      # 17
-TOOL_ACTION_NAMES = tuple(slot.name for slot in TOOL_ACTION)        # 15
-STATE_NAMES = tuple(slot.name for slot in STATE)                    # 79
-MAX_JITTER = 0.02     # m, rad: a label and what was executed are further apart only in rows marked as kicked
-TABLES = {'state': STATE, 'tool_action': TOOL_ACTION, 'tool_executed': TOOL_ACTION,
-          'joint_action': JOINT_ACTION}
+    + _per_arm([(n, u, -2.0, 2.0, f) for n, u, _, _, f in _XYZ] + _ROTATION, prefix='error/')
+)
+JOINT_ACTION_NAMES = tuple(slot.name for slot in JOINT_ACTION)  # 17
+TOOL_ACTION_NAMES = tuple(slot.name for slot in TOOL_ACTION)  # 15
+STATE_NAMES = tuple(slot.name for slot in STATE)  # 79
+MAX_JITTER = (
+    0.02  # m, rad: a label and what was executed are further apart only in rows marked as kicked
+)
+TABLES = {
+    'state': STATE,
+    'tool_action': TOOL_ACTION,
+    'tool_executed': TOOL_ACTION,
+    'joint_action': JOINT_ACTION,
+}
 
 # array: dtype, and the number of columns (None: one value per row; 0: whatever the robot has)
 ARRAYS = {
     'time': ('float64', None),
     'state': ('float32', 79),
-    'tool_action': ('float32', 15),      # the label: what the expert would do, seeing row t
-    'tool_executed': ('float32', 15),    # what the world got: the label and a jitter, if not kicked
-    'joint_action': ('float32', 17),     # joint command in force after the step
+    'tool_action': ('float32', 15),  # the label: what the expert would do, seeing row t
+    'tool_executed': ('float32', 15),  # what the world got: the label and a jitter, if not kicked
+    'joint_action': ('float32', 17),  # joint command in force after the step
     'kicked': ('uint8', None),
-    'qpos': ('float64', 0), 'qvel': ('float64', 0), 'ctrl': ('float64', 0),
-    'connections': ('int32', None), 'phase': ('int32', None), 'subtask_id': ('int32', None),
+    'qpos': ('float64', 0),
+    'qvel': ('float64', 0),
+    'ctrl': ('float64', 0),
+    'connections': ('int32', None),
+    'phase': ('int32', None),
+    'subtask_id': ('int32', None),
     'goal': ('uint8', None),
     # ground truth, a training target only: World.scene, 12 columns per loose brick
     'scene': ('float32', 0),
 }
 HEADER_KEYS = (
-    'spec', 'task', 'instruction', 'subtasks', 'control_hz', 'cameras', 'seed', 'success', 'metrics', 'world',
-    'git_rev', 'qa', 'askable', 'referents', 'state_slots', 'state_units', 'tool_action_slots',
-    'tool_action_units', 'joint_action_slots', 'joint_action_units')
+    'spec',
+    'task',
+    'instruction',
+    'subtasks',
+    'control_hz',
+    'cameras',
+    'seed',
+    'success',
+    'metrics',
+    'world',
+    'git_rev',
+    'qa',
+    'askable',
+    'referents',
+    'state_slots',
+    'state_units',
+    'tool_action_slots',
+    'tool_action_units',
+    'joint_action_slots',
+    'joint_action_units',
+)
 
 
 def slots(patterns, names):
-    """Names chosen by exact name or glob pattern ('command/*/tool_?'), each once, in the order asked for."""
+    """Names chosen by exact name or glob pattern ('command/*/tool_?'), each once, in the order
+    asked for."""
     chosen = []
     for pattern in patterns:
         hits = [n for n in names if fnmatch.fnmatchcase(n, pattern)]
@@ -104,6 +146,7 @@ def slots(patterns, names):
 # -----------------------------------------------------------------------------
 # rotations, all vectorised over leading dimensions, computed in float64
 
+
 def quat_from_rotvec(r):
     """(..., 3) rotation vector, rad -> (..., 4) wxyz."""
     r = np.asarray(r, np.float64)
@@ -112,7 +155,8 @@ def quat_from_rotvec(r):
 
 
 def rotvec_from_quat(q):
-    """(..., 4) wxyz, unit -> (..., 3) rotation vector with angle <= pi. Exact near 0 and near pi."""
+    """(..., 4) wxyz, unit -> (..., 3) rotation vector with angle <= pi. Exact near 0 and near
+    pi."""
     q = np.asarray(q, np.float64)
     q = np.where(q[..., :1] < 0, -q, q)
     n = np.linalg.norm(q[..., 1:], axis=-1, keepdims=True)
@@ -133,7 +177,8 @@ def quat_inv(q):
 
 def quat_rotate(q, v):
     """Rotate (..., 3) vectors by (..., 4) quaternions."""
-    u, w = q[..., 1:], q[..., :1]
+    u = q[..., 1:]
+    w = q[..., :1]
     cross = np.cross(u, v)
     return v + 2 * (w * cross + np.cross(u, cross))
 
@@ -141,29 +186,52 @@ def quat_rotate(q, v):
 # -----------------------------------------------------------------------------
 # observation -> state vector, and back
 
-_FIELDS = {'joint_pos': (15,), 'joint_vel': (15,), 'gripper': (2,), 'tool_pos': (2, 3), 'tool_quat': (2, 4),
-           'tool_vel': (2, 3), 'tool_command': (15,)}
+_FIELDS = {
+    'joint_pos': (15,),
+    'joint_vel': (15,),
+    'gripper': (2,),
+    'tool_pos': (2, 3),
+    'tool_quat': (2, 4),
+    'tool_vel': (2, 3),
+    'tool_command': (15,),
+}
 # columns of a tool action, and where the command in force stands in the state
-POSITION = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_{a}') for a in 'xyz'] for arm in ARMS])    # (2, 3)
-ROTVEC = np.array([[TOOL_ACTION_NAMES.index(f'{arm}/tool_r{a}') for a in 'xyz'] for arm in ARMS])     # (2, 3)
+POSITION = np.array(
+    [[TOOL_ACTION_NAMES.index(f'{arm}/tool_{a}') for a in 'xyz'] for arm in ARMS]
+)  # (2, 3)
+ROTVEC = np.array(
+    [[TOOL_ACTION_NAMES.index(f'{arm}/tool_r{a}') for a in 'xyz'] for arm in ARMS]
+)  # (2, 3)
 SPINE = TOOL_ACTION_NAMES.index('spine_z')
-TOOL_POSE = tuple([STATE_NAMES.index(f'{arm}/tool_{a}') for arm in ARMS for a in axes]
-                  for axes in (('x', 'y', 'z'), ('qw', 'qx', 'qy', 'qz')))
-COMMAND = slice(STATE_NAMES.index('command/spine_z'), STATE_NAMES.index('command/right/gripper') + 1)
+TOOL_POSE = tuple(
+    [STATE_NAMES.index(f'{arm}/tool_{a}') for arm in ARMS for a in axes]
+    for axes in (('x', 'y', 'z'), ('qw', 'qx', 'qy', 'qz'))
+)
+COMMAND = slice(
+    STATE_NAMES.index('command/spine_z'), STATE_NAMES.index('command/right/gripper') + 1
+)
 
 
 def state_vector(obs):
     """Observation dict -> (79,) float32 in the order of STATE."""
-    # cast first, compute from the cast values: a recorded row then reproduces its tracking error bit for bit
-    field = {name: np.asarray(obs[name], np.float32).reshape(shape) for name, shape in _FIELDS.items()}
-    pos, quat, command = (field[k].astype(np.float64) for k in ('tool_pos', 'tool_quat', 'tool_command'))
-    turn = quat_mul(quat, quat_inv(quat_from_rotvec(command[ROTVEC])))                     # (2, 4)
-    error = np.concatenate([pos - command[POSITION], rotvec_from_quat(turn)], -1)          # (2, 6)
-    return np.concatenate([*(value.ravel() for value in field.values()), error.ravel().astype(np.float32)])
+    # cast first, compute from the cast values: a recorded row then reproduces its tracking error
+    # bit for bit
+    field = {
+        name: np.asarray(obs[name], np.float32).reshape(shape) for name, shape in _FIELDS.items()
+    }
+    pos, quat, command = (
+        field[k].astype(np.float64) for k in ('tool_pos', 'tool_quat', 'tool_command')
+    )
+    turn = quat_mul(quat, quat_inv(quat_from_rotvec(command[ROTVEC])))  # (2, 4)
+    error = np.concatenate([pos - command[POSITION], rotvec_from_quat(turn)], -1)  # (2, 6)
+    return np.concatenate(
+        [*(value.ravel() for value in field.values()), error.ravel().astype(np.float32)]
+    )
 
 
 def observation_from_state(state):
-    """(79,) state row -> the observation dict it came from, without images, time and instruction."""
+    """(79,) state row -> the observation dict it came from, without images, time and
+    instruction."""
     ends = np.cumsum([np.prod(shape) for shape in _FIELDS.values()])
     parts = zip(np.split(state, ends), _FIELDS.items())
     return {name: np.array(part).reshape(shape) for part, (name, shape) in parts}
@@ -172,14 +240,23 @@ def observation_from_state(state):
 # -----------------------------------------------------------------------------
 # episode files
 
-_DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'I64': 'int64', 'I32': 'int32',
-           'I16': 'int16', 'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool'}
+_DTYPES = {
+    'F64': 'float64',
+    'F32': 'float32',
+    'F16': 'float16',
+    'I64': 'int64',
+    'I32': 'int32',
+    'I16': 'int16',
+    'I8': 'int8',
+    'U8': 'uint8',
+    'BOOL': 'bool',
+}
 
 
 def write_atomic(path, blob):
     """Write bytes so that a kill leaves either the old file or the new one, never half of it."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    tmp = f'{path}.{os.getpid()}.tmp'     # its own name per process: two writers cannot interleave
+    tmp = f'{path}.{os.getpid()}.tmp'  # its own name per process: two writers cannot interleave
     with open(tmp, 'wb') as f:
         f.write(blob)
         f.flush()
@@ -188,13 +265,16 @@ def write_atomic(path, blob):
 
 
 class JpegFrames:
-    """Pictures that are decoded where they are looked at: an array (T, h, w, 3) for whoever indexes it.
-    packed u8 (N), offset i64 (T + 1): where each picture begins in it."""
+    """Pictures that are decoded where they are looked at: an array (T, h, w, 3) for whoever indexes
+    it. packed u8 (N), offset i64 (T + 1): where each picture begins in it."""
 
-    dtype, ndim = np.dtype('uint8'), 4
+    dtype = np.dtype('uint8')
+    ndim = 4
 
     def __init__(self, packed, offset, height, width):
-        self.packed, self.offset, self.shape = packed, offset, (len(offset) - 1, height, width, 3)
+        self.packed = packed
+        self.offset = offset
+        self.shape = (len(offset) - 1, height, width, 3)
 
     def __len__(self):
         return self.shape[0]
@@ -207,15 +287,17 @@ class JpegFrames:
         try:
             with PIL.Image.open(io.BytesIO(self.blob(at)), formats=('JPEG',)) as image:
                 if (image.height, image.width, image.mode) != (*self.shape[1:3], 'RGB'):
-                    raise ValueError(f'row {at} is {image.height}x{image.width} px {image.mode}, the header '
-                                     f'says {self.shape[1]}x{self.shape[2]} px RGB')
+                    raise ValueError(
+                        f'row {at} is {image.height}x{image.width} px {image.mode}, the header '
+                        f'says {self.shape[1]}x{self.shape[2]} px RGB'
+                    )
                 return np.asarray(image)
-        except (OSError, PIL.Image.DecompressionBombError) as error:      # PIL's words for damage
+        except (OSError, PIL.Image.DecompressionBombError) as error:  # PIL's words for damage
             raise ValueError(f'row {at} is no jpeg that can be decoded') from error
 
     def blob(self, at):
         """One picture as it was packed."""
-        start, stop = self.offset[at % len(self):][:2]
+        start, stop = self.offset[at % len(self) :][:2]
         return self.packed[start:stop]
 
     def __array__(self, dtype=None, copy=None):
@@ -223,42 +305,53 @@ class JpegFrames:
 
 
 def encode_jpeg(frames, quality):
-    """(T, h, w, 3) -> packed u8 (N), offset i64 (T + 1). Colours at full resolution: studs are few pixels."""
+    """(T, h, w, 3) -> packed u8 (N), offset i64 (T + 1). Colours at full resolution: studs are few
+    pixels."""
     blobs = []
     for frame in frames:
         blob = io.BytesIO()
         PIL.Image.fromarray(frame).save(blob, 'jpeg', quality=quality, subsampling=0)
         blobs.append(blob.getvalue())
-    return np.frombuffer(b''.join(blobs), np.uint8), np.cumsum([0, *map(len, blobs)]).astype(np.int64)
+    return np.frombuffer(b''.join(blobs), np.uint8), np.cumsum([0, *map(len, blobs)]).astype(
+        np.int64
+    )
 
 
 @functools.cache
 def git_rev():
-    """Revision of this code, '+' where files have changed; 'none' without git or outside a repository."""
+    """Revision of this code, '+' where files have changed; 'none' without git or outside a
+    repository."""
     try:
-        run = subprocess.run(['git', 'describe', '--always', '--dirty=+', '--abbrev=7'], text=True,
-                             cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True)
+        run = subprocess.run(
+            ['git', 'describe', '--always', '--dirty=+', '--abbrev=7'],
+            text=True,
+            cwd=os.path.dirname(os.path.abspath(__file__)),
+            capture_output=True,
+        )
     except FileNotFoundError:
         return 'none'
     return run.stdout.strip() or 'none'
 
 
 def write_episode(path, arrays, header, jpeg=0):
-    """
-    Save one episode. `arrays` holds the keys of ARRAYS plus 'image/<camera>' uint8 (T, h, w, 3), cast to the
-    table's dtypes; with `jpeg`, a quality in 1..95, they are packed. `header` gives task, instruction,
-    subtasks, control_hz, seed, success, metrics and world (World.metadata()), and may give qa and another
-    git_rev; spec version, slots, units and cameras are added here.
-    """
+    """Save one episode. `arrays` holds the keys of ARRAYS plus 'image/<camera>' uint8 (T, h, w,
+    3), cast to the table's dtypes; with `jpeg`, a quality in 1..95, they are packed. `header` gives
+    task, instruction, subtasks, control_hz, seed, success, metrics and world (World.metadata()),
+    and may give qa and another git_rev; spec version, slots, units and cameras are added here."""
     path = os.fspath(path)
-    arrays = {k: np.ascontiguousarray(v, ARRAYS[k][0] if k in ARRAYS else None) for k, v in arrays.items()}
+    arrays = {
+        k: np.ascontiguousarray(v, ARRAYS[k][0] if k in ARRAYS else None) for k, v in arrays.items()
+    }
     header = {'qa': [], 'git_rev': git_rev(), **header, 'spec': SPEC_VERSION}
     for key in ('state', 'tool_action', 'joint_action'):
         header[f'{key}_slots'] = [slot.name for slot in TABLES[key]]
         header[f'{key}_units'] = [slot.unit for slot in TABLES[key]]
     fovy = header['world'].get('camera_fovy_deg', {})
-    header['cameras'] = {k[6:]: {'height': v.shape[1], 'width': v.shape[2], 'fovy_deg': fovy.get(k[6:])}
-                         for k, v in arrays.items() if k.startswith('image/')}
+    header['cameras'] = {
+        k[6:]: {'height': v.shape[1], 'width': v.shape[2], 'fovy_deg': fovy.get(k[6:])}
+        for k, v in arrays.items()
+        if k.startswith('image/')
+    }
     faults = find_faults(arrays, header)
     if faults:
         raise ValueError(f'{path} not written: ' + '; '.join(faults))
@@ -269,12 +362,14 @@ def write_episode(path, arrays, header, jpeg=0):
 
 
 def map_bytes(path):
-    return np.memmap(path, mode='r', dtype=np.uint8).view(np.ndarray)    # a plain array slices 5 times faster
+    return np.memmap(path, mode='r', dtype=np.uint8).view(
+        np.ndarray
+    )  # a plain array slices 5 times faster
 
 
 def read_episode(path, map_bytes=map_bytes):
-    """-> {name: array}, header dict. Arrays are views of the mapped file: touching one row reads one row.
-    map_bytes: how to map a file, for who has thousands of them open."""
+    """-> {name: array}, header dict. Arrays are views of the mapped file: touching one row reads
+    one row. map_bytes: how to map a file, for who has thousands of them open."""
     path = os.fspath(path)
     size = os.path.getsize(path)
     with open(path, 'rb') as f:
@@ -288,7 +383,8 @@ def read_episode(path, map_bytes=map_bytes):
     end = 8 + n + max(entry['data_offsets'][1] for entry in table.values())
     if end != size:
         raise ValueError(f'{path}: {size} bytes, its own table says {end}: cut off or damaged')
-    raw, arrays = map_bytes(path), {}
+    raw = map_bytes(path)
+    arrays = {}
     for name, entry in table.items():
         start, stop = (8 + n + offset for offset in entry['data_offsets'])
         arrays[name] = raw[start:stop].view(_DTYPES[entry['dtype']]).reshape(entry['shape'])
@@ -311,11 +407,19 @@ def find_faults(arrays, header):
     T = len(arrays['time'])
     if T == 0:
         return ['no rows']
-    expected = {k: (dtype, () if columns is None else (columns,)) for k, (dtype, columns) in ARRAYS.items()}
+    expected = {
+        k: (dtype, () if columns is None else (columns,)) for k, (dtype, columns) in ARRAYS.items()
+    }
     for camera, size in header['cameras'].items():
         expected[f'image/{camera}'] = ('uint8', (size['height'], size['width'], 3))
-    faults += [f'header names camera {k[6:]!r}, no array {k!r}' for k in expected if k not in arrays]
-    faults += [f'array {k!r} is not in the specification or the header' for k in arrays if k not in expected]
+    faults += [
+        f'header names camera {k[6:]!r}, no array {k!r}' for k in expected if k not in arrays
+    ]
+    faults += [
+        f'array {k!r} is not in the specification or the header'
+        for k in arrays
+        if k not in expected
+    ]
     for name in arrays.keys() & expected.keys():
         dtype, tail = expected[name]
         a = arrays[name]
@@ -341,21 +445,28 @@ def _find_value_faults(arrays, header):
     if faults:
         return faults
     for name, table in TABLES.items():
-        low, high = np.array([s.low for s in table]), np.array([s.high for s in table])
+        low = np.array([s.low for s in table])
+        high = np.array([s.high for s in table])
         for i in np.flatnonzero(((arrays[name] < low) | (arrays[name] > high)).any(0)):
             worst = arrays[name][np.abs(arrays[name][:, i]).argmax(), i]
-            faults.append(f'{name} slot {table[i].name}: {worst:.4g} is outside {low[i]}..{high[i]}')
-    step_s, dt_s = np.diff(arrays['time']), 1 / header['control_hz']
+            faults.append(
+                f'{name} slot {table[i].name}: {worst:.4g} is outside {low[i]}..{high[i]}'
+            )
+    step_s = np.diff(arrays['time'])
+    dt_s = 1 / header['control_hz']
     if len(step_s) and (step_s <= 0).any():
         faults.append(f'time does not increase at row {np.flatnonzero(step_s <= 0)[0] + 1}')
     elif len(step_s) and np.abs(step_s - dt_s).max() > 0.01 * dt_s:
-        faults.append(f'time steps of {step_s.min():.4f}..{step_s.max():.4f} s, control_hz says {dt_s:.4f} s')
+        faults.append(
+            f'time steps of {step_s.min():.4f}..{step_s.max():.4f} s, control_hz says {dt_s:.4f} s'
+        )
     for name in ('kicked', 'goal'):
         if arrays[name].max() > 1:
             faults.append(f'{name} holds {arrays[name].max()}, not only 0 and 1')
     if arrays['phase'].min() < 0:
         faults.append('phase is negative')
-    ids, n = arrays['subtask_id'], len(header['subtasks'])
+    ids = arrays['subtask_id']
+    n = len(header['subtasks'])
     if ids.min() < 0 or ids.max() >= n:
         faults.append(f'subtask_id {ids.min()}..{ids.max()}, header has {n} subtasks')
     off = np.abs(arrays['tool_executed'] - arrays['tool_action']).max(1) * (arrays['kicked'] == 0)
@@ -373,16 +484,20 @@ def _find_value_faults(arrays, header):
             faults.append(f'referents start at rows {starts}, expected 0 and then later ones')
         shapes = {np.shape(table) for _, table in header['referents']}
         if shapes != {(len(header['askable']), 8)}:
-            faults.append(f'referents are {shapes}, expected 8 for each of {len(header["askable"])} goals')
+            faults.append(
+                f'referents are {shapes}, expected 8 for each of {len(header["askable"])} goals'
+            )
     for camera in header['cameras']:
         try:
             frames = np.asarray(arrays[f'image/{camera}'])
-        except ValueError as error:      # jpeg is decoded only here
+        except ValueError as error:  # jpeg is decoded only here
             faults.append(f'image/{camera} {error}')
             continue
         flat = np.ptp(frames.reshape(len(frames), -1), axis=1) == 0
         if flat.any():
-            faults.append(f'image/{camera} is one flat colour in row {np.flatnonzero(flat)[0]}: not rendered')
+            faults.append(
+                f'image/{camera} is one flat colour in row {np.flatnonzero(flat)[0]}: not rendered'
+            )
     return faults
 
 
@@ -390,7 +505,7 @@ def check_episode(path):
     """-> list of faults of a file, [] when sound."""
     try:
         arrays, header = read_episode(path)
-    except (ValueError, OSError, KeyError) as error:      # a damaged file is a finding, not a crash
+    except (ValueError, OSError, KeyError) as error:  # a damaged file is a finding, not a crash
         return [f'cannot be read: {error}']
     return find_faults(arrays, header)
 
@@ -406,8 +521,10 @@ def episode_paths(source):
         elif os.path.isfile(item):
             paths.append(item)
     if not paths:
-        raise FileNotFoundError(f'no *.safetensors episodes in {source}; record some: '
-                                'python sim_rollout.py config/demo_collect.py')
+        raise FileNotFoundError(
+            f'no *.safetensors episodes in {source}; record some: '
+            'python sim_rollout.py config/demo_collect.py'
+        )
     return paths
 
 
@@ -422,26 +539,34 @@ def link_episodes(paths, folder):
 
 def pack_episodes(paths, folder, quality):
     """Copies with jpeg pictures."""
-    before, after = 0, 0
+    before = 0
+    after = 0
     for path in paths:
         to = f'{folder}/{os.path.basename(path)}'
         write_episode(to, *read_episode(path), jpeg=quality)
-        before, after = before + os.path.getsize(path), after + os.path.getsize(to)
+        before = before + os.path.getsize(path)
+        after = after + os.path.getsize(to)
     print(f'{folder}: {after / 1e9:.3f} GB, {after / before:.0%} of what it was')
 
 
 # -----------------------------------------------------------------------------
 # synthetic episodes, for config/debug.py and the tests; no simulator needed
 
-def write_synthetic_episodes(folder, count, cameras, image_size, control_hz=10, kicks=0.1, seed0=0, jpeg=0):
+
+def write_synthetic_episodes(
+    folder, count, cameras, image_size, control_hz=10, kicks=0.1, seed0=0, jpeg=0
+):
     for seed in range(seed0, seed0 + count):
-        write_episode(os.path.join(folder, f'synthetic_{seed:06d}.safetensors'),
-                      *synthetic_episode(seed, cameras, image_size, control_hz, kicks), jpeg)
+        write_episode(
+            os.path.join(folder, f'synthetic_{seed:06d}.safetensors'),
+            *synthetic_episode(seed, cameras, image_size, control_hz, kicks),
+            jpeg,
+        )
 
 
 def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
-    """-> arrays, header. Random but learnable: the right tool goes to the square of the named colour and
-    closes."""
+    """-> arrays, header. Random but learnable: the right tool goes to the square of the named
+    colour and closes."""
     rng = np.random.default_rng(seed)
     colours = {'red': (200, 40, 40), 'blue': (40, 60, 200)}
     name = list(colours)[rng.integers(2)]
@@ -450,67 +575,103 @@ def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
     command[POSITION] = rng.uniform([0.25, -0.1, 0.05], [0.45, 0.1, 0.15], (2, 3))
     command[ROTVEC[:, 2]] = rng.uniform(-0.5, 0.5, 2)
     command[[7, 14]] = 0.06
-    rows, settled, grid = [], 0, np.stack(np.indices((image_size, image_size)), -1)      # grid (h, w, 2)
+    # grid (h, w, 2)
+    rows = []
+    settled = 0
+    grid = np.stack(np.indices((image_size, image_size)), -1)
     while len(rows) < 60 and settled < 4:
         pos = command[POSITION] + rng.normal(0, 0.0005, (2, 3))
-        obs = {'joint_pos': np.zeros(15), 'joint_vel': np.zeros(15), 'gripper': command[[7, 14]],
-               'tool_pos': pos, 'tool_quat': quat_from_rotvec(command[ROTVEC]), 'tool_vel': np.zeros((2, 3)),
-               'tool_command': command}
+        obs = {
+            'joint_pos': np.zeros(15),
+            'joint_vel': np.zeros(15),
+            'gripper': command[[7, 14]],
+            'tool_pos': pos,
+            'tool_quat': quat_from_rotvec(command[ROTVEC]),
+            'tool_vel': np.zeros((2, 3)),
+            'tool_command': command,
+        }
         away = places[name] - command[POSITION][1]
         near = np.abs(away).max() < 0.002
         settled += bool(near and command[14] < 0.03)
-        action, kicked = command.copy(), not near and rng.random() < kicks
+        action = command.copy()
+        kicked = not near and rng.random() < kicks
         action[POSITION[1]] += np.clip(away, -0.03, 0.03)
         action[14] = 0.02 if near else 0.06
         executed = action.copy()
         executed[POSITION[1]] += kicked * rng.normal(0, 0.02, 3)
-        row = {'time': len(rows) / control_hz, 'state': state_vector(obs), 'tool_action': action,
-               'tool_executed': executed, 'joint_action': np.zeros(17), 'kicked': kicked, 'goal': settled > 0,
-               'connections': 0, 'phase': int(near), 'subtask_id': int(near),
-               'scene': np.ravel([[[*(p - at), 0] for p in places.values()] for at in (0, *pos)]),
-               **{k: np.zeros(3) for k in ('qpos', 'qvel', 'ctrl')}}
+        row = {
+            'time': len(rows) / control_hz,
+            'state': state_vector(obs),
+            'tool_action': action,
+            'tool_executed': executed,
+            'joint_action': np.zeros(17),
+            'kicked': kicked,
+            'goal': settled > 0,
+            'connections': 0,
+            'phase': int(near),
+            'subtask_id': int(near),
+            'scene': np.ravel([[[*(p - at), 0] for p in places.values()] for at in (0, *pos)]),
+            **{k: np.zeros(3) for k in ('qpos', 'qvel', 'ctrl')},
+        }
         for camera in cameras:
             image = np.full((image_size, image_size, 3), 128, np.uint8)
-            centre = pos[ARMS.index(camera.split('/')[0])] if '/' in camera else np.array([0.35, 0, 0])
+            centre = (
+                pos[ARMS.index(camera.split('/')[0])] if '/' in camera else np.array([0.35, 0, 0])
+            )
             for colour, place in places.items():
                 at = (0.5 + (place - centre)[:2] / 0.4) * image_size
                 image[(np.abs(grid - at) < image_size * 0.06).all(-1)] = colours[colour]
-            image[0, 0] = 0      # a view with no square in it is still a picture
+            image[0, 0] = 0  # a view with no square in it is still a picture
             row[f'image/{camera}'] = image
         rows.append(row)
         command = executed
-    text, brick = f'reach the {name} brick', list(colours).index(name)
+    text = f'reach the {name} brick'
+    brick = list(colours).index(name)
     return {k: np.stack([row[k] for row in rows]) for k in rows[0]}, {
-        'task': 'synthetic', 'instruction': text, 'askable': [text],
+        'task': 'synthetic',
+        'instruction': text,
+        'askable': [text],
         'referents': [[0, [[brick, brick, len(colours), 1, 0, 0, 0, 0]]]],
-        'control_hz': control_hz, 'seed': seed,
+        'control_hz': control_hz,
+        'seed': seed,
         'subtasks': [f'right hand: reach the {name} brick', f'right hand: grasp the {name} brick'],
-        'success': settled > 0, 'metrics': {}, 'world': {}}
+        'success': settled > 0,
+        'metrics': {},
+        'world': {},
+    }
 
 
 # -----------------------------------------------------------------------------
 # for eyes
 
+
 def print_stats(paths):
-    """Counts, instructions, and one line per slot: mean, spread and range over all rows of all files."""
-    rows, kicked, successes, texts = 0, 0, 0, collections.Counter()
+    """Counts, instructions, and one line per slot: mean, spread and range over all rows of all
+    files."""
+    rows = 0
+    kicked = 0
+    successes = 0
+    texts = collections.Counter()
     sums = {key: [] for key in ('state', 'tool_action', 'joint_action')}
-    for path in paths:      # one at a time: a mapped file is an open file, and many systems allow 1,024
+    for path in paths:  # one at a time: a mapped file is an open file, and many systems allow 1,024
         arrays, header = read_episode(path)
-        rows, kicked = rows + len(arrays['kicked']), kicked + int(arrays['kicked'].sum(dtype=int))
+        rows = rows + len(arrays['kicked'])
+        kicked = kicked + int(arrays['kicked'].sum(dtype=int))
         successes += bool(header['success'])
         texts[header['instruction']] += 1
         for key, parts in sums.items():
             v = arrays[key].astype(np.float64)
-            parts.append((v.sum(0), (v ** 2).sum(0), v.min(0), v.max(0)))
-    print(f'{len(paths)} episodes, {successes} successful, {rows} rows, '
-          f'{rows / len(paths):.1f} per episode, {kicked} kicked, '
-          f'{sum(map(os.path.getsize, paths)) / 1e9:.2f} GB')
+            parts.append((v.sum(0), (v**2).sum(0), v.min(0), v.max(0)))
+    print(
+        f'{len(paths)} episodes, {successes} successful, {rows} rows, '
+        f'{rows / len(paths):.1f} per episode, {kicked} kicked, '
+        f'{sum(map(os.path.getsize, paths)) / 1e9:.2f} GB'
+    )
     print(*(f'{texts[text]:6d} x {text}' for text in sorted(texts)), sep='\n')
     for key, parts in sums.items():
-        total, square, low, high = (np.stack(part) for part in zip(*parts))      # (episodes, slots)
+        total, square, low, high = (np.stack(part) for part in zip(*parts))  # (episodes, slots)
         mean = total.sum(0) / rows
-        std = np.sqrt(np.maximum(square.sum(0) / rows - mean ** 2, 0))
+        std = np.sqrt(np.maximum(square.sum(0) / rows - mean**2, 0))
         print(f'\n{key:32s}{"unit":>6s}{"mean":>10s}{"std":>10s}{"min":>10s}{"max":>10s}')
         for slot, *numbers in zip(TABLES[key], mean, std, low.min(0), high.max(0)):
             dead = '  below its floor' if numbers[1] < slot.floor else ''
@@ -520,19 +681,29 @@ def print_stats(paths):
 def draw_episode(path, out):
     """Contact sheet (a row per camera, 12 moments) over plots of labels and commands in force."""
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+
     arrays, header = read_episode(path)
-    time, n = arrays['time'], len(header['cameras'])
+    time = arrays['time']
+    n = len(header['cameras'])
     figure, axes = plt.subplots(n + 4, 1, figsize=(18, 1.6 * n + 9), constrained_layout=True)
     for axis, camera in zip(axes, header['cameras']):
         moments = np.linspace(0, len(time) - 1, 12).astype(int)
         axis.imshow(np.concatenate([arrays[f'image/{camera}'][t] for t in moments], 1))
         axis.set(ylabel=camera, xticks=[], yticks=[])
-    curves = {'tool_[xy]': 'x, y (m)', 'tool_z': 'z (m)', 'tool_rz': 'yaw (rad)', 'gripper': 'grip (m)'}
+    curves = {
+        'tool_[xy]': 'x, y (m)',
+        'tool_z': 'z (m)',
+        'tool_rz': 'yaw (rad)',
+        'gripper': 'grip (m)',
+    }
     for axis, (pattern, title) in zip(axes[n:], curves.items()):
         for name in slots([f'*/{pattern}'], TOOL_ACTION_NAMES):
-            line, = axis.plot(time, arrays['tool_action'][:, TOOL_ACTION_NAMES.index(name)], label=name)
+            (line,) = axis.plot(
+                time, arrays['tool_action'][:, TOOL_ACTION_NAMES.index(name)], label=name
+            )
             in_force = arrays['state'][:, STATE_NAMES.index(f'command/{name}')]
             axis.plot(time, in_force, ':', color=line.get_color())
         for t in np.flatnonzero(arrays['kicked']):
@@ -541,9 +712,13 @@ def draw_episode(path, out):
         axis.legend(loc='upper right', ncols=4, fontsize=7)
     for t in np.flatnonzero(np.diff(arrays['subtask_id'], prepend=-1)):
         words = header['subtasks'][arrays['subtask_id'][t]]
-        axes[n].annotate(words, (time[t], axes[n].get_ylim()[0]), rotation=90, fontsize=7, va='bottom')
+        axes[n].annotate(
+            words, (time[t], axes[n].get_ylim()[0]), rotation=90, fontsize=7, va='bottom'
+        )
     axes[-1].set_xlabel('time (s). Lines: label; dotted: command in force; grey: kicked')
     outcome = 'success' if header['success'] else 'failure'
-    figure.suptitle(f'{path}\n{header["task"]} seed {header["seed"]}: {header["instruction"]} ({outcome})')
+    figure.suptitle(
+        f'{path}\n{header["task"]} seed {header["seed"]}: {header["instruction"]} ({outcome})'
+    )
     figure.savefig(out, dpi=70)
     plt.close(figure)

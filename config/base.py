@@ -1,8 +1,9 @@
-# 27 M parameters for all tasks at once; 1 GPU, 4 GB by estimate. Not trained yet: no result to state
+# 27 M parameters for all tasks at once; 1 GPU, 4 GB by estimate. Not trained yet: no result to
+# state
 # python train.py config/base.py
 out_dir = 'out/base'
-episodes = 'episodes/join'      # python sim_rollout.py config/join_collect.py
-horizon = 16                    # 1.6 s at 10 Hz
+episodes = 'episodes/join'  # python sim_rollout.py config/join_collect.py
+horizon = 16  # 1.6 s at 10 Hz
 state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_z', '*/gripper')
 action_slots = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')
 hidden_size = 512

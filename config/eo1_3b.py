@@ -1,20 +1,20 @@
-# EO-1 from its own starting point: Qwen2.5-VL-3B and a new action head, 3.77 B parameters; 8 GPUs, 28 GB of
-# each by estimate. Not run yet: only the sizes are tested. First
+# EO-1 from its own starting point: Qwen2.5-VL-3B and a new action head, 3.77 B parameters; 8 GPUs,
+# 28 GB of each by estimate. Not run yet: only the sizes are tested. First
 # hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir=out/Qwen2.5-VL-3B-Instruct
 # torchrun --standalone --nproc_per_node=8 train.py config/eo1_3b.py
 out_dir = 'out/eo1_3b'
 init_from = 'out/Qwen2.5-VL-3B-Instruct'
-episodes = 'episodes/join'      # recorded with --image_size=224
+episodes = 'episodes/join'  # recorded with --image_size=224
 template = 'qwen'
 pad_dims = 32
 horizon = 16
 image_size = 224
-tokens_per_camera = 64          # (224 / 28) ** 2
-draws = 1
+tokens_per_camera = 64  # (224 / 28) ** 2
+noise_samples = 1
 read_text = 1.0
-compand = 0.0
-ask = 0.0
-ground = False
+log_scale_m = 0.0
+reask_share = 0.0
+grounding = False
 state_frequencies = 0
 # Qwen2.5-VL-3B, whose vision tower train.py has as default
 vision = 'qwen'
@@ -45,6 +45,6 @@ weight_decay = 0.1
 beta2 = 0.999
 ema = 0.0
 recompute = True
-fsdp = True                     # one model over all GPUs
+fsdp = True  # one model over all GPUs
 eval_interval = 500
-checkpoint_interval = 500       # 60 GB
+checkpoint_interval = 500  # 60 GB

@@ -4,7 +4,9 @@
 # python sample.py --ckpt=out/qa --eval_qa=600
 out_dir = 'out/qa'
 init_from = 'out/demo'
-questions = 0.5         # of the samples: a question and its answer instead of an instruction and actions
-ask = 0.05
-draws = 2
-max_steps = 2_600       # 128 x 2,600 x 0.5 = 166k questions
+question_share = (
+    0.5  # of the samples: a question and its answer instead of an instruction and actions
+)
+reask_share = 0.05
+noise_samples = 2
+max_steps = 2_600  # 128 x 2,600 x 0.5 = 166k questions

@@ -1,10 +1,13 @@
-"""What test files share: the repository root as working folder, one thread per process, reasons for skips.
+"""What test files share: the repository root as working folder, one thread per process, reasons for
+skips.
 
-    make test                       everything but `slow`
-    python -m pytest --slow         everything
-    python -m pytest -m smoke       the quick selection
+make test                       everything but `slow`
+python -m pytest --slow         everything
+python -m pytest -m smoke       the quick selection
 """
+
 import os
+
 # before torch or numpy load: tests start processes, and threads would fight over cores
 os.environ['OMP_NUM_THREADS'] = '1'
 
@@ -12,26 +15,36 @@ import importlib.util
 import pathlib
 import sys
 
+import launch
 import pytest
 
-import launch
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-os.chdir(ROOT) # scripts and relative paths run from the root, and so do the processes that tests start
+os.chdir(
+    ROOT
+)  # scripts and relative paths run from the root, and so do the processes that tests start
+
 
 def pytest_addoption(parser):
     parser.addoption('--slow', action='store_true', help='also run the tests marked slow')
 
+
 def has_gpu():
     import torch
+
     return None if torch.cuda.is_available() else 'no CUDA device'
+
 
 def has_renderer():
     if importlib.util.find_spec('mujoco') is None:
         return 'mujoco is not installed'
-    import world
-    return 'no GL backend renders: apt-get install libegl1 libgl1 libgl1-mesa-dri libopengl0' \
-        if world.gl_backend() == 'disable' else None
+    from sim.gl import gl_backend
+
+    return (
+        'no GL backend renders: apt-get install libegl1 libgl1 libgl1-mesa-dri libopengl0'
+        if gl_backend() == 'disable'
+        else None
+    )
+
 
 def has_display():
     displays = [os.environ.get(name) for name in ('DISPLAY', 'WAYLAND_DISPLAY')]
@@ -39,18 +52,34 @@ def has_display():
         return 'no display'
     return None
 
+
 def has_gloo():
     import torch.distributed as dist
-    return None if dist.is_available() and dist.is_gloo_available() else 'torch was built without gloo'
 
-# by far the longest files; `make test` hands files out in this order, so that none of these comes last
-FIRST = ('test_parallel', 'test_expert', 'test_bench', 'test_train', 'test_hands', 'test_slurm',
-         'test_rollout')
+    return (
+        None if dist.is_available() and dist.is_gloo_available() else 'torch was built without gloo'
+    )
+
+
+# by far the longest files; `make test` hands files out in this order, so that none of these comes
+# last
+FIRST = (
+    'test_parallel',
+    'test_expert',
+    'test_bench',
+    'test_train',
+    'test_hands',
+    'test_slurm',
+    'test_rollout',
+)
 REQUIRES = {'gpu': has_gpu, 'mujoco': has_renderer, 'viewer': has_display, 'dist': has_gloo}
 
+
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
-    reasons = {} # each question is asked once, and only if a test needs the answer
+    items.sort(
+        key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST)
+    )
+    reasons = {}  # each question is asked once, and only if a test needs the answer
     for item in items:
         if 'slow' in item.keywords and not config.getoption('--slow'):
             item.add_marker(pytest.mark.skip(reason='slow: run with --slow'))
@@ -60,9 +89,11 @@ def pytest_collection_modifyitems(config, items):
             if mark not in reasons:
                 reasons[mark] = question()
             if reasons[mark] is not None:
-                # where we set the machine up a missing renderer is a broken install, not a reason to skip
+                # where we set the machine up a missing renderer is a broken install, not a reason
+                # to skip
                 assert mark != 'mujoco' or not os.environ.get('CI'), reasons[mark]
                 item.add_marker(pytest.mark.skip(reason=f'{mark}: {reasons[mark]}'))
+
 
 @pytest.fixture(scope='session')
 def recorded(tmp_path_factory):
@@ -72,13 +103,23 @@ def recorded(tmp_path_factory):
     assert 'place 2/2 (100%, 95% CI 34-100) seeds 0-1' in said
     return folder
 
+
 @pytest.fixture(scope='session')
 def checkpoint(tmp_path_factory):
     """Hardly trained, on made-up episodes, but a checkpoint."""
     folder = tmp_path_factory.mktemp('out') / 'tiny'
-    launch.run('train.py', '--synthetic=4', f'--episodes={folder.parent}/episodes', f'--out_dir={folder}',
-               '--max_steps=2', '--batch_size=8', '--n_layers=1', '--val_fraction=0')
+    launch.run(
+        'train.py',
+        '--synthetic=4',
+        f'--episodes={folder.parent}/episodes',
+        f'--out_dir={folder}',
+        '--max_steps=2',
+        '--batch_size=8',
+        '--n_layers=1',
+        '--val_fraction=0',
+    )
     return folder
+
 
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):

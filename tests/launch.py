@@ -1,10 +1,11 @@
-"""
-Runs our scripts as `python` and torchrun do, without waiting 3 s for the imports of each process: a server
-imports torch, mujoco and our modules once, every process is forked from it.
+"""Runs our scripts as `python` and torchrun do, without waiting 3 s for the imports of each
+process: a server imports torch, mujoco and our modules once, every process is forked from it.
 
     said = launch.run('train.py', 'config/debug.py', processes=2)
-    process = launch.Script('train.py', 'config/debug.py')     # to be listened to, signalled, killed
+    process = launch.Script('train.py', 'config/debug.py')     # to be listened to, signalled,
+    killed
 """
+
 import itertools
 import multiprocessing
 import os
@@ -18,9 +19,20 @@ import threading
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SERVER = multiprocessing.get_context('forkserver')
 # what our scripts import, some of it when they come to need it
-SERVER.set_forkserver_preload(['train', 'sample', 'sim_rollout', 'pytest', 'torch._dynamo',
-                               'matplotlib.pyplot', 'matplotlib.backends.backend_agg'])
-PORTS = itertools.count(20_000 + os.getpid() % 10_000)      # below those that systems give to whoever asks
+SERVER.set_forkserver_preload(
+    [
+        'train',
+        'sample',
+        'sim_rollout',
+        'pytest',
+        'torch._dynamo',
+        'matplotlib.pyplot',
+        'matplotlib.backends.backend_agg',
+    ]
+)
+PORTS = itertools.count(
+    20_000 + os.getpid() % 10_000
+)  # below those that systems give to whoever asks
 
 
 def free_port():
@@ -31,7 +43,8 @@ def free_port():
 
 
 def begin(work, words, env, out):
-    """In the new process: run a script with these words, or call a function; all it says goes into a pipe."""
+    """In the new process: run a script with these words, or call a function; all it says goes into
+    a pipe."""
     for number in (1, 2):
         os.dup2(out.fileno(), number)
     out.close()
@@ -44,14 +57,17 @@ def begin(work, words, env, out):
 
 
 class Script:
-    """A script, or a function of a test file, in so many processes; to be handled like a subprocess.Popen."""
+    """A script, or a function of a test file, in so many processes; to be handled like a
+    subprocess.Popen."""
 
     def __init__(self, work, *words, processes=1, timeout=300):
         mine, theirs = SERVER.Pipe(duplex=False)
-        self.stdout, env = os.fdopen(os.dup(mine.fileno())), {}      # and what would go to stderr
+        self.stdout, env = os.fdopen(os.dup(mine.fileno())), {}  # and what would go to stderr
         mine.close()
         if processes > 1:
-            env = dict(MASTER_ADDR='localhost', MASTER_PORT=str(free_port()), WORLD_SIZE=str(processes))
+            env = dict(
+                MASTER_ADDR='localhost', MASTER_PORT=str(free_port()), WORLD_SIZE=str(processes)
+            )
         words = words if callable(work) else [str(word) for word in words]
         self.ranks = []
         for i in range(processes):
@@ -61,7 +77,7 @@ class Script:
         theirs.close()
         self.watchdog = threading.Timer(timeout, self.kill)
         self.watchdog.daemon = True
-        self.watchdog.start()      # a rank may wait forever for one that has died
+        self.watchdog.start()  # a rank may wait forever for one that has died
 
     @property
     def returncode(self):

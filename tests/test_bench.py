@@ -1,7 +1,8 @@
 """bench.py prints its table.
 
-    python -m pytest tests/test_bench.py
+python -m pytest tests/test_bench.py
 """
+
 import json
 import re
 import subprocess
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 import bench as bench_script
-from world import World, mujoco
+from sim.gl import mujoco
+from sim.world import World
 
 pytestmark = pytest.mark.mujoco
 
@@ -42,8 +44,8 @@ def test_world_and_render_sections_print_rates():
 
 
 def test_the_clutch_costs_less_than_the_physics_it_guards():
-    """build: two plates and six bricks, first loose on the table, then all in their towers. 7 and 16 % of the
-    physics steps between two updates were measured."""
+    """build: two plates and six bricks, first loose on the table, then all in their towers. 7 and
+    16 % of the physics steps between two updates were measured."""
     world = World('build', cameras=())
     seed = next(seed for seed in range(50) if world.reset(seed) and len(world.plan.chain) == 6)
     for built in (False, True):
@@ -60,15 +62,21 @@ def test_the_clutch_costs_less_than_the_physics_it_guards():
             times.append((stepped - began, time.thread_time() - stepped))
         assert len(world.connections()) == 6 * built
         step, update = np.median(times, axis=0)
-        assert 0 < update < .5 * step, f'{1e6 * update:.0f} us of clutch, {1e6 * step:.0f} us of physics'
+        assert 0 < update < 0.5 * step, (
+            f'{1e6 * update:.0f} us of clutch, {1e6 * step:.0f} us of physics'
+        )
 
 
 def test_training_loader_and_latency_are_those_of_the_config(tmp_path):
     """One run of train.py serves all three; its settings reach the loader."""
     config = tiny(tmp_path)
-    done = bench('--only=train,loader,act', '--train_steps=4', '--processes=1', f'--train_config={config}')
+    done = bench(
+        '--only=train,loader,act', '--train_steps=4', '--processes=1', f'--train_config={config}'
+    )
     assert done.returncode == 0, done.stderr
-    rows = re.findall(r'^(?:train|loader|act) +(.*?) +([0-9.]+) (?:samples/s|GFLOP/s|ms)', done.stdout, re.M)
+    rows = re.findall(
+        r'^(?:train|loader|act) +(.*?) +([0-9.]+) (?:samples/s|GFLOP/s|ms)', done.stdout, re.M
+    )
     rate = {name: float(value) for name, value in rows}
     assert 'Dataset.batch of 24, then data.augment' in rate
     assert rate['Dataset.batch of 24'] > rate['Dataset.batch of 24, then data.augment'] > 0
@@ -80,17 +88,28 @@ def test_force_table_is_printed_row_by_row():
     command = [sys.executable, 'bench.py', '--clutch']
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'MISSED' not in done.stdout and done.stdout.count(' 2 ms ') == done.stdout.count(' 4 ms ') == 29
+    assert (
+        'MISSED' not in done.stdout
+        and done.stdout.count(' 2 ms ') == done.stdout.count(' 4 ms ') == 29
+    )
     pull = re.search(r'straight pull, 12 studs +4 ms +([0-9.]+) +2 N/stud', done.stdout)
-    assert 1.9 < float(pull[1]) < 2.1 and re.search('insertion, 1 studs, as in World +4 ms', done.stdout)
+    assert 1.9 < float(pull[1]) < 2.1 and re.search(
+        'insertion, 1 studs, as in World +4 ms', done.stdout
+    )
 
 
 def test_soak_goes_on_where_it_was_and_names_what_diverged(tmp_path):
     soak = [sys.executable, 'bench.py', '--soak', '--workers=1', f'--out={tmp_path}']
-    tasks = ['place', 'stack', 'join', 'unplug']      # the quick ones, of which each gets one episode
+    tasks = ['place', 'stack', 'join', 'unplug']  # the quick ones, of which each gets one episode
     (tmp_path / 'place').mkdir()
-    row = dict(seed=1_000_000, success=False, fault='energy 2000 J at t=1.00 s', steps=9,
-               metrics=dict(penetration_mm=7., energy_j=2000.), made_with={'task': 'place'})
+    row = dict(
+        seed=1_000_000,
+        success=False,
+        fault='energy 2000 J at t=1.00 s',
+        steps=9,
+        metrics=dict(penetration_mm=7.0, energy_j=2000.0),
+        made_with={'task': 'place'},
+    )
     log = tmp_path / 'place' / 'rollouts.jsonl'
     log.write_text(json.dumps(row) + '\n{"seed": 1000001, "fau')
     done = subprocess.run([*soak, '--episodes=4'], capture_output=True, text=True, timeout=300)
@@ -103,7 +122,9 @@ def test_soak_goes_on_where_it_was_and_names_what_diverged(tmp_path):
     # all is there: nothing is run again
     before = log.read_bytes()
     again = subprocess.run([*soak, '--episodes=4'], capture_output=True, text=True, timeout=300)
-    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1] and log.read_bytes() == before
+    assert (
+        again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1] and log.read_bytes() == before
+    )
 
 
 def test_missing_seeds_are_run_in_ranges():

@@ -1,7 +1,8 @@
 """Protects assets/lego: generated, up to date, of LEGO's size, taken by the clutch.
 
-    python -m pytest tests/test_bricks.py
+python -m pytest tests/test_bricks.py
 """
+
 import pathlib
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 
 from assets import make_bricks
-from world import mujoco  # world chooses the GL backend before mujoco is imported
-from clutch import Brick, Clutch, pool_xml
+from sim.clutch import Brick, Clutch, pool_xml
+from sim.gl import mujoco
 
 pytestmark = pytest.mark.assets
 LEGO = pathlib.Path('assets/lego')
@@ -41,7 +42,9 @@ def test_check_names_a_file_that_differs(tmp_path):
     assert other.returncode == 1 and 'brick_2x4.xml' in other.stderr
     for word in ('--colour=red', '--rgba=red', '--rgba=2 0 0 1', '--scale=0'):
         refused = make(word)
-        assert refused.returncode and refused.stderr.startswith(f'{word}: expected --check, --rgba=')
+        assert refused.returncode and refused.stderr.startswith(
+            f'{word}: expected --check, --rgba='
+        )
 
 
 def test_usage_is_printed_and_a_file_is_no_folder(tmp_path):
@@ -57,21 +60,30 @@ def test_usage_is_printed_and_a_file_is_no_folder(tmp_path):
 
 def test_the_catalogue_is_complete_and_of_lego_size():
     wanted = [f'brick_{size}' for size in ('2x2', '2x3', '2x4', '2x6', '2x8', '1x2', '1x4')]
-    wanted += ['plate_2x4', 'plate_4x4', 'baseplate_8x8', 'baseplate_16x16', 'baseplate_8x8_fixed',
-               'baseplate_16x16_fixed']
+    wanted += [
+        'plate_2x4',
+        'plate_4x4',
+        'baseplate_8x8',
+        'baseplate_16x16',
+        'baseplate_8x8_fixed',
+        'baseplate_16x16_fixed',
+    ]
     assert sorted(wanted) == sorted(make_bricks.CATALOGUE)
     for name in wanted:
         model = model_of(name)
         nx, ny = map(int, name.split('_')[1].split('x'))
         box = model.geom(f'{name}/box')
-        # LEGO: pitch 8 mm, 9.6 mm high (plates 3.2), outer size 8 n - 0.2 mm; ours 0.2 mm less per side
-        assert np.allclose(2 * box.size[:2] * 1e3, [8 * nx - .6, 8 * ny - .6], atol=1e-6)
+        # LEGO: pitch 8 mm, 9.6 mm high (plates 3.2), outer size 8 n - 0.2 mm; ours 0.2 mm less per
+        # side
+        assert np.allclose(2 * box.size[:2] * 1e3, [8 * nx - 0.6, 8 * ny - 0.6], atol=1e-6)
         height = 9.6 if name.startswith('brick') else 3.2
         assert (box.pos[2] + box.size[2]) * 1e3 == pytest.approx(height)
         assert model.njnt == (0 if name.endswith('fixed') else 1)
-        studs = [i for i in range(model.ngeom) if model.geom_type[i] == mujoco.mjtGeom.mjGEOM_CYLINDER]
+        studs = [
+            i for i in range(model.ngeom) if model.geom_type[i] == mujoco.mjtGeom.mjGEOM_CYLINDER
+        ]
         assert len(studs) == nx * ny and (model.geom_group[studs] == 2).all()
-        assert np.allclose(model.geom_size[studs, :2] * 1e3, [2.4, .85])
+        assert np.allclose(model.geom_size[studs, :2] * 1e3, [2.4, 0.85])
         assert not model.geom_contype[studs].any()
 
 
@@ -81,9 +93,9 @@ def test_masses_are_the_weighed_ones():
 
 
 def test_any_colour_and_size():
-    blue = model_of('brick_2x2', rgba='0 0 1 1', scale=2.)
+    blue = model_of('brick_2x2', rgba='0 0 1 1', scale=2.0)
     assert np.allclose(blue.geom('brick_2x2/box').rgba, [0, 0, 1, 1])
-    assert 2 * blue.geom('brick_2x2/box').size[2] == pytest.approx(2 * .0096, abs=2e-4)
+    assert 2 * blue.geom('brick_2x2/box').size[2] == pytest.approx(2 * 0.0096, abs=2e-4)
 
 
 def test_the_scene_holds_every_part_and_stays_at_rest():
@@ -99,26 +111,33 @@ def test_the_scene_holds_every_part_and_stays_at_rest():
 
 
 def test_the_clutch_holds_a_part_from_a_file():
-    """Two parts from files, put together with a pool of welds: the upper one is pressed on and stays."""
-    scene = mujoco.MjSpec.from_string('<mujoco><compiler angle="radian" boundmass="0"/>'
-                                      '<option timestep=".002" cone="elliptic" impratio="20"/></mujoco>')
+    """Two parts from files, put together with a pool of welds: the upper one is pressed on and
+    stays."""
+    scene = mujoco.MjSpec.from_string(
+        '<mujoco><compiler angle="radian" boundmass="0"/>'
+        '<option timestep=".002" cone="elliptic" impratio="20"/></mujoco>'
+    )
     for name in ('baseplate_8x8_fixed', 'brick_2x4'):
         frame = scene.worldbody.add_frame()
         scene.attach(mujoco.MjSpec.from_file(f'assets/lego/{name}.xml'), frame=frame, prefix='a-')
     bodies, excludes, welds = pool_xml(4)
-    pool = mujoco.MjSpec.from_string(f'<mujoco><worldbody>{bodies}</worldbody><contact>{excludes}</contact>'
-                                     f'<equality>{welds}</equality></mujoco>')
+    pool = mujoco.MjSpec.from_string(
+        f'<mujoco><worldbody>{bodies}</worldbody><contact>{excludes}</contact>'
+        f'<equality>{welds}</equality></mujoco>'
+    )
     scene.attach(pool, frame=scene.worldbody.add_frame(), prefix='clutch/')
     for weld in scene.equalities:  # the clutch knows its welds by their names
         weld.name = weld.name.removeprefix('clutch/')
     model = scene.compile()
     data = mujoco.MjData(model)
-    bricks = [Brick('a-baseplate_8x8_fixed', (8, 8), '0 0 0 1', plate=True, fixed=True),
-              Brick('a-brick_2x4', (2, 4), '0 0 0 1')]
+    bricks = [
+        Brick('a-baseplate_8x8_fixed', (8, 8), '0 0 0 1', plate=True, fixed=True),
+        Brick('a-brick_2x4', (2, 4), '0 0 0 1'),
+    ]
     clutch = Clutch(model, data, bricks)
-    data.qpos[:3] = 0, 0, .0032 + .0017
+    data.qpos[:3] = 0, 0, 0.0032 + 0.0017
     for i in range(1500):
-        data.xfrc_applied[model.body('a-brick_2x4').id, 2] = -20. * min(1, i / 500) * (i < 1000)
+        data.xfrc_applied[model.body('a-brick_2x4').id, 2] = -20.0 * min(1, i / 500) * (i < 1000)
         mujoco.mj_step(model, data)
         clutch.update()
-    assert [c['studs'] for c in clutch.connections()] == [8] and abs(data.qpos[2] - .0032) < 2e-5
+    assert [c['studs'] for c in clutch.connections()] == [8] and abs(data.qpos[2] - 0.0032) < 2e-5

@@ -1,25 +1,30 @@
-"""
-Protects what a run leaves on disk: whole at any moment, the same when it is read back, no code in it.
+"""Protects what a run leaves on disk: whole at any moment, the same when it is read back, no code
+in it.
 
 python -m pytest tests/test_checkpoint.py
 """
+
 import os
 
 import pytest
+import test_parallel
 import torch
 
-import checkpoint
 import model
-import optim
-import pretrained
-import test_parallel
+from vla import checkpoint, optim, pretrained
 
 
 def make(seed):
     """A model that has taken a step by Muon and AdamW, its optimizers, its average."""
     torch.manual_seed(seed)
-    net = torch.nn.ModuleDict({'decoder': torch.nn.ModuleDict({'blocks': torch.nn.ModuleList(
-        [torch.nn.Linear(8, 16)])}), 'conv': torch.nn.Conv2d(3, 4, 3)}).to(memory_format=torch.channels_last)
+    net = torch.nn.ModuleDict(
+        {
+            'decoder': torch.nn.ModuleDict(
+                {'blocks': torch.nn.ModuleList([torch.nn.Linear(8, 16)])}
+            ),
+            'conv': torch.nn.Conv2d(3, 4, 3),
+        }
+    ).to(memory_format=torch.channels_last)
     optimizers, average = optim.configure_optimizers(net), optim.EMA(net)
     for p in net.parameters():
         p.grad = torch.randn_like(p)
@@ -54,10 +59,19 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path):
     size = save(tmp_path, 5, parts)
     step, read = load(tmp_path)
     assert step == 5 and equal(read, values(parts))
-    assert {'optimizer/decoder.blocks.0.weight/momentum_buffer', 'optimizer/conv.weight/exp_avg_sq',
-            'optimizer/conv.bias/step', 'average/conv.weight', 'model/conv.weight'} < read.keys()
+    assert {
+        'optimizer/decoder.blocks.0.weight/momentum_buffer',
+        'optimizer/conv.weight/exp_avg_sq',
+        'optimizer/conv.bias/step',
+        'average/conv.weight',
+        'model/conv.weight',
+    } < read.keys()
     assert size > sum(v.numel() * 4 for v in read.values())
-    assert parts[1][0].state_dict()['state'].keys() == {0, 1, 2}      # loading has made no state of its own
+    assert parts[1][0].state_dict()['state'].keys() == {
+        0,
+        1,
+        2,
+    }  # loading has made no state of its own
 
 
 @pytest.mark.parametrize('broken', ['dcp.save', 'write_atomic', 'os.listdir'])
@@ -71,8 +85,9 @@ def test_a_kill_while_saving_leaves_the_old_state_or_the_new_one(tmp_path, monke
         writing = tmp_path / 'state' / '000000010'
         (writing / 'shard-00001-model-00001-of-00001.safetensors').write_bytes(b'half a file')
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        if broken == 'os.listdir':      # the new state is whole, the old one not yet deleted
+        if broken == 'os.listdir':  # the new state is whole, the old one not yet deleted
             patch.setattr(os, 'listdir', lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
         else:
             patch.setattr(getattr(checkpoint, owner) if owner else checkpoint, name, die)
@@ -81,9 +96,11 @@ def test_a_kill_while_saving_leaves_the_old_state_or_the_new_one(tmp_path, monke
     step, read = load(tmp_path)
     assert step == (10 if broken == 'os.listdir' else 5)
     assert equal(read, values(new if step == 10 else old))
-    save(tmp_path, 10, new)      # the run goes on, and comes to the same step again
+    save(tmp_path, 10, new)  # the run goes on, and comes to the same step again
     step, read = load(tmp_path)
-    assert step == 10 and equal(read, values(new)) and os.listdir(tmp_path / 'state') == ['000000010']
+    assert (
+        step == 10 and equal(read, values(new)) and os.listdir(tmp_path / 'state') == ['000000010']
+    )
 
 
 def test_the_last_few_weights_are_kept_without_taking_room_twice(tmp_path):
@@ -92,7 +109,7 @@ def test_the_last_few_weights_are_kept_without_taking_room_twice(tmp_path):
             (tmp_path / 'new').write_text(f'{name} {step}')
             os.replace(tmp_path / 'new', tmp_path / name)
         checkpoint.keep_last(tmp_path, step, 2)
-        checkpoint.keep_last(tmp_path, step, 2)      # the same step again, after a kill
+        checkpoint.keep_last(tmp_path, step, 2)  # the same step again, after a kill
     kept = sorted(p.name for p in tmp_path.glob('step_*'))
     assert kept == ['step_000000002', 'step_000000003']
     assert (tmp_path / kept[0] / 'meta.json').read_text() == 'meta.json 2'
@@ -116,12 +133,14 @@ def says(folder):
     """The step that all files of a folder agree on; None where nothing would load."""
     if not (folder / 'meta.json').exists():
         return None
-    step, = {(folder / name).read_text() for name in ACT}
+    (step,) = {(folder / name).read_text() for name in ACT}
     return int(step)
 
 
 def test_a_kill_while_weights_are_put_in_place_never_mixes_two_steps(tmp_path, monkeypatch):
-    """The run dies before each single change to a folder in turn, and comes to the same step again."""
+    """The run dies before each single change to a folder in turn, and comes to the same step
+    again."""
+
     def save(out, step):
         checkpoint.save_weights(out, Net(), step, None, dict)
         checkpoint.keep_last(out, step, 2)
@@ -137,7 +156,9 @@ def test_a_kill_while_weights_are_put_in_place_never_mixes_two_steps(tmp_path, m
                 if left[0] < 0:
                     raise KeyboardInterrupt
                 return function(*args, **kwargs)
+
             return counted
+
         with monkeypatch.context() as patch:
             for name in ('replace', 'remove', 'unlink', 'rmdir', 'link'):
                 patch.setattr(os, name, count(getattr(os, name)))
@@ -168,6 +189,7 @@ def test_a_model_half_saved_over_another_does_not_load(tmp_path, monkeypatch, di
         if len(calls) == left:
             raise KeyboardInterrupt
         return write(*args)
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pretrained, name, die)
         net.save(str(tmp_path), {'step': 2}, average)
@@ -178,13 +200,22 @@ def test_a_model_half_saved_over_another_does_not_load(tmp_path, monkeypatch, di
 
 
 def test_settings_that_a_checkpoint_brings_along_are_named():
-    theirs = dict(horizon=8, compand=0.1, state_slots=['left/gripper', 'right/gripper'],
-                  action_slots=['spine_z'], tokenizer='{}', stats=None)
+    theirs = dict(
+        horizon=8,
+        log_scale_m=0.1,
+        state_slots=['left/gripper', 'right/gripper'],
+        action_slots=['spine_z'],
+        tokenizer='{}',
+        stats=None,
+    )
     ours = dict(theirs, state_slots=['[lr]*t/gripper'], batch_size=3)
     assert checkpoint.overruled(ours, theirs) == {}
     ours |= dict(horizon=3, tokenizer='{"other": 1}', action_slots=['*'])
     assert checkpoint.overruled(ours, theirs) == {
-        'horizon': 8, 'action_slots': ['spine_z'], 'tokenizer': 'its own'}
+        'horizon': 8,
+        'action_slots': ['spine_z'],
+        'tokenizer': 'its own',
+    }
 
 
 def test_starting_over_leaves_nothing_that_could_be_taken_for_the_new_run(tmp_path):
@@ -196,5 +227,9 @@ def test_starting_over_leaves_nothing_that_could_be_taken_for_the_new_run(tmp_pa
     checkpoint.link(tmp_path, tmp_path / 'new.tmp')
     checkpoint.clear(tmp_path)
     assert checkpoint.read_facts(tmp_path) is None
-    assert sorted(os.listdir(tmp_path)) == ['log.jsonl', 'meta.json', 'model.safetensors']      # still loads
-    checkpoint.clear(tmp_path / 'new')      # nor does it need anything to be there
+    assert sorted(os.listdir(tmp_path)) == [
+        'log.jsonl',
+        'meta.json',
+        'model.safetensors',
+    ]  # still loads
+    checkpoint.clear(tmp_path / 'new')  # nor does it need anything to be there

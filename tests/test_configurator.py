@@ -3,6 +3,7 @@ Protects the configurator's contract: what may override what, and how mistakes a
 
 python -m pytest tests/test_configurator.py
 """
+
 import json
 import os
 import subprocess
@@ -37,11 +38,13 @@ def run(tmp_path):
     script.write_text(SCRIPT)
 
     def go(*words, env=None):
-        done = subprocess.run([sys.executable, script, *map(str, words)], env=env,
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, script, *map(str, words)], env=env, capture_output=True, text=True
+        )
         last = done.stdout.strip().splitlines()[-1:]
         printed = json.loads(last[0]) if done.returncode == 0 and last[0][0] == '{' else None
         return done.returncode, printed, done.stdout, done.stderr
+
     return go
 
 
@@ -53,18 +56,48 @@ def write(path, text):
 def test_defaults_are_in_config_and_facts_and_imports_are_not(run):
     code, out, *_ = run()
     assert out['config'] == {
-        'count': 3, 'rate': 0.1, 'fast': False, 'name': 'a', 'words': ['x', 'y'], 'limit': None}
-    assert out['globals'] == [      # nothing leaks
-        'FACT', 'config', 'count', 'fast', 'json', 'limit', 'name', 'rate', 'words']
+        'count': 3,
+        'rate': 0.1,
+        'fast': False,
+        'name': 'a',
+        'words': ['x', 'y'],
+        'limit': None,
+    }
+    assert out['globals'] == [  # nothing leaks
+        'FACT',
+        'config',
+        'count',
+        'fast',
+        'json',
+        'limit',
+        'name',
+        'rate',
+        'words',
+    ]
 
 
 def test_both_spellings_of_the_command_line_and_values_with_equal_signs(run):
-    _, out, *_ = run('--count=5', '--name', 'b=c', '--rate=2', '--fast=true', '--words=p,q', '--limit=1.5')
+    _, out, *_ = run(
+        '--count=5', '--name', 'b=c', '--rate=2', '--fast=true', '--words=p,q', '--limit=1.5'
+    )
     assert out['config'] == {
-        'count': 5, 'rate': 2.0, 'fast': True, 'name': 'b=c', 'words': ['p', 'q'], 'limit': 1.5}
+        'count': 5,
+        'rate': 2.0,
+        'fast': True,
+        'name': 'b=c',
+        'words': ['p', 'q'],
+        'limit': 1.5,
+    }
     assert isinstance(out['config']['rate'], float)
-    _, out, *_ = run('--name=--x=1', '--fast', 'False', '--words=("p",)', '--limit=None', '--count', '-4')
-    assert [out['config'][key] for key in ('name', 'words', 'limit', 'count')] == ['--x=1', ['p'], None, -4]
+    _, out, *_ = run(
+        '--name=--x=1', '--fast', 'False', '--words=("p",)', '--limit=None', '--count', '-4'
+    )
+    assert [out['config'][key] for key in ('name', 'words', 'limit', 'count')] == [
+        '--x=1',
+        ['p'],
+        None,
+        -4,
+    ]
     assert run('--name=')[1]['config']['name'] == ''
     assert run('--name=7')[1]['config']['name'] == '7'
 
@@ -84,9 +117,17 @@ def test_unknown_names_exit_with_the_nearest_match(run, word):
         assert "did you mean 'count'" in err
 
 
-@pytest.mark.parametrize('name, text, value', [
-    ('count', '1.5', '1.5'), ('count', 'many', "'many'"), ('fast', '1', '1'), ('rate', 'quick', "'quick'"),
-    ('rate', 'true', 'True'), ('words', '3', '3')])
+@pytest.mark.parametrize(
+    'name, text, value',
+    [
+        ('count', '1.5', '1.5'),
+        ('count', 'many', "'many'"),
+        ('fast', '1', '1'),
+        ('rate', 'quick', "'quick'"),
+        ('rate', 'true', 'True'),
+        ('words', '3', '3'),
+    ],
+)
 def test_wrong_types_exit_with_default_and_value(run, name, text, value):
     default = {'count': '3', 'rate': '0.1', 'fast': 'False', 'words': "('x', 'y')"}[name]
     code, _, _, err = run(f'--{name}={text}')
@@ -103,7 +144,9 @@ def test_mistakes_in_a_config_file_name_the_file(run, tmp_path):
 
 
 def test_a_bool_alone_is_set(run):
-    assert run('--fast')[1]['config']['fast'] and run('--fast', '--count=5')[1]['config']['count'] == 5
+    assert (
+        run('--fast')[1]['config']['fast'] and run('--fast', '--count=5')[1]['config']['count'] == 5
+    )
     assert run('--count', '5', '--fast')[1]['config']['fast']
 
 
@@ -126,8 +169,11 @@ def test_only_rank_zero_prints_the_settings_once(run):
 
 def test_an_importing_program_keeps_its_arguments(tmp_path):
     write(tmp_path / 'script.py', SCRIPT)
-    code = (f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import script; '
-            'print(script.count, script.config["count"])')
-    done = subprocess.run([sys.executable, '-c', code, '--count=9', '--strange'],
-                          capture_output=True, text=True)
+    code = (
+        f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import script; '
+        'print(script.count, script.config["count"])'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code, '--count=9', '--strange'], capture_output=True, text=True
+    )
     assert done.stdout.split() == ['3', '3'], done.stderr

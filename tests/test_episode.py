@@ -1,13 +1,15 @@
-"""
-Protects episodes on disk: what is written comes back, every kind of fault is named, slots mean what they say.
+"""Protects episodes on disk: what is written comes back, every kind of fault is named, slots mean
+what they say.
 
 python -m pytest tests/test_episode.py
 """
+
 import io
 import mmap
 import os
 import resource
 
+import launch
 import numpy as np
 import PIL.Image
 import pytest
@@ -15,7 +17,6 @@ import safetensors.numpy
 
 import data
 import episode
-import launch
 
 CAMERAS = ('overhead', 'right/wrist')
 
@@ -29,6 +30,7 @@ def folder(tmp_path_factory):
 
 # ---- files
 
+
 def test_an_episode_comes_back_as_written(tmp_path):
     arrays, header = episode.synthetic_episode(3, CAMERAS, 16)
     path = tmp_path / 'a' / 'e.safetensors'
@@ -39,9 +41,11 @@ def test_an_episode_comes_back_as_written(tmp_path):
         assert (read[name] == arrays[name].astype(read[name].dtype)).all()
     dtypes = [read[name].dtype for name in ('state', 'qpos', 'kicked')]
     assert dtypes == [np.float32, np.float64, np.uint8]
-    assert header.items() <= read_header.items() and read_header['cameras']['overhead']['height'] == 16
+    assert (
+        header.items() <= read_header.items() and read_header['cameras']['overhead']['height'] == 16
+    )
     assert episode.check_episode(path) == []
-    with safetensors.safe_open(path, 'numpy') as f:      # any safetensors reader opens it
+    with safetensors.safe_open(path, 'numpy') as f:  # any safetensors reader opens it
         assert (f.get_tensor('tool_action') == read['tool_action']).all()
 
 
@@ -53,34 +57,60 @@ def test_reading_one_row_maps_the_file_instead_of_loading_it(folder):
     assert isinstance(base, mmap.mmap) and not arrays['image/overhead'].flags.writeable
 
 
-def nan(a): a['state'][2, 7] = np.nan
+def nan(a):
+    a['state'][2, 7] = np.nan
 
 
-FAULTS = {      # what is done to a sound episode: words of the fault that must be named
+FAULTS = {  # what is done to a sound episode: words of the fault that must be named
     'no array': (lambda a, h: a.pop('qvel'), ["no array 'qvel'"]),
     'no key': (lambda a, h: h.pop('seed'), ["header has no 'seed'"]),
     'version': (lambda a, h: h.update(spec=99), ['spec version 99']),
     'no rows': (lambda a, h: [a.update({k: v[:0]}) for k, v in list(a.items())], ['no rows']),
-    'dtype': (lambda a, h: a.update(state=a['state'].astype(np.float64)), ['state is float64, not float32']),
-    'row count': (lambda a, h: a.update({'image/overhead': a['image/overhead'][1:]}),
-                  ['image/overhead has', 'rows']),
-    'columns': (lambda a, h: a.update(tool_action=a['tool_action'][:, 1:]), ['tool_action has shape']),
+    'dtype': (
+        lambda a, h: a.update(state=a['state'].astype(np.float64)),
+        ['state is float64, not float32'],
+    ),
+    'row count': (
+        lambda a, h: a.update({'image/overhead': a['image/overhead'][1:]}),
+        ['image/overhead has', 'rows'],
+    ),
+    'columns': (
+        lambda a, h: a.update(tool_action=a['tool_action'][:, 1:]),
+        ['tool_action has shape'],
+    ),
     'dimensions': (lambda a, h: a.update(qpos=a['qpos'][:, 0]), ['qpos has shape']),
-    'image size': (lambda a, h: h['cameras']['overhead'].update(height=8), ['image/overhead has shape']),
+    'image size': (
+        lambda a, h: h['cameras']['overhead'].update(height=8),
+        ['image/overhead has shape'],
+    ),
     'lost camera': (lambda a, h: a.pop('image/overhead'), ["no array 'image/overhead'"]),
-    'stray array': (lambda a, h: a.update(extra=a['time']), ["'extra' is not in the specification"]),
+    'stray array': (
+        lambda a, h: a.update(extra=a['time']),
+        ["'extra' is not in the specification"],
+    ),
     'slot order': (lambda a, h: h['state_slots'].reverse(), ['state_slots differ']),
     'not finite': (lambda a, h: nan(a), ['state is not finite, first at row 2 column 7']),
-    'unit mistake': (lambda a, h: a['tool_action'].__setitem__((1, 8), 260.0), ['slot right/tool_x: 260']),
-    'time stands': (lambda a, h: a['time'].__setitem__(3, a['time'][2]), ['time does not increase at row 3']),
+    'unit mistake': (
+        lambda a, h: a['tool_action'].__setitem__((1, 8), 260.0),
+        ['slot right/tool_x: 260'],
+    ),
+    'time stands': (
+        lambda a, h: a['time'].__setitem__(3, a['time'][2]),
+        ['time does not increase at row 3'],
+    ),
     'time rate': (lambda a, h: a.update(time=a['time'] * 2), ['control_hz says 0.1000']),
     'flag': (lambda a, h: a['kicked'].__setitem__(0, 7), ['kicked holds 7']),
     'phase': (lambda a, h: a['phase'].__setitem__(0, -1), ['phase is negative']),
     'subtask': (lambda a, h: a['subtask_id'].__setitem__(0, 9), ['subtask_id 0..9, header has 2']),
-    'hidden kick': (lambda a, h: a['tool_executed'].__setitem__((0, 8), 0.3), ['in unkicked row 0']),
+    'hidden kick': (
+        lambda a, h: a['tool_executed'].__setitem__((0, 8), 0.3),
+        ['in unkicked row 0'],
+    ),
     'instruction': (lambda a, h: h.update(instruction=''), ['instruction is empty']),
-    'black image': (lambda a, h: a['image/overhead'].__setitem__(1, 0),
-                    ['image/overhead is one flat colour in row 1']),
+    'black image': (
+        lambda a, h: a['image/overhead'].__setitem__(1, 0),
+        ['image/overhead is one flat colour in row 1'],
+    ),
 }
 
 
@@ -134,27 +164,37 @@ def test_stats_of_more_files_than_may_be_open_are_those_of_all_their_rows(folder
     said = capsys.readouterr().out.splitlines()
     whole = [episode.read_episode(path)[0] for path in paths]
     kicked = np.concatenate([a['kicked'] for a in whole])
-    assert said[0].startswith(f'60 episodes, 60 successful, {5 * len(kicked)} rows, '
-                              f'{len(kicked) / 12:.1f} per episode, {5 * kicked.sum(dtype=int)} kicked')
+    assert said[0].startswith(
+        f'60 episodes, 60 successful, {5 * len(kicked)} rows, '
+        f'{len(kicked) / 12:.1f} per episode, {5 * kicked.sum(dtype=int)} kicked'
+    )
     assert sum(int(line.split()[0]) for line in said if ' x reach the ' in line) == 60
     first = next(i for i, line in enumerate(said) if line.startswith('tool_action '))
     for name, i in (('right/tool_x', 8), ('left/tool_z', 3)):
-        line, = (line.split() for line in said[first:] if line.startswith(name + ' '))
+        (line,) = (line.split() for line in said[first:] if line.startswith(name + ' '))
         values = np.concatenate([a['tool_action'][:, i] for a in whole]).astype(np.float64)
         expected = values.mean(), values.std(), values.min(), values.max()
         assert np.allclose([float(x) for x in line[2:6]], expected, atol=6e-5)
     # what stands still is marked: the joints of a synthetic episode, but not the hand that moves
-    assert sum(line.startswith('velocity/') and line.endswith('  below its floor') for line in said) == 15
-    assert not any(line.endswith('floor') for line in said if line.startswith('command/right/tool_x '))
+    assert (
+        sum(line.startswith('velocity/') and line.endswith('  below its floor') for line in said)
+        == 15
+    )
+    assert not any(
+        line.endswith('floor') for line in said if line.startswith('command/right/tool_x ')
+    )
 
 
 # ---- names, rotations, state
 
+
 def test_packed_pictures_are_small_nearly_the_same_and_read_like_others(tmp_path):
     os.mkdir(tmp_path / 'raw')
-    episode.write_episode(tmp_path / 'raw' / 'e.safetensors', *episode.synthetic_episode(3, CAMERAS, 64))
+    episode.write_episode(
+        tmp_path / 'raw' / 'e.safetensors', *episode.synthetic_episode(3, CAMERAS, 64)
+    )
     launch.run('data.py', 'jpeg', tmp_path / 'raw', 95)
-    path, = episode.episode_paths(tmp_path / 'raw_jpeg')
+    (path,) = episode.episode_paths(tmp_path / 'raw_jpeg')
     raw, header = episode.read_episode(tmp_path / 'raw' / 'e.safetensors')
     packed, same = episode.read_episode(path)
     assert header == same and episode.check_episode(path) == [] and raw.keys() == packed.keys()
@@ -166,19 +206,25 @@ def test_packed_pictures_are_small_nearly_the_same_and_read_like_others(tmp_path
         with pytest.raises(IndexError):
             images[len(images)]
     assert sum(packed[n].packed.nbytes for n in raw if n.startswith('image/')) < 0.8 * sum(
-        raw[n].nbytes for n in raw if n.startswith('image/'))
+        raw[n].nbytes for n in raw if n.startswith('image/')
+    )
     draw = tmp_path / 'e.png'
     episode.draw_episode(path, draw)
     assert draw.stat().st_size > 10_000
 
 
-DAMAGE = {      # what is done to one camera's packed pictures: words of the fault
+DAMAGE = {  # what is done to one camera's packed pictures: words of the fault
     'garbage': (lambda blobs: blobs[:3] + [b'\0' * len(blobs[3])] + blobs[4:], 'row 3 is no jpeg'),
     'cut off': (lambda blobs: blobs[:2] + [blobs[2][:-200]] + blobs[3:], 'row 2 is no jpeg'),
     'empty': (lambda blobs: [b''] + blobs[1:], 'row 0 is no jpeg'),
-    'one of another size': (lambda blobs: blobs[:1] + [jpeg_of(8)] + blobs[2:],
-                            'row 1 is 8x8 px RGB, the header says 16x16 px RGB'),
-    'all of another size': (lambda blobs: [jpeg_of(32)] * len(blobs), 'row 0 is 32x32 px RGB, the header'),
+    'one of another size': (
+        lambda blobs: blobs[:1] + [jpeg_of(8)] + blobs[2:],
+        'row 1 is 8x8 px RGB, the header says 16x16 px RGB',
+    ),
+    'all of another size': (
+        lambda blobs: [jpeg_of(32)] * len(blobs),
+        'row 0 is 32x32 px RGB, the header',
+    ),
     'grey': (lambda blobs: [jpeg_of(16, 'L')] * len(blobs), 'row 0 is 16x16 px L, the header'),
     'another format': (lambda blobs: [jpeg_of(16, 'RGB', 'png')] * len(blobs), 'row 0 is no jpeg'),
 }
@@ -198,7 +244,10 @@ def test_check_names_the_file_and_the_row_of_a_damaged_picture(tmp_path, capsys,
     episode.write_episode(path, arrays, header, jpeg=90)
     with safetensors.safe_open(path, 'np') as f:
         tensors, metadata = {name: f.get_tensor(name) for name in f.keys()}, f.metadata()
-    packed, offset = tensors['image/right/wrist/bytes'].tobytes(), tensors['image/right/wrist/offset']
+    packed, offset = (
+        tensors['image/right/wrist/bytes'].tobytes(),
+        tensors['image/right/wrist/offset'],
+    )
     blobs = spoil([packed[a:b] for a, b in zip(offset, offset[1:])])
     tensors['image/right/wrist/bytes'] = np.frombuffer(b''.join(blobs), np.uint8)
     tensors['image/right/wrist/offset'] = np.cumsum([0, *map(len, blobs)]).astype(np.int64)
@@ -210,8 +259,9 @@ def test_check_names_the_file_and_the_row_of_a_damaged_picture(tmp_path, capsys,
 
 
 def test_slots_are_chosen_by_name_and_pattern_and_typos_are_refused():
-    assert episode.slots(['right/tool_x', '*/tool_[xz]', '*/tool_x'], episode.TOOL_ACTION_NAMES) == (
-        'right/tool_x', 'left/tool_x', 'left/tool_z', 'right/tool_z')
+    assert episode.slots(
+        ['right/tool_x', '*/tool_[xz]', '*/tool_x'], episode.TOOL_ACTION_NAMES
+    ) == ('right/tool_x', 'left/tool_x', 'left/tool_z', 'right/tool_z')
     assert (len(episode.STATE_NAMES), len(set(episode.STATE_NAMES))) == (79, 79)
     said = "no slot matches 'rigth/tool_x'; the slots are: spine_z, left/tool_x"
     with pytest.raises(ValueError, match=said):
@@ -223,7 +273,9 @@ def test_rotation_vectors_survive_quaternions_also_near_zero_and_pi():
     axis = rng.normal(size=(1000, 3))
     axis /= np.linalg.norm(axis, axis=1, keepdims=True)
     for angle in (0, 1e-15, 1e-9, 1e-4, 1.0, 3.0, np.pi - 1e-7):
-        back = episode.rotvec_from_quat(-episode.quat_from_rotvec(axis * angle))     # -q is the same rotation
+        back = episode.rotvec_from_quat(
+            -episode.quat_from_rotvec(axis * angle)
+        )  # -q is the same rotation
         assert np.abs(back - axis * angle).max() < 1e-14 + 1e-9 * (angle > 3)
 
 

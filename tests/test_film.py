@@ -1,7 +1,9 @@
-"""Protects what people look at: depth and segmentation tell the truth, films show all their words, the viewer.
+"""Protects what people look at: depth and segmentation tell the truth, films show all their words,
+the viewer.
 
-    python -m pytest tests/test_film.py
+python -m pytest tests/test_film.py
 """
+
 import pathlib
 import subprocess
 import sys
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import ImageDraw
 
-import film
-from world import CAMERAS, PHASES, TASKS, World, mujoco
+from sim import film
+from sim.gl import mujoco
+from sim.tasks import TASKS
+from sim.world import CAMERAS, PHASES, World
 
 pytestmark = pytest.mark.mujoco
 
@@ -32,13 +36,16 @@ def test_a_film_shows_the_whole_text_of_the_longest_plan(world, monkeypatch):
         build.reset(seed)
         said.append(build.instruction)
     instruction = max(said, key=film.ImageFont.load_default(22).getlength)
-    links = [dict(upper=upper, lower='white', studs=12)
-             for upper in ('orange', 'white', 'yellow', 'orange', 'yellow')]
+    links = [
+        dict(upper=upper, lower='white', studs=12)
+        for upper in ('orange', 'white', 'yellow', 'orange', 'yellow')
+    ]
     monkeypatch.setattr(world, 'connections', lambda: links)
 
     def record(draw, at, text, fill, font, **how):
         drawn.append((text, draw.textbbox(at, text, font)))
         draw_text(draw, at, text, fill, font, **how)
+
     monkeypatch.setattr(ImageDraw.ImageDraw, 'text', record)
     subtask = 'left: reach yellow for handover; right: steady orange tower'
     info = dict(phase=PHASES.index('success'))
@@ -46,22 +53,27 @@ def test_a_film_shows_the_whole_text_of_the_longest_plan(world, monkeypatch):
     assert frame.shape == (608, 960, 3)
     words, boxes = zip(*[d for d in drawn if d[0] not in film.FILM_VIEWS])
     expected = f'{instruction} {subtask} 88.8 s success ' + ' '.join(
-        f'{c["upper"]} on {c["lower"]}: 12 studs,' for c in links)
+        f'{c["upper"]} on {c["lower"]}: 12 studs,' for c in links
+    )
     assert ' '.join(words).split() == expected.rstrip(',').split()
     for (left, top, right, bottom), text in zip(boxes, words):
         assert 0 <= left and right <= 960 and 0 <= top and bottom <= film.BANNER_PX, text
     for i, a in enumerate(boxes):
-        assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i]), words[i]
+        assert not any(
+            a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i]
+        ), words[i]
 
 
 def test_depth_is_the_distance_along_the_optical_axis(world):
     depth = world.render('overhead', mode='depth')
     assert depth.shape == (96, 96) and depth.dtype == np.float32
     # the camera hangs 0.6 m above the table and looks straight down
-    assert np.median(depth) == pytest.approx(.6, abs=2e-3) and depth.min() < .55, 'hands are nearer'
+    assert np.median(depth) == pytest.approx(0.6, abs=2e-3) and depth.min() < 0.55, (
+        'hands are nearer'
+    )
     plate = depth[world.render('overhead', mode='segmentation') == world.model.body('plate').id]
-    top = .6 - 2 * .0032      # of the plate; its studs are 3.4 mm higher
-    assert plate.min() > top - .004 and np.median(plate) == pytest.approx(top, abs=2e-3)
+    top = 0.6 - 2 * 0.0032  # of the plate; its studs are 3.4 mm higher
+    assert plate.min() > top - 0.004 and np.median(plate) == pytest.approx(top, abs=2e-3)
 
 
 def test_segmentation_names_bodies_where_they_are(world):
@@ -70,15 +82,15 @@ def test_segmentation_names_bodies_where_they_are(world):
     v, u = np.nonzero(ids == world.model.body('plate').id)
     # pinhole: 96 px for 56 degrees, row 0 on the far side (+x), column 0 on the left (+y)
     f = 48 / np.tan(np.radians(56 / 2))
-    x, y = .36 + .6 * (47.5 - v.mean()) / f, .6 * (47.5 - u.mean()) / f
-    assert np.allclose((x, y), world.brick_pose('plate')[0][:2], atol=.008) and len(u) > 200
+    x, y = 0.36 + 0.6 * (47.5 - v.mean()) / f, 0.6 * (47.5 - u.mean()) / f
+    assert np.allclose((x, y), world.brick_pose('plate')[0][:2], atol=0.008) and len(u) > 200
     assert 0 in ids, 'the table belongs to the world'
     # the hands hide bricks from above, not from the head
     ids, rgb = (world.render('head', mode=mode) for mode in ('segmentation', 'rgb'))
     assert -1 in ids, 'the sky is nothing'
     for name, channel in (('red', 0), ('blue', 2), ('plate', 1)):
         pixels = rgb[ids == world.model.body(name).id].astype(int)
-        assert len(pixels) > 8 and (pixels.argmax(1) == channel).mean() > .9, name
+        assert len(pixels) > 8 and (pixels.argmax(1) == channel).mean() > 0.9, name
 
 
 def test_modes_do_not_disturb_each_other_and_pictures_repeat(world):
@@ -97,9 +109,15 @@ def test_modes_do_not_disturb_each_other_and_pictures_repeat(world):
 def test_pictures_are_saved_to_look_at_and_to_use(world, tmp_path):
     modes = 'rgb', 'depth', 'segmentation'
     paths = film.save_pictures(tmp_path / 'x', world, ('head', 'left/wrist'), modes, 64)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        f'x_{camera}{end}' for camera in ('head', 'left_wrist')
-        for end in ('_rgb.png', '_depth.png', '_segmentation.png', '.npz')) and len(paths) == 8
+    assert (
+        sorted(p.name for p in tmp_path.iterdir())
+        == sorted(
+            f'x_{camera}{end}'
+            for camera in ('head', 'left_wrist')
+            for end in ('_rgb.png', '_depth.png', '_segmentation.png', '.npz')
+        )
+        and len(paths) == 8
+    )
     with np.load(tmp_path / 'x_head.npz') as numbers:
         assert np.array_equal(numbers['depth'], world.render('head', 64, mode='depth'))
         seen = {numbers['body_names'][i] for i in np.unique(numbers['segmentation']) if i >= 0}
@@ -115,7 +133,7 @@ def test_energy_and_penetration_are_watched(world):
     *_, info = world.step(obs['tool_command'])
     assert 0 < info['metrics']['energy_j'] < 50 and info['metrics']['penetration_mm'] < 5
     state = world.state()
-    world.data.qvel[world._joint_vadr[0]] = 60.      # the torso spins: 0.5 I w^2, I around 1 kg m^2
+    world.data.qvel[world._joint_vadr[0]] = 60.0  # the torso spins: 0.5 I w^2, I around 1 kg m^2
     assert world.energy_j() > 1000
     world._check_physics()
     assert 'energy' in world.fault
@@ -132,7 +150,11 @@ def test_without_a_display_the_viewer_says_what_to_do(arguments, display, monkey
     monkeypatch.setenv('DISPLAY', display)
     command = [sys.executable, 'sim_rollout.py', '--cameras=', *arguments]
     run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 1 and 'the viewer needs a display' in run.stderr and '--video=1' in run.stderr
+    assert (
+        run.returncode == 1
+        and 'the viewer needs a display' in run.stderr
+        and '--video=1' in run.stderr
+    )
     assert f"DISPLAY='{display}'" in run.stderr and len(run.stderr.splitlines()) == 1, run.stderr
 
 
@@ -165,10 +187,12 @@ class Window:
 
 def test_the_viewer_shows_the_running_task_in_real_time_until_it_is_closed(world, monkeypatch):
     import time
+
     import mujoco.viewer
 
-    import policies
     import sim_rollout
+    from sim import policies
+
     window = Window(draws=25)
     monkeypatch.setattr(film, 'has_display', lambda: True)
     monkeypatch.setattr(mujoco.viewer, 'launch_passive', lambda model, data: window)
@@ -178,7 +202,7 @@ def test_the_viewer_shows_the_running_task_in_real_time_until_it_is_closed(world
         world.observer = None
     # 6 draws per step: 5 while it runs and 1 after it; the window closes within the fifth
     assert result['steps'] == 5 and window.closed
-    assert time.time() - began > .38, 'real time'
+    assert time.time() - began > 0.38, 'real time'
     for flag in (mujoco.mjtVisFlag.mjVIS_CONTACTPOINT, mujoco.mjtVisFlag.mjVIS_JOINT):
         assert window.opt.flags[flag]
 

@@ -1,14 +1,14 @@
 """A GPU computes what the CPU computes, and launches a chunk as one CUDA graph.
 
-    python -m pytest -m gpu
+python -m pytest -m gpu
 """
+
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
-
 from test_model import grounded, make_batch, network
 
 pytestmark = pytest.mark.gpu
@@ -16,7 +16,11 @@ DEVICE = 'cuda'
 NETWORKS = {
     'grounded': grounded,
     'plain': lambda: (network(prefix_attention='causal', chunk_attention='causal'), make_batch()),
-    'velocity': lambda: (network(predict='velocity', mlp='swiglu', tie_embeddings=True), make_batch())}
+    'velocity': lambda: (
+        network(predict='velocity', mlp='swiglu', tie_embeddings=True),
+        make_batch(),
+    ),
+}
 
 
 def on_gpu(net, batch):
@@ -34,7 +38,9 @@ def test_losses_gradients_and_actions_are_those_of_the_cpu(name):
     net, there = on_gpu(net, batch)
     again, again_parts = net(there)
     again.backward()
-    assert all(abs(parts[k].item() - again_parts[k].item()) < 1e-4 * (1 + parts[k].item()) for k in parts)
+    assert all(
+        abs(parts[k].item() - again_parts[k].item()) < 1e-4 * (1 + parts[k].item()) for k in parts
+    )
     for k, p in net.named_parameters():
         assert (p.grad.cpu() - grads[k]).norm() <= 1e-3 * grads[k].norm() + 1e-6, k
     assert torch.allclose(net.act(there, 5).cpu(), chunk, atol=2e-4)
@@ -46,7 +52,7 @@ def test_a_chunk_is_one_cuda_graph():
     net, batch = on_gpu(*grounded())
     act = torch.compile(net.act, mode='reduce-overhead', fullgraph=True, dynamic=False)
     with torch.inference_mode():
-        for seed in range(4):      # the first calls record, the later ones replay with other inputs
+        for seed in range(4):  # the first calls record, the later ones replay with other inputs
             state = torch.randn(batch['state'].shape, generator=torch.Generator().manual_seed(seed))
             other = dict(batch, state=state.to(DEVICE))
             assert torch.allclose(act(other, 3).clone(), net.act(other, 3), atol=1e-4)
@@ -63,9 +69,21 @@ def test_training_starts_as_on_the_cpu_and_learns(tmp_path):
     losses = {}
     for device in ('cpu', DEVICE):
         folder = tmp_path / device
-        subprocess.run([sys.executable, 'train.py', 'config/debug.py', f'--episodes={tmp_path}/episodes',
-                        f'--out_dir={folder}', f'--device={device}', '--dtype=float32', '--max_steps=40'],
-                       check=True, capture_output=True, timeout=300)
+        subprocess.run(
+            [
+                sys.executable,
+                'train.py',
+                'config/debug.py',
+                f'--episodes={tmp_path}/episodes',
+                f'--out_dir={folder}',
+                f'--device={device}',
+                '--dtype=float32',
+                '--max_steps=40',
+            ],
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
         lines = (folder / 'log.jsonl').read_text().splitlines()
         losses[device] = [json.loads(line)['loss'] for line in lines]
     assert losses[DEVICE][0] == pytest.approx(losses['cpu'][0], rel=1e-3)

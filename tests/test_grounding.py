@@ -1,19 +1,20 @@
 """Whether geometry puts what is seen and what is said together as the world has it.
 
-    python -m pytest tests/test_grounding.py
+python -m pytest tests/test_grounding.py
 """
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-import data
-import expert
-import grounding
-from processor import tool_frames
-from world import World
+from episode import state_vector
+from sim import expert
+from sim.world import World
+from vla import grounding
+from vla.processor import tool_frames
 
-FRAMES = (0, 1, 2)      # overhead, left wrist, right wrist
+FRAMES = (0, 1, 2)  # overhead, left wrist, right wrist
 
 
 def random_poses(*shape, seed=0):
@@ -31,10 +32,16 @@ def test_frames_go_there_and_back():
     poses, frame = random_poses(5, 3), random_poses(5, 1, seed=1)
     there = grounding.in_frame(poses, frame)
     assert torch.allclose(grounding.out_of_frame(there, frame), poses, atol=1e-6)
-    assert torch.allclose(there[..., :3].norm(dim=-1), (poses - frame)[..., :3].norm(dim=-1), atol=1e-6)
-    one = grounding.in_frame(torch.tensor([[0.1, 0.2, 0.3, 0.0]]), torch.tensor([[0.1, 0.0, 0.0, np.pi / 2]]))
+    assert torch.allclose(
+        there[..., :3].norm(dim=-1), (poses - frame)[..., :3].norm(dim=-1), atol=1e-6
+    )
+    one = grounding.in_frame(
+        torch.tensor([[0.1, 0.2, 0.3, 0.0]]), torch.tensor([[0.1, 0.0, 0.0, np.pi / 2]])
+    )
     assert torch.allclose(one, torch.tensor([[0.2, 0.0, 0.3, -np.pi / 2]]), atol=1e-6)
-    half = grounding.in_frame(torch.tensor([[0.0, 0, 0, 3.0]]), torch.zeros(1, 4))      # yaw is modulo pi
+    half = grounding.in_frame(
+        torch.tensor([[0.0, 0, 0, 3.0]]), torch.zeros(1, 4)
+    )  # yaw is modulo pi
     assert half[0, 3].item() == pytest.approx(3.0 - np.pi, abs=1e-6)
 
 
@@ -42,22 +49,34 @@ def test_the_nearest_camera_is_believed():
     head, tool = grounding.SceneHead(FRAMES, 2, 8), random_poses(1, 2)
     seen = torch.randn(1, 3, 2, 5)
     seen[..., 4] = -1.0
-    seen[:, 1, 0, 4] = 1.0      # the left hand sees brick 0, nobody but the overhead camera brick 1
+    seen[:, 1, 0, 4] = 1.0  # the left hand sees brick 0, nobody but the overhead camera brick 1
     poses = head.poses(seen, tool)
     overhead = seen[:, 0, :, :4] * torch.tensor(grounding.UNITS[0])
-    by_left = grounding.out_of_frame(seen[:, 1, :, :4] * torch.tensor(grounding.UNITS[1]), tool[:, :1])
+    by_left = grounding.out_of_frame(
+        seen[:, 1, :, :4] * torch.tensor(grounding.UNITS[1]), tool[:, :1]
+    )
     for hand in (0, 1):
         assert torch.allclose(poses[0, hand, 0], by_left[0, 0])
         assert torch.allclose(poses[0, hand, 1], overhead[0, 1])
-    seen[:, 2, 0, 4] = 1.0      # now the right hand sees brick 0 as well, and believes itself
+    seen[:, 2, 0, 4] = 1.0  # now the right hand sees brick 0 as well, and believes itself
     both = head.poses(seen, tool)
     assert torch.allclose(both[0, 0, 0], by_left[0, 0])
     assert not torch.allclose(both[0, 1, 0], by_left[0, 0])
 
 
-@pytest.mark.parametrize('task, seed', [('place', 3), ('place', 4), ('join', 3), ('stack', 3),
-                                         ('stack', 5), ('handover', 3), ('separate', 3),
-                                         ('unplug', 3)])
+@pytest.mark.parametrize(
+    'task, seed',
+    [
+        ('place', 3),
+        ('place', 4),
+        ('join', 3),
+        ('stack', 3),
+        ('stack', 5),
+        ('handover', 3),
+        ('separate', 3),
+        ('unplug', 3),
+    ],
+)
 def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
     """All along an episode of the expert; for every goal that could have been asked for."""
     world, policy = World(task, cameras=()), expert.Expert()
@@ -71,7 +90,7 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
         scene = torch.from_numpy(world.scene())
         near = (scene[..., :2].abs() < grounding.RANGE_M).all(-1)
         seen = torch.cat([scene / scene_head.units, 2.0 * near[..., None] - 1], -1)[None]
-        tool = torch.from_numpy(tool_frames(data.state_vector(obs)[None]))
+        tool = torch.from_numpy(tool_frames(state_vector(obs)[None]))
         n_goals = len(referents)
         poses = scene_head.poses(seen, tool).expand(n_goals, -1, -1, -1)
         told = head.geometry(certain(head, referents), poses, tool.expand(n_goals, -1, -1))
@@ -82,20 +101,25 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
             # hands and held bricks tilt a little, which poses of four numbers leave out
             distance = np.linalg.norm(error)
             assert np.linalg.norm(way) == pytest.approx(distance, abs=0.004 + 0.03 * distance)
-            assert abs(np.sin(turn + yaw)) < 0.06, (turn, yaw)      # goal_error: from the place to the brick
+            assert abs(np.sin(turn + yaw)) < 0.06, (
+                turn,
+                yaw,
+            )  # goal_error: from the place to the brick
             assert row[12:].tolist() == [hand == 0, hand == 1]
             fetch = world.scene()[1 + hand, loose.index(goal.upper)][:3]
-            seen_by_hand = row[4 * hand:4 * hand + 3].numpy()
+            seen_by_hand = row[4 * hand : 4 * hand + 3].numpy()
             assert np.allclose(seen_by_hand, fetch, atol=0.004 + 0.03 * abs(fetch).max())
         obs, _, terminated, truncated, info = world.step(policy.act(world)[0])
         if terminated or truncated:
             break
-    assert info['phase'] >= 4      # most of the way was made
+    assert info['phase'] >= 4  # most of the way was made
 
 
 def test_loss_is_small_for_the_right_referents_only():
     head = grounding.Grounding(2, 8, 2)
-    referents = torch.tensor([[0., 0, 2, 1, 0.36, -0.05, 0.02, 0.0], [1., 0, 0, 1, 0.0, 0.1, 0.02, 0.3]])
+    referents = torch.tensor(
+        [[0.0, 0, 2, 1, 0.36, -0.05, 0.02, 0.0], [1.0, 0, 0, 1, 0.0, 0.1, 0.02, 0.3]]
+    )
     right = certain(head, referents)
     best = head.loss(right, referents)
     assert best < 0.01
@@ -103,13 +127,13 @@ def test_loss_is_small_for_the_right_referents_only():
         other = referents.clone()
         other[0, column] = wrong
         assert head.loss(right, other) > best + 0.05, column
-    unknown = torch.full_like(referents, -1)      # questions: nothing to learn, and no nan
+    unknown = torch.full_like(referents, -1)  # questions: nothing to learn, and no nan
     assert head.loss(right, unknown) == 0
     half = torch.stack([referents[0], unknown[0]])
     worse = right + torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
     assert torch.isclose(head.loss(worse, half), head.loss(worse[:1], referents[:1]) / 2)
     # two ranks with half of the samples each: the mean of theirs is that of all
-    ranks = [head.loss(worse[i:i + 1], half[i:i + 1]) for i in (0, 1)]
+    ranks = [head.loss(worse[i : i + 1], half[i : i + 1]) for i in (0, 1)]
     assert torch.isclose(head.loss(worse, half), sum(ranks) / 2)
 
 
@@ -120,4 +144,4 @@ def test_a_brick_that_is_not_there_is_seen_by_nobody():
     loss = head.loss(seen, scene)
     loss.backward()
     assert loss.isfinite() and seen.grad[:, :, 0, :4].abs().sum() > 0
-    assert not seen.grad[:, :, 1, :4].any() and (seen.grad[:, :, 1, 4] > 0).all()      # has to fall
+    assert not seen.grad[:, :, 1, :4].any() and (seen.grad[:, :, 1, 4] > 0).all()  # has to fall

@@ -1,41 +1,47 @@
 """Protects what tasks say of hands: where two are claimed, one does not do, however it tries.
 
-    python -m pytest tests/test_hands.py
+python -m pytest tests/test_hands.py
 """
+
 import numpy as np
 import pytest
-
-from expert import Expert, Hand
 from test_expert import rollout
-from world import TASKS, TOOL, World
+
+from sim.expert import Expert, Hand
+from sim.tasks import TASKS
+from sim.world import TOOL, World
 
 
 def only(hand):
     """The expert robbed of its other hand, which stays where it is."""
+
     def policy(w):
         action = w.tool_command.copy()
         action[TOOL[hand]] = Expert().act(w)[0][TOOL[hand]]
         return action
+
     return policy
 
 
 def test_join_fails_with_one_hand():
-    """Each hand alone with the expert's answers, and one that presses on the table instead of in the air."""
+    """Each hand alone with the expert's answers, and one that presses on the table instead of in
+    the air."""
     world = World('join', cameras=())
 
     def on_the_table(w):
         action, h = w.tool_command.copy(), Hand(w, 'right', 'blue')
-        (h.let_go(.14) if w.joined() else h.bring() if h.held else h.pick())
+        (h.let_go(0.14) if w.joined() else h.bring() if h.held else h.pick())
         action[TOOL['right']] = h.new
         return action
+
     for policy in (only('left'), only('right'), on_the_table):
         assert not any(rollout(world, seed, policy)['success'] for seed in range(520_000, 520_004))
     assert 'air' in TASKS['join'].two_hands
 
 
 def test_handover_fails_with_one_hand():
-    """Each hand alone with the expert's answers, and each trying to do all of it: the one does not reach the
-    brick, the other not the plate."""
+    """Each hand alone with the expert's answers, and each trying to do all of it: the one does not
+    reach the brick, the other not the plate."""
     world = World('handover', cameras=())
 
     for policy in (only('left'), only('right'), alone('left'), alone('right')):
@@ -45,20 +51,21 @@ def test_handover_fails_with_one_hand():
 
 @pytest.mark.parametrize('task', ['separate', 'unplug'])
 def test_nothing_comes_apart_with_one_hand(task):
-    """Each hand alone with the expert's answers; and the hand that reaches the upper brick pulls it off and
-    lays it down by itself: the lower one comes along. (Rolled against the table a stack may part; that is not
-    in the air.)"""
+    """Each hand alone with the expert's answers; and the hand that reaches the upper brick pulls it
+    off and lays it down by itself: the lower one comes along. (Rolled against the table a stack may
+    part; that is not in the air.)"""
     world = World(task, cameras=())
 
     def pull_alone(w):
         hand = w.goal.holder if task == 'separate' else w.goal.hand
         action, h = w.tool_command.copy(), Hand(w, hand, w.goal.upper)
         if h.held:
-            h.pull() if w.joined() else h.lay_down(np.array([.34, 0.]), np.pi / 2)
+            h.pull() if w.joined() else h.lay_down(np.array([0.34, 0.0]), np.pi / 2)
         else:
             h.leave() if w.lies(w.goal.upper) else h.pick()
         action[TOOL[h.hand]] = h.new
         return action
+
     for policy in (only('left'), only('right'), pull_alone):
         assert not any(rollout(world, seed, policy)['success'] for seed in range(520_000, 520_003))
         assert task == 'separate' or world.joined()
@@ -66,17 +73,21 @@ def test_nothing_comes_apart_with_one_hand(task):
 
 
 def alone(hand):
-    """One hand that fetches and presses whatever is at work, as the expert does, and waits for nobody."""
+    """One hand that fetches and presses whatever is at work, as the expert does, and waits for
+    nobody."""
+
     def policy(w):
         action, h = w.tool_command.copy(), Hand(w, hand, w.goal.upper)
-        (h.let_go(.14) if w.joined() else h.bring() if h.held else h.pick())
+        (h.let_go(0.14) if w.joined() else h.bring() if h.held else h.pick())
         action[TOOL[hand]] = h.new
         return action
+
     return policy
 
 
 def test_bridge_falls_over_with_one_hand():
-    """Each hand alone with the expert's answers, and each pressing on both towers with nobody to steady."""
+    """Each hand alone with the expert's answers, and each pressing on both towers with nobody to
+    steady."""
     world, got = World('bridge', cameras=()), []
     for policy in (only('left'), only('right'), alone('left'), alone('right')):
         for seed in range(520_000, 520_003):
@@ -89,7 +100,7 @@ def test_bridge_falls_over_with_one_hand():
 def test_build_fails_with_one_hand():
     """Each hand alone with the expert's answers, and each trying to do all of it."""
     world = World('build', cameras=())
-    world.max_steps = 500      # the expert takes 270
+    world.max_steps = 500  # the expert takes 270
     for policy in (only('left'), only('right'), alone('left'), alone('right')):
         assert not any(rollout(world, seed, policy)['success'] for seed in range(520_000, 520_002))
     assert 'reaches' in TASKS['build'].two_hands

@@ -1,7 +1,9 @@
-"""Protects assets/lint.py: what it calls an ERROR MuJoCo cannot load, and what MuJoCo loads it lets pass.
+"""Protects assets/lint.py: what it calls an ERROR MuJoCo cannot load, and what MuJoCo loads it lets
+pass.
 
-    python -m pytest tests/test_lint.py
+python -m pytest tests/test_lint.py
 """
+
 import pathlib
 import struct
 import subprocess
@@ -10,7 +12,7 @@ import sys
 import pytest
 
 from assets import lint
-from world import mujoco  # world chooses the GL backend before mujoco is imported
+from sim.gl import mujoco
 
 pytestmark = pytest.mark.assets
 TETRAHEDRON = 'v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 2 3 4\nf 1 4 3\n'
@@ -20,11 +22,13 @@ BODY = '<worldbody><geom size="1"/></worldbody>'
 @pytest.fixture
 def at(tmp_path):
     """at(path, text): write a file below tmp_path -> its path; *.obj without text become a mesh."""
+
     def write(path, text=TETRAHEDRON):
         path = tmp_path / path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return path
+
     lint.load.cache_clear()
     lint.mesh_size.cache_clear()
     return write
@@ -86,17 +90,32 @@ INCLUDES = {
     'mesh beside main': ('<include file="../b/part.xml"/>', '<mesh file="m.obj"/>', True),
     'mesh beside part': ('<include file="../b/part.xml"/>', '<mesh file="p.obj"/>', True),
     'mesh nowhere': ('<include file="../b/part.xml"/>', '<mesh file="nope.obj"/>', False),
-    'meshdir of main': ('<compiler meshdir="meshes"/><include file="../b/part.xml"/>', '<mesh file="n.obj"/>',
-                        True),
-    'meshdir counts from main': ('<compiler meshdir="sub"/><include file="../b/part.xml"/>',
-                                 '<mesh file="q.obj"/>', False),
+    'meshdir of main': (
+        '<compiler meshdir="meshes"/><include file="../b/part.xml"/>',
+        '<mesh file="n.obj"/>',
+        True,
+    ),
+    'meshdir counts from main': (
+        '<compiler meshdir="sub"/><include file="../b/part.xml"/>',
+        '<mesh file="q.obj"/>',
+        False,
+    ),
     'part is nested': ('<include file="../b/outer.xml"/>', '<mesh file="p.obj"/>', True),
-    'by a folder that is not there': ('<include file="nope/../../b/part.xml"/>',
-                                      '<mesh file="p.obj"/>', True),
-    'part twice': ('<include file="../b/part.xml"/><include file="../nope/../b/part.xml"/>',
-                   '<mesh file="p.obj"/>', False),
-    'part twice by another': ('<include file="../b/outer.xml"/><include file="../b/part.xml"/>',
-                              '<mesh file="p.obj"/>', False),
+    'by a folder that is not there': (
+        '<include file="nope/../../b/part.xml"/>',
+        '<mesh file="p.obj"/>',
+        True,
+    ),
+    'part twice': (
+        '<include file="../b/part.xml"/><include file="../nope/../b/part.xml"/>',
+        '<mesh file="p.obj"/>',
+        False,
+    ),
+    'part twice by another': (
+        '<include file="../b/outer.xml"/><include file="../b/part.xml"/>',
+        '<mesh file="p.obj"/>',
+        False,
+    ),
     'nothing in it': ('<include file="../b/nothing.xml"/>', '', False),
     'neither MJCF nor URDF': ('<include file="../b/other.xml"/>', '<mesh file="m.obj"/>', True),
     'no such part': ('<include file="part.xml"/>', '<mesh file="p.obj"/>', False),
@@ -121,11 +140,18 @@ def test_included_files_are_part_of_the_main_file(at, main, assets, there):
 
 def test_a_part_says_its_compiler_for_everybody(at):
     at('assets/m.obj')
-    at('robot.xml', '<mujoco><compiler meshdir="assets"/><asset><mesh file="m.obj"/></asset></mujoco>')
-    scene = at('scene.xml', f'<mujoco><include file="robot.xml"/>'
-               f'<asset><mesh name="again" file="m.obj"/></asset>{BODY}</mujoco>')
+    at(
+        'robot.xml',
+        '<mujoco><compiler meshdir="assets"/><asset><mesh file="m.obj"/></asset></mujoco>',
+    )
+    scene = at(
+        'scene.xml',
+        f'<mujoco><include file="robot.xml"/>'
+        f'<asset><mesh name="again" file="m.obj"/></asset>{BODY}</mujoco>',
+    )
     assert loads(scene) and found(scene.parent) == []
-    # a robot that is right by itself, from another folder: MuJoCo does not find the mesh, but it is there
+    # a robot that is right by itself, from another folder: MuJoCo does not find the mesh, but it is
+    # there
     other = at('else/scene.xml', f'<mujoco><include file="../robot.xml"/>{BODY}</mujoco>')
     assert not loads(other) and found(scene.parent) == []
     assert 'where MuJoCo does not look' in found(scene.parent, severity='WARNING')[0][2]
@@ -133,11 +159,15 @@ def test_a_part_says_its_compiler_for_everybody(at):
 
 def test_an_attached_model_keeps_its_own_compiler(at):
     at('b/assets/m.obj')
-    robot = '<mujoco model="r"><compiler meshdir="assets"/><asset><mesh name="m" file="{}"/></asset>' \
-            '<worldbody><body name="x"><geom type="mesh" mesh="m"/></body></worldbody></mujoco>'
+    robot = (
+        '<mujoco model="r"><compiler meshdir="assets"/><asset><mesh name="m" file="{}"/></asset>'
+        '<worldbody><body name="x"><geom type="mesh" mesh="m"/></body></worldbody></mujoco>'
+    )
     at('b/robot.xml', robot.format('m.obj'))
-    main = '<mujoco><compiler meshdir="nope"/><asset><model name="r" file="{}"/></asset>' \
-           '<worldbody><attach model="r" body="x" prefix="left/"/></worldbody></mujoco>'
+    main = (
+        '<mujoco><compiler meshdir="nope"/><asset><model name="r" file="{}"/></asset>'
+        '<worldbody><attach model="r" body="x" prefix="left/"/></worldbody></mujoco>'
+    )
     scene = at('a/scene.xml', main.format('../b/robot.xml'))
     assert loads(scene) and found(scene.parent.parent) == []
     at('b/robot.xml', robot.format('nope.obj'))
@@ -148,65 +178,97 @@ def test_an_attached_model_keeps_its_own_compiler(at):
     assert not loads(scene) and [f[:2] for f in found(scene)] == [('scene.xml', 1)]
 
 
-@pytest.mark.parametrize('element', [
-    '<texture name="t" type="2d" file="no.png"/>', '<texture name="t" type="cube" fileup="no.png"/>',
-    '<hfield name="h" size="1 1 1 1" file="no.png"/>', '<skin name="s" file="no.skn"/>',
-    '<mesh name="m" file="no.stl" content_type="model/stl"/>'])
+@pytest.mark.parametrize(
+    'element',
+    [
+        '<texture name="t" type="2d" file="no.png"/>',
+        '<texture name="t" type="cube" fileup="no.png"/>',
+        '<hfield name="h" size="1 1 1 1" file="no.png"/>',
+        '<skin name="s" file="no.skn"/>',
+        '<mesh name="m" file="no.stl" content_type="model/stl"/>',
+    ],
+)
 def test_every_kind_of_file_is_looked_for(at, element):
     main = at('main.xml', mjcf(element))
     assert not loads(main) and len(found(main)) == 1
     # and a missing one that MuJoCo does not read is none
-    main = at('main.xml', mjcf('<texture name="t" type="2d" builtin="flat" width="8" height="8"'
-                               ' file="no.png"/>'
-                               '<mesh name="q" file="" vertex="0 0 0 1 0 0 0 1 0 0 0 1"/>'))
+    main = at(
+        'main.xml',
+        mjcf(
+            '<texture name="t" type="2d" builtin="flat" width="8" height="8"'
+            ' file="no.png"/>'
+            '<mesh name="q" file="" vertex="0 0 0 1 0 0 0 1 0 0 0 1"/>'
+        ),
+    )
     lint.load.cache_clear()
     assert loads(main) and found(main) == []
 
 
 def test_flexcomp_reads_a_file_only_for_some_types(at):
-    flex = '<mujoco><worldbody><flexcomp name="f" mass="1" type="{}" count="3 3 1" spacing=".1 .1 .1" ' \
-           'file="no.obj"/></worldbody></mujoco>'
+    flex = (
+        '<mujoco><worldbody><flexcomp name="f" mass="1" type="{}" count="3 3 1" spacing=".1 .1 .1" '
+        'file="no.obj"/></worldbody></mujoco>'
+    )
     grid, mesh = at('grid.xml', flex.format('grid')), at('mesh.xml', flex.format('mesh'))
     assert loads(grid) and not loads(mesh) and [f[0] for f in found(grid, mesh)] == ['mesh.xml']
 
 
 def test_absolute_paths_are_errors_even_where_the_file_exists(at):
     mesh = at('m.obj')
-    for text in (mjcf(f'<mesh file="{mesh}"/>'),
-                 mjcf('<mesh file="m.obj"/>', f'<compiler meshdir="{mesh.parent}"/>'),
-                 f'<mujoco><include file="{at("part.xml", mjcf(""))}"/></mujoco>',
-                 mjcf(r'<mesh file="C:\models\m.obj"/>')):
+    for text in (
+        mjcf(f'<mesh file="{mesh}"/>'),
+        mjcf('<mesh file="m.obj"/>', f'<compiler meshdir="{mesh.parent}"/>'),
+        f'<mujoco><include file="{at("part.xml", mjcf(""))}"/></mujoco>',
+        mjcf(r'<mesh file="C:\models\m.obj"/>'),
+    ):
         lint.load.cache_clear()
         errors = found(at('main.xml', text))
         assert len(errors) == 1 and 'absolute path' in errors[0][2], text
     lint.load.cache_clear()
-    stripped = at('main.xml', mjcf('<mesh file="/some/where/m.obj"/>', '<compiler strippath="true"/>'))
+    stripped = at(
+        'main.xml', mjcf('<mesh file="/some/where/m.obj"/>', '<compiler strippath="true"/>')
+    )
     assert loads(stripped) and found(stripped) == []
     assert 'absolute' in found(stripped, severity='WARNING')[0][2]
 
 
 def test_addresses_and_templates_are_not_files(at):
-    main = at('main.xml', mjcf('<mesh name="a" file="store:m.obj"/><mesh name="b" file="{folder}/m.obj"/>'
-                               '<mesh name="c" file="$(find robot)/m.obj"/>'))
+    main = at(
+        'main.xml',
+        mjcf(
+            '<mesh name="a" file="store:m.obj"/><mesh name="b" file="{folder}/m.obj"/>'
+            '<mesh name="c" file="$(find robot)/m.obj"/>'
+        ),
+    )
     assert found(main) == []
 
 
 XML = {
-    'plain': '<mujoco/>', 'comment with dashes': '<mujoco><!-- a -- b ---></mujoco>',
-    'bare &': '<mujoco model="a & b"/>', '< in a value': '<mujoco model="a < b"/>',
+    'plain': '<mujoco/>',
+    'comment with dashes': '<mujoco><!-- a -- b ---></mujoco>',
+    'bare &': '<mujoco model="a & b"/>',
+    '< in a value': '<mujoco model="a < b"/>',
     'latin-1': '<mujoco model="\xe9"/>'.encode('latin-1'),
-    'byte order mark': '\ufeff<mujoco/>', 'doctype': '<!DOCTYPE mujoco><mujoco/>',
-    'space in the end tag': '<mujoco model="a"></mujoco >', 'cdata': '<mujoco><![CDATA[ <a> ]]></mujoco>',
-    'two roots': '<mujoco/><other/>', 'quotes': "<mujoco model='a\"b'/>",
+    'byte order mark': '\ufeff<mujoco/>',
+    'doctype': '<!DOCTYPE mujoco><mujoco/>',
+    'space in the end tag': '<mujoco model="a"></mujoco >',
+    'cdata': '<mujoco><![CDATA[ <a> ]]></mujoco>',
+    'two roots': '<mujoco/><other/>',
+    'quotes': "<mujoco model='a\"b'/>",
     'closes too much': '<mujoco></mujoco></worldbody>',
     'declaration': '<?xml version="1.0"?>\n<!-- x -->\n<mujoco/>',
     'mismatch': '<mujoco>\n<worldbody>\n</mujoco>',
-    'unclosed': '<mujoco><worldbody>', 'case': '<mujoco></Mujoco>',
-    'unquoted': '<mujoco model=a/>', 'no value': '<mujoco model/>', 'twice': '<mujoco model="a" model="b"/>',
+    'unclosed': '<mujoco><worldbody>',
+    'case': '<mujoco></Mujoco>',
+    'unquoted': '<mujoco model=a/>',
+    'no value': '<mujoco model/>',
+    'twice': '<mujoco model="a" model="b"/>',
     'comment without end': '<mujoco/><!-- a',
-    'unclosed tag': '<mujoco', 'bare < in text': '<mujoco> a < 1 </mujoco>',
+    'unclosed tag': '<mujoco',
+    'bare < in text': '<mujoco> a < 1 </mujoco>',
     'declaration in the middle': '<!-- x --><?xml version="1.0"?><mujoco/>',
-    'empty': '', 'only a comment': '<!-- a -->',
+    'empty': '',
+    'only a comment': '<!-- a -->',
 }
 
 
@@ -227,7 +289,9 @@ def test_malformed_xml_is_found_with_its_line_also_where_it_is_included(at):
 def test_other_xml_and_lone_parts_are_left_alone(at):
     at('package.xml', '<package><mesh file="no.obj"/></package>')
     at('broken.launch.xml', '<launch><a></launch>')
-    part = at('part.xml', '<mujocoinclude><mesh file="x/no.obj"/><mesh file="x/no2.obj"/></mujocoinclude>')
+    part = at(
+        'part.xml', '<mujocoinclude><mesh file="x/no.obj"/><mesh file="x/no2.obj"/></mujocoinclude>'
+    )
     assert found(part.parent) == []
     warnings = found(part.parent, severity='WARNING')
     assert [w[:2] for w in warnings] == [('part.xml', 1)] and '2 such' in warnings[0][2]
@@ -248,8 +312,10 @@ def test_a_second_name_of_a_file_is_another_file(at):
 
 
 def test_a_broken_scene_nearby_does_not_spoil_a_model_that_is_right(at):
-    robot = at('robot/robot.xml', '<mujoco><include file="dirs.xml"/><asset><mesh file="m.obj"/></asset>'
-               f'{BODY}</mujoco>')
+    robot = at(
+        'robot/robot.xml',
+        f'<mujoco><include file="dirs.xml"/><asset><mesh file="m.obj"/></asset>{BODY}</mujoco>',
+    )
     at('robot/dirs.xml', '<mujoco><compiler meshdir="assets"/></mujoco>')
     at('robot/assets/m.obj')
     scene = at('scene.xml', '<mujoco><include file="robot/robot.xml"/></mujoco>')
@@ -261,9 +327,10 @@ def test_a_broken_scene_nearby_does_not_spoil_a_model_that_is_right(at):
 def test_depth_ends_where_mujoco_ends(at, deep):
     def nest(n, inside=''):
         return '<body>' * n + inside + '</body>' * n
+
     main = at('main.xml', f'<mujoco><worldbody>{nest(deep - 2)}</worldbody></mujoco>')
     assert loads(main) == (deep == 498) == (found(main) == [])
-    include = '<include file="part.xml"/>'      # each file counts by itself
+    include = '<include file="part.xml"/>'  # each file counts by itself
     at('main.xml', f'<mujoco><worldbody>{nest(400, include)}</worldbody></mujoco>')
     at('part.xml', f'<mujoco>{nest(400)}</mujoco>')
     at('deeper.xml', f'<mujoco>{nest(5000)}</mujoco>')
@@ -280,31 +347,48 @@ def test_a_file_that_cannot_be_read_is_a_finding(at, monkeypatch):
         if path == part:
             raise PermissionError(13, 'Permission denied')
         return read(path)
+
     monkeypatch.setattr(pathlib.Path, 'read_bytes', read_bytes)
     for asked in (main, part, main.parent):
         assert found(asked) == [('part.xml', 1, 'cannot be read: Permission denied')]
 
 
 def test_a_named_file_that_is_no_model_is_an_error(at):
-    other = [at('README.md', 'Use `<a>` & <b>'), at('hostname', 'x\n'), at('bytes', bytes(range(256))),
-             at('package.xml', '<package><mesh file="no.obj"/></package>'), at('empty.md', '')]
+    other = [
+        at('README.md', 'Use `<a>` & <b>'),
+        at('hostname', 'x\n'),
+        at('bytes', bytes(range(256))),
+        at('package.xml', '<package><mesh file="no.obj"/></package>'),
+        at('empty.md', ''),
+    ]
     assert found(other[0].parent) == []
     for file in other:
         assert found(file) == [(file.name, 1, 'not MJCF or URDF')]
     part = at('other.xml', '<other><option timestep=".001"/></other>')
     at('main.xml', '<mujoco><include file="other.xml"/></mujoco>')
-    assert found(part) == []      # MuJoCo does not look at the root of what it includes
+    assert found(part) == []  # MuJoCo does not look at the root of what it includes
 
 
 def test_urdf_meshes_are_found_by_package_and_by_folder(at):
-    robot = '<robot name="r"><link name="a">\n<{0}><geometry><mesh filename="{1}"/></geometry></{0}></link>' \
-            '</robot>'
+    robot = (
+        '<robot name="r"><link name="a">\n<{0}><geometry><mesh filename="{1}"/></geometry></{0}></link>'
+        '</robot>'
+    )
     at('pkg/meshes/m.stl', b''), at('pkg/urdf/meshes/n.stl', b'')
-    for name in ('package://pkg/meshes/m.stl', '../meshes/m.stl', 'meshes/n.stl', 'package://other/m.stl'):
+    for name in (
+        'package://pkg/meshes/m.stl',
+        '../meshes/m.stl',
+        'meshes/n.stl',
+        'package://other/m.stl',
+    ):
         lint.load.cache_clear()
         assert found(at('pkg/urdf/r.urdf', robot.format('collision', name))) == [], name
-    for name, severity in (('package://pkg/meshes/no.stl', 'WARNING'), ('no.stl', 'WARNING'),
-                           ('/abs/m.stl', 'ERROR'), ('file:///abs/m.stl', 'ERROR')):
+    for name, severity in (
+        ('package://pkg/meshes/no.stl', 'WARNING'),
+        ('no.stl', 'WARNING'),
+        ('/abs/m.stl', 'ERROR'),
+        ('file:///abs/m.stl', 'ERROR'),
+    ):
         lint.load.cache_clear()
         findings = lint.lint([at('pkg/urdf/r.urdf', robot.format('collision', name))])
         assert [(f.line, f.severity) for f in findings] == [(2, severity)], name
@@ -313,7 +397,9 @@ def test_urdf_meshes_are_found_by_package_and_by_folder(at):
 def test_warnings_name_the_line(at):
     stl = struct.pack('<80xI', 1) + struct.pack('<12f2x', 0, 0, 1, 0, 0, 0, 500, 0, 0, 0, 300, 0)
     at('mm.stl', stl)
-    main = at('main.xml', '''<mujoco>
+    main = at(
+        'main.xml',
+        """<mujoco>
   <default><geom density="0"/><joint damping="1"/>
     <default class="visual"><geom group="2" contype="0" conaffinity="0"/></default>
     <default class="limited"><joint range="-1 1"/></default></default>
@@ -329,18 +415,34 @@ def test_warnings_name_the_line(at):
     <body name="x"><freejoint/><geom size="1"/><joint type="ball"/></body>
   </worldbody>
   <tendon><fixed name="j"><joint joint="j" coef="1"/></fixed></tendon>
-</mujoco>''')
+</mujoco>""",
+    )
     said = [(line, text) for _, line, text in found(main, severity='WARNING')]
     assert [line for line, _ in said] == [6, 7, 7, 8, 10, 13, 14], said
-    for (_, text), word in zip(said, ('m long', 'long', 'mesh scale', 'very different', '"free" has no',
-                                      'visual group', 'duplicate name: body "x"')):
+    for (_, text), word in zip(
+        said,
+        (
+            'm long',
+            'long',
+            'mesh scale',
+            'very different',
+            '"free" has no',
+            'visual group',
+            'duplicate name: body "x"',
+        ),
+    ):
         assert word in text
     assert found(main) == []
 
 
 def test_a_mesh_is_scaled_by_its_defaults(at):
-    at('mm.stl', struct.pack('<80xI', 1) + struct.pack('<12f2x', 0, 0, 1, 0, 0, 0, 500, 0, 0, 0, 300, 0))
-    main = at('main.xml', '''<mujoco>
+    at(
+        'mm.stl',
+        struct.pack('<80xI', 1) + struct.pack('<12f2x', 0, 0, 1, 0, 0, 0, 500, 0, 0, 0, 300, 0),
+    )
+    main = at(
+        'main.xml',
+        """<mujoco>
   <asset><mesh name="a" file="mm.stl"/>
     <mesh name="b" class="inch" file="mm.stl"/>
     <mesh name="c" class="inside" file="mm.stl"/>
@@ -349,16 +451,19 @@ def test_a_mesh_is_scaled_by_its_defaults(at):
   <default><mesh scale=".001 .001 .001"/>
     <default class="inch"><mesh scale=".0254 .0254 .0254"/><default class="inside"/></default>
     <default class="metre"><mesh scale="1 1 1"/></default></default>
-</mujoco>''')
+</mujoco>""",
+    )
     assert [f[1] for f in found(main, severity='WARNING')] == [5]
 
 
 def test_what_has_no_name_is_called_like_its_file(at):
     at('m.v2.obj'), at('x/m.v2.obj')
-    for second, twice in (('<mesh file="x/m.v2.obj"/>', True),
-                          ('<mesh name="m.v2" file="x/m.v2.obj"/>', True),
-                          ('<mesh name="m" file="x/m.v2.obj"/>', False),
-                          (r'<mesh name="" file="x\m.v2.obj"/>', True)):
+    for second, twice in (
+        ('<mesh file="x/m.v2.obj"/>', True),
+        ('<mesh name="m.v2" file="x/m.v2.obj"/>', True),
+        ('<mesh name="m" file="x/m.v2.obj"/>', False),
+        (r'<mesh name="" file="x\m.v2.obj"/>', True),
+    ):
         main = at('main.xml', mjcf(f'<mesh file="m.v2.obj"/>{second}'))
         lint.load.cache_clear()
         assert loads(main) != twice and found(main) == []
@@ -380,7 +485,11 @@ def test_command_prints_one_line_per_finding_and_exits_with_1_on_errors(at):
     assert usage.returncode == 0 and usage.stdout.strip() == lint.__doc__.strip()
     for words in (['--strict'], [main, '-v'], ['n' * 300]):
         refused = subprocess.run([*command, *words], capture_output=True, text=True)
-        assert refused.returncode == 2 and refused.stderr.startswith(str(words[-1])) and not refused.stdout
-    at('caf\udce9.xml', '<mujoco>')      # a name that is not UTF-8
+        assert (
+            refused.returncode == 2
+            and refused.stderr.startswith(str(words[-1]))
+            and not refused.stdout
+        )
+    at('caf\udce9.xml', '<mujoco>')  # a name that is not UTF-8
     odd = subprocess.run([*command, main.parent], capture_output=True, text=True)
     assert odd.returncode == 1 and r'caf\udce9.xml:1: ERROR: malformed' in odd.stdout

@@ -1,7 +1,9 @@
-"""The model keeps its contract: flow time, who sees whom, caches that change nothing, exact save and load.
+"""The model keeps its contract: flow time, who sees whom, caches that change nothing, exact save
+and load.
 
-    python -m pytest tests/test_model.py
+python -m pytest tests/test_model.py
 """
+
 import dataclasses
 import functools
 import json
@@ -9,27 +11,42 @@ import json
 import pytest
 import torch
 
-import layers
 import model
-import optim
 from model import VLA, VLAConfig
-from optim import EMA
+from vla import layers, optim
+from vla.optim import EMA
 
 torch.set_num_threads(1)
-PAD, IMAGE, STATE, GO = 0, 1, 2, 3      # token ids; GO is <|action_start|>
+PAD, IMAGE, STATE, GO = 0, 1, 2, 3  # token ids; GO is <|action_start|>
 H, A, S = 4, 3, 5
 
 
 def config(**changes):
-    small = dict(vocab_size=40, state_dim=S, action_dim=A, horizon=H, image_pad_id=IMAGE, state_pad_id=STATE,
-                 action_start_id=GO, hidden_size=48, n_layers=2, n_heads=3, n_kv_heads=1, head_dim=16,
-                 intermediate_size=96, mrope_section=(2, 3, 3), image_size=32, n_cameras=2,
-                 tokens_per_camera=2)
+    small = dict(
+        vocab_size=40,
+        state_dim=S,
+        action_dim=A,
+        horizon=H,
+        image_pad_id=IMAGE,
+        state_pad_id=STATE,
+        action_start_id=GO,
+        hidden_size=48,
+        n_layers=2,
+        n_heads=3,
+        n_kv_heads=1,
+        head_dim=16,
+        intermediate_size=96,
+        mrope_section=(2, 3, 3),
+        image_size=32,
+        n_cameras=2,
+        tokens_per_camera=2,
+    )
     return VLAConfig(**{**small, **changes})
 
 
 def network(seed=0, **changes):
-    """A model whose every parameter matters: no zeros, no tiny initial values that would hide a leak."""
+    """A model whose every parameter matters: no zeros, no tiny initial values that would hide a
+    leak."""
     torch.manual_seed(seed)
     net = VLA(config(**changes))
     for p in net.parameters():
@@ -41,28 +58,37 @@ def network(seed=0, **changes):
 
 
 def make_batch(B=3, K=2, seed=1, instruction=(3, 5, 4), answer=(3, 2, 4)):
-    """Prefixes of different lengths: images, state, instruction | text, <|action_start|>, right-padded."""
+    """Prefixes of different lengths: images, state, instruction | text, <|action_start|>,
+    right-padded."""
     g = torch.Generator().manual_seed(seed)
     words = torch.randint(4, 40, (B, 12), generator=g).tolist()
-    users = [[IMAGE] * 4 + [STATE] + words[b][:instruction[b % 3]] for b in range(B)]
-    answers = [words[b][-answer[b % 3]:-1] + [GO] for b in range(B)]
+    users = [[IMAGE] * 4 + [STATE] + words[b][: instruction[b % 3]] for b in range(B)]
+    answers = [words[b][-answer[b % 3] : -1] + [GO] for b in range(B)]
     L = max(len(u) + len(a) for u, a in zip(users, answers)) + 1
     rows = [u + a + [PAD] * (L - len(u) - len(a)) for u, a in zip(users, answers)]
     labels = [[-100] * len(u) + a + [-100] * (L - len(u) - len(a)) for u, a in zip(users, answers)]
-    return dict(images=torch.randint(0, 256, (B, 2, 32, 32, 3), generator=g, dtype=torch.uint8),
-                state=torch.randn(B, S, generator=g),
-                input_ids=torch.tensor(rows), labels=torch.tensor(labels),
-                user_len=torch.tensor([len(u) for u in users]),
-                total_len=torch.tensor([len(u) + len(a) for u, a in zip(users, answers)]),
-                actions=torch.randn(B, H, A, generator=g), action_mask=torch.ones(B, H, dtype=torch.bool),
-                noise=torch.randn(B, K, H, A, generator=g), time=torch.rand(B, K, generator=g) * 0.9 + 0.05,
-                read_text=torch.arange(B * K).view(B, K) % 2 == 0)
+    return dict(
+        images=torch.randint(0, 256, (B, 2, 32, 32, 3), generator=g, dtype=torch.uint8),
+        state=torch.randn(B, S, generator=g),
+        input_ids=torch.tensor(rows),
+        labels=torch.tensor(labels),
+        user_len=torch.tensor([len(u) for u in users]),
+        total_len=torch.tensor([len(u) + len(a) for u, a in zip(users, answers)]),
+        actions=torch.randn(B, H, A, generator=g),
+        action_mask=torch.ones(B, H, dtype=torch.bool),
+        noise=torch.randn(B, K, H, A, generator=g),
+        time=torch.rand(B, K, generator=g) * 0.9 + 0.05,
+        read_text=torch.arange(B * K).view(B, K) % 2 == 0,
+    )
 
 
 def one(batch, b):
     """Sample b alone, without its padding."""
     end = int(batch['total_len'][b])
-    return {k: v[b:b + 1, :end] if k in ('input_ids', 'labels') else v[b:b + 1] for k, v in batch.items()}
+    return {
+        k: v[b : b + 1, :end] if k in ('input_ids', 'labels') else v[b : b + 1]
+        for k, v in batch.items()
+    }
 
 
 def close(a, b, tolerance=1e-5):
@@ -70,7 +96,8 @@ def close(a, b, tolerance=1e-5):
 
 
 def test_fourier_features_tell_states_apart_that_bf16_does_not():
-    """A hand 0.3 mm further (0.006 spreads of 50 mm): bf16 rounds both positions to the same number."""
+    """A hand 0.3 mm further (0.006 spreads of 50 mm): bf16 rounds both positions to the same
+    number."""
     net = VLA(config(state_frequencies=6))
     near, far = (layers.fourier_features(torch.full((1, S), x), 6) for x in (1.500, 1.503))
     assert near.shape == (1, S * 13) and net.state_in.in_features == S * 13
@@ -80,6 +107,7 @@ def test_fourier_features_tell_states_apart_that_bf16_does_not():
 
 # -----------------------------------------------------------------------------
 # flow
+
 
 @pytest.mark.parametrize('predict', ['action', 'velocity'])
 def test_time_one_is_noise_and_time_zero_is_data(predict):
@@ -91,8 +119,9 @@ def test_time_one_is_noise_and_time_zero_is_data(predict):
     assert torch.equal(net.predict(at_zero)[0], net.predict(dict(other, time=at_zero['time']))[0])
 
 
-@pytest.mark.parametrize('predict,solver', [
-    ('action', 'euler'), ('velocity', 'euler'), ('velocity', 'midpoint')])
+@pytest.mark.parametrize(
+    'predict,solver', [('action', 'euler'), ('velocity', 'euler'), ('velocity', 'midpoint')]
+)
 def test_a_perfect_head_carries_noise_to_the_action(predict, solver):
     net, batch = network(predict=predict), make_batch()
     noise, actions = batch['noise'][:, 0], batch['actions']
@@ -100,17 +129,24 @@ def test_a_perfect_head_carries_noise_to_the_action(predict, solver):
     class Oracle(torch.nn.Module):
         def forward(self, hidden):
             return actions if predict == 'action' else noise - actions
+
     net.head.action_out = Oracle()
     for steps in (1, 2, 5):
         assert close(net.act(batch, steps, noise, solver), actions)
     assert not close(net.act(batch, 5, noise + 1, solver), noise)
 
 
-@pytest.mark.parametrize('predict, action_loss, half_off', [
-    ('action', 'mse', 0.25), ('velocity', 'mse', 0.25), ('action', 'l1', 0.5)])
+@pytest.mark.parametrize(
+    'predict, action_loss, half_off',
+    [('action', 'mse', 0.25), ('velocity', 'mse', 0.25), ('action', 'l1', 0.5)],
+)
 def test_loss_is_zero_for_the_right_answer_only(predict, action_loss, half_off):
     net, batch = network(predict=predict, action_loss=action_loss), make_batch()
-    target = batch['actions'][:, None] if predict == 'action' else batch['noise'] - batch['actions'][:, None]
+    target = (
+        batch['actions'][:, None]
+        if predict == 'action'
+        else batch['noise'] - batch['actions'][:, None]
+    )
     net.predict = lambda batch, skip: (target.expand(3, 2, H, A), net.read(batch, skip))
     assert net(batch)[1]['flow'] == 0
     net.predict = lambda batch, skip: (target.expand(3, 2, H, A) + 0.5, net.read(batch, skip))
@@ -122,7 +158,8 @@ def test_masked_rows_change_nothing_and_do_not_dilute_the_mean():
     batch['action_mask'][0, 2:] = False
     spoilt = dict(batch, actions=batch['actions'].clone())
     spoilt['actions'][0, 2:] += 100
-    # masked rows still enter as noisy inputs, so give both the same ones: t = 1 leaves no trace of the action
+    # masked rows still enter as noisy inputs, so give both the same ones: t = 1 leaves no trace of
+    # the action
     for b in (batch, spoilt):
         b['time'] = torch.ones(3, 2)
     assert torch.equal(net(batch)[0], net(spoilt)[0])
@@ -134,10 +171,18 @@ def test_masked_rows_change_nothing_and_do_not_dilute_the_mean():
 def grounded(**changes):
     """A network that looks and refers, and a batch for it."""
     g = torch.Generator().manual_seed(3)
-    referents = torch.tensor([[0., 0, 2, 0, 0.36, 0.05, 0.02, 0], [1, 0, 0, 1, 0, 0.1, 0.02, 0.3],
-                              [1, 1, 2, 1, 0.3, -0.05, 0.02, 0]])
-    batch = make_batch() | dict(scene=0.1 * torch.randn(3, 2, 2, 4, generator=g), referents=referents,
-                                tool=0.1 * torch.randn(3, 2, 4, generator=g))
+    referents = torch.tensor(
+        [
+            [0.0, 0, 2, 0, 0.36, 0.05, 0.02, 0],
+            [1, 0, 0, 1, 0, 0.1, 0.02, 0.3],
+            [1, 1, 2, 1, 0.3, -0.05, 0.02, 0],
+        ]
+    )
+    batch = make_batch() | dict(
+        scene=0.1 * torch.randn(3, 2, 2, 4, generator=g),
+        referents=referents,
+        tool=0.1 * torch.randn(3, 2, 4, generator=g),
+    )
     return network(scene_bricks=2, scene_frames=(0, 1), state_frequencies=2, **changes), batch
 
 
@@ -149,7 +194,7 @@ def test_referents_are_read_off_the_words_before_anything_is_answered():
         ids[b, batch['user_len'][b]] = 39
     after = net(dict(batch, input_ids=ids, noise=batch['noise'] + 1))[1]
     assert close(after['words'], before['words']) and not close(after['flow'], before['flow'])
-    ids[:, 6] = 38      # a word of the instruction
+    ids[:, 6] = 38  # a word of the instruction
     assert not close(net(dict(batch, input_ids=ids))[1]['words'], before['words'])
 
 
@@ -157,14 +202,16 @@ def test_the_scene_is_read_off_the_pictures_alone_and_reaches_the_actions():
     net, batch = grounded()
     before = net(batch)[1]
     ids = batch['input_ids'].clone()
-    ids[:, 6] = 38      # a word of the instruction
+    ids[:, 6] = 38  # a word of the instruction
     blind = net(dict(batch, state=batch['state'] + 1, input_ids=ids))[1]
     assert torch.equal(blind['scene'], before['scene']) and not close(blind['flow'], before['flow'])
     assert not close(net(dict(batch, images=255 - batch['images']))[1]['scene'], before['scene'])
     scene = batch['scene'].clone()
-    scene[:, 1, :, 0] = 1.0      # out of the hand's range: then where it is does not matter
-    assert torch.equal(net(dict(batch, scene=scene))[1]['scene'],
-                       net(dict(batch, scene=scene + 0.05 * (scene == 1)))[1]['scene'])
+    scene[:, 1, :, 0] = 1.0  # out of the hand's range: then where it is does not matter
+    assert torch.equal(
+        net(dict(batch, scene=scene))[1]['scene'],
+        net(dict(batch, scene=scene + 0.05 * (scene == 1)))[1]['scene'],
+    )
     with torch.no_grad():
         net.scene_head.mlp['1'][2].bias += 1
     assert not close(net(batch)[1]['flow'], before['flow'])
@@ -191,20 +238,23 @@ def test_rows_at_time_zero_are_given_and_do_not_count():
     error = (net.predict(batch)[0] - batch['actions'][:, None]).square().mean(-1)
     assert close(net(batch)[1]['flow'], error[time > 0].mean(), 1e-6)
     other = batch['noise'].clone()
-    other[:, 1, :2] += 5      # their noise is nowhere
+    other[:, 1, :2] += 5  # their noise is nowhere
     assert torch.equal(net(dict(batch, noise=other))[0], net(batch)[0])
 
 
 def test_parts_of_a_batch_add_up_when_told_the_global_counts():
     net, batch = network(), make_batch(B=4)
     batch['action_mask'][0, 1:] = False
-    counts = dict(n_rows=batch['action_mask'].sum() / 2, n_tokens=(batch['labels'] != -100).sum() / 2)
-    halves = [net({**{k: v[i:i + 2] for k, v in batch.items()}, **counts})[0] for i in (0, 2)]
+    counts = dict(
+        n_rows=batch['action_mask'].sum() / 2, n_tokens=(batch['labels'] != -100).sum() / 2
+    )
+    halves = [net({**{k: v[i : i + 2] for k, v in batch.items()}, **counts})[0] for i in (0, 2)]
     assert close(sum(halves) / 2, net(batch)[0], 1e-6)
 
 
 # -----------------------------------------------------------------------------
 # who sees whom
+
 
 @pytest.mark.parametrize('chunk', ['bidirectional', 'causal'])
 def test_draws_do_not_see_each_other(chunk):
@@ -235,9 +285,9 @@ def test_prefix_attention_does_what_it_says(prefix):
     ids[range(3), last_user] = (ids[range(3), last_user] + 7) % 30 + 4
     changed = (net.predict(dict(batch, input_ids=ids), 0)[1].hidden - before).abs().amax(-1) > 0
     for b in range(3):
-        earlier = changed[b, :last_user[b]]
+        earlier = changed[b, : last_user[b]]
         assert earlier.all() if prefix == 'bidirectional' else not earlier.any()
-        assert changed[b, last_user[b]:batch['total_len'][b]].all()
+        assert changed[b, last_user[b] : batch['total_len'][b]].all()
 
 
 def test_assistant_part_is_causal_and_hidden_from_the_user_part():
@@ -247,7 +297,7 @@ def test_assistant_part_is_causal_and_hidden_from_the_user_part():
     ids[range(3), at] = (ids[range(3), at] + 7) % 30 + 4
     changed = (net.predict(dict(batch, input_ids=ids), 0)[1].hidden - before).abs().amax(-1) > 0
     for b in range(3):
-        assert not changed[b, :at[b]].any() and changed[b, at[b]:batch['total_len'][b]].all()
+        assert not changed[b, : at[b]].any() and changed[b, at[b] : batch['total_len'][b]].all()
 
 
 @pytest.mark.parametrize('chunk', ['bidirectional', 'causal'])
@@ -256,7 +306,9 @@ def test_chunk_attention_does_what_it_says(chunk):
     before = net.predict(batch)[0]
     batch['noise'][:, :, 2] += 1
     changed = (net.predict(batch)[0] - before).abs().amax((0, 1, 3)) > 0
-    assert changed.tolist() == ([True] * H if chunk == 'bidirectional' else [False, False, True, True])
+    assert changed.tolist() == (
+        [True] * H if chunk == 'bidirectional' else [False, False, True, True]
+    )
 
 
 def test_skipping_work_nobody_asks_for_changes_nothing():
@@ -269,7 +321,7 @@ def test_padding_contents_do_not_matter():
     net, batch = network(), make_batch()
     ids = batch['input_ids'].clone()
     for b in range(3):
-        ids[b, batch['total_len'][b]:] = 17
+        ids[b, batch['total_len'][b] :] = 17
     assert torch.equal(net(batch)[0], net(dict(batch, input_ids=ids))[0])
 
 
@@ -278,7 +330,9 @@ def test_equal_positions_on_three_axes_are_plain_rotary_positions():
     plain = model.rotary_tables(place, 16, 1e4, (2, 3, 3), torch.float32)
     axes = model.rotary_tables(place.expand(3, -1, -1), 16, 1e4, (2, 3, 3), torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(plain, axes))
-    moved = model.rotary_tables(torch.stack([place, place + 1, place]), 16, 1e4, (2, 3, 3), torch.float32)
+    moved = model.rotary_tables(
+        torch.stack([place, place + 1, place]), 16, 1e4, (2, 3, 3), torch.float32
+    )
     differs = (moved[0] != plain[0])[..., :8].flatten(0, 2).any(0)
     assert differs.tolist() == [False] * 2 + [True] * 3 + [False] * 3
 
@@ -286,11 +340,16 @@ def test_equal_positions_on_three_axes_are_plain_rotary_positions():
 # -----------------------------------------------------------------------------
 # inference
 
+
 @pytest.mark.parametrize('attention', ['bidirectional', 'causal'])
 def test_a_padded_batch_equals_one_by_one(attention):
     net, batch = network(prefix_attention=attention, chunk_attention=attention), make_batch()
-    together = [net.predict(batch)[0], net.act(batch, 3), net.act(batch, 3, read_text=False),
-                net.plan_and_act(batch, 3, 5)]
+    together = [
+        net.predict(batch)[0],
+        net.act(batch, 3),
+        net.act(batch, 3, read_text=False),
+        net.plan_and_act(batch, 3, 5),
+    ]
     for b in range(3):
         single = one(batch, b)
         assert close(together[0][b], net.predict(single)[0][0])
@@ -306,9 +365,13 @@ def test_cached_act_equals_the_training_forward(predict, read):
     net, batch = network(predict=predict), make_batch(K=1)
     batch['read_text'] = torch.full((3, 1), read)
     x = noise = batch['noise'][:, 0]
-    for i in range(4):      # t = 1 - i/4; (noise, time) and action are chosen so that the draw's x_t is x
+    for i in range(
+        4
+    ):  # t = 1 - i/4; (noise, time) and action are chosen so that the draw's x_t is x
         t = 1 - i / 4
-        out = net.predict(dict(batch, noise=x[:, None], actions=x, time=torch.full((3, 1), t)))[0][:, 0]
+        out = net.predict(dict(batch, noise=x[:, None], actions=x, time=torch.full((3, 1), t)))[0][
+            :, 0
+        ]
         x = x - ((x - out) / t if predict == 'action' else out) / 4
     assert close(net.act(batch, 4, noise, read_text=read), x)
 
@@ -316,9 +379,9 @@ def test_cached_act_equals_the_training_forward(predict, read):
 def test_generate_equals_recomputing_the_whole_row_per_token():
     net, batch = network(), make_batch()
     texts = net.generate(batch, 6)
-    assert len({tuple(t) for t in texts}) == 3      # else the test would show little
+    assert len({tuple(t) for t in texts}) == 3  # else the test would show little
     for b in range(3):
-        ids, expected = one(batch, b)['input_ids'][:, :batch['user_len'][b]], []
+        ids, expected = one(batch, b)['input_ids'][:, : batch['user_len'][b]], []
         for _ in range(6):
             row = dict(one(batch, b), input_ids=ids, total_len=torch.tensor([ids.shape[1]]))
             layout = net.prefix_layout(row)
@@ -334,10 +397,10 @@ def test_plan_and_act_acts_as_if_its_text_had_been_given():
     net, batch = network(), make_batch()
     actions, texts = net.plan_and_act(batch, 2, 4, noise=batch['noise'][:, 0])
     for b in range(3):
-        user = one(batch, b)['input_ids'][:, :batch['user_len'][b]]
+        user = one(batch, b)['input_ids'][:, : batch['user_len'][b]]
         ids = torch.cat([user, torch.tensor([texts[b] + [GO]])], 1)
         given = dict(one(batch, b), input_ids=ids, total_len=torch.tensor([ids.shape[1]]))
-        assert close(net.act(given, 2, batch['noise'][b:b + 1, 0])[0], actions[b])
+        assert close(net.act(given, 2, batch['noise'][b : b + 1, 0])[0], actions[b])
 
 
 def test_a_text_is_decoded_once_and_read_for_several_chunks():
@@ -347,8 +410,8 @@ def test_a_text_is_decoded_once_and_read_for_several_chunks():
     net.decoder.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[1]))
     again, same = net.plan_and_act(batch, 2, texts=texts)
     assert same == texts and close(again, actions)
-    assert len(calls) == 3 and calls[1:] == [H, H]      # one prefix pass, two steps, no word by word
-    moved = dict(batch, state=batch['state'] + 1)       # what it sees is new all the same
+    assert len(calls) == 3 and calls[1:] == [H, H]  # one prefix pass, two steps, no word by word
+    moved = dict(batch, state=batch['state'] + 1)  # what it sees is new all the same
     assert not close(net.plan_and_act(moved, 2, texts=texts)[0], actions)
 
 
@@ -358,20 +421,42 @@ def test_words_are_drawn_from_the_smallest_set_that_holds_top_p():
 
     def shares(tokens):
         return tokens.bincount(minlength=4) / 4000
+
     assert (draw() == 1).all()
     assert close(shares(draw(1.0)), torch.tensor([0.15, 0.5, 0.05, 0.3]), 0.03)
     assert close(shares(draw(1.0, 0.6)), torch.tensor([0, 0.625, 0, 0.375]), 0.03)
     assert close(shares(draw(0.5)), torch.tensor([0.0225, 0.25, 0.0025, 0.09]) / 0.365, 0.03)
     assert (draw(1.0, 1e-6) == 1).all()
     net, batch = network(), make_batch()
-    texts = [net.generate(batch, 6, temperature=3.0, top_p=0.9, generator=torch.Generator().manual_seed(s))
-             for s in (0, 0, 1)]
-    assert texts[0] == texts[1] != texts[2] and net.generate(batch, 6) == net.generate(batch, 6, top_p=0.5)
+    texts = [
+        net.generate(
+            batch, 6, temperature=3.0, top_p=0.9, generator=torch.Generator().manual_seed(s)
+        )
+        for s in (0, 0, 1)
+    ]
+    assert texts[0] == texts[1] != texts[2] and net.generate(batch, 6) == net.generate(
+        batch, 6, top_p=0.5
+    )
 
 
-@pytest.mark.parametrize('changes', [{}, 'grounded', dict(
-    vision='qwen', image_size=56, vision_width=32, vision_layers=2, vision_heads=2, vision_intermediate=32,
-    vision_full_blocks=(1,), tokens_per_camera=4, predict='velocity')])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        'grounded',
+        dict(
+            vision='qwen',
+            image_size=56,
+            vision_width=32,
+            vision_layers=2,
+            vision_heads=2,
+            vision_intermediate=32,
+            vision_full_blocks=(1,),
+            tokens_per_camera=4,
+            predict='velocity',
+        ),
+    ],
+)
 def test_acting_compiles_into_one_graph(changes):
     """fullgraph=True raises at the first thing a compiler cannot follow."""
     if changes == 'grounded':
@@ -393,14 +478,18 @@ def test_padding_may_as_well_be_on_the_left(attention):
     left = {k: v for k, v in right.items() if k != 'total_len'}
     for key in ('input_ids', 'labels'):
         left[key] = torch.stack([row.roll(width - n) for row, n in zip(right[key], total)])
-    left['document'] = torch.stack([torch.where(torch.arange(width) < width - n, -1, 0) for n in total])
+    left['document'] = torch.stack(
+        [torch.where(torch.arange(width) < width - n, -1, 0) for n in total]
+    )
     assert len(set(total)) > 1 and close(net.predict(left)[0], net.predict(right)[0])
     ours, theirs = net(left), net(right)
     assert close(ours[0], theirs[0]) and all(close(ours[1][k], theirs[1][k]) for k in theirs[1])
     assert close(net.act(left, 2), net.act(right, 2))
     assert close(net.act(left, 2, read_text=False), net.act(right, 2, read_text=False))
     actions, texts = net.plan_and_act(left, 2, 5)
-    assert texts == net.plan_and_act(right, 2, 5)[1] and close(actions, net.plan_and_act(right, 2, 5)[0])
+    assert texts == net.plan_and_act(right, 2, 5)[1] and close(
+        actions, net.plan_and_act(right, 2, 5)[0]
+    )
     assert close(net.plan_and_act(left, 2, texts=texts)[0], actions)
 
 
@@ -414,19 +503,42 @@ def test_acting_leaves_the_noise_alone():
 # -----------------------------------------------------------------------------
 # training
 
-@pytest.mark.parametrize('changes', [
-    {}, dict(norm='layer', mlp='gelu', predict='velocity', row_embedding=False),
-    dict(mlp='swiglu', tie_embeddings=True)])
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        dict(norm='layer', mlp='gelu', predict='velocity', row_embedding=False),
+        dict(mlp='swiglu', tie_embeddings=True),
+    ],
+)
 def test_gradient_reaches_every_parameter(changes):
     net, batch = grounded(**changes)
     net(batch)[0].backward()
-    silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    silent = [
+        name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert not silent
 
 
-@pytest.mark.parametrize('share, changes', [      # of the memory; the stem is not recomputed, the tower is
-    (0.9, {}), (0.5, dict(vision='qwen', vision_width=32, vision_heads=2, image_size=28, vision_layers=3,
-                          vision_intermediate=64, tokens_per_camera=1))])
+@pytest.mark.parametrize(
+    'share, changes',
+    [  # of the memory; the stem is not recomputed, the tower is
+        (0.9, {}),
+        (
+            0.5,
+            dict(
+                vision='qwen',
+                vision_width=32,
+                vision_heads=2,
+                image_size=28,
+                vision_layers=3,
+                vision_intermediate=64,
+                tokens_per_camera=1,
+            ),
+        ),
+    ],
+)
 def test_recomputing_activations_saves_memory_and_changes_nothing(share, changes):
     batch, results = make_batch(), []
     if changes:
@@ -437,6 +549,7 @@ def test_recomputing_activations_saves_memory_and_changes_nothing(share, changes
         def keep(tensor):
             kept.append(tensor.nbytes)
             return tensor
+
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = net(batch)[0]
             forward = sum(kept)
@@ -449,10 +562,12 @@ def test_recomputing_activations_saves_memory_and_changes_nothing(share, changes
 def test_a_batch_of_words_alone_has_a_text_loss_alone():
     net, batch = network(), make_batch()
     text = {k: batch[k] for k in ('input_ids', 'labels', 'user_len', 'total_len')}
-    text['input_ids'] = text['input_ids'].clamp(min=GO)      # no place for a picture or a state
+    text['input_ids'] = text['input_ids'].clamp(min=GO)  # no place for a picture or a state
     loss, parts = net(text)
     logits = net.logits(net.decoder(net.embed_prefix(text)[0], net.prefix_layout(text))[0][:, :-1])
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text['labels'][:, 1:].flatten())
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), text['labels'][:, 1:].flatten()
+    )
     assert parts['flow'] == 0 and close(parts['text'], expected) and close(loss, 0.1 * expected)
 
 
@@ -460,7 +575,7 @@ def test_one_batch_is_learnt_by_heart():
     torch.manual_seed(0)
     net, batch = VLA(config(text_weight=1.0)), make_batch(B=2, K=4)
     optimizers, ema = optim.configure_optimizers(net, 3e-3, 0.02), EMA(net, 0.9)
-    for step in range(120):      # the same two samples, new noise each time
+    for step in range(120):  # the same two samples, new noise each time
         fresh = dict(batch, noise=torch.randn(2, 4, H, A), time=1 - 0.999 * torch.rand(2, 4) ** 1.5)
         loss, parts = net(fresh)
         loss.backward()
@@ -468,7 +583,7 @@ def test_one_batch_is_learnt_by_heart():
             optimizer.step()
             optimizer.zero_grad()
         ema.update(net)
-        if step == 90:      # close in
+        if step == 90:  # close in
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group['lr'] = 0.1 * group['peak_lr']
@@ -541,7 +656,7 @@ def test_average_warms_up_then_follows_its_decay():
     with torch.no_grad():
         for p in net.parameters():
             p += 1
-    ema.update(net)      # decay min(0.5, 1 / 10): the average is nearly the new weights
+    ema.update(net)  # decay min(0.5, 1 / 10): the average is nearly the new weights
     assert all(close(a, p + 0.9) for a, p in zip(ema.weights, first))
     ema.swap(net)
     assert all(close(q, p + 0.9) for q, p in zip(net.parameters(), first))
@@ -564,8 +679,13 @@ def test_fast_rms_norm_equals_the_library():
 # -----------------------------------------------------------------------------
 # disk
 
+
 def test_a_saved_model_comes_back_the_same(tmp_path):
-    net, batch, folder = network(tie_embeddings=True, mlp='swiglu'), make_batch(), str(tmp_path / 'run')
+    net, batch, folder = (
+        network(tie_embeddings=True, mlp='swiglu'),
+        make_batch(),
+        str(tmp_path / 'run'),
+    )
     net.save(folder, {'step': 7})
     back, meta = VLA.load(folder)
     assert back.cfg == net.cfg and meta['step'] == 7 and not back.training
@@ -598,6 +718,7 @@ def test_wrong_settings_are_refused_by_name(tmp_path):
 
 def test_flops_agree_with_the_profiler():
     from torch.utils.flop_counter import FlopCounterMode
+
     net, batch = network(n_kv_heads=3), make_batch(B=2)
     with FlopCounterMode(display=False) as counter:
         net(batch)[0].backward()

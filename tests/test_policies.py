@@ -1,19 +1,22 @@
-"""Who drives: nobody, the expert and a student in turns, a checkpoint early, late, with and without text.
+"""Who drives: nobody, the expert and a student in turns, a checkpoint early, late, with and without
+text.
 
-    python -m pytest tests/test_policies.py
+python -m pytest tests/test_policies.py
 """
+
 import numpy as np
 import pytest
 import torch
-
-import data
-import expert
-import model
-import policies
-import sim_rollout
-from processor import Processor
 from test_expert import leave_before_the_press
-from world import World
+
+import model
+import sim_rollout
+from episode import COMMAND
+from sim import expert, policies
+from sim.world import World
+from vla.policy import GRIPPERS
+from vla.policy import checkpoint as checkpoint_policy
+from vla.processor import Processor
 
 pytestmark = pytest.mark.mujoco
 
@@ -55,10 +58,12 @@ def test_a_coached_episode_is_driven_by_both_and_labelled_by_the_expert():
     by_student = np.array([row['kicked'] for row in rows])
     assert by_student[0] and 5 < by_student.sum() < len(rows) - 5
     for row, student in zip(rows, by_student):
-        expected = row['state'][data.COMMAND] if student else row['tool_action']
+        expected = row['state'][COMMAND] if student else row['tool_action']
         assert np.array_equal(row['tool_executed'], expected)
-    moved = [np.abs(row['tool_action'] - row['tool_executed']).max() for row in rows if row['kicked']]
-    assert np.median(moved) > .005      # what it says while the student does nothing
+    moved = [
+        np.abs(row['tool_action'] - row['tool_executed']).max() for row in rows if row['kicked']
+    ]
+    assert np.median(moved) > 0.005  # what it says while the student does nothing
     world.close()
 
 
@@ -74,29 +79,37 @@ def test_who_coaches_goes_back_to_a_brick_but_teaches_to_stay_gone():
 
 def test_bfloat16_changes_the_commands_by_less_than_a_millimetre(checkpoint, world):
     obs, _ = world.reset(1_000_003)
-    asked = [policies.checkpoint(world, checkpoint, device='cpu', dtype=dtype)(1_000_003)(obs)['executed']
-             for dtype in ('float32', 'bfloat16')]
+    asked = [
+        checkpoint_policy(checkpoint, world, expert.CLOSED_M, device='cpu', dtype=dtype)(1_000_003)(
+            obs
+        )['executed']
+        for dtype in ('float32', 'bfloat16')
+    ]
     assert asked[0].dtype == asked[1].dtype == np.float32 and not np.array_equal(*asked)
     assert np.allclose(*asked, atol=1e-3)
 
 
 def test_a_chunk_that_comes_late_goes_on_from_the_rows_before_it(checkpoint, world):
     obs, _ = world.reset(1_000_003)
-    policy = policies.checkpoint(world, checkpoint, execute=6, device='cpu')(1_000_003)
+    policy = checkpoint_policy(checkpoint, world, expert.CLOSED_M, execute=6, device='cpu')(
+        1_000_003
+    )
     first = [policy(obs)['executed'] for _ in range(6)]
-    late = policies.checkpoint(world, checkpoint, execute=2, delay=2, device='cpu')(1_000_003)
+    late = checkpoint_policy(checkpoint, world, expert.CLOSED_M, execute=2, delay=2, device='cpu')(
+        1_000_003
+    )
     choices = [late(obs) for _ in range(6)]
     assert ['chunk_ms' in choice for choice in choices] == [True, False, True, False, True, False]
     rows = [choice['executed'] for choice in choices]
     shut_or_open = np.float32([expert.CLOSED_M, world.max_opening_m])
-    assert np.isin(np.array(first)[:, policies.GRIPPERS], shut_or_open).all()
-    assert np.array_equal(rows[:4], first[:4])      # of the first chunk, also after the second was made
+    assert np.isin(np.array(first)[:, GRIPPERS], shut_or_open).all()
+    assert np.array_equal(rows[:4], first[:4])  # of the first chunk, also after the second was made
     net, meta = model.VLA.load(checkpoint)
     processor = Processor.from_dict(meta['processor'])
     prefix = processor.normalise_actions(np.array([first[2:4]]), obs['tool_command'][None])
     given = net.act(processor.encode([obs]), 1, action_prefix=torch.from_numpy(prefix))
     expected = processor.decode_actions(given.numpy(), obs['tool_command'][None])[0]
-    expected[:, policies.GRIPPERS] = rows[-1][policies.GRIPPERS]      # the one thing that is rounded
+    expected[:, GRIPPERS] = rows[-1][GRIPPERS]  # the one thing that is rounded
     assert np.allclose(rows[4:], expected[2:4], atol=1e-6)
     assert not np.allclose(rows[4:], first[2:4], atol=1e-6)
 
@@ -108,8 +121,11 @@ def test_a_text_serves_for_several_chunks(checkpoint, world, monkeypatch):
     def count(*arguments, **how):
         decoded.append(decode(*arguments, **how))
         return decoded[-1]
+
     monkeypatch.setattr(model.VLA, 'decode_text', count)
-    policy = policies.checkpoint(world, checkpoint, read_text=True, text_chunks=3, device='cpu')(1_000_003)
+    policy = checkpoint_policy(
+        checkpoint, world, expert.CLOSED_M, read_text=True, text_chunks=3, device='cpu'
+    )(1_000_003)
     choices = [policy(obs) for _ in range(7)]
     assert len(decoded) == 3 and all('chunk_ms' in choice for choice in choices)
     assert len({choice['subtask'] for choice in choices}) == 1
@@ -120,11 +136,15 @@ def test_a_text_serves_for_several_chunks(checkpoint, world, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
 def test_a_gpu_that_is_not_there_is_refused(checkpoint, world):
     with pytest.raises(ValueError, match='device=cuda: torch sees no such GPU here'):
-        policies.checkpoint(world, checkpoint, device='cuda')
+        checkpoint_policy(checkpoint, world, expert.CLOSED_M, device='cuda')
 
 
 def test_what_a_checkpoint_cannot_do_is_refused(checkpoint, world):
-    for how, said in ((dict(execute=9), 'have 8 rows'), (dict(execute=5, delay=4), 'have 8 rows'),
-                      (dict(dtype='half'), "'half'"), (dict(compile_model=True, read_text=True), 'anew')):
+    for how, said in (
+        (dict(execute=9), 'have 8 rows'),
+        (dict(execute=5, delay=4), 'have 8 rows'),
+        (dict(dtype='half'), "'half'"),
+        (dict(compile_model=True, read_text=True), 'anew'),
+    ):
         with pytest.raises(ValueError, match=said):
-            policies.checkpoint(world, checkpoint, device='cpu', **how)
+            checkpoint_policy(checkpoint, world, expert.CLOSED_M, device='cpu', **how)

@@ -1,10 +1,11 @@
 """Qwen2.5-VL and EO-1 checkpoints compute here what they compute in the published code.
 
-Oracles: in tests/fixtures/eo1 outputs of the public EO-1 model (transformers 4.56), tiny and random; and the
-installed transformers, on tiny random models made here.
+Oracles: in tests/fixtures/eo1 outputs of the public EO-1 model (transformers 4.56), tiny and
+random; and the installed transformers, on tiny random models made here.
 
     python -m pytest tests/test_pretrained.py
 """
+
 import dataclasses
 import functools
 import json
@@ -18,15 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import model
-import pretrained
-import vision
 from model import VLA
-from processor import Processor
+from vla import pretrained, vision
+from vla.processor import Processor
 
 torch.set_num_threads(1)
 FOLDER = 'tests/fixtures/eo1'
-GO = 607                # <|action_start|>: the tokenizer's to say, config.json does not
-TOLERANCE = 2e-4        # asked for; 1e-5 is reached
+GO = 607  # <|action_start|>: the tokenizer's to say, config.json does not
+TOLERANCE = 2e-4  # asked for; 1e-5 is reached
 
 
 def load(name):
@@ -36,11 +36,22 @@ def load(name):
 def as_batch(x):
     """The published model's inputs in our names."""
     total = x['attention_mask'].sum(1)
-    batch = dict(input_ids=x['input_ids'], user_len=total, total_len=total, patches=x['pixel_values'],
-                 grids=x['image_grid_thw'].tolist(), state=x['states'])
+    batch = dict(
+        input_ids=x['input_ids'],
+        user_len=total,
+        total_len=total,
+        patches=x['pixel_values'],
+        grids=x['image_grid_thw'].tolist(),
+        state=x['states'],
+    )
     if 'labels' in x:
-        batch |= dict(labels=x['labels'], actions=x['actions'], noise=x['noise'], time=x['time'],
-                      action_mask=~x['action_is_pad'])
+        batch |= dict(
+            labels=x['labels'],
+            actions=x['actions'],
+            noise=x['noise'],
+            time=x['time'],
+            action_mask=~x['action_is_pad'],
+        )
     return batch
 
 
@@ -50,9 +61,14 @@ def split(batch):
     parts = []
     for i, rows in enumerate((slice(cut), slice(cut, None))):
         n = batch['total_len'][i]
-        parts.append({k: v[i:i + 1] for k, v in batch.items()} | dict(
-            patches=batch['patches'][rows], grids=batch['grids'][2 * i:2 * i + 2],
-            **{k: batch[k][i:i + 1, :n] for k in ('input_ids', 'labels')}))
+        parts.append(
+            {k: v[i : i + 1] for k, v in batch.items()}
+            | dict(
+                patches=batch['patches'][rows],
+                grids=batch['grids'][2 * i : 2 * i + 2],
+                **{k: batch[k][i : i + 1, :n] for k in ('input_ids', 'labels')},
+            )
+        )
     return parts
 
 
@@ -80,11 +96,14 @@ def with_rows(net, batch):
 # -----------------------------------------------------------------------------
 # EO-1
 
+
 @pytest.mark.parametrize('name', ['vla_right_pad', 'interleaved_pass'])
 def test_forward_matches_eo1(net, name):
     inputs, expected = load(name)
     batch, real = with_rows(net, as_batch(inputs)), inputs['attention_mask'].bool()
-    assert torch.equal(net.prefix_layout(batch).position[:, real], expected['position_ids'][:, real])
+    assert torch.equal(
+        net.prefix_layout(batch).position[:, real], expected['position_ids'][:, real]
+    )
     assert distance(net.embed_prefix(batch)[0][real], expected['inputs_embeds'][real]) < TOLERANCE
     hidden = hidden_states(net, batch)
     assert distance(hidden[real], expected['last_hidden_state'][real]) < TOLERANCE
@@ -114,7 +133,9 @@ def test_losses_and_gradients_match_eo1(net, name):
 def test_sampling_matches_eo1(net):
     inputs, expected = load('sample_b1_0')
     cut = inputs['input_ids'][0].tolist().index(GO) + 1
-    batch = as_batch(inputs) | dict(input_ids=inputs['input_ids'][:, :cut], total_len=torch.tensor([cut]))
+    batch = as_batch(inputs) | dict(
+        input_ids=inputs['input_ids'][:, :cut], total_len=torch.tensor([cut])
+    )
     actions = net.act(batch, 10, inputs['init_noise'])
     assert distance(actions, expected['actions']) < TOLERANCE
 
@@ -123,12 +144,16 @@ def test_without_the_switch_the_mean_is_over_denoised_rows_and_clean_rows_have_t
     batch = as_batch(load('vla_right_pad')[0])
     clean = VLA.from_pretrained(FOLDER, action_start_id=GO, eo1_compat=False)
     diluted, honest = (n.forward_inline(batch)[1]['flow'] for n in (net, clean))
-    assert distance(honest, diluted * 12 / 10) < 1e-5       # 2 of 12 rows are padding
+    assert distance(honest, diluted * 12 / 10) < 1e-5  # 2 of 12 rows are padding
     batch = as_batch(load('interleaved_pass')[0])
     before = clean.forward_inline(batch)[1]
-    others = batch | dict(time=torch.tensor([0.9, batch['time'][1], 0.7]))     # of the two clean chunks
+    others = batch | dict(
+        time=torch.tensor([0.9, batch['time'][1], 0.7])
+    )  # of the two clean chunks
     assert torch.equal(before['flow'], clean.forward_inline(others)[1]['flow'])
-    assert not torch.equal(net.forward_inline(batch)[1]['flow'], net.forward_inline(others)[1]['flow'])
+    assert not torch.equal(
+        net.forward_inline(batch)[1]['flow'], net.forward_inline(others)[1]['flow']
+    )
 
 
 def test_padding_on_the_left_changes_nothing(net):
@@ -149,34 +174,64 @@ def test_padding_on_the_left_changes_nothing(net):
     for key, pad in (('input_ids', 0), ('document', -1)):
         left[key] = torch.full((2, width), pad)
     for i, (part, cut) in enumerate(zip(parts, cuts)):
-        part['input_ids'] = part['input_ids'][:, :cut + 1]
-        left['input_ids'][i, width - cut - 1:] = part['input_ids'][0]
-        left['document'][i, width - cut - 1:] = 0
+        part['input_ids'] = part['input_ids'][:, : cut + 1]
+        left['input_ids'][i, width - cut - 1 :] = part['input_ids'][0]
+        left['document'][i, width - cut - 1 :] = 0
         part |= dict(user_len=torch.tensor([cut]), total_len=torch.tensor([cut + 1]))
     left['user_len'] = torch.tensor(cuts)
-    together = net.act(left, 3, noise), net.act(left, 3, noise, read_text=False), net.generate(left, 6)
+    together = (
+        net.act(left, 3, noise),
+        net.act(left, 3, noise, read_text=False),
+        net.generate(left, 6),
+    )
     actions, texts = net.plan_and_act(left, 2, 4, noise)
     again, _ = net.plan_and_act(left, 2, noise=noise, texts=texts)
     assert distance(actions, again) < 1e-5
     for i, part in enumerate(parts):
-        alone = net.act(part, 3, noise[i:i + 1]), net.act(part, 3, noise[i:i + 1], read_text=False)
-        assert distance(together[0][i], alone[0][0]) < 1e-5 and distance(together[1][i], alone[1][0]) < 1e-5
+        alone = (
+            net.act(part, 3, noise[i : i + 1]),
+            net.act(part, 3, noise[i : i + 1], read_text=False),
+        )
+        assert (
+            distance(together[0][i], alone[0][0]) < 1e-5
+            and distance(together[1][i], alone[1][0]) < 1e-5
+        )
         assert together[2][i] == net.generate(part, 6)[0]
-        assert distance(actions[i], net.plan_and_act(part, 2, 4, noise[i:i + 1])[0][0]) < 1e-5
+        assert distance(actions[i], net.plan_and_act(part, 2, 4, noise[i : i + 1])[0][0]) < 1e-5
 
 
 def test_documents_packed_into_a_row_equal_separate_ones(net):
-    """Attention is block-diagonal and causal, positions begin anew; the third document is text only."""
+    """Attention is block-diagonal and causal, positions begin anew; the third document is text
+    only."""
     parts = split(with_rows(net, as_batch(load('vla_right_pad')[0])))
     words = torch.tensor([[601, 40, 41, 42, 43, 44, 602]])
-    rows = [parts[0]['input_ids'], words, parts[1]['input_ids'], torch.zeros(1, 3, dtype=torch.int64)]
-    document = torch.cat([torch.full((row.shape[1],), i) for i, row in zip((0, 1, 2, -1), rows)])[None]
-    packed = {k: torch.cat([part[k] for part in parts]) for k in
-              ('patches', 'state', 'actions', 'noise', 'time', 'action_mask', 'rows', 'row_time')}
-    packed |= dict(input_ids=torch.cat(rows, 1), document=document,
-                   grids=parts[0]['grids'] + parts[1]['grids'],
-                   labels=torch.cat([parts[0]['labels'], torch.full_like(words, -100), parts[1]['labels'],
-                                     torch.full((1, 3), -100)], 1))
+    rows = [
+        parts[0]['input_ids'],
+        words,
+        parts[1]['input_ids'],
+        torch.zeros(1, 3, dtype=torch.int64),
+    ]
+    document = torch.cat([torch.full((row.shape[1],), i) for i, row in zip((0, 1, 2, -1), rows)])[
+        None
+    ]
+    packed = {
+        k: torch.cat([part[k] for part in parts])
+        for k in ('patches', 'state', 'actions', 'noise', 'time', 'action_mask', 'rows', 'row_time')
+    }
+    packed |= dict(
+        input_ids=torch.cat(rows, 1),
+        document=document,
+        grids=parts[0]['grids'] + parts[1]['grids'],
+        labels=torch.cat(
+            [
+                parts[0]['labels'],
+                torch.full_like(words, -100),
+                parts[1]['labels'],
+                torch.full((1, 3), -100),
+            ],
+            1,
+        ),
+    )
     layout = net.prefix_layout(packed)
     hidden = hidden_states(net, packed)
     text = dict(input_ids=words, user_len=torch.tensor([7]), total_len=torch.tensor([7]))
@@ -199,25 +254,50 @@ def test_an_action_prefix_stays_and_is_seen_clean(net, bidirectional):
     other = VLA.from_pretrained(FOLDER, action_start_id=GO, **cfg)
     inputs, _ = load('sample_b1_0')
     cut = inputs['input_ids'][0].tolist().index(GO) + 1
-    batch = as_batch(inputs) | dict(input_ids=inputs['input_ids'][:, :cut], total_len=torch.tensor([cut]))
-    noise, prefix = inputs['init_noise'], torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(1))
+    batch = as_batch(inputs) | dict(
+        input_ids=inputs['input_ids'][:, :cut], total_len=torch.tensor([cut])
+    )
+    noise, prefix = (
+        inputs['init_noise'],
+        torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(1)),
+    )
     for steps, solver in ((3, 'euler'), (2, 'midpoint')):
         chunk = other.act(batch, steps, noise, solver, action_prefix=prefix)
         assert torch.equal(chunk[:, :2], prefix)
         assert distance(chunk[:, 2:], other.act(batch, steps, noise, solver)[:, 2:]) > 1e-3
-        assert torch.equal(chunk, other.act(batch, steps, noise.clone().index_fill(
-            1, torch.tensor([0, 1]), 7.0), solver, action_prefix=prefix))
+        assert torch.equal(
+            chunk,
+            other.act(
+                batch,
+                steps,
+                noise.clone().index_fill(1, torch.tensor([0, 1]), 7.0),
+                solver,
+                action_prefix=prefix,
+            ),
+        )
     # one Euler step by way of the training forward, which takes a flow time per row
     time = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0]).view(1, 1, 6)
     actions = torch.cat([prefix, torch.zeros(1, 4, 16)], 1)
-    velocity, _ = other.predict(batch | dict(actions=actions, noise=noise[:, None], time=time,
-                                             read_text=torch.ones(1, 1, dtype=torch.bool)))
-    assert distance(other.act(batch, 1, noise, action_prefix=prefix)[:, 2:],
-                    (noise - velocity[:, 0])[:, 2:]) < 1e-5
+    velocity, _ = other.predict(
+        batch
+        | dict(
+            actions=actions,
+            noise=noise[:, None],
+            time=time,
+            read_text=torch.ones(1, 1, dtype=torch.bool),
+        )
+    )
+    assert (
+        distance(
+            other.act(batch, 1, noise, action_prefix=prefix)[:, 2:], (noise - velocity[:, 0])[:, 2:]
+        )
+        < 1e-5
+    )
 
 
 # -----------------------------------------------------------------------------
 # folders
+
 
 @pytest.mark.parametrize('prefix', ['vlm_backbone.', '', 'model.vlm_backbone.'])
 def test_every_generation_of_names_loads_from_shards(net, tmp_path, prefix):
@@ -226,9 +306,12 @@ def test_every_generation_of_names_loads_from_shards(net, tmp_path, prefix):
     for key, tensor in load_file(f'{FOLDER}/model.safetensors').items():
         key = pretrained.hub_name(key)
         head = key.startswith(('state_proj', 'action_'))
-        if prefix.startswith('model.'):      # LeRobot: the names transformers 5 has in memory
-            inner = ('model.' + key if key.startswith('visual.')
-                     else key.replace('model.', 'model.language_model.', 1))
+        if prefix.startswith('model.'):  # LeRobot: the names transformers 5 has in memory
+            inner = (
+                'model.' + key
+                if key.startswith('visual.')
+                else key.replace('model.', 'model.language_model.', 1)
+            )
             key = 'model.' + key if head else prefix + inner
         else:
             key = key if head else prefix + key
@@ -250,7 +333,9 @@ def test_a_checkpoint_of_ours_is_read_by_the_same_call(net, tmp_path):
     for dtype in (None, torch.bfloat16):
         again = VLA.from_pretrained(str(tmp_path), dtype)
         assert again.cfg == net.cfg and again.embed_tokens.weight.dtype == (dtype or torch.float32)
-        assert all(torch.equal(a.to(dtype), b) for a, b in zip(net.parameters(), again.parameters()))
+        assert all(
+            torch.equal(a.to(dtype), b) for a, b in zip(net.parameters(), again.parameters())
+        )
 
 
 @pytest.mark.parametrize('layout', ['hf', 'eo1'])
@@ -259,7 +344,7 @@ def test_export_comes_back(net, tmp_path, layout):
     again = VLA.from_pretrained(str(tmp_path), action_start_id=GO)
     assert again.cfg == net.cfg
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
-    if layout == 'eo1':      # the very names and shapes of the reference's file
+    if layout == 'eo1':  # the very names and shapes of the reference's file
         theirs = load_file(f'{FOLDER}/model.safetensors')
         ours = load_file(tmp_path / 'model.safetensors')
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -274,10 +359,14 @@ def test_one_error_lists_everything_that_is_wrong_with_a_folder(net, tmp_path):
     save_file(tensors, tmp_path / 'model.safetensors')
     with pytest.raises(ValueError) as error:
         VLA.from_pretrained(str(tmp_path), action_start_id=GO)
-    missing, extra, shape = re.search('missing: (.*); not in the model: (.*); other shape: (.*)',
-                                      str(error.value)).groups()
+    missing, extra, shape = re.search(
+        'missing: (.*); not in the model: (.*); other shape: (.*)', str(error.value)
+    ).groups()
     assert set(missing.split(', ')) == {
-        'model.norm.weight', 'visual.blocks.2.attn.qkv.bias', 'action_in_proj.bias'}
+        'model.norm.weight',
+        'visual.blocks.2.attn.qkv.bias',
+        'action_in_proj.bias',
+    }
     assert extra == 'model.norm.bias'
     assert shape == 'model.layers.1.self_attn.k_proj.weight (65, 128) for (64, 128)'
 
@@ -286,49 +375,64 @@ def test_weights_can_be_had_in_half_precision_and_the_head_stays_whole(net, tmp_
     half = VLA.from_pretrained(FOLDER, torch.bfloat16, action_start_id=GO)
     kinds = {name: p.dtype for name, p in half.named_parameters()}
     for name, kind in kinds.items():
-        assert kind == (torch.float32 if name.startswith(('head.', 'state_in.')) else torch.bfloat16), name
+        assert kind == (
+            torch.float32 if name.startswith(('head.', 'state_in.')) else torch.bfloat16
+        ), name
     inputs, expected = load('sample_b1_0')
     cut = inputs['input_ids'][0].tolist().index(GO) + 1
-    batch = as_batch(inputs) | dict(input_ids=inputs['input_ids'][:, :cut], total_len=torch.tensor([cut]))
+    batch = as_batch(inputs) | dict(
+        input_ids=inputs['input_ids'][:, :cut], total_len=torch.tensor([cut])
+    )
     assert distance(half.act(batch, 10, inputs['init_noise']), expected['actions']) < 0.2
-    half.save_pretrained(str(tmp_path))      # and as they are in a file they come back
+    half.save_pretrained(str(tmp_path))  # and as they are in a file they come back
     again = VLA.from_pretrained(str(tmp_path), action_start_id=GO)
     assert {name: p.dtype for name, p in again.named_parameters()} == kinds
 
 
 def test_loading_needs_the_weights_and_no_second_copy(tmp_path):
-    """Memory in MB at its height: 128 of weights in 4 shards of 32; a second copy would make it 256."""
+    """Memory in MB at its height: 128 of weights in 4 shards of 32; a second copy would make it
+    256."""
     try:
         with open('/proc/self/clear_refs', 'w') as f:
             f.write('5')
     except OSError:
-        pytest.skip('the peak of a process\'s memory cannot be reset here')
+        pytest.skip("the peak of a process's memory cannot be reset here")
 
     def memory(what):
         with open('/proc/self/status') as f:
             return int(re.search(what + r':\s+(\d+)', f.read())[1]) / 1024
+
     hf = json.load(open(f'{FOLDER}/config.json'))
-    hf['text_config'] |= dict(vocab_size=4096, hidden_size=1024, num_hidden_layers=1, num_attention_heads=8,
-                              intermediate_size=8192,
-                              rope_scaling=dict(type='mrope', mrope_section=[16, 24, 24]))
+    hf['text_config'] |= dict(
+        vocab_size=4096,
+        hidden_size=1024,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+        intermediate_size=8192,
+        rope_scaling=dict(type='mrope', mrope_section=[16, 24, 24]),
+    )
     (tmp_path / 'config.json').write_text(json.dumps(hf))
     with torch.device('meta'):
-        empty = VLA(model.VLAConfig(**pretrained.read_config(str(tmp_path)) | dict(action_start_id=GO)))
-    weight_map, shards = {}, [{} for _ in range(4)]
+        empty = VLA(
+            model.VLAConfig(**pretrained.read_config(str(tmp_path)) | dict(action_start_id=GO))
+        )
+    weight_map = {}
+    shards = [{} for _ in range(4)]
     for name, (_, _, shape) in pretrained.hub_parts(empty).items():
         shard = min(range(4), key=lambda i: sum(t.numel() for t in shards[i].values()))
         shards[shard][name] = torch.ones(shape)
         weight_map[name] = f'{shard}.safetensors'
     for i, shard in enumerate(shards):
         save_file(shard, tmp_path / f'{i}.safetensors')
-    largest = max(sum(t.numel() for t in shard.values()) for shard in shards) * 4 / 2 ** 20
-    del shards, shard
+    largest = max(sum(t.numel() for t in shard.values()) for shard in shards) * 4 / 2**20
+    shards.clear()
+    shard = None
     (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
     with open('/proc/self/clear_refs', 'w') as f:
         f.write('5')
     before = memory('VmRSS')
     loaded = VLA.from_pretrained(str(tmp_path), action_start_id=GO)
-    weights = sum(p.numel() for p in loaded.parameters()) * 4 / 2 ** 20
+    weights = sum(p.numel() for p in loaded.parameters()) * 4 / 2**20
     assert weights > 120 and memory('VmHWM') - before < weights + largest + 10
     assert all((p == 1).all() for p in loaded.parameters())
 
@@ -336,37 +440,59 @@ def test_loading_needs_the_weights_and_no_second_copy(tmp_path):
 # -----------------------------------------------------------------------------
 # tokens
 
+
 def write_qwen_tokenizer(folder, added=()):
-    """A tokenizer with Qwen's chat and picture tokens; the next free id is 276 minus what is added."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(
-        {c: i for i, c in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}, []))
+    """A tokenizer with Qwen's chat and picture tokens; the next free id is 276 minus what is
+    added."""
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            {c: i for i, c in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}, []
+        )
+    )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>',
-                                  '<|vision_end|>', '<|image_pad|>', '<|video_pad|>', *added])
+    tokenizer.add_special_tokens(
+        [
+            '<|endoftext|>',
+            '<|im_start|>',
+            '<|im_end|>',
+            '<|vision_start|>',
+            '<|vision_end|>',
+            '<|image_pad|>',
+            '<|video_pad|>',
+            *added,
+        ]
+    )
     tokenizer.save(f'{folder}/tokenizer.json')
     return tokenizer
 
 
 @pytest.mark.parametrize('order', ['2025-09', '2025-12'])
 def test_token_ids_come_from_the_tokenizer_and_must_agree_with_the_config(net, tmp_path, order):
-    """Either published order of EO-1's tokens, as it is in the folder; the ids are nowhere in the code."""
+    """Either published order of EO-1's tokens, as it is in the folder; the ids are nowhere in the
+    code."""
     tokenizer = write_qwen_tokenizer(tmp_path, pretrained.ACTION_TOKENS[order])
     ids = {field: tokenizer.token_to_id(token) for field, token in pretrained.TOKEN_OF.items()}
     assert ids['action_pad_id'] == ids['action_start_id'] + 1
     assert (ids['action_pass_id'] == ids['action_pad_id'] + 1) == (order == '2025-09')
     hf = json.load(open(f'{FOLDER}/config.json')) | dict(
-        image_token_id=ids['image_pad_id'], video_token_id=ids['video_pad_id'],
-        state_token_id=ids['state_pad_id'], action_token_id=ids['action_pad_id'],
-        action_pass_id=ids['action_pass_id'])
+        image_token_id=ids['image_pad_id'],
+        video_token_id=ids['video_pad_id'],
+        state_token_id=ids['state_pad_id'],
+        action_token_id=ids['action_pad_id'],
+        action_pass_id=ids['action_pass_id'],
+    )
     (tmp_path / 'config.json').write_text(json.dumps(hf))
     shutil.copy(f'{FOLDER}/model.safetensors', tmp_path)
     cfg = VLA.from_pretrained(str(tmp_path)).cfg
     assert {field: getattr(cfg, field) for field in ids} == ids
     wrong = hf | dict(state_token_id=ids['state_pad_id'] + 1)
     (tmp_path / 'config.json').write_text(json.dumps(wrong))
-    with pytest.raises(ValueError, match=f'state_pad.* is {ids["state_pad_id"]} in tokenizer.json, '
-                                         f'{ids["state_pad_id"] + 1} in config.json'):
+    with pytest.raises(
+        ValueError,
+        match=f'state_pad.* is {ids["state_pad_id"]} in tokenizer.json, '
+        f'{ids["state_pad_id"] + 1} in config.json',
+    ):
         VLA.from_pretrained(str(tmp_path))
 
 
@@ -380,11 +506,13 @@ def test_tokens_are_added_to_qwen_as_eo1_adds_them(tmp_path):
         tokens = [tokenizer.id_to_token(i) for i in tokenizer.encode(text).ids]
         assert tokens == ['g', 'o', *re.findall(r'<.*?>', text)]
         before = tokenizer.to_str()
-        assert pretrained.add_action_tokens(tokenizer).to_str() == before      # once is enough
+        assert pretrained.add_action_tokens(tokenizer).to_str() == before  # once is enough
     # with Qwen2.5-VL's 151665 tokens these are the published ids
     offset = 151665 - (last + 1)
-    published = {'2025-12': dict(action_pad=151666, state_pad=151669, vla=151671, action_pass=151672),
-                 '2025-09': dict(action_pad=151666, state_pad=151670, vla=151672, action_pass=151667)}
+    published = {
+        '2025-12': dict(action_pad=151666, state_pad=151669, vla=151671, action_pass=151672),
+        '2025-09': dict(action_pad=151666, state_pad=151670, vla=151672, action_pass=151667),
+    }
     for order, ids in published.items():
         tokenizer = pretrained.add_action_tokens(fresh(), order)
         assert {name: tokenizer.token_to_id(f'<|{name}|>') + offset for name in ids} == ids
@@ -395,28 +523,58 @@ def test_a_vision_language_model_gets_a_new_head_and_a_path_with_draws(net, tmp_
     """No action tensors in the folder; uniform pictures as bytes; K draws behind the prefix."""
     net.save_pretrained(str(tmp_path))
     tensors = load_file(tmp_path / 'model.safetensors')
-    save_file({k: v for k, v in tensors.items() if not k.startswith(('state_', 'action_'))},
-              tmp_path / 'model.safetensors')
-    fresh = VLA.from_pretrained(str(tmp_path), action_start_id=GO, state_dim=5, action_dim=3, horizon=4,
-                                image_size=56, scene_bricks=bricks, scene_frames=(0, 1), n_cameras=2,
-                                tokens_per_camera=4, head_layers=1, row_embedding=True, predict='action',
-                                eo1_compat=False)
+    save_file(
+        {k: v for k, v in tensors.items() if not k.startswith(('state_', 'action_'))},
+        tmp_path / 'model.safetensors',
+    )
+    fresh = VLA.from_pretrained(
+        str(tmp_path),
+        action_start_id=GO,
+        state_dim=5,
+        action_dim=3,
+        horizon=4,
+        image_size=56,
+        scene_bricks=bricks,
+        scene_frames=(0, 1),
+        n_cameras=2,
+        tokens_per_camera=4,
+        head_layers=1,
+        row_embedding=True,
+        predict='action',
+        eo1_compat=False,
+    )
     ids = torch.tensor([[603] + [605] * 4 + [604, 603] + [605] * 4 + [604, 612, 40, 41, GO]] * 2)
-    batch = dict(input_ids=ids, images=torch.randint(0, 256, (2, 2, 56, 56, 3), dtype=torch.uint8),
-                 state=torch.randn(2, 5), user_len=torch.tensor([15, 15]), total_len=torch.tensor([16, 16]),
-                 labels=torch.where(ids == GO, GO, -100),
-                 actions=torch.randn(2, 4, 3), noise=torch.randn(2, 2, 4, 3),
-                 time=torch.rand(2, 2), action_mask=torch.ones(2, 4, dtype=torch.bool),
-                 read_text=torch.tensor([[True, False]] * 2), tool=torch.randn(2, 2, 4),
-                 scene=torch.randn(2, 2, 2, 4), referents=torch.tensor([[0.0, 1, 2, 1, 0, 0, 0, 0]] * 2))
+    batch = dict(
+        input_ids=ids,
+        images=torch.randint(0, 256, (2, 2, 56, 56, 3), dtype=torch.uint8),
+        state=torch.randn(2, 5),
+        user_len=torch.tensor([15, 15]),
+        total_len=torch.tensor([16, 16]),
+        labels=torch.where(ids == GO, GO, -100),
+        actions=torch.randn(2, 4, 3),
+        noise=torch.randn(2, 2, 4, 3),
+        time=torch.rand(2, 2),
+        action_mask=torch.ones(2, 4, dtype=torch.bool),
+        read_text=torch.tensor([[True, False]] * 2),
+        tool=torch.randn(2, 2, 4),
+        scene=torch.randn(2, 2, 2, 4),
+        referents=torch.tensor([[0.0, 1, 2, 1, 0, 0, 0, 0]] * 2),
+    )
     fresh(batch)[0].backward()
     assert all(p.grad is not None for p in fresh.parameters())
     half = VLA.from_pretrained(str(tmp_path), torch.bfloat16, **dataclasses.asdict(fresh.cfg))
     assert half.act(batch, 2).isfinite().all() and half(batch)[0].isfinite()
     x = noise = batch['noise'][:, 0]
     for t in (1.0, 0.5):
-        out = fresh.predict(dict(batch, noise=x[:, None], actions=x, time=torch.full((2, 1), t),
-                                 read_text=torch.ones(2, 1, dtype=torch.bool)))[0][:, 0]
+        out = fresh.predict(
+            dict(
+                batch,
+                noise=x[:, None],
+                actions=x,
+                time=torch.full((2, 1), t),
+                read_text=torch.ones(2, 1, dtype=torch.bool),
+            )
+        )[0][:, 0]
         x = x - 0.5 * (x - out) / t
     assert distance(fresh.act(batch, 2, noise), x) < 1e-5
 
@@ -424,29 +582,53 @@ def test_a_vision_language_model_gets_a_new_head_and_a_path_with_draws(net, tmp_
 # -----------------------------------------------------------------------------
 # transformers, on tiny random models of several shapes
 
-IMAGE, VIDEO, BEGIN, END = 90, 91, 92, 93      # token ids
-SHAPES = {     # heads, key/value heads, head dim, tied, vision depth, heads, full blocks, window
+IMAGE, VIDEO, BEGIN, END = 90, 91, 92, 93  # token ids
+SHAPES = {  # heads, key/value heads, head dim, tied, vision depth, heads, full blocks, window
     'grouped': (4, 2, 16, True, 2, 2, (1,), 56),
     'one key': (6, 1, 8, False, 3, 4, (0, 2), 112),
-    'full heads': (2, 2, 32, True, 2, 1, (), 28)}
+    'full heads': (2, 2, 32, True, 2, 1, (), 28),
+}
 
 
 @functools.cache
 def reference(shape):
-    """transformers' Qwen2.5-VL with weights of unit gain, so that nothing hides in small numbers."""
+    """transformers' Qwen2.5-VL with weights of unit gain, so that nothing hides in small
+    numbers."""
     transformers = pytest.importorskip('transformers')
     heads, kv, dim, tied, depth, vision_heads, full, window = SHAPES[shape]
     sections = {16: [2, 3, 3], 8: [1, 1, 2], 32: [4, 6, 6]}[dim]
     config = transformers.Qwen2_5_VLConfig(
-        text_config=dict(vocab_size=100, hidden_size=heads * dim, intermediate_size=80, num_hidden_layers=2,
-                         num_attention_heads=heads, num_key_value_heads=kv, bos_token_id=None,
-                         eos_token_id=None, pad_token_id=None, tie_word_embeddings=tied,
-                         rope_scaling=dict(type='mrope', mrope_section=sections), rope_theta=1e4),
-        vision_config=dict(depth=depth, hidden_size=16 * vision_heads, num_heads=vision_heads,
-                           intermediate_size=40, out_hidden_size=heads * dim, window_size=window,
-                           fullatt_block_indexes=list(full), patch_size=14, tokens_per_second=2),
-        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=BEGIN, vision_end_token_id=END,
-        tie_word_embeddings=tied)
+        text_config=dict(
+            vocab_size=100,
+            hidden_size=heads * dim,
+            intermediate_size=80,
+            num_hidden_layers=2,
+            num_attention_heads=heads,
+            num_key_value_heads=kv,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+            tie_word_embeddings=tied,
+            rope_scaling=dict(type='mrope', mrope_section=sections),
+            rope_theta=1e4,
+        ),
+        vision_config=dict(
+            depth=depth,
+            hidden_size=16 * vision_heads,
+            num_heads=vision_heads,
+            intermediate_size=40,
+            out_hidden_size=heads * dim,
+            window_size=window,
+            fullatt_block_indexes=list(full),
+            patch_size=14,
+            tokens_per_second=2,
+        ),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=BEGIN,
+        vision_end_token_id=END,
+        tie_word_embeddings=tied,
+    )
     torch.manual_seed(len(shape))
     theirs = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
     for p in theirs.parameters():
@@ -459,7 +641,9 @@ def reference(shape):
 
 def prompt(grids, seed=0, video=()):
     """Words around pictures of these grids; those numbered in `video` are videos -> ids (1, L)."""
-    words = iter(torch.randint(0, 80, (99,), generator=torch.Generator().manual_seed(seed)).tolist())
+    words = iter(
+        torch.randint(0, 80, (99,), generator=torch.Generator().manual_seed(seed)).tolist()
+    )
     ids = [next(words), next(words)]
     for i, (t, h, w) in enumerate(grids):
         ids += [BEGIN] + [VIDEO if i in video else IMAGE] * (t * h * w // 4) + [END, next(words)]
@@ -476,10 +660,14 @@ def pair(request, tmp_path):
     theirs = reference(request.param)
     theirs.save_pretrained(tmp_path / 'theirs', max_shard_size='60KB')
     assert (tmp_path / 'theirs' / 'model.safetensors.index.json').exists()
-    return theirs, VLA.from_pretrained(str(tmp_path / 'theirs'), action_start_id=99, state_pad_id=98)
+    return theirs, VLA.from_pretrained(
+        str(tmp_path / 'theirs'), action_start_id=99, state_pad_id=98
+    )
 
 
-@pytest.mark.parametrize('grids', [[], [(1, 4, 6)], [(1, 10, 4), (1, 2, 2)]], ids=['text', 'image', 'two'])
+@pytest.mark.parametrize(
+    'grids', [[], [(1, 4, 6)], [(1, 10, 4), (1, 2, 2)]], ids=['text', 'image', 'two']
+)
 @torch.no_grad()
 def test_logits_and_greedy_text_equal_transformers(pair, grids):
     theirs, ours = pair
@@ -489,12 +677,17 @@ def test_logits_and_greedy_text_equal_transformers(pair, grids):
     if grids:
         patches = torch.randn(sum(t * h * w for t, h, w in grids), 1176)
         batch |= dict(patches=patches, grids=grids)
-        inputs |= dict(pixel_values=patches, image_grid_thw=torch.tensor(grids),
-                       mm_token_type_ids=(ids == IMAGE).int())
+        inputs |= dict(
+            pixel_values=patches,
+            image_grid_thw=torch.tensor(grids),
+            mm_token_type_ids=(ids == IMAGE).int(),
+        )
     expected = theirs(**inputs).logits
     assert expected.std() > 0.3 and distance(logits_of(ours, batch), expected) < TOLERANCE
-    text = theirs.generate(**inputs, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-    assert ours.generate(batch, 8, stop=[])[0] == text[0, ids.shape[1]:].tolist()
+    text = theirs.generate(
+        **inputs, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+    )
+    assert ours.generate(batch, 8, stop=[])[0] == text[0, ids.shape[1] :].tolist()
 
 
 @torch.no_grad()
@@ -507,8 +700,13 @@ def test_a_left_padded_batch_generates_as_transformers_does(pair):
     grids = [(1, 4, 4), (1, 2, 6), (1, 4, 4)]
     patches = torch.randn(44, 1176)
     batch = dict(input_ids=ids, document=mask - 1, patches=patches, grids=grids)
-    inputs = dict(input_ids=ids, attention_mask=mask, pixel_values=patches,
-                  image_grid_thw=torch.tensor(grids), mm_token_type_ids=(ids == IMAGE).int())
+    inputs = dict(
+        input_ids=ids,
+        attention_mask=mask,
+        pixel_values=patches,
+        image_grid_thw=torch.tensor(grids),
+        mm_token_type_ids=(ids == IMAGE).int(),
+    )
     real = mask.bool()
     assert distance(logits_of(ours, batch)[real], theirs(**inputs).logits[real]) < TOLERANCE
     text = theirs.generate(**inputs, max_new_tokens=6, do_sample=False)
@@ -517,12 +715,18 @@ def test_a_left_padded_batch_generates_as_transformers_does(pair):
 
 @torch.no_grad()
 def test_after_a_video_text_goes_on_behind_the_largest_position(pair):
-    """An image, a video of 3 rows of time 2.5 s apart, an image. transformers 5 counts on by the sides of the
-    frames only; given the positions of EO-1's rule, worked out here token by token, it agrees."""
+    """An image, a video of 3 rows of time 2.5 s apart, an image. transformers 5 counts on by the
+    sides of the frames only; given the positions of EO-1's rule, worked out here token by token, it
+    agrees."""
     theirs, ours = pair
     grids, seconds = [(1, 4, 4), (3, 2, 4), (1, 2, 2)], [1.0, 2.5, 1.0]
     ids = prompt(grids, 4, video=(1,))
-    place, at, now, left = torch.zeros(3, 1, ids.shape[1], dtype=torch.int64), 0, 0, list(zip(grids, seconds))
+    place, at, now, left = (
+        torch.zeros(3, 1, ids.shape[1], dtype=torch.int64),
+        0,
+        0,
+        list(zip(grids, seconds)),
+    )
     while at < ids.shape[1]:
         if ids[0, at] not in (IMAGE, VIDEO):
             place[:, 0, at] = now
@@ -535,14 +739,21 @@ def test_after_a_video_text_goes_on_behind_the_largest_position(pair):
                 for column in range(w // 2):
                     cell = torch.tensor([int(frame * pause * 2), row, column]) + first
                     place[:, 0, at], now, at = cell, max(now, int(cell.max()) + 1), at + 1
-    assert now - ids.shape[1] > 0      # the video takes more positions than tokens
+    assert now - ids.shape[1] > 0  # the video takes more positions than tokens
     patches = torch.randn(44, 1176)
     n = torch.tensor([ids.shape[1]])
-    batch = dict(input_ids=ids, user_len=n, total_len=n, patches=patches, grids=grids, grid_seconds=seconds)
+    batch = dict(
+        input_ids=ids, user_len=n, total_len=n, patches=patches, grids=grids, grid_seconds=seconds
+    )
     assert torch.equal(ours.prefix_layout(batch).position, place)
-    expected = theirs(input_ids=ids, position_ids=place, pixel_values=torch.cat([patches[:16], patches[40:]]),
-                      image_grid_thw=torch.tensor([grids[0], grids[2]]), pixel_values_videos=patches[16:40],
-                      video_grid_thw=torch.tensor(grids[1:2])).logits
+    expected = theirs(
+        input_ids=ids,
+        position_ids=place,
+        pixel_values=torch.cat([patches[:16], patches[40:]]),
+        image_grid_thw=torch.tensor([grids[0], grids[2]]),
+        pixel_values_videos=patches[16:40],
+        video_grid_thw=torch.tensor(grids[1:2]),
+    ).logits
     assert distance(logits_of(ours, batch), expected) < TOLERANCE
 
 
@@ -552,19 +763,28 @@ def test_what_we_save_opens_in_transformers(pair, tmp_path):
     ours.save_pretrained(str(tmp_path / 'ours'))
     again = type(theirs).from_pretrained(str(tmp_path / 'ours'), dtype=torch.float32).eval()
     state, expected = again.state_dict(), theirs.state_dict()
-    assert state.keys() == expected.keys() and all(torch.equal(state[k], expected[k]) for k in state)
+    assert state.keys() == expected.keys() and all(
+        torch.equal(state[k], expected[k]) for k in state
+    )
     ids = prompt([(1, 4, 6)])
-    inputs = dict(input_ids=ids, pixel_values=torch.randn(24, 1176), image_grid_thw=torch.tensor([[1, 4, 6]]),
-                  mm_token_type_ids=(ids == IMAGE).int())
+    inputs = dict(
+        input_ids=ids,
+        pixel_values=torch.randn(24, 1176),
+        image_grid_thw=torch.tensor([[1, 4, 6]]),
+        mm_token_type_ids=(ids == IMAGE).int(),
+    )
     assert torch.equal(again(**inputs).logits, theirs(**inputs).logits)
 
 
 @pytest.mark.parametrize('size', [(56, 84), (50, 99), (300, 200), (30, 400), (13, 17), (97, 640)])
 def test_pictures_are_prepared_as_the_published_processor_does(size):
-    """Sizes that stay, shrink and grow. A resized byte that lies on .5 may be rounded either way."""
+    """Sizes that stay, shrink and grow. A resized byte that lies on .5 may be rounded either
+    way."""
     transformers = pytest.importorskip('transformers')
     bounds = dict(min_pixels=4 * 784, max_pixels=40 * 784)
-    processor = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(**bounds)
+    processor = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
+        **bounds
+    )
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     theirs = processor(images=[image], return_tensors='pt')
     patches, grids = vision.preprocess([image], **bounds)
@@ -575,40 +795,72 @@ def test_pictures_are_prepared_as_the_published_processor_does(size):
 
 def test_a_prompt_is_the_chat_template_of_qwen(tmp_path):
     tokenizer = write_qwen_tokenizer(tmp_path)
-    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(dict(
-        min_pixels=3136, max_pixels=50_000, patch_size=14, merge_size=2, temporal_patch_size=2)))
+    (tmp_path / 'preprocessor_config.json').write_text(
+        json.dumps(
+            dict(
+                min_pixels=3136,
+                max_pixels=50_000,
+                patch_size=14,
+                merge_size=2,
+                temporal_patch_size=2,
+            )
+        )
+    )
     chat = pretrained.Chat(str(tmp_path))
     batch = chat.encode([torch.zeros(60, 90, 3, dtype=torch.uint8)], 'what?')
     assert batch['grids'] == [(1, 4, 6)] and batch['patches'].shape == (24, 1176)
     assert tokenizer.decode(batch['input_ids'][0].tolist(), skip_special_tokens=False) == (
         '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>'
-        + '<|image_pad|>' * 6 + '<|vision_end|>what?<|im_end|>\n<|im_start|>assistant\n')
-    batch = chat.encode([], 'go<|vla|>', state=torch.zeros(3), system='You are a helpful physical assistant.')
+        + '<|image_pad|>' * 6
+        + '<|vision_end|>what?<|im_end|>\n<|im_start|>assistant\n'
+    )
+    batch = chat.encode(
+        [], 'go<|vla|>', state=torch.zeros(3), system='You are a helpful physical assistant.'
+    )
     assert 'patches' not in batch and batch['state'].shape == (1, 3)
-    vla = [chat.tokenizer.token_to_id(t) for t in ('<|state_start|>', '<|state_pad|>', '<|state_end|>')]
+    vla = [
+        chat.tokenizer.token_to_id(t) for t in ('<|state_start|>', '<|state_pad|>', '<|state_end|>')
+    ]
     row = batch['input_ids'][0].tolist()
-    assert row[row.index(vla[0]):][:3] == vla
+    assert row[row.index(vla[0]) :][:3] == vla
 
 
 # -----------------------------------------------------------------------------
 
+
 def test_flops_of_the_tower_agree_with_the_profiler():
     from torch.utils.flop_counter import FlopCounterMode
+
     tower = vision.QwenVision(48, 3, 2, 96, 24, full_blocks=(1,), window=56)
     patches, grids = vision.patchify(torch.rand(2, 112, 112, 3) * 255)
     with FlopCounterMode(display=False) as counter:
         tower(patches, grids)
-    cfg = model.VLAConfig(vocab_size=4, state_dim=1, action_dim=1, horizon=1, image_pad_id=1, state_pad_id=2,
-                          action_start_id=3, hidden_size=24, vision='qwen', n_cameras=2, image_size=112,
-                          vision_width=48, vision_layers=3, vision_intermediate=96, vision_full_blocks=(1,),
-                          vision_window=56)
+    cfg = model.VLAConfig(
+        vocab_size=4,
+        state_dim=1,
+        action_dim=1,
+        horizon=1,
+        image_pad_id=1,
+        state_pad_id=2,
+        action_start_id=3,
+        hidden_size=24,
+        vision='qwen',
+        n_cameras=2,
+        image_size=112,
+        vision_width=48,
+        vision_layers=3,
+        vision_intermediate=96,
+        vision_full_blocks=(1,),
+        vision_window=56,
+    )
     macs, tokens = vision.macs(cfg)
-    attention = 2 * 128 * 48 * (16 + 64 + 16)      # fused on CPU, where the profiler does not see it
+    attention = 2 * 128 * 48 * (16 + 64 + 16)  # fused on CPU, where the profiler does not see it
     assert tokens == 32 and counter.get_total_flops() == 2 * (macs - attention)
 
 
 # -----------------------------------------------------------------------------
 # sizes
+
 
 def configured(path, **known_by_data):
     """A model of the size train.py makes by a config file, on the meta device."""
@@ -619,30 +871,57 @@ def configured(path, **known_by_data):
         exec(f.read(), settings)
     with open(settings['tokenizer']) as f:
         words = f.read()
-    processor = Processor(*(settings[k] for k in ('cameras', 'image_size', 'state_slots', 'action_slots',
-                                                  'horizon', 'control_hz')), words)
-    sizes = dict(state_dim=len(processor.state_slots), action_dim=len(processor.action_slots),
-                 vocab_size=processor.tokenizer.get_vocab_size(), image_pad_id=1, state_pad_id=2,
-                 action_start_id=3, n_cameras=len(settings['cameras'])) | known_by_data
+    processor = Processor(
+        *(
+            settings[k]
+            for k in (
+                'cameras',
+                'image_size',
+                'state_slots',
+                'action_slots',
+                'horizon',
+                'control_hz',
+            )
+        ),
+        words,
+    )
+    sizes = (
+        dict(
+            state_dim=len(processor.state_slots),
+            action_dim=len(processor.action_slots),
+            vocab_size=processor.tokenizer.get_vocab_size(),
+            image_pad_id=1,
+            state_pad_id=2,
+            action_start_id=3,
+            n_cameras=len(settings['cameras']),
+        )
+        | known_by_data
+    )
     fields = {f.name for f in dataclasses.fields(model.VLAConfig)}
     with torch.device('meta'):
-        return VLA(model.VLAConfig(**{**{k: v for k, v in settings.items() if k in fields}, **sizes}))
+        return VLA(
+            model.VLAConfig(**{**{k: v for k, v in settings.items() if k in fields}, **sizes})
+        )
 
 
 @pytest.mark.parametrize('name, millions, tolerance', [('base', 25, 0.1), ('large', 1200, 0.05)])
 def test_named_sizes_are_what_they_are_called(name, millions, tolerance):
-    assert abs(configured(f'config/{name}.py').n_parameters / 1e6 - millions) <= tolerance * millions
+    assert (
+        abs(configured(f'config/{name}.py').n_parameters / 1e6 - millions) <= tolerance * millions
+    )
 
 
 def test_the_largest_config_is_eo1_3b_to_the_parameter():
     net = configured('config/eo1_3b.py', vocab_size=151_936, state_dim=32, action_dim=32)
     assert net.n_parameters == 3_771_607_072
-    with open('tests/fixtures/eo1_3b_keys.json') as f:      # the reference's: how many of a name, their shape
+    with open(
+        'tests/fixtures/eo1_3b_keys.json'
+    ) as f:  # the reference's: how many of a name, their shape
         published = json.load(f)
     ours = {}
     for name, (_, _, shape) in pretrained.hub_parts(net).items():
         name = name if name.startswith(pretrained.HEAD) else 'vlm_backbone.' + name
         name = re.sub(r'(blocks|layers)\.\d+\.', r'\1.*.', name)
         ours[name] = [ours[name][0] + 1 if name in ours else 1, list(shape)]
-    del published['vlm_backbone.lm_head.weight']            # the table of words again: not on disk
+    del published['vlm_backbone.lm_head.weight']  # the table of words again: not on disk
     assert ours == published

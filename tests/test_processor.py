@@ -1,20 +1,22 @@
 """Protects the way from an observation to model input, and back from a chunk to commands.
 
-    python -m pytest tests/test_processor.py
+python -m pytest tests/test_processor.py
 """
+
 import json
 
+import launch
 import numpy as np
 import pytest
 import torch
+from test_data import CAMERAS, dataset, folder, make_processor, spoil_pictures  # noqa: F401
 
 import data
 import episode
-import launch
-import questions
-import tasks
-from processor import COMMAND, POSITION, ROTVEC, VOCABULARY_SIZE, Processor, anchor, make_tokenizer, unanchor
-from test_data import CAMERAS, dataset, folder, make_processor, spoil_pictures  # noqa: F401
+from episode import COMMAND, POSITION, ROTVEC
+from sim import tasks
+from vla import questions
+from vla.processor import VOCABULARY_SIZE, Processor, anchor, make_tokenizer, unanchor
 
 
 def random_actions(rng, *shape):
@@ -28,6 +30,7 @@ def random_actions(rng, *shape):
 
 # ---- anchoring
 
+
 def test_unanchor_is_the_exact_inverse_of_anchor():
     rng = np.random.default_rng(1)
     actions, command = random_actions(rng, 500, 8), random_actions(rng, 500)
@@ -35,7 +38,8 @@ def test_unanchor_is_the_exact_inverse_of_anchor():
 
 
 def test_anchored_actions_do_not_depend_on_where_and_which_way_the_hand_points():
-    """Moving command and actions together, by any rotation and shift, leaves the relative action as it is."""
+    """Moving command and actions together, by any rotation and shift, leaves the relative action as
+    it is."""
     rng = np.random.default_rng(2)
     actions, command = random_actions(rng, 50, 4), random_actions(rng, 50)
     turn, shift = episode.quat_from_rotvec(np.array([0.3, -0.5, 1.1])), np.array([0.1, -0.2, 0.3])
@@ -44,17 +48,21 @@ def test_anchored_actions_do_not_depend_on_where_and_which_way_the_hand_points()
         y = x.copy()
         for p, r in zip(POSITION, ROTVEC):
             y[..., p] = episode.quat_rotate(turn, x[..., p]) + shift
-            y[..., r] = episode.rotvec_from_quat(episode.quat_mul(turn, episode.quat_from_rotvec(x[..., r])))
+            y[..., r] = episode.rotvec_from_quat(
+                episode.quat_mul(turn, episode.quat_from_rotvec(x[..., r]))
+            )
         moved.append(y)
     assert np.abs(anchor(*moved) - anchor(actions, command)).max() < 1e-9
 
 
 def test_a_turned_hand_sees_forward_motion_in_its_own_frame():
     command, action = np.zeros(15), np.zeros((1, 15))
-    command[data.TOOL_ACTION_NAMES.index('left/tool_rz')] = np.pi / 2     # its own x now points left (y)
+    command[episode.TOOL_ACTION_NAMES.index('left/tool_rz')] = (
+        np.pi / 2
+    )  # its own x now points left (y)
     action[0] = command
-    action[0, data.TOOL_ACTION_NAMES.index('left/tool_y')] = 0.1
-    moved = dict(zip(data.TOOL_ACTION_NAMES, anchor(action, command)[0]))
+    action[0, episode.TOOL_ACTION_NAMES.index('left/tool_y')] = 0.1
+    moved = dict(zip(episode.TOOL_ACTION_NAMES, anchor(action, command)[0]))
     assert moved.pop('left/tool_x') == pytest.approx(0.1) and max(map(abs, moved.values())) < 1e-12
 
 
@@ -62,19 +70,31 @@ def test_decoded_actions_equal_the_recorded_ones_and_hold_what_is_not_predicted(
     rows = dataset.windows[:64]
     commands = dataset.read('state', rows)[:, COMMAND]
     chunk = dataset.processor.normalise_actions(dataset.chunk(rows), commands)
-    assert np.abs(dataset.processor.decode_actions(chunk, commands) - dataset.chunk(rows)).max() < 1e-6
-    assert max(dataset.action_error(rows, chunk).values()) < 1e-3      # mm and rad
+    assert (
+        np.abs(dataset.processor.decode_actions(chunk, commands) - dataset.chunk(rows)).max() < 1e-6
+    )
+    assert max(dataset.action_error(rows, chunk).values()) < 1e-3  # mm and rad
     late = chunk.copy()
-    late[:, 4:] = 0      # rows 5 to 8
+    late[:, 4:] = 0  # rows 5 to 8
     errors = dataset.action_error(rows, late)
     assert max(errors[f'position_mm@{n}'] for n in (1, 2, 4)) < 1e-3
     assert 1e-3 < errors['position_mm'] < errors['position_mm@8']
-    stats = {**dataset.processor.stats, 'action_mean': np.zeros((8, 1)), 'action_std': np.ones((8, 1))}
+    stats = {
+        **dataset.processor.stats,
+        'action_mean': np.zeros((8, 1)),
+        'action_std': np.ones((8, 1)),
+    }
     only_right = Processor.from_dict(
-        {**dataset.processor.to_dict(), 'action_slots': ['right/tool_x'], 'stats': stats, 'stats_of': None})
+        {
+            **dataset.processor.to_dict(),
+            'action_slots': ['right/tool_x'],
+            'stats': stats,
+            'stats_of': None,
+        }
+    )
     command = random_actions(np.random.default_rng(0), 5).astype(np.float32)
     decoded = only_right.decode_actions(np.full((5, 8, 1), 0.05), command)
-    still = [i for i, n in enumerate(data.TOOL_ACTION_NAMES) if not n.startswith('right/tool_')]
+    still = [i for i, n in enumerate(episode.TOOL_ACTION_NAMES) if not n.startswith('right/tool_')]
     assert (decoded[..., still] == command[:, None, still]).all()
     moved = np.linalg.norm((decoded - command[:, None])[..., POSITION[1]], axis=-1)
     assert moved == pytest.approx(0.05, abs=1e-6)
@@ -82,7 +102,7 @@ def test_decoded_actions_equal_the_recorded_ones_and_hold_what_is_not_predicted(
 
 def test_companded_moves_decode_to_the_same_and_small_ones_weigh_more(dataset):
     plain, rows = dataset.processor, dataset.windows[:64]
-    companded = Processor.from_dict({**plain.to_dict(), 'compand': 0.004, 'stats': None})
+    companded = Processor.from_dict({**plain.to_dict(), 'log_scale_m': 0.004, 'stats': None})
     dataset.processor = companded
     try:
         companded.fit(dataset)
@@ -92,49 +112,56 @@ def test_companded_moves_decode_to_the_same_and_small_ones_weigh_more(dataset):
     chunk = companded.normalise_actions(dataset.chunk(rows), commands)
     assert np.abs(companded.decode_actions(chunk, commands) - dataset.chunk(rows)).max() < 1e-6
     # 1 mm more at rest and 1 mm more on a move of 40 mm: asinh is ten times as steep at rest
-    x = data.TOOL_ACTION_NAMES.index('right/tool_x')
+    x = episode.TOOL_ACTION_NAMES.index('right/tool_x')
     action = np.repeat(commands[:4, None].astype(np.float64), 8, 1)
-    action[..., x] += np.array([0, .001, .040, .041])[:, None]
+    action[..., x] += np.array([0, 0.001, 0.040, 0.041])[:, None]
     command = commands[[0]].repeat(4, 0) * 0
     moved = companded.relative_actions(action - commands[:4, None], command)
     step = moved[..., companded.action_slots.index('right/tool_x')][:, 0]
-    assert (step[1] - step[0]) / (step[3] - step[2]) == pytest.approx(10, rel=.1)
+    assert (step[1] - step[0]) / (step[3] - step[2]) == pytest.approx(10, rel=0.1)
 
 
 def test_normaliser_uses_what_the_loss_sees_and_never_divides_by_less_than_the_floor(dataset):
     processor, rows = dataset.processor, dataset.windows
-    chunk = processor.normalise_actions(dataset.chunk(rows), dataset.read('state', rows)[:, COMMAND])
+    chunk = processor.normalise_actions(
+        dataset.chunk(rows), dataset.read('state', rows)[:, COMMAND]
+    )
     mask = dataset.chunk_mask(rows)
-    floor = np.array([data.TOOL_ACTION[i].floor for i in processor.action_index])
+    floor = np.array([episode.TOOL_ACTION[i].floor for i in processor.action_index])
     assert (processor.stats['action_std'] >= floor).all() and mask.mean() < 0.95
     for h in range(8):
         alive = processor.stats['action_std'][h] > floor
         assert alive.any() and np.abs(chunk[mask[:, h], h].mean(0)).max() < 1e-4
         assert np.abs(chunk[mask[:, h], h][:, alive].std(0) - 1).max() < 1e-3
-    odd = make_processor().fit(dataset)      # the left hand never moves
+    odd = make_processor().fit(dataset)  # the left hand never moves
     assert 'does not move' in odd['action left/tool_x'] and 'command/right/tool_x' not in odd
 
 
 def test_a_normaliser_for_other_numbers_is_refused(dataset):
     made = dataset.processor.to_dict()
-    for change in ({'compand': 0.002}, {'control_hz': 20}, {'action_slots': made['action_slots'][::-1]}):
+    for change in (
+        {'log_scale_m': 0.002},
+        {'control_hz': 20},
+        {'action_slots': made['action_slots'][::-1]},
+    ):
         with pytest.raises(ValueError, match='other numbers'):
             Processor.from_dict(made | change)
 
 
 def test_a_slot_that_reaches_far_is_named(folder):
     processor = make_processor(('command/right/*', 'velocity/spine_z'))
-    far = data.Dataset(data.episode_paths(folder) * 20, processor)
-    i, episode = data.STATE_NAMES.index('velocity/spine_z'), far.files['state'][0]
-    moved = np.where(np.arange(79) == i, np.eye(len(episode), 1) * 90, episode)
+    far = data.Dataset(episode.episode_paths(folder) * 20, processor)
+    i = episode.STATE_NAMES.index('velocity/spine_z')
+    state = far.files['state'][0]
+    moved = np.where(np.arange(79) == i, np.eye(len(state), 1) * 90, state)
     far.files['state'][0] = moved.astype(np.float32)
     assert 'reaches' in processor.fit(far)['velocity/spine_z']
 
 
 def test_statistics_touch_no_picture(folder, tmp_path):
-    data.pack_episodes(data.episode_paths(folder), tmp_path, 90)
+    episode.pack_episodes(episode.episode_paths(folder), tmp_path, 90)
     whole, blind = (data.Dataset(tmp_path, make_processor()) for _ in range(2))
-    for path in data.episode_paths(tmp_path):
+    for path in episode.episode_paths(tmp_path):
         spoil_pictures(path)
     spoilt = data.Dataset(tmp_path, make_processor())
     with pytest.raises(ValueError, match='no jpeg'):
@@ -149,14 +176,24 @@ def test_statistics_touch_no_picture(folder, tmp_path):
 
 
 def test_slots_that_lie_dead_or_reach_far_are_printed_before_training(folder, tmp_path):
-    paths = data.episode_paths(folder)
+    paths = episode.episode_paths(folder)
     for path in paths:
-        arrays, header = data.read_episode(path)
-        state, at = np.array(arrays['state']), data.STATE_NAMES.index('velocity/spine_z')
+        arrays, header = episode.read_episode(path)
+        state, at = np.array(arrays['state']), episode.STATE_NAMES.index('velocity/spine_z')
         state[0, at] = 90 * (path == paths[0])
-        data.write_episode(tmp_path / 'e' / path.split('/')[-1], dict(arrays, state=state), header)
-    said = launch.run('train.py', f'--episodes={tmp_path}/e', f'--out_dir={tmp_path}/run', '--dry_run=True',
-                      f'--cameras={CAMERAS}', '--image_size=16', '--val_fraction=0', '--batch_size=8')
+        episode.write_episode(
+            tmp_path / 'e' / path.split('/')[-1], dict(arrays, state=state), header
+        )
+    said = launch.run(
+        'train.py',
+        f'--episodes={tmp_path}/e',
+        f'--out_dir={tmp_path}/run',
+        '--dry_run=True',
+        f'--cameras={CAMERAS}',
+        '--image_size=16',
+        '--val_fraction=0',
+        '--batch_size=8',
+    )
     table = {name: ' '.join(words) for name, *words in map(str.split, said.splitlines()) if words}
     assert table['velocity/spine_z'].startswith('reaches 1')
     assert table['velocity/left/wrist_z'] == 'does not move: spread 0 is below its floor 0.05'
@@ -166,40 +203,64 @@ def test_slots_that_lie_dead_or_reach_far_are_printed_before_training(folder, tm
 
 # ---- model input
 
+
 def test_a_live_observation_and_its_recorded_row_give_identical_model_input(tmp_path):
     rng = np.random.default_rng(0)
     arrays, header = episode.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
-    obs = {'time': 0.0, 'joint_pos': rng.normal(size=15), 'joint_vel': rng.normal(size=15),
-           'gripper': rng.random(2) * 0.1, 'tool_pos': rng.random((2, 3)),
-           'tool_quat': episode.quat_from_rotvec(rng.normal(size=(2, 3))), 'tool_vel': rng.normal(size=(2, 3)),
-           'tool_command': (rng.random(15) * 0.1).astype(np.float32), 'instruction': header['instruction'],
-           **{f'image/{c}': arrays[f'image/{c}'][0] for c in CAMERAS}}
-    arrays['state'][0] = data.state_vector(obs)
-    data.write_episode(tmp_path / 'e.safetensors', arrays, header)
+    obs = {
+        'time': 0.0,
+        'joint_pos': rng.normal(size=15),
+        'joint_vel': rng.normal(size=15),
+        'gripper': rng.random(2) * 0.1,
+        'tool_pos': rng.random((2, 3)),
+        'tool_quat': episode.quat_from_rotvec(rng.normal(size=(2, 3))),
+        'tool_vel': rng.normal(size=(2, 3)),
+        'tool_command': (rng.random(15) * 0.1).astype(np.float32),
+        'instruction': header['instruction'],
+        **{f'image/{c}': arrays[f'image/{c}'][0] for c in CAMERAS},
+    }
+    arrays['state'][0] = episode.state_vector(obs)
+    episode.write_episode(tmp_path / 'e.safetensors', arrays, header)
     dataset = data.Dataset(tmp_path, make_processor(state=('*',)))
     dataset.processor.fit(dataset)
     live, recorded = dataset.processor.encode([obs]), dataset.processor.encode([dataset.row(0)])
     assert live.keys() == recorded.keys() and all(torch.equal(live[k], recorded[k]) for k in live)
     step = next(s for s in range(99) if dataset.sample_rows(s, 1, 0)[0] == 0)
-    batch = dataset.batch(step, 1)      # and so does a training batch, when nothing is augmented
+    batch = dataset.batch(step, 1)  # and so does a training batch, when nothing is augmented
     told = dataset.processor.encode([obs], [dataset.subtask(0)])
     assert all(torch.equal(told[k], batch[k]) for k in told)
 
 
 def test_the_token_sequence_is_images_state_instruction_then_supervised_text(dataset):
     processor = dataset.processor
-    user, assistant = processor.prompt_ids('put the red brick on the near left corner', 'right: reach red')
+    user, assistant = processor.prompt_ids(
+        'put the red brick on the near left corner', 'right: reach red'
+    )
     words = [processor.tokenizer.decode([i], skip_special_tokens=False) for i in user + assistant]
     assert [w.strip() for w in words] == [
-        *['<|image_pad|>'] * 4, '<|state_pad|>', *'put the red brick on the near left corner'.split(),
-        '<|vla|>', 'right', ':', 'reach', 'red', '<|action_start|>']
+        *['<|image_pad|>'] * 4,
+        '<|state_pad|>',
+        *'put the red brick on the near left corner'.split(),
+        '<|vla|>',
+        'right',
+        ':',
+        'reach',
+        'red',
+        '<|action_start|>',
+    ]
     assert processor.decode_text(assistant) == 'right: reach red'
     batch = processor.pad([(user, assistant), (user[:-3], ())])
     n = len(user)
-    assert batch['user_len'].tolist() == [n, n - 3] and batch['total_len'].tolist() == [n + 5, n - 3]
-    assert batch['labels'][0, n:].tolist() == list(assistant) and (batch['labels'][0, :n] == -100).all()
+    assert batch['user_len'].tolist() == [n, n - 3] and batch['total_len'].tolist() == [
+        n + 5,
+        n - 3,
+    ]
+    assert (
+        batch['labels'][0, n:].tolist() == list(assistant)
+        and (batch['labels'][0, :n] == -100).all()
+    )
     assert (batch['labels'][1] == -100).all()
-    assert (batch['input_ids'][1, n - 3:] == processor.token_id['<|pad|>']).all()
+    assert (batch['input_ids'][1, n - 3 :] == processor.token_id['<|pad|>']).all()
     with pytest.raises(ValueError, match='forge'):
         processor.prompt('put <|vla|>')
 
@@ -207,13 +268,19 @@ def test_the_token_sequence_is_images_state_instruction_then_supervised_text(dat
 def test_the_tokenizer_keeps_our_words_whole_and_any_text_intact(tmp_path):
     tokenizer, split = make_tokenizer(['Zzyzx road'], tmp_path / 't.json')
     assert split == [] and tokenizer.get_vocab_size() <= VOCABULARY_SIZE
-    make_tokenizer([], tmp_path / 'again.json')      # python data.py tokenizer
+    make_tokenizer([], tmp_path / 'again.json')  # python data.py tokenizer
     assert (tmp_path / 'again.json').read_text() == open('assets/tokenizer.json').read()
-    said = {text for task in tasks.TASKS.values() for seed in range(100)
-            for _, text in task.sample(np.random.default_rng(seed), 2.)[1]}
+    said = {
+        text
+        for task in tasks.TASKS.values()
+        for seed in range(100)
+        for _, text in task.sample(np.random.default_rng(seed), 2.0)[1]
+    }
     said |= {text.format(x='red') for texts in questions.TEMPLATES.values() for text in texts}
     words = {word for text in said for word in text.split()}
-    assert len(words) > 100 and [word for word in words if len(tokenizer.encode(word).ids) > 1] == []
+    assert (
+        len(words) > 100 and [word for word in words if len(tokenizer.encode(word).ids) > 1] == []
+    )
     for text in ('left: carry red to near left; right: hold', 'grüße, 日本!', '2x4 at 1.5'):
         assert tokenizer.decode(tokenizer.encode(text).ids).strip() == text
 
@@ -222,16 +289,24 @@ def test_processor_survives_json_and_refuses_a_world_that_differs(dataset):
     processor = dataset.processor
     again = Processor.from_dict(json.loads(json.dumps(processor.to_dict())))
     assert again.to_dict() == processor.to_dict()
-    # float64 from the start: a resumed run reads them as such, and must round like the run it continues
+    # float64 from the start: a resumed run reads them as such, and must round like the run it
+    # continues
     assert all(v.dtype == np.float64 for v in processor.stats.values())
     rows = [dataset.row(i) for i in (0, 5)]
     a, b = processor.encode(rows), again.encode(rows)
     assert all(torch.equal(a[k], b[k]) for k in a)
-    world = {'cameras': [*CAMERAS, 'head'], 'image_size': 16, 'control_hz': 10,
-             'tool_action_names': data.TOOL_ACTION_NAMES}
+    world = {
+        'cameras': [*CAMERAS, 'head'],
+        'image_size': 16,
+        'control_hz': 10,
+        'tool_action_names': episode.TOOL_ACTION_NAMES,
+    }
     processor.check_world(world)
-    for change, words in (({'cameras': ['head', 'overhead']}, "no camera 'right/wrist'"),
-                          ({'image_size': 32}, '32x32'), ({'control_hz': 20}, '20 Hz'),
-                          ({'tool_action_names': ['x']}, 'action slots x')):
+    for change, words in (
+        ({'cameras': ['head', 'overhead']}, "no camera 'right/wrist'"),
+        ({'image_size': 32}, '32x32'),
+        ({'control_hz': 20}, '20 Hz'),
+        ({'tool_action_names': ['x']}, 'action slots x'),
+    ):
         with pytest.raises(ValueError, match=words):
             processor.check_world(world | change)

@@ -1,7 +1,9 @@
-"""The stepping loop as users run it: recording survives kills, replay is bit-equal, refusals, scores, films.
+"""The stepping loop as users run it: recording survives kills, replay is bit-equal, refusals,
+scores, films.
 
-    python -m pytest tests/test_rollout.py
+python -m pytest tests/test_rollout.py
 """
+
 import functools
 import json
 import os
@@ -12,21 +14,22 @@ import sys
 import time
 
 import imageio.v2 as imageio
+import launch
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-import data
-import film
-import launch
-import policies
 import sim_rollout
-from world import World
+from episode import TOOL_ACTION_NAMES, check_episode, read_episode, write_episode
+from sim import film, policies
+from sim.world import World
 
 pytestmark = pytest.mark.mujoco
 
 
-HOW = dict(execute=2, steps=5, read_text=False, device='cpu', dtype='float32')  # to ask a checkpoint
+HOW = dict(
+    execute=2, steps=5, read_text=False, device='cpu', dtype='float32'
+)  # to ask a checkpoint
 
 
 rollout = functools.partial(launch.run, 'sim_rollout.py')
@@ -42,71 +45,92 @@ def blind_world():
 
 
 def test_recorded_episodes_are_sound_and_named_by_task_and_seed(recorded):
-    assert sorted(p.stem for p in recorded.glob('*.safetensors')) == ['place_0000000', 'place_0000001']
+    assert sorted(p.stem for p in recorded.glob('*.safetensors')) == [
+        'place_0000000',
+        'place_0000001',
+    ]
     for path in recorded.glob('*.safetensors'):
-        assert data.check_episode(path) == []
-        arrays, header = data.read_episode(path)
+        assert check_episode(path) == []
+        arrays, header = read_episode(path)
         assert header['success'] and header['seed'] < 1_000_000
         assert len(arrays['time']) == header['metrics']['steps']
         changed = (arrays['tool_action'] != arrays['tool_executed']).any(1)
         # a kick moves the robot, not the label
         assert changed[arrays['kicked'] == 1].any()
         off = np.abs(arrays['tool_action'] - arrays['tool_executed'])[arrays['kicked'] == 0]
-        still = [i for i, slot in enumerate(data.TOOL_ACTION_NAMES) if slot[-6:-1] != 'tool_']
-        assert off.max() < .01 and not off[:, still].any()      # jitter: millimetres, nothing but position
+        still = [i for i, slot in enumerate(TOOL_ACTION_NAMES) if slot[-6:-1] != 'tool_']
+        assert (
+            off.max() < 0.01 and not off[:, still].any()
+        )  # jitter: millimetres, nothing but position
     assert [row['success'] for row in log(recorded)] == [True, True]
 
 
 def test_replay_is_bit_equal_also_with_other_cameras(recorded, tmp_path):
     folder = tmp_path / 'small'
-    text = rollout(f'--policy={recorded}', '--image_size=32', '--cameras=head', f'--record={folder}',
-                   '--workers=1')
+    text = rollout(
+        f'--policy={recorded}',
+        '--image_size=32',
+        '--cameras=head',
+        f'--record={folder}',
+        '--workers=1',
+    )
     assert 'replay bit-equal in 2/2 episodes' in text
-    small, header = data.read_episode(folder / 'place_0000001.safetensors')
-    large, _ = data.read_episode(recorded / 'place_0000001.safetensors')
+    small, header = read_episode(folder / 'place_0000001.safetensors')
+    large, _ = read_episode(recorded / 'place_0000001.safetensors')
     assert small['image/head'].shape[1:] == (32, 32, 3) and list(header['cameras']) == ['head']
     for name in large.keys() & small.keys():
         assert np.array_equal(small[name], large[name]), name
 
 
-def test_a_replay_takes_the_seeds_and_the_task_it_is_told_and_says_what_it_leaves_out(recorded, tmp_path):
+def test_a_replay_takes_the_seeds_and_the_task_it_is_told_and_says_what_it_leaves_out(
+    recorded, tmp_path
+):
     folder = shutil.copytree(recorded, tmp_path / 'episodes')
-    arrays, header = data.read_episode(recorded / 'place_0000001.safetensors')
+    arrays, header = read_episode(recorded / 'place_0000001.safetensors')
     join = dict(header, task='join', seed=7, world=header['world'] | dict(task='join'))
-    data.write_episode(folder / 'join_0000007.safetensors', arrays, join)
+    write_episode(folder / 'join_0000007.safetensors', arrays, join)
     end = ['--workers=1', f'--out={tmp_path}/out']
     text = rollout(f'--policy={folder}', '--task=place', '--episodes=1', '--seeds=1:3', *end)
-    assert '1 of 3 episodes are replayed; left out: 1 that --seeds' in text and '1 of other tasks (join)' in text
+    assert (
+        '1 of 3 episodes are replayed; left out: 1 that --seeds' in text
+        and '1 of other tasks (join)' in text
+    )
     assert 'bit-equal in 1/1' in text and [row['seed'] for row in log(tmp_path / 'out')] == [1]
-    for argument, said in (('--seeds=5', 'none of its seeds (0-1) is among those'),
-                           ('--task=stack', 'task=stack: '), ('--brick_scale=1', 'was recorded with 2.0; leave'),
-                           ('--control_hz=5', 'was recorded with 10; leave --control_hz out')):
+    for argument, said in (
+        ('--seeds=5', 'none of its seeds (0-1) is among those'),
+        ('--task=stack', 'task=stack: '),
+        ('--brick_scale=1', 'was recorded with 2.0; leave'),
+        ('--control_hz=5', 'was recorded with 10; leave --control_hz out'),
+    ):
         text = rollout(f'--policy={recorded}', argument, *end, fails=True)
         assert said in text and 'Traceback' not in text, text
     # what it was asked for differs between files
-    other = dict(header, seed=3, world=header['world'] | dict(brick_scale=1.))
-    data.write_episode(folder / 'place_0000003.safetensors', arrays, other)
+    other = dict(header, seed=3, world=header['world'] | dict(brick_scale=1.0))
+    write_episode(folder / 'place_0000003.safetensors', arrays, other)
     text = rollout(f'--policy={folder}', '--task=place', *end, fails=True)
-    assert 'place_0000003.safetensors was recorded with brick_scale=1.0' in text and 'one by one' in text
+    assert (
+        'place_0000003.safetensors was recorded with brick_scale=1.0' in text
+        and 'one by one' in text
+    )
 
 
 def test_a_replay_that_differs_fails(recorded, tmp_path):
-    arrays, header = data.read_episode(recorded / 'place_0000001.safetensors')
+    arrays, header = read_episode(recorded / 'place_0000001.safetensors')
     qpos = np.array(arrays['qpos'])
     qpos[7:, 3] += 1e-12
-    data.write_episode(tmp_path / 'place_0000001.safetensors', dict(arrays, qpos=qpos), header)
-    for _ in range(2):      # a replay is never taken from the log
+    write_episode(tmp_path / 'place_0000001.safetensors', dict(arrays, qpos=qpos), header)
+    for _ in range(2):  # a replay is never taken from the log
         text = rollout(f'--policy={tmp_path}', '--workers=1', f'--out={tmp_path}/out', fails=True)
         assert 'bit-equal in 0/1' in text and 'seed 1 differs from step 7 on' in text
     assert len(log(tmp_path / 'out')) == 1
 
 
 def test_replay_notices_the_first_step_that_differs(recorded, blind_world, tmp_path):
-    arrays, header = data.read_episode(recorded / 'place_0000001.safetensors')
+    arrays, header = read_episode(recorded / 'place_0000001.safetensors')
     qpos = np.array(arrays['qpos'])
     qpos[7:, 3] += 1e-12
     path = tmp_path / 'place_0000001.safetensors'
-    data.write_episode(path, dict(arrays, qpos=qpos), header)
+    write_episode(path, dict(arrays, qpos=qpos), header)
     policy = policies.replay(blind_world, {1: path})
     result, _, _ = sim_rollout.run_episode(blind_world, policy, seed=1)
     assert result['success'] and result['differs_at'] == 7 and 0 < result['max_difference'] < 1e-11
@@ -114,13 +138,20 @@ def test_replay_notices_the_first_step_that_differs(recorded, blind_world, tmp_p
 
 def test_a_killed_recording_goes_on_and_repeats_nothing(tmp_path):
     folder = tmp_path / 'episodes'
-    arguments = ['--episodes=5', '--kicks=0.1', '--workers=1', '--image_size=32', f'--record={folder}']
+    arguments = [
+        '--episodes=5',
+        '--kicks=0.1',
+        '--workers=1',
+        '--image_size=32',
+        f'--record={folder}',
+    ]
     process = launch.Script('sim_rollout.py', *arguments)
     while len(list(folder.glob('*.safetensors'))) < 2:
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
-    process.communicate()  # until its workers, too, have closed stdout: they finish what they have in hand
+    # until its workers, too, have closed stdout: they finish what they have in hand
+    process.communicate()
     before = {p.name: p.stat().st_mtime_ns for p in folder.glob('*.safetensors')}
     with open(folder / 'rollouts.jsonl', 'a') as f:  # and a line that was cut off
         f.write('{"seed": 5, "succ')
@@ -135,7 +166,9 @@ def test_a_killed_recording_goes_on_and_repeats_nothing(tmp_path):
 def test_words_refer_to_the_goal_at_work(tmp_path):
     """The rows of a plan in two steps: the long brick goes onto blue, then also onto white."""
     world = World('bridge', cameras=())
-    result, rows, _ = sim_rollout.run_episode(world, policies.expert(world, 0.0), seed=0, record=True)
+    result, rows, _ = sim_rollout.run_episode(
+        world, policies.expert(world, 0.0), seed=0, record=True
+    )
     arrays, header = sim_rollout.pack(world, result, rows)
     assert result['success'] and 'referents' not in arrays
     (zero, first), (t, second) = header['referents']
@@ -162,7 +195,9 @@ def test_every_recorded_episode_has_one_line_whatever_was_killed(recorded, tmp_p
     text = rollout('--episodes=3', '--kicks=0.1', f'--record={folder}', '--workers=1')
     assert '2 seeds are done, 1 to go' in text and 'place 3/3' in text
     rows = {row['seed']: row for row in log(folder)}
-    assert len(rows) == len(log(folder)) == 3 and lines[0] in (folder / 'rollouts.jsonl').read_text()
+    assert (
+        len(rows) == len(log(folder)) == 3 and lines[0] in (folder / 'rollouts.jsonl').read_text()
+    )
     again, seed = rows[before['seed']], before['seed']
     assert again == dict(before, wall_s=None), f'seed {seed}, from its file'
     # a file of other settings is not taken for one of these
@@ -173,14 +208,21 @@ def test_every_recorded_episode_has_one_line_whatever_was_killed(recorded, tmp_p
 
 def test_a_killed_score_goes_on_and_no_episode_counts_twice(tmp_path):
     out = tmp_path / 'out'
-    arguments = ['--policy=hold', '--cameras=', '--seeds=1000000:1000004', '--workers=1', f'--out={out}']
+    arguments = [
+        '--policy=hold',
+        '--cameras=',
+        '--seeds=1000000:1000004',
+        '--workers=1',
+        f'--out={out}',
+    ]
     first = rollout(*arguments)
     whole = (out / 'rollouts.jsonl').read_text().splitlines()
     (out / 'rollouts.jsonl').write_text('\n'.join([*whole[:2], whole[2][:50]]))
     text = rollout(*arguments)
     assert '2 seeds are done, 2 to go; to run them anew delete that file' in text
-    assert [line for line in text.splitlines() if 'CI' in line] == \
-        [line for line in first.splitlines() if 'CI' in line]
+    assert [line for line in text.splitlines() if 'CI' in line] == [
+        line for line in first.splitlines() if 'CI' in line
+    ]
     assert (out / 'rollouts.jsonl').read_text().splitlines()[:2] == whole[:2]
     assert sorted(row['seed'] for row in log(out)) == list(range(1_000_000, 1_000_004))
     # other settings: those seeds anew, the others stay
@@ -189,7 +231,7 @@ def test_a_killed_score_goes_on_and_no_episode_counts_twice(tmp_path):
     assert 'are done' not in text and 'lines of 1 episodes that are run again are replaced' in text
     rows = {row['seed']: row for row in log(out)}
     assert len(rows) == len(log(out)) == 4
-    assert [rows[1_000_000 + i]['made_with']['pose_range'] for i in range(4)] == [1, 1, 1, .5]
+    assert [rows[1_000_000 + i]['made_with']['pose_range'] for i in range(4)] == [1, 1, 1, 0.5]
 
 
 def test_a_score_never_takes_over_results_of_other_weights(checkpoint, tmp_path):
@@ -214,29 +256,48 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
     assert not list(tmp_path.glob('*.safetensors'))
 
 
-@pytest.mark.parametrize('argument, said', [
-    ('--seeds=a:b', 'seeds=a:b: expected one seed, or'), ('--seeds=5:3', 'seeds=5:3: expected'),
-    ('--seeds=5:5', 'seeds=5:5: expected'), ('--seeds=-2:0', 'seeds=-2:0: expected'),
-    ('--seed0=-1', 'seed0=-1: expected a whole number, at least 0'),
-    ('--episodes=0', 'episodes=0: expected a whole number, at least 1'),
-    ('--episodes=many', 'episodes=many: expected a whole number'),
-    ('--workers=0', 'workers=0: expected a whole number, at least 1'),
-    ('--video=-1', 'video=-1: expected a whole number, at least 0'),
-    ('--policy=README.md', 'README.md is no episode to replay, remove it or record it again: '),
-    ('--distractors=1.5', 'distractors=1.5: expected a whole number'),
-    ('--image_size=0', 'image_size=0: expected a whole number, from 1 to 4096'),
-    ('--image_size=big', 'image_size=big: expected a whole number'),
-    ('--pose_range=2', 'pose_range=2: expected a number, from 0 to 1'),
-    ('--physics_dt_s=0', 'physics_dt_s=0: expected a number, from 0.0005'),
-    ('--task=5', 'task=5: expected text'), ('--cameras=5', 'cameras=5: expected names'),
-    ('--out=README.md', 'out=README.md: cannot be made a folder: File exists'),
-    ('--record=README.md/episodes', 'record=README.md/episodes: cannot be made a folder: Not a directory'),
-    ('--kicks=2', 'kicks=2.0: expected a number, from 0 to 1'),
-    ('--execute=5', 'execute=5 changes nothing here, where the policy is expert: it is for where a checkpoint'),
-    ('--read_text=True', 'read_text=True changes nothing here'),
-    ('--policy=hold --kicks=0.1', 'kicks=0.1 changes nothing here, where the policy is hold: it is for where the'),
-    ('--pictures=rgb', 'pictures=(\'rgb\',) changes nothing here'),
-    ('--video=1 --pictures=flow', "pictures: no kind 'flow'; expected some of rgb,depth,segmentation")])
+@pytest.mark.parametrize(
+    'argument, said',
+    [
+        ('--seeds=a:b', 'seeds=a:b: expected one seed, or'),
+        ('--seeds=5:3', 'seeds=5:3: expected'),
+        ('--seeds=5:5', 'seeds=5:5: expected'),
+        ('--seeds=-2:0', 'seeds=-2:0: expected'),
+        ('--seed0=-1', 'seed0=-1: expected a whole number, at least 0'),
+        ('--episodes=0', 'episodes=0: expected a whole number, at least 1'),
+        ('--episodes=many', 'episodes=many: expected a whole number'),
+        ('--workers=0', 'workers=0: expected a whole number, at least 1'),
+        ('--video=-1', 'video=-1: expected a whole number, at least 0'),
+        ('--policy=README.md', 'README.md is no episode to replay, remove it or record it again: '),
+        ('--distractors=1.5', 'distractors=1.5: expected a whole number'),
+        ('--image_size=0', 'image_size=0: expected a whole number, from 1 to 4096'),
+        ('--image_size=big', 'image_size=big: expected a whole number'),
+        ('--pose_range=2', 'pose_range=2: expected a number, from 0 to 1'),
+        ('--physics_dt_s=0', 'physics_dt_s=0: expected a number, from 0.0005'),
+        ('--task=5', 'task=5: expected text'),
+        ('--cameras=5', 'cameras=5: expected names'),
+        ('--out=README.md', 'out=README.md: cannot be made a folder: File exists'),
+        (
+            '--record=README.md/episodes',
+            'record=README.md/episodes: cannot be made a folder: Not a directory',
+        ),
+        ('--kicks=2', 'kicks=2.0: expected a number, from 0 to 1'),
+        (
+            '--execute=5',
+            'execute=5 changes nothing here, where the policy is expert: it is for where a checkpoint',
+        ),
+        ('--read_text=True', 'read_text=True changes nothing here'),
+        (
+            '--policy=hold --kicks=0.1',
+            'kicks=0.1 changes nothing here, where the policy is hold: it is for where the',
+        ),
+        ('--pictures=rgb', "pictures=('rgb',) changes nothing here"),
+        (
+            '--video=1 --pictures=flow',
+            "pictures: no kind 'flow'; expected some of rgb,depth,segmentation",
+        ),
+    ],
+)
 def test_a_setting_without_sense_gets_one_line_that_names_it(argument, said):
     text = rollout(*argument.split(), fails=True)
     last = text.splitlines()[-1]
@@ -260,6 +321,7 @@ def test_what_a_worker_meets_reaches_the_user_in_one_line(monkeypatch, tmp_path)
 def test_a_plan_that_does_not_fit_its_range_is_said_not_traced():
     def refuse(seed):
         raise RuntimeError('no place for white')
+
     answer = sim_rollout.attempt(refuse, 3)
     assert re.fullmatch(r'no place for white \(test_rollout.py:\d+\)', str(answer))
     assert sim_rollout.attempt(sorted, [2, 1]) == [1, 2]
@@ -275,15 +337,23 @@ def test_an_episode_that_was_cut_off_is_named(recorded, tmp_path):
 
 
 def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
-    text = rollout(f'--ckpt={checkpoint}', '--episodes=2', '--execute=4', '--read_text=True',
-                   '--instruction=', '--workers=1')
+    text = rollout(
+        f'--ckpt={checkpoint}',
+        '--episodes=2',
+        '--execute=4',
+        '--read_text=True',
+        '--instruction=',
+        '--workers=1',
+    )
     assert 'place 0/2 (0%, 95% CI 0-66) seeds 1000000-1000001' in text
     assert 'chunk latency' in text and 'got as far as: reach ' in text
     rows = log(checkpoint / 'rollout')
     assert sorted(row['seed'] for row in rows) == [1_000_000, 1_000_001]
     assert all(row['instruction'] == '' and row['made_with']['image_size'] == 96 for row in rows)
-    assert all(row['made_with']['execute'] == 4 and -(-row['steps'] // 4) == len(row['chunk_ms'])
-               for row in rows)
+    assert all(
+        row['made_with']['execute'] == 4 and -(-row['steps'] // 4) == len(row['chunk_ms'])
+        for row in rows
+    )
     picture = checkpoint / 'rollout' / 'success.png'
     assert f'success over time: {picture}' in text
     image = imageio.imread(picture)[..., :3]
@@ -292,8 +362,12 @@ def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
 
 def test_checkpoint_refuses_a_world_that_does_not_fit(checkpoint):
     assert '64x64' in rollout(f'--ckpt={checkpoint}', '--image_size=64', '--workers=1', fails=True)
-    for world, change, said in ((dict(control_hz=5), {}, '5 Hz'), (dict(cameras=('overhead',)), {}, 'wrist'),
-                                ({}, dict(execute=9), 'have 8 rows'), ({}, dict(dtype='half'), "'half'")):
+    for world, change, said in (
+        (dict(control_hz=5), {}, '5 Hz'),
+        (dict(cameras=('overhead',)), {}, 'wrist'),
+        ({}, dict(execute=9), 'have 8 rows'),
+        ({}, dict(dtype='half'), "'half'"),
+    ):
         with pytest.raises(ValueError, match=said):
             sim_rollout.setup(world, 'checkpoint', checkpoint, {}, kicks=0, how=HOW | change)
 
@@ -302,10 +376,14 @@ def test_film_shows_something_that_moves(tmp_path):
     text = rollout('--episodes=1', '--video=1', '--workers=1', f'--out={tmp_path}')
     assert 'place_1000000_success.mp4' in text
     with imageio.get_reader(tmp_path / 'place_1000000_success.mp4') as reader:
-        frames = [frame for frame in reader]
+        frames = list(reader)
     steps = log(tmp_path)[0]['steps']
     assert len(frames) == steps + 10 and frames[0].shape == (608, 960, 3)
-    views = {'text': np.s_[:128, :480], 'third_person': np.s_[128:, :480], 'wrist': np.s_[368:, 480:720]}
+    views = {
+        'text': np.s_[:128, :480],
+        'third_person': np.s_[128:, :480],
+        'wrist': np.s_[368:, 480:720],
+    }
     for name, view in views.items():
         assert frames[0][view].std() > 10, f'{name} is empty'
         moved = np.abs(frames[0][view].astype(int) - frames[steps // 2][view])
@@ -333,7 +411,12 @@ def test_success_curve_counts_who_has_finished_by_then():
 def test_funnel_counts_who_got_at_least_as_far():
     results = [dict(phase_id=i) for i in (0, 1, 1, 3, len(sim_rollout.PHASES) - 1)]
     counts = film.funnel(results)
-    assert list(counts) == list(sim_rollout.PHASES[1:]) and list(counts.values())[:4] == [4, 2, 2, 1]
+    assert list(counts) == list(sim_rollout.PHASES[1:]) and list(counts.values())[:4] == [
+        4,
+        2,
+        2,
+        1,
+    ]
 
 
 def test_wilson_interval_is_the_textbook_one():

@@ -1,8 +1,9 @@
-"""
-Protects training: exact resume, the same numbers for any number of processes, self-sufficient checkpoints.
+"""Protects training: exact resume, the same numbers for any number of processes, self-sufficient
+checkpoints.
 
 python -m pytest tests/test_train.py
 """
+
 import json
 import math
 import os
@@ -14,34 +15,50 @@ import subprocess
 import sys
 import time
 
+import launch
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import checkpoint
 import data
-import launch
-import layers
 import model
 import train
-import watch
-from processor import FAR, Processor
+from episode import git_rev, write_synthetic_episodes
+from vla import checkpoint, layers, watch
+from vla.processor import FAR, Processor
 
-TINY = ('--n_layers=1', '--image_size=16', '--cameras=overhead,', '--tokens_per_camera=2', '--max_steps=24',
-        '--batch_size=8', '--log_interval=4', '--eval_interval=12', '--eval_batches=1',
-        '--checkpoint_interval=5', '--dtype=float32')
+TINY = (
+    '--n_layers=1',
+    '--image_size=16',
+    '--cameras=overhead,',
+    '--tokens_per_camera=2',
+    '--max_steps=24',
+    '--batch_size=8',
+    '--log_interval=4',
+    '--eval_interval=12',
+    '--eval_batches=1',
+    '--checkpoint_interval=5',
+    '--dtype=float32',
+)
 SHORT = ('--max_steps=6', '--muon_learning_rate=0')
 
 
 @pytest.fixture(scope='module')
 def episodes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('episodes')
-    data.write_synthetic_episodes(folder, 12, ('overhead',), 16)
+    write_synthetic_episodes(folder, 12, ('overhead',), 16)
     return folder
 
 
 def command(episodes, out, *words):
-    return ('train.py', 'config/debug.py', *TINY, f'--episodes={episodes}', f'--out_dir={out}', *words)
+    return (
+        'train.py',
+        'config/debug.py',
+        *TINY,
+        f'--episodes={episodes}',
+        f'--out_dir={out}',
+        *words,
+    )
 
 
 def read_log(folder):
@@ -56,7 +73,9 @@ def run(*args, **kwargs):
 
 def user_runs(*args, **kwargs):
     """As typed, in an interpreter of its own."""
-    done = subprocess.run([sys.executable, *command(*args)], capture_output=True, text=True, **kwargs)
+    done = subprocess.run(
+        [sys.executable, *command(*args)], capture_output=True, text=True, **kwargs
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -64,7 +83,9 @@ def user_runs(*args, **kwargs):
 def measured(folder):
     """The log without what depends on the clock and on the machine."""
     clock = ('samples_per_s', 'gflops', 'mfu', 'data_wait', 'memory_gb')
-    return [json.dumps({k: v for k, v in line.items() if k not in clock}) for line in read_log(folder)]
+    return [
+        json.dumps({k: v for k, v in line.items() if k not in clock}) for line in read_log(folder)
+    ]
 
 
 def wait_for_step(process, log, step):
@@ -81,7 +102,11 @@ def same(a, b, tolerance=0.0):
         x, y = load_file(a / f'{name}.safetensors'), load_file(b / f'{name}.safetensors')
         assert x.keys() == y.keys()
         for k in x:
-            assert (x[k] - y[k]).abs().max() <= tolerance, (name, k, float((x[k] - y[k]).abs().max()))
+            assert (x[k] - y[k]).abs().max() <= tolerance, (
+                name,
+                k,
+                float((x[k] - y[k]).abs().max()),
+            )
     return True
 
 
@@ -107,12 +132,17 @@ def test_rate_warms_up_then_falls_to_its_end():
     rates = [train.get_lr(step, 1000, 100, 0.02) for step in range(1001)]
     assert rates[0] == pytest.approx(0.01, rel=0.01)
     assert max(rates) == pytest.approx(rates[99], abs=0.01) and rates[99] > 0.95
-    assert rates[1000] == pytest.approx(0.02) and all(a > b for a, b in zip(rates[100:], rates[101:]))
+    assert rates[1000] == pytest.approx(0.02) and all(
+        a > b for a, b in zip(rates[100:], rates[101:])
+    )
 
 
 def test_a_run_writes_a_checkpoint_that_suffices_by_itself(whole, episodes):
     out, said = whole
-    assert f'next: python sim_rollout.py --ckpt={out}' in said and (out / 'loss.png').stat().st_size > 10_000
+    assert (
+        f'next: python sim_rollout.py --ckpt={out}' in said
+        and (out / 'loss.png').stat().st_size > 10_000
+    )
     net, meta = model.VLA.load(out)
     processor = Processor.from_dict(meta['processor'])
     assert (meta['step'], meta['settings']['batch_size'], processor.control_hz) == (24, 8, 10)
@@ -128,20 +158,28 @@ def test_a_run_writes_a_checkpoint_that_suffices_by_itself(whole, episodes):
     assert {os.path.splitext(name)[1] for name in files} == {'.safetensors', '.json', '.jsonl'}
     facts = checkpoint.read_facts(out)
     assert facts['step'] == 24 and os.listdir(out / 'state') == [facts['folder']]
-    assert f'{sum(p.stat().st_size for p in (out / "state").rglob("*.*")) / 1e6:.0f} MB to go on,' in said
+    assert (
+        f'{sum(p.stat().st_size for p in (out / "state").rglob("*.*")) / 1e6:.0f} MB to go on,'
+        in said
+    )
 
 
 def test_the_log_has_one_line_per_interval_and_held_out_scores(whole):
     lines = read_log(whole[0])
     assert [line['step'] for line in lines] == [4, 8, 12, 16, 20, 24]
-    assert all(math.isfinite(line['loss']) for line in lines) and lines[-1]['loss'] < lines[0]['loss']
+    assert (
+        all(math.isfinite(line['loss']) for line in lines) and lines[-1]['loss'] < lines[0]['loss']
+    )
     assert [line['step'] for line in lines if 'val_position_mm' in line] == [12, 24]
     assert lines[-1]['val_position_mm'] < 60
-    assert lines[-1]['lr'] == pytest.approx(2e-3 * train.get_lr(23, 24, 10, 0.02))      # AdamW's, not a share
+    assert lines[-1]['lr'] == pytest.approx(
+        2e-3 * train.get_lr(23, 24, 10, 0.02)
+    )  # AdamW's, not a share
 
 
 def test_a_killed_run_goes_on_to_bit_equal_weights(whole, episodes, tmp_path):
-    """kill -9 at a moment nobody chose, twice; checkpoints every 5 steps, an epoch border on the way."""
+    """kill -9 at a moment nobody chose, twice; checkpoints every 5 steps, an epoch border on the
+    way."""
     for step in (8, 16):
         process = launch.Script(*command(episodes, tmp_path))
         wait_for_step(process, tmp_path / 'log.jsonl', step)
@@ -153,19 +191,29 @@ def test_a_killed_run_goes_on_to_bit_equal_weights(whole, episodes, tmp_path):
     assert 'starting at step ' in said and identical(whole[0], tmp_path)
 
 
-def test_a_stop_between_two_lines_of_the_log_changes_neither_without_augmentation(episodes, tmp_path):
-    words = (*SHORT, '--gain=0', '--brightness=0', '--ask=0')
+def test_a_stop_between_two_lines_of_the_log_changes_neither_without_augmentation(
+    episodes, tmp_path
+):
+    words = (*SHORT, '--gain=0', '--brightness=0', '--reask_share=0')
     run(episodes, tmp_path / 'whole', *words)
     assert 'stopped at step 1' in run(episodes, tmp_path / 'cut', *words, '--max_minutes=1e-6')
     run(episodes, tmp_path / 'cut', *words)
     assert identical(tmp_path / 'whole', tmp_path / 'cut')
 
 
-@pytest.mark.parametrize('number, words', [(signal.SIGTERM, 'stopped at step '),
-                                           (signal.SIGUSR1, 'requeue: stopped at step '),
-                                           (signal.SIGUSR2, 'requeue: stopped at step ')])
-def test_a_signal_finishes_the_step_saves_and_leaves_in_peace(whole, episodes, tmp_path, number, words):
-    """SIGUSR1 comes before SLURM's time limit, slurm/train.sh looks for the line; SIGTERM from scancel."""
+@pytest.mark.parametrize(
+    'number, words',
+    [
+        (signal.SIGTERM, 'stopped at step '),
+        (signal.SIGUSR1, 'requeue: stopped at step '),
+        (signal.SIGUSR2, 'requeue: stopped at step '),
+    ],
+)
+def test_a_signal_finishes_the_step_saves_and_leaves_in_peace(
+    whole, episodes, tmp_path, number, words
+):
+    """SIGUSR1 comes before SLURM's time limit, slurm/train.sh looks for the line; SIGTERM from
+    scancel."""
     other = ('--requeue_signal=SIGUSR2',) if number == signal.SIGUSR2 else ()
     process = launch.Script(*command(episodes, tmp_path, '--checkpoint_interval=1000', *other))
     wait_for_step(process, tmp_path / 'log.jsonl', 4)
@@ -173,16 +221,29 @@ def test_a_signal_finishes_the_step_saves_and_leaves_in_peace(whole, episodes, t
     said = process.communicate()[0]
     assert process.returncode == 0 and said.splitlines()[-1].startswith(words)
     assert 'the same command goes on from here' in said
-    said = run(episodes, tmp_path, '--keep=1', *other)
+    said = run(episodes, tmp_path, '--keep_checkpoints=1', *other)
     assert 'starting at step ' in said and identical(whole[0], tmp_path)
-    assert "going on with other settings: checkpoint_interval 1000 -> 5, keep 0 -> 1" in said
-    kept, = tmp_path.glob('step_*')
-    assert kept.name == 'step_000000024' and (kept / 'ema.safetensors').samefile(tmp_path / 'ema.safetensors')
+    assert (
+        'going on with other settings: checkpoint_interval 1000 -> 5, keep_checkpoints 0 -> 1'
+        in said
+    )
+    (kept,) = tmp_path.glob('step_*')
+    assert kept.name == 'step_000000024' and (kept / 'ema.safetensors').samefile(
+        tmp_path / 'ema.safetensors'
+    )
 
 
 def test_a_dry_run_says_what_is_needed_draws_a_batch_and_changes_nothing(episodes, tmp_path):
-    said = run(episodes, tmp_path, '--dry_run=True', '--accumulate=2', '--fsdp=True', '--offload=True',
-               '--muon_learning_rate=0', processes=2)
+    said = run(
+        episodes,
+        tmp_path,
+        '--dry_run=True',
+        '--accumulate=2',
+        '--fsdp=True',
+        '--offload=True',
+        '--muon_learning_rate=0',
+        processes=2,
+    )
     assert '2 processes x 2 x 2 accumulated = 8 chunks per step' in said
     per_process = re.search(r'([\d.]+) M parameters, ([\d.]+) M of them per process', said)
     assert float(per_process[2]) == pytest.approx(float(per_process[1]) / 2, rel=0.02)
@@ -193,17 +254,29 @@ def test_a_dry_run_says_what_is_needed_draws_a_batch_and_changes_nothing(episode
 
 def test_an_offline_wandb_run_is_gone_on_with_under_its_id(episodes, tmp_path):
     pytest.importorskip('wandb')
-    env = dict(os.environ, WANDB_MODE='offline', SLURM_JOB_ID='12', WANDB_SILENT='true',
-               WANDB_DATA_DIR=str(tmp_path / 'staged'))
+    env = dict(
+        os.environ,
+        WANDB_MODE='offline',
+        SLURM_JOB_ID='12',
+        WANDB_SILENT='true',
+        WANDB_DATA_DIR=str(tmp_path / 'staged'),
+    )
     ids = []
-    for minutes in (1e-6, 0):      # the first run stops after one step
-        user_runs(episodes, tmp_path, '--max_steps=2', '--wandb_project=test', f'--max_minutes={minutes}',
-                  '--wandb_artifacts=True', env=env)
+    for minutes in (1e-6, 0):  # the first run stops after one step
+        user_runs(
+            episodes,
+            tmp_path,
+            '--max_steps=2',
+            '--wandb_project=test',
+            f'--max_minutes={minutes}',
+            '--wandb_artifacts=True',
+            env=env,
+        )
         ids.append(checkpoint.read_facts(tmp_path)['wandb_id'])
     assert ids[0] and ids[0] == ids[1]
     assert len(list(tmp_path.glob(f'wandb/offline-run-*-{ids[0]}'))) == 2
     staged = [p.read_bytes() for p in tmp_path.glob('staged/**/*') if p.is_file()]
-    assert (tmp_path / 'model.safetensors').read_bytes() in staged      # what `wandb sync` sends
+    assert (tmp_path / 'model.safetensors').read_bytes() in staged  # what `wandb sync` sends
 
 
 def test_wandb_is_told_name_group_settings_and_revision(episodes, tmp_path):
@@ -213,12 +286,20 @@ def test_wandb_is_told_name_group_settings_and_revision(episodes, tmp_path):
         'def init(**told):\n'
         f'    open({str(tmp_path / "told")!r}, "w").write(json.dumps(told))\n'
         '    return types.SimpleNamespace(id="7", finish=lambda: 0, log=lambda line: 0,\n'
-        '                                 define_metric=lambda *args, **kwargs: 0)\n')
+        '                                 define_metric=lambda *args, **kwargs: 0)\n'
+    )
     env = dict(os.environ, PYTHONPATH=str(tmp_path), SLURM_JOB_ID='12', SLURM_ARRAY_JOB_ID='11')
-    user_runs(episodes, tmp_path / 'run', '--max_steps=1', '--val_fraction=0', '--wandb_project=p', env=env)
+    user_runs(
+        episodes,
+        tmp_path / 'run',
+        '--max_steps=1',
+        '--val_fraction=0',
+        '--wandb_project=p',
+        env=env,
+    )
     told = json.loads((tmp_path / 'told').read_text())
     assert (told['project'], told['name'], told['group']) == ('p', 'run-12', '11')
-    assert told['config']['batch_size'] == 8 and told['config']['git_rev'] == data.git_rev()
+    assert told['config']['batch_size'] == 8 and told['config']['git_rev'] == git_rev()
 
 
 def test_a_run_that_diverges_saves_nothing_of_it(episodes, tmp_path):
@@ -240,21 +321,26 @@ def test_a_finished_or_different_run_is_not_continued(whole, episodes, tmp_path)
     assert 'is finished at step 24' in run(episodes, out)
     said = run(episodes, out, '--learning_rate=0.1', fails=True)
     assert 'learning_rate 0.002 -> 0.1' in said and '--resume=never' in said
-    facts = checkpoint.read_facts(out)      # of a time when there was no such setting
-    del facts['settings']['row_decay'], facts['settings']['keep']
+    facts = checkpoint.read_facts(out)  # of a time when there was no such setting
+    del facts['settings']['row_decay'], facts['settings']['keep_checkpoints']
     (tmp_path / 'state.json').write_text(json.dumps(facts))
     assert 'is finished at step 24' in run(episodes, tmp_path)
-    said = run(episodes, tmp_path, '--row_decay=0.5', '--keep=2', fails=True)
+    said = run(episodes, tmp_path, '--row_decay=0.5', '--keep_checkpoints=2', fails=True)
     assert 'holds a run with other settings (row_decay 1.0 -> 0.5): ' in said
 
 
 def test_a_run_is_not_continued_on_other_data(episodes, tmp_path):
     shutil.copytree(episodes, tmp_path / 'e')
-    assert 'stopped at step 1' in run(tmp_path / 'e', tmp_path / 'run', *SHORT, '--max_minutes=1e-6')
+    assert 'stopped at step 1' in run(
+        tmp_path / 'e', tmp_path / 'run', *SHORT, '--max_minutes=1e-6'
+    )
     path = data.Dataset(tmp_path / 'e', model_processor(tmp_path / 'run'), 'train', 0.2).paths[0]
     os.remove(path)
     said = run(tmp_path / 'e', tmp_path / 'run', *SHORT, fails=True)
-    assert f'{tmp_path}/e has changed since {tmp_path}/run was started' in said and '--resume=never' in said
+    assert (
+        f'{tmp_path}/e has changed since {tmp_path}/run was started' in said
+        and '--resume=never' in said
+    )
 
 
 def model_processor(folder):
@@ -263,7 +349,8 @@ def model_processor(folder):
 
 @pytest.fixture(scope='module')
 def short(episodes, tmp_path_factory):
-    """A short run of one process without Muon, which rounds to bfloat16 and so enlarges rounding errors."""
+    """A short run of one process without Muon, which rounds to bfloat16 and so enlarges rounding
+    errors."""
     out = tmp_path_factory.mktemp('short')
     run(episodes, out, *SHORT)
     return out
@@ -285,20 +372,20 @@ def test_weights_of_another_run_come_with_what_they_depend_on(whole, episodes, t
     where = (f'--init_from={tmp_path}', '--max_steps=1', '--val_fraction=0')
     for name in ('model.safetensors', 'ema.safetensors', 'meta.json'):
         shutil.copy(whole[0] / name, tmp_path)
-    said = run(episodes, tmp_path / 'run', *where, '--horizon=3', '--compand=0.1', fails=True)
+    said = run(episodes, tmp_path / 'run', *where, '--horizon=3', '--log_scale_m=0.1', fails=True)
     assert 'trained with other settings' in said and '--init_from= starts from scratch' in said
-    assert '(horizon 3 here, 8 there; compand 0.1 here, 0.004 there): ' in said
+    assert '(horizon 3 here, 8 there; log_scale_m 0.1 here, 0.004 there): ' in said
     meta = json.loads((tmp_path / 'meta.json').read_text())
     slot, spread = meta['processor']['state_slots'][0], meta['processor']['stats']['state_std']
-    meta['processor'] |= dict(compand=0.1, stats_of=None)
+    meta['processor'] |= dict(log_scale_m=0.1, stats_of=None)
     meta['processor']['stats']['state_std'] = [spread[0] / 1e3, *spread[1:]]
     (tmp_path / 'meta.json').write_text(json.dumps(meta))
     said = run(episodes, tmp_path / 'run', *where)
-    assert f'the settings of {tmp_path} are used: compand 0.004 here, 0.1 there\n' in said
+    assert f'the settings of {tmp_path} are used: log_scale_m 0.004 here, 0.1 there\n' in said
     assert re.search(f'{slot} +reaches [0-9]+ spreads of the normaliser that is taken over', said)
     meta = json.loads((tmp_path / 'run/meta.json').read_text())
-    assert meta['settings']['compand'] == meta['processor']['compand'] == 0.1
-    assert 'is finished at step 1' in run(episodes, tmp_path / 'run', *where)      # the same command
+    assert meta['settings']['log_scale_m'] == meta['processor']['log_scale_m'] == 0.1
+    assert 'is finished at step 1' in run(episodes, tmp_path / 'run', *where)  # the same command
 
 
 def test_data_that_a_normaliser_was_not_made_of_is_compared_with_it(whole, episodes):
@@ -316,8 +403,12 @@ def test_the_debug_config_runs_as_it_is_and_learns(tmp_path):
     """In a folder that looks like ours: it writes to out/ and episodes/."""
     for name in ('config', 'assets', 'configurator.py', 'train.py'):
         (tmp_path / name).symlink_to(pathlib.Path(name).resolve())
-    done = subprocess.run([sys.executable, 'train.py', 'config/debug.py'], cwd=tmp_path, capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, 'train.py', 'config/debug.py'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert 'torch.float32 on ' in done.stdout
     lines = read_log(tmp_path / 'out/debug')
@@ -327,11 +418,25 @@ def test_the_debug_config_runs_as_it_is_and_learns(tmp_path):
 @pytest.mark.mujoco
 @pytest.mark.slow
 def test_a_run_scores_itself_in_closed_loop(tmp_path):
-    launch.run('sim_rollout.py', 'config/demo_collect.py', '--episodes=4', '--image_size=16',
-               f'--record={tmp_path}/e')
-    said = run(tmp_path / 'e', tmp_path / 'run', '--cameras=overhead,left/wrist,right/wrist', '--max_steps=4',
-               '--val_fraction=0', '--rollout_interval=2', '--rollout_episodes=2', '--state_slots=*',
-               '--horizon=4', '--action_slots=*/tool_[xyz],*/tool_rz,*/gripper')
+    launch.run(
+        'sim_rollout.py',
+        'config/demo_collect.py',
+        '--episodes=4',
+        '--image_size=16',
+        f'--record={tmp_path}/e',
+    )
+    said = run(
+        tmp_path / 'e',
+        tmp_path / 'run',
+        '--cameras=overhead,left/wrist,right/wrist',
+        '--max_steps=4',
+        '--val_fraction=0',
+        '--rollout_interval=2',
+        '--rollout_episodes=2',
+        '--state_slots=*',
+        '--horizon=4',
+        '--action_slots=*/tool_[xyz],*/tool_rz,*/gripper',
+    )
     assert 'closed loop at 2:  ' in said and 'closed loop at 4:  ' in said
     assert [line['success'] for line in read_log(tmp_path / 'run')][-1] in (0, 0.5, 1)
     assert len(list((tmp_path / 'run/rollout/4').glob('*.mp4'))) > 0
@@ -345,7 +450,7 @@ def test_two_processes_agree_under_muon_and_resume_exactly(whole, episodes, tmp_
     assert last[0]['loss'] == pytest.approx(last[1]['loss'], rel=0.02)
     process = launch.Script(*command(episodes, tmp_path / 'cut'), processes=2)
     wait_for_step(process, tmp_path / 'cut' / 'log.jsonl', 8)
-    process.send_signal(signal.SIGTERM)      # all ranks leave after the same step
+    process.send_signal(signal.SIGTERM)  # all ranks leave after the same step
     process.communicate()
     run(episodes, tmp_path / 'cut', processes=2)
     assert identical(tmp_path / 'two', tmp_path / 'cut')

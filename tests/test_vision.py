@@ -1,13 +1,14 @@
-"""Pictures become tokens as published (tests/test_pretrained.py holds the tower to the reference's numbers).
+"""Pictures become tokens as published (tests/test_pretrained.py holds the tower to the reference's
+numbers).
 
-    python -m pytest tests/test_vision.py
+python -m pytest tests/test_vision.py
 """
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-import layers
-import vision
+from vla import layers, vision
 
 torch.set_num_threads(1)
 
@@ -45,7 +46,7 @@ def test_stem_folds_the_pixel_range_into_its_weights():
 
 def test_stem_keypoints_say_where_a_feature_fires():
     stem = vision.ConvStem(32, 2, 12)
-    corner = torch.tensor([3 * 15 / 16, -3 * 15 / 16])      # x right, y down
+    corner = torch.tensor([3 * 15 / 16, -3 * 15 / 16])  # x right, y down
     assert close(stem.where.view(16, 16, 2)[0, 15], corner)
 
 
@@ -54,14 +55,16 @@ def test_patches_of_a_cell_lie_side_by_side():
     patches, grids = vision.patchify(images)
     assert grids == [(1, 4, 6)] * 2 and patches.shape == (48, 1176)
     pixels = (images / 255 - torch.tensor(vision.PIXEL_MEAN)) / torch.tensor(vision.PIXEL_STD)
-    n = 24      # patches of the first picture
+    n = 24  # patches of the first picture
     for cell_row in range(2):
         for cell_column in range(3):
             for row in range(2):
                 for column in range(2):
                     top, left = 14 * (2 * cell_row + row), 14 * (2 * cell_column + column)
-                    square = pixels[1, top:top + 14, left:left + 14].permute(2, 0, 1)
-                    assert close(patches[n].view(3, 2, 14, 14), square[:, None].expand(3, 2, 14, 14))
+                    square = pixels[1, top : top + 14, left : left + 14].permute(2, 0, 1)
+                    assert close(
+                        patches[n].view(3, 2, 14, 14), square[:, None].expand(3, 2, 14, 14)
+                    )
                     n += 1
     with pytest.raises(ValueError, match='50 x 84'):
         vision.patchify(images[:, :50])
@@ -70,8 +73,11 @@ def test_patches_of_a_cell_lie_side_by_side():
 def test_positions_walk_the_grid_and_go_on_after_its_longer_side():
     ids = torch.tensor([[5, 9, 9, 9, 9, 9, 9, 5, 9, 5], [5, 5, 5, 5, 5, 5, 5, 5, 5, 5]])
     position = vision.grid_positions(ids == 9, [(1, 4, 6), (1, 2, 2)])
-    assert position[:, 0].tolist() == [[0, 1, 1, 1, 1, 1, 1, 4, 5, 6], [0, 1, 1, 1, 2, 2, 2, 4, 5, 6],
-                                       [0, 1, 2, 3, 1, 2, 3, 4, 5, 6]]
+    assert position[:, 0].tolist() == [
+        [0, 1, 1, 1, 1, 1, 1, 4, 5, 6],
+        [0, 1, 1, 1, 2, 2, 2, 4, 5, 6],
+        [0, 1, 2, 3, 1, 2, 3, 4, 5, 6],
+    ]
     assert position[:, 1].tolist() == [list(range(10))] * 3
 
 
@@ -89,7 +95,9 @@ def test_a_video_shows_two_frames_in_a_patch_and_repeats_the_last():
     video = torch.randint(0, 256, (3, 28, 56, 3), dtype=torch.uint8)
     patches, grids = vision.preprocess([video, video[0]], min_pixels=1)
     assert grids == [(2, 2, 4), (1, 2, 4)]
-    frames = [vision.preprocess([frame], min_pixels=1)[0].view(8, 3, 2, 196)[:, :, 0] for frame in video]
+    frames = [
+        vision.preprocess([frame], min_pixels=1)[0].view(8, 3, 2, 196)[:, :, 0] for frame in video
+    ]
     rows = patches.view(3, 8, 3, 2, 196)
     for row, (first, second) in enumerate(((0, 1), (2, 2), (0, 0))):
         assert torch.equal(rows[row, :, :, 0], frames[first])
@@ -97,8 +105,13 @@ def test_a_video_shows_two_frames_in_a_patch_and_repeats_the_last():
 
 
 def test_pictures_are_brought_to_whole_cells_within_bounds():
-    for size, expected in (((224, 224), (224, 224)), ((256, 256), (252, 252)), ((480, 640), (252, 364)),
-                           ((720, 1280), (224, 420)), ((84, 84), (224, 224))):      # EO-1's, 64 to 128 cells
+    for size, expected in (
+        ((224, 224), (224, 224)),
+        ((256, 256), (252, 252)),
+        ((480, 640), (252, 364)),
+        ((720, 1280), (224, 420)),
+        ((84, 84), (224, 224)),
+    ):  # EO-1's, 64 to 128 cells
         assert vision.smart_size(*size, 64 * 784, 128 * 784) == expected
     with pytest.raises(ValueError, match='5 x 1200 px'):
-        vision.smart_size(5, 1200, 1, 10 ** 6)
+        vision.smart_size(5, 1200, 1, 10**6)

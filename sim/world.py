@@ -1,89 +1,83 @@
-"""The simulated work cell: Alex's upper body at a table with bricks that clutch; controller and cameras.
+"""The simulated work cell: Alex's upper body at a table with bricks that clutch; controller and
+cameras.
 
     world = World('place', brick_scale=2.)          # 2 = DUPLO, 1 = LEGO
     obs, info = world.reset(seed=0)
     obs, reward, terminated, truncated, info = world.step(action)     # Gymnasium's signature
 
-Frames: world = foot of the torso, x forward, y left, z up, z = 0 on the table top. The torso frame turns with
-`spine_z`; tool poses and tool actions are given in it. The tool frame sits between the fingertips, and equals
-the torso frame when the hand points straight down at rest; fingers close along its y. SI units, rad,
-quaternions wxyz.
-One control step is 1/control_hz s: the tool action is turned into joint targets by damped least squares once,
-the targets are interpolated at 50 Hz, and physics runs at physics_dt_s with a clutch update every 8 ms.
-"""
+Frames: world = foot of the torso, x forward, y left, z up, z = 0 on the table top. The torso frame
+turns with `spine_z`; tool poses and tool actions are given in it. The tool frame sits between the
+fingertips, and equals the torso frame when the hand points straight down at rest; fingers close
+along its y. SI units, rad, quaternions wxyz. One control step is 1/control_hz s: the tool action is
+turned into joint targets by damped least squares once, the targets are interpolated at 50 Hz, and
+physics runs at physics_dt_s with a clutch update every 8 ms."""
+
 import functools
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
-ASSETS = Path(__file__).parent / 'assets'
-_PROBE = '''
-import mujoco, numpy
-m = mujoco.MjModel.from_xml_string(
-    '<mujoco><worldbody><light pos="0 0 3"/><geom size="1"/></worldbody></mujoco>')
-d = mujoco.MjData(m); mujoco.mj_forward(m, d); r = mujoco.Renderer(m, 16, 16); r.update_scene(d)
-raise SystemExit(0 if r.render().any() else 1)
-'''
+from episode import JOINT_ACTION_NAMES, JOINT_NAMES, TOOL_ACTION_NAMES
+from sim import tasks
+from sim.clutch import (
+    BRICK_HEIGHT_M,
+    STUD_HEIGHT_M,
+    STUD_PITCH_M,
+    Clutch,
+    brick_xml,
+    pool_xml,
+    wrap,
+)
+from sim.gl import NOTHING_RENDERS, gl_backend, mujoco
+from sim.kinematics import (
+    ArmIK,
+    rotvec_to_matrix,
+    yaw_of,
+)
+from sim.tasks import HANDS, MIN_JOIN_HEIGHT_M, PUT_DOWN, TASKS, Goal
 
-
-def gl_backend():
-    """Name of the rendering backend: the user's MUJOCO_GL, else the first of EGL, OSMesa that renders in a
-    subprocess, else 'disable' (physics only). Sets MUJOCO_GL, which child processes inherit, so the probe
-    runs once per command."""
-    if 'MUJOCO_GL' not in os.environ and sys.platform == 'linux':
-        for name in ('egl', 'osmesa', 'disable'):
-            os.environ['MUJOCO_GL'] = name
-            if name == 'disable':
-                break
-            if not subprocess.run([sys.executable, '-c', _PROBE], capture_output=True).returncode:
-                break
-    return os.environ.get('MUJOCO_GL', 'default')
-
-
-gl_backend()           # mujoco reads MUJOCO_GL when it is imported
-import mujoco  # noqa: E402
-
-from clutch import (  # noqa: E402, F401; the expert reads PLATE_HEIGHT_M from here
-    BRICK_HEIGHT_M, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, Clutch, brick_xml, pool_xml, wrap)
-from kinematics import (  # noqa: E402, F401; the expert reads some from here
-    ARM_JOINTS, ArmIK, matrix_to_rotvec, rot_z, rotvec_to_matrix, yaw_of)
-import tasks  # noqa: E402
-from tasks import HANDS, MIN_JOIN_HEIGHT_M, PUT_DOWN, TASKS, Goal  # noqa: E402
-
+ASSETS = Path(__file__).parent.parent / 'assets'
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
-JOINT_NAMES = ('spine_z', *(f'{h}/{j}' for h in HANDS for j in ARM_JOINTS))                        # 15
-JOINT_ACTION_NAMES = (*JOINT_NAMES, 'left/gripper', 'right/gripper')                               # 17
-TOOL_ACTION_NAMES = ('spine_z', *(f'{h}/{s}' for h in HANDS for s in (
-    'tool_x', 'tool_y', 'tool_z', 'tool_rx', 'tool_ry', 'tool_rz', 'gripper')))                    # 15
-TOOL = {'left': slice(1, 8), 'right': slice(8, 15)}        # a hand's slots in the tool action
-# Commands outside these bounds are clipped: torso frame, m and rad. A negative opening squeezes harder
-# (kp 1500 N/m per finger).
-TOOL_LOW = np.array([-.5236, *[.15, -.45, .002, -1.2, -1.2, -np.pi, -.02] * 2])
-TOOL_HIGH = np.array([.5236, *[.56, .45, .40, 1.2, 1.2, np.pi, .08] * 2])
+TOOL = {'left': slice(1, 8), 'right': slice(8, 15)}  # a hand's slots in the tool action
+# Commands outside these bounds are clipped: torso frame, m and rad. A negative opening squeezes
+# harder (kp 1500 N/m per finger).
+TOOL_LOW = np.array([-0.5236, *[0.15, -0.45, 0.002, -1.2, -1.2, -np.pi, -0.02] * 2])
+TOOL_HIGH = np.array([0.5236, *[0.56, 0.45, 0.40, 1.2, 1.2, np.pi, 0.08] * 2])
 PHASES = ('start', 'reach', 'lift', 'carry', 'align', 'press', 'release', 'success')
-HOLD_S = 1.            # success: the goal holds for this long
+HOLD_S = 1.0  # success: the goal holds for this long
 INTERPOLATION_HZ = 50
-CLUTCH_PERIOD_S = .008
-MAX_PENETRATION_M = .05
-MAX_ENERGY_J = 1000.
+CLUTCH_PERIOD_S = 0.008
+MAX_PENETRATION_M = 0.05
+MAX_ENERGY_J = 1000.0
 RENDER_MODES = ('rgb', 'depth', 'segmentation')
 
 
 class World:
     """One robot, one table, one task. Not shared between processes; call `close()` when done.
 
-    brick_scale 1 (LEGO) or 2 (DUPLO): dimensions and snap tolerance scale, forces per stud do not. cameras:
-    those rendered into observations; () renders nothing. image_size in pixels (square). How hard: distractors
-    is the number of bricks that nobody asks for, pose_range and target_range 0..1, see tasks.vary. Forces are
-    N per stud; force_spread 0..1: from episode to episode each varies by up to this share."""
+    brick_scale 1 (LEGO) or 2 (DUPLO): dimensions and snap tolerance scale, forces per stud do not.
+    cameras: those rendered into observations; () renders nothing. image_size in pixels (square).
+    How hard: distractors is the number of bricks that nobody asks for, pose_range and target_range
+    0..1, see tasks.vary. Forces are N per stud; force_spread 0..1: from episode to episode each
+    varies by up to this share."""
 
-    def __init__(self, task='place', brick_scale=2., cameras=('overhead', 'left/wrist', 'right/wrist'),
-                 image_size=96, control_hz=10, physics_dt_s=.004, robot='alex', insertion_force_n=1.,
-                 pull_force_n=2., force_spread=0., distractors=0, pose_range=1., target_range=1.):
+    def __init__(
+        self,
+        task='place',
+        brick_scale=2.0,
+        cameras=('overhead', 'left/wrist', 'right/wrist'),
+        image_size=96,
+        control_hz=10,
+        physics_dt_s=0.004,
+        robot='alex',
+        insertion_force_n=1.0,
+        pull_force_n=2.0,
+        force_spread=0.0,
+        distractors=0,
+        pose_range=1.0,
+        target_range=1.0,
+    ):
         if task not in TASKS:
             raise ValueError(f'task={task!r}: expected one of {sorted(TASKS)}')
         for name in cameras:
@@ -93,27 +87,44 @@ class World:
             raise ValueError(f'brick_scale={brick_scale}: expected 1 (LEGO) to 2 (DUPLO)')
         forces = dict(insertion_force_n=insertion_force_n, pull_force_n=pull_force_n)
         if min(forces.values()) <= 0 or not 0 <= force_spread < 1:
-            raise ValueError(f'{forces}, force_spread={force_spread}: expected forces > 0, a spread in 0..1')
+            raise ValueError(
+                f'{forces}, force_spread={force_spread}: expected forces > 0, a spread in 0..1'
+            )
         self.forces = dict(forces, force_spread=force_spread)
-        self.task, self.spec, self.brick_scale = task, TASKS[task], float(brick_scale)
-        self.cameras, self.image_size = tuple(cameras), image_size
-        self.control_hz, self.robot = control_hz, robot
+        self.task = task
+        self.spec = TASKS[task]
+        self.brick_scale = float(brick_scale)
+        self.cameras = tuple(cameras)
+        self.image_size = image_size
+        self.control_hz = control_hz
+        self.robot = robot
         self.bricks = self.spec.bricks(self.brick_scale)
-        self.curriculum = dict(distractors=distractors, pose_range=pose_range, target_range=target_range)
+        self.curriculum = dict(
+            distractors=distractors, pose_range=pose_range, target_range=target_range
+        )
         more = tasks.distractors(self.bricks, distractors)
         self.bricks += more
-        self.sample = functools.partial(tasks.vary, self.spec, scale=self.brick_scale, more=more,
-                                        pose_range=pose_range, target_range=target_range)
+        self.sample = functools.partial(
+            tasks.vary,
+            self.spec,
+            scale=self.brick_scale,
+            more=more,
+            pose_range=pose_range,
+            target_range=target_range,
+        )
         self.max_steps = round(self.spec.time_limit_s * control_hz)
         self.model, robot_model = build_model(self.bricks, self.brick_scale, robot, physics_dt_s)
         self.data = mujoco.MjData(self.model)
-        self.clutch = Clutch(self.model, self.data, self.bricks, self.brick_scale,
-                             insertion_force_n, pull_force_n)
+        self.clutch = Clutch(
+            self.model, self.data, self.bricks, self.brick_scale, insertion_force_n, pull_force_n
+        )
         self.ik = {h: ArmIK(robot_model, h) for h in HANDS}
         m = self.model
         joints = [m.joint(n) for n in JOINT_NAMES]
-        self._joint_qadr, self._joint_vadr = [j.qposadr[0] for j in joints], [j.dofadr[0] for j in joints]
-        # rad/s per joint, from its `user` attribute in the robot's file; where it says none: no limit
+        self._joint_qadr = [j.qposadr[0] for j in joints]
+        self._joint_vadr = [j.dofadr[0] for j in joints]
+        # rad/s per joint, from its `user` attribute in the robot's file; where it says none: no
+        # limit
         stated = m.jnt_user[[j.id for j in joints], 0] if m.nuser_jnt else np.zeros(len(joints))
         self.max_joint_speed = np.where(stated > 0, stated, np.inf)
         self._finger_qadr = [m.joint(f'{h}/finger_1').qposadr[0] for h in HANDS]
@@ -123,35 +134,48 @@ class World:
         self._body_id = {b.name: m.body(b.name).id for b in self.bricks}
         self._camera_id = {c: m.camera(c).id for c in CAMERAS}
         self._robot_home = robot_model.key('home').qpos
-        self._robot_joints = [(robot_model.joint(i).qposadr[0], m.joint(robot_model.joint(i).name).qposadr[0])
-                              for i in range(robot_model.njnt)]
+        self._robot_joints = [
+            (robot_model.joint(i).qposadr[0], m.joint(robot_model.joint(i).name).qposadr[0])
+            for i in range(robot_model.njnt)
+        ]
         self._clutch_every = max(1, round(CLUTCH_PERIOD_S / physics_dt_s))
         self._substeps = round(1 / INTERPOLATION_HZ / physics_dt_s)
-        if INTERPOLATION_HZ % control_hz or abs(self._substeps * physics_dt_s * INTERPOLATION_HZ - 1) > 1e-6:
+        if (
+            INTERPOLATION_HZ % control_hz
+            or abs(self._substeps * physics_dt_s * INTERPOLATION_HZ - 1) > 1e-6
+        ):
             raise ValueError(
                 f'control_hz={control_hz} must divide {INTERPOLATION_HZ} (the rate of joint targets), and '
-                f'physics_dt_s={physics_dt_s} must divide {1 / INTERPOLATION_HZ} s')
+                f'physics_dt_s={physics_dt_s} must divide {1 / INTERPOLATION_HZ} s'
+            )
         self._clutch_phase = 0
         self._renderers = {}
-        self.observer = None       # called with no arguments, at 50 Hz, while a step runs: a viewer's turn
+        self.observer = (
+            None  # called with no arguments, at 50 Hz, while a step runs: a viewer's turn
+        )
         buffer = np.zeros(mujoco.mj_sizeModel(m), np.uint8)
         mujoco.mj_saveModel(m, None, buffer)
         # as compiled: the clutch writes to the model later
         self.model_hash = hashlib.sha256(buffer.tobytes()).hexdigest()[:16]
-        self.max_opening_m = 2 * (.016 + .008 * self.brick_scale)      # what a released hand opens to
-        # Tool above the held brick's bottom face. The fingertips reach 6 mm below the tool and must clear the
-        # studs beside it.
-        self.grasp_height_m = max(.8 * self.brick_scale * BRICK_HEIGHT_M,
-                                  .0075 + self.brick_scale * STUD_HEIGHT_M)
+        self.max_opening_m = 2 * (0.016 + 0.008 * self.brick_scale)  # what a released hand opens to
+        # Tool above the held brick's bottom face. The fingertips reach 6 mm below the tool and must
+        # clear the studs beside it.
+        self.grasp_height_m = max(
+            0.8 * self.brick_scale * BRICK_HEIGHT_M, 0.0075 + self.brick_scale * STUD_HEIGHT_M
+        )
 
     # -- reset, step -----------------------------------------------------------------------------------------
     def reset(self, seed):
         """Draw the episode of `seed`. Returns obs, info (see observe, info)."""
-        rng, m, d = np.random.default_rng(seed), self.model, self.data
+        rng = np.random.default_rng(seed)
+        m = self.model
+        d = self.data
         self.seed = int(seed)
         mujoco.mj_resetData(m, d)
         self.clutch.reset()
-        spread = self.forces['force_spread'] * np.random.default_rng([31_337, seed]).uniform(-1, 1, 2)
+        spread = self.forces['force_spread'] * np.random.default_rng([31_337, seed]).uniform(
+            -1, 1, 2
+        )
         self.clutch.insertion_force_n = self.forces['insertion_force_n'] * (1 + spread[0])
         self.clutch.pull_force_n = self.forces['pull_force_n'] * (1 + spread[1])
         poses, self.askable = self.sample(rng)
@@ -162,21 +186,23 @@ class World:
                 continue
             x, y, yaw = pose
             adr = m.jnt_qposadr[m.body_jntadr[self._body_id[name]]]
-            d.qpos[adr:adr + 7] = x, y, 1e-4, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+            d.qpos[adr : adr + 7] = x, y, 1e-4, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
         for source, target in self._robot_joints:
             d.qpos[target] = self._robot_home[source]
         command = np.zeros(15)
         # random starts around home: part of what makes demonstrations cover the state space
         for hand in HANDS:
             pos, R = self.ik[hand].forward(self.ik[hand].home)
-            start = rng.uniform(-1, 1, 4) * [.03, .03, .03, .2]
+            start = rng.uniform(-1, 1, 4) * [0.03, 0.03, 0.03, 0.2]
             command[TOOL[hand]] = [*pos + start[:3], 0, 0, start[3], self.max_opening_m]
         self.tool_command = command.astype(np.float32)
         self.joint_command = np.zeros(17)
         for i, hand in enumerate(HANDS):
             c = command[TOOL[hand]]
-            q = self.ik[hand].solve(self.ik[hand].home, c[:3], rotvec_to_matrix(c[3:6]), iterations=60)
-            self.joint_command[1 + 7 * i:8 + 7 * i] = q
+            q = self.ik[hand].solve(
+                self.ik[hand].home, c[:3], rotvec_to_matrix(c[3:6]), iterations=60
+            )
+            self.joint_command[1 + 7 * i : 8 + 7 * i] = q
             self.joint_command[15 + i] = c[6]
             for j in (1, 2):
                 d.qpos[m.joint(f'{hand}/finger_{j}').qposadr[0]] = c[6] / 2
@@ -184,15 +210,27 @@ class World:
         self._send(self.joint_command)
         mujoco.mj_forward(m, d)
         self._clutch_phase = 0
-        self._physics(10 * self._substeps)        # bricks settle
+        self._physics(10 * self._substeps)  # bricks settle
         self._refresh()
         self._clutch_phase = 0
-        d.time = 0.
+        d.time = 0.0
         self.goal = self.current(self.plan)
-        self.steps, self.phase, self._held_steps, self._carried = 0, 0, 0, False
-        self.fault, self._was_joined, self._joined_in_air = None, False, False
-        self._metrics = dict(peak_force_n=0., drops=0, done=0, press_error_mm=None, press_yaw_deg=None,
-                             penetration_mm=0., energy_j=0.)      # the largest of each
+        self.steps = 0
+        self.phase = 0
+        self._held_steps = 0
+        self._carried = False
+        self.fault = None
+        self._was_joined = False
+        self._joined_in_air = False
+        self._metrics = dict(
+            peak_force_n=0.0,
+            drops=0,
+            done=0,
+            press_error_mm=None,
+            press_yaw_deg=None,
+            penetration_mm=0.0,
+            energy_j=0.0,
+        )  # the largest of each
         self.clutch.events.clear()
         self.clutch.pending[:] = 0
         self.clutch.changed()
@@ -200,31 +238,38 @@ class World:
 
     def _put_on(self, goal):
         """Start with the goal's upper brick on the lower one."""
-        m, d, names = self.model, self.data, self.clutch.names
+        m = self.model
+        d = self.data
+        names = self.clutch.names
         mujoco.mj_kinematics(m, d)
         (x, y, z), yaw = self.seat(goal)
         adr = m.jnt_qposadr[m.body_jntadr[self._body_id[goal.upper]]]
-        d.qpos[adr:adr + 7] = x, y, z, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+        d.qpos[adr : adr + 7] = x, y, z, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
         mujoco.mj_kinematics(m, d)
-        a, b = names.index(goal.lower), names.index(goal.upper)
+        a = names.index(goal.lower)
+        b = names.index(goal.upper)
         self.clutch.connect(a, b, self.clutch.nearest_cell(a, b, *self.clutch.relative_pose(a, b)))
 
     def step(self, action):
-        """action: tool action (15,), cast to float32 (so that a recorded action replays bit-equal) and
-        clipped to bounds."""
+        """action: tool action (15,), cast to float32 (so that a recorded action replays bit-equal)
+        and clipped to bounds."""
         action = np.asarray(action, np.float32)
         if action.shape != (15,) or not np.isfinite(action).all():
-            raise ValueError(f'action: expected 15 finite numbers {TOOL_ACTION_NAMES}, '
-                             f'got shape {action.shape}: {action}')
+            raise ValueError(
+                f'action: expected 15 finite numbers {TOOL_ACTION_NAMES}, '
+                f'got shape {action.shape}: {action}'
+            )
         new = np.clip(action, TOOL_LOW, TOOL_HIGH).astype(np.float32)
-        before, target = self.joint_command.copy(), self.joint_command.copy()
+        before = self.joint_command.copy()
+        target = self.joint_command.copy()
         target[0] = new[0]
         for i, hand in enumerate(HANDS):
-            arm, c = slice(1 + 7 * i, 8 + 7 * i), new[TOOL[hand]].astype(float)
+            arm = slice(1 + 7 * i, 8 + 7 * i)
+            c = new[TOOL[hand]].astype(float)
             if not np.array_equal(new[TOOL[hand]][:6], self.tool_command[TOOL[hand]][:6]):
                 target[arm] = self.ik[hand].solve(before[arm], c[:3], rotvec_to_matrix(c[3:6]))
             target[15 + i] = c[6]
-        reach = self.max_joint_speed / self.control_hz      # the robot's velocity limits
+        reach = self.max_joint_speed / self.control_hz  # the robot's velocity limits
         target[:15] = np.clip(target[:15], before[:15] - reach, before[:15] + reach)
         n = round(INTERPOLATION_HZ / self.control_hz)
         for k in range(1, n + 1):
@@ -234,13 +279,19 @@ class World:
                 self.observer()
         self.clutch.measure()
         self._refresh()
-        self.tool_command, self.joint_command = new, target
+        self.tool_command = new
+        self.joint_command = target
         self.steps += 1
         self._check_physics()
         self._track_progress()
         info = self.info()
-        return (self.observe(), float(info['success']), info['success'] or self.fault is not None,
-                self.steps >= self.max_steps, info)
+        return (
+            self.observe(),
+            float(info['success']),
+            info['success'] or self.fault is not None,
+            self.steps >= self.max_steps,
+            info,
+        )
 
     def _send(self, joint_command):
         self.data.ctrl[self._joint_act_id[:15]] = joint_command[:15]
@@ -258,17 +309,25 @@ class World:
                 self.clutch.update()
 
     def _refresh(self):
-        """Poses and velocities of *this* instant:
-        mj_step leaves those of the moment before its last integration."""
-        for compute in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight, mujoco.mj_comVel):
+        """Poses and velocities of *this* instant: mj_step leaves those of the moment before its
+        last integration."""
+        for compute in (
+            mujoco.mj_kinematics,
+            mujoco.mj_comPos,
+            mujoco.mj_camlight,
+            mujoco.mj_comVel,
+        ):
             compute(self.model, self.data)
 
     def _check_physics(self):
         """Divergence ends the episode with a named reason."""
-        d, t = self.data, self.steps / self.control_hz      # MuJoCo starts d.time anew when it diverges
+        # MuJoCo starts d.time anew when it diverges
+        d = self.data
+        t = self.steps / self.control_hz
         counts = [d.warning[i].number for i in range(int(mujoco.mjtWarning.mjNWARNING))]
         bad = [mujoco.mjtWarning(i).name for i, n in enumerate(counts) if n]
-        depth, energy = -d.contact.dist.min() if d.ncon else 0., self.energy_j()
+        depth = -d.contact.dist.min() if d.ncon else 0.0
+        energy = self.energy_j()
         self._metrics['penetration_mm'] = max(self._metrics['penetration_mm'], float(1e3 * depth))
         self._metrics['energy_j'] = max(self._metrics['energy_j'], energy)
         if bad:
@@ -281,8 +340,8 @@ class World:
             self.fault = f'energy {energy:.0f} J at t={t:.1f} s'
 
     def energy_j(self):
-        """Kinetic energy of everything, J: what a simulation that blows up has too much of. (Potential energy
-        is left out: gravity does no work on the compensated robot.)"""
+        """Kinetic energy of everything, J: what a simulation that blows up has too much of.
+        (Potential energy is left out: gravity does no work on the compensated robot.)"""
         mujoco.mj_energyVel(self.model, self.data)
         return float(self.data.energy[1])
 
@@ -294,7 +353,8 @@ class World:
 
     def tool_pose(self, hand):
         """Tool position (3,) m and rotation (3, 3), torso frame."""
-        d, i = self.data, self._site_id[HANDS.index(hand)]
+        d = self.data
+        i = self._site_id[HANDS.index(hand)]
         Rt = d.xmat[self._torso_id].reshape(3, 3)
         return Rt.T @ (d.site_xpos[i] - d.xpos[self._torso_id]), Rt.T @ d.site_xmat[i].reshape(3, 3)
 
@@ -303,52 +363,67 @@ class World:
         return 2 * self.data.qpos[self._finger_qadr[HANDS.index(hand)]]
 
     def current(self, plan):
-        """The goal of a plan (a Goal and what comes after it) that is at work in this state: the first whose
-        studs are not in; the one before it while its hand has not let go and left, unless that hand carries
-        or is nearer to the next brick, goes on with the same one, or has dropped the next one on top. (A
-        press may break links below, which hold again once the hand lets go.) With all studs in, the first
-        link that is broken, else the last goal of a hand that has not let go, else the last."""
+        """The goal of a plan (a Goal and what comes after it) that is at work in this state: the
+        first whose studs are not in; the one before it while its hand has not let go and left,
+        unless that hand carries or is nearer to the next brick, goes on with the same one, or has
+        dropped the next one on top. (A press may break links below, which hold again once the hand
+        lets go.) With all studs in, the first link that is broken, else the last goal of a hand
+        that has not let go, else the last."""
         goals = plan.chain
         if not goals[1:]:
             return plan
         done = next((i for i, g in enumerate(goals) if not self.joined(g, loose=True)), None)
         if done is None:
             at_work = [g for g in goals if not self.joined(g)] or [
-                g for g in {g.hand: g for g in goals}.values() if not self._left(g)]
+                g for g in {g.hand: g for g in goals}.values() if not self._left(g)
+            ]
             return at_work[0] if at_work else goals[-1]
         if done:
-            last, upper = goals[done - 1], goals[done].upper
-            at, top = self.brick_pose(last.upper)[0], self.brick_pose(upper)[0]
-            tool, fetch = self.tool_pose(last.hand)[0], (goals[done].giver, goals[done].hand)
+            last = goals[done - 1]
+            upper = goals[done].upper
+            at = self.brick_pose(last.upper)[0]
+            top = self.brick_pose(upper)[0]
+            tool = self.tool_pose(last.hand)[0]
+            fetch = (goals[done].giver, goals[done].hand)
             to_next, to_last = (np.linalg.norm((tool - there)[:2]) for there in (top, at))
             nearer = last.hand in fetch and to_next < to_last
-            dropped = np.linalg.norm((top - at)[:2]) < .03 and top[2] > at[2] + .005
-            if not (self._left(last) or nearer or dropped or upper == last.upper
-                    or self.held_by(upper) == last.hand):
+            dropped = np.linalg.norm((top - at)[:2]) < 0.03 and top[2] > at[2] + 0.005
+            if not (
+                self._left(last)
+                or nearer
+                or dropped
+                or upper == last.upper
+                or self.held_by(upper) == last.hand
+            ):
                 done -= 1
         return goals[done]
 
     def _left(self, goal):
         """True where a goal's hand is above or beside what it has pressed on."""
         beside = self.tool_pose(goal.hand)[0] - self.brick_pose(goal.upper)[0]
-        return np.hypot(*beside[:2]) > .07 or self.released(goal.hand, goal.upper)
+        return np.hypot(*beside[:2]) > 0.07 or self.released(goal.hand, goal.upper)
 
     def goal_pose(self, goal=None):
-        """Where the upper brick of the episode's goal (or of another one) has to be now: position (3,) m,
-        yaw rad (modulo pi), world frame. Its seat on the lower brick, with which it moves; the place on the
-        table before the hand that pulls where the goal is to take them apart."""
+        """Where the upper brick of the episode's goal (or of another one) has to be now: position
+        (3,) m, yaw rad (modulo pi), world frame. Its seat on the lower brick, with which it moves;
+        the place on the table before the hand that pulls where the goal is to take them apart."""
         goal = goal or self.goal
         if goal.apart:
             x, y, yaw = PUT_DOWN[goal.hand]
-            return np.array([x, y, 0.]), yaw
+            return np.array([x, y, 0.0]), yaw
         return self.seat(goal)
 
     def seat(self, goal):
-        """Pose of the upper brick when it sits on the lower one as the goal says: position (3,) m, yaw."""
+        """Pose of the upper brick when it sits on the lower one as the goal says: position (3,) m,
+        yaw."""
         pos, R = self.brick_pose(goal.lower)
         lower = next(b for b in self.bricks if b.name == goal.lower)
-        offset = np.array([*np.array(goal.cell) * self.brick_scale * STUD_PITCH_M,
-                           lower.height_m(self.brick_scale)])
+        offset = np.array(
+            [
+                *np.array(goal.cell) * self.brick_scale * STUD_PITCH_M,
+                lower.height_m(self.brick_scale),
+            ]
+        )
         return pos + R @ offset, yaw_of(R) + goal.turns * np.pi / 2
 
     def goal_error(self, goal=None):
@@ -359,8 +434,8 @@ class World:
         return pos - target, wrap(yaw_of(R) - yaw, np.pi)
 
     def joined(self, goal=None, loose=False):
-        """True while the connection of the episode's goal (or of another one) holds; loose: also while it is
-        broken and the studs have not come out."""
+        """True while the connection of the episode's goal (or of another one) holds; loose: also
+        while it is broken and the studs have not come out."""
         g = goal or self.goal
         link = self.clutch.link(g.lower, g.upper, loose)
         if link is None:
@@ -368,30 +443,34 @@ class World:
         nx, ny = next(b.studs for b in self.bricks if b.name == g.upper)
         # a loose lower brick looks the same turned by 180 degrees, a tower of two does not
         cells = [g.cell] if g.holder is None or g.steady else [g.cell, tuple(-c for c in g.cell)]
-        return (any(np.allclose(link['cell'], c) for c in cells)
-                and (link['turns'] - g.turns) % (1 if nx == ny else 2) == 0)
+        return (
+            any(np.allclose(link['cell'], c) for c in cells)
+            and (link['turns'] - g.turns) % (1 if nx == ny else 2) == 0
+        )
 
     def released(self, hand, brick=None):
-        """True when the hand's tool is 3 cm above where it would hold the brick (the goal's upper one)."""
+        """True when the hand's tool is 3 cm above where it would hold the brick (the goal's upper
+        one)."""
         top = self.brick_pose(brick or self.goal.upper)[0][2] + self.grasp_height_m
-        return self.tool_pose(hand)[0][2] > top + .03
+        return self.tool_pose(hand)[0][2] > top + 0.03
 
     def held_by(self, brick):
         """The hand that has the brick between its closed fingers; None if neither has."""
         s = self.brick_scale
         for hand in HANDS:
-            closed = self.opening_m(hand) < (2 * STUD_PITCH_M + .008) * s
-            if closed and np.linalg.norm(self._offset_along(hand, brick)) < .012 * s:
+            closed = self.opening_m(hand) < (2 * STUD_PITCH_M + 0.008) * s
+            if closed and np.linalg.norm(self._offset_along(hand, brick)) < 0.012 * s:
                 return hand
         return None
 
     def lies(self, brick):
         """True when the brick lies on the table, the right way up."""
         pos, R = self.brick_pose(brick)
-        return pos[2] < .0015 * self.brick_scale and R[2, 2] > .99
+        return pos[2] < 0.0015 * self.brick_scale and R[2, 2] > 0.99
 
     def lifts(self):
-        """True where the goal's holder has to lift the lower brick: it holds plates down, steadies towers."""
+        """True where the goal's holder has to lift the lower brick: it holds plates down, steadies
+        towers."""
         g = self.goal
         plate = next(b for b in self.bricks if b.name == g.lower).plate
         return g.holder is not None and not plate and not g.steady
@@ -400,48 +479,64 @@ class World:
         """The goal's conditions at this instant; success needs them for HOLD_S."""
         if self.goal.apart:
             pair = (self.goal.hand, self.goal.upper), (self.goal.holder, self.goal.lower)
-            return (not self.joined() and all(self.lies(b) and self.released(h, b) for h, b in pair)
-                    and (self._joined_in_air or not self.lifts()))
+            return (
+                not self.joined()
+                and all(self.lies(b) and self.released(h, b) for h, b in pair)
+                and (self._joined_in_air or not self.lifts())
+            )
         g = self.goal
         if g.then or not (all(map(self.joined, self.plan.chain)) and self.released(g.hand)):
             return False
-        if g.steady:      # it stands by itself
+        if g.steady:  # it stands by itself
             above = {link['upper'] for link in self.connections()}
             feet = [b.name for b in self.bricks if not b.fixed and b.name not in above]
             return self.released(g.holder, g.lower) and all(map(self.lies, feet))
         return g.holder is None or (
-            self._joined_in_air and self.lies(g.lower) and self.released(g.holder, g.lower))
+            self._joined_in_air and self.lies(g.lower) and self.released(g.holder, g.lower)
+        )
 
     def success(self):
         return self._held_steps >= HOLD_S * self.control_hz
 
     def scene(self):
-        """What pictures alone tell, as a training target: the pose of every loose brick in the frame of what
-        carries a camera, (3, n, 4) float32 for the torso, the left and the right tool: position (3,) m, and
-        the yaw in rad, modulo pi, by which that frame has to turn for a hand to grasp the brick."""
+        """What pictures alone tell, as a training target: the pose of every loose brick in the
+        frame of what carries a camera, (3, n, 4) float32 for the torso, the left and the right
+        tool: position (3,) m, and the yaw in rad, modulo pi, by which that frame has to turn for a
+        hand to grasp the brick."""
         frames = [(np.zeros(3), np.eye(3)), *map(self.tool_pose, HANDS)]
         poses = [self.brick_pose(b.name) for b in self.bricks if not b.fixed]
-        return np.array([[[*(Rf.T @ (pos - at)), wrap(yaw_of(R) - np.pi / 2 - yaw_of(Rf), np.pi)]
-                          for pos, R in poses] for at, Rf in frames], np.float32)
+        return np.array(
+            [
+                [
+                    [*(Rf.T @ (pos - at)), wrap(yaw_of(R) - np.pi / 2 - yaw_of(Rf), np.pi)]
+                    for pos, R in poses
+                ]
+                for at, Rf in frames
+            ],
+            np.float32,
+        )
 
     def goals_at_work(self):
         """Of each plan that could be asked for."""
         return [self.current(plan) for plan, _ in self.askable]
 
     def referents(self):
-        """What the words of each goal that could be asked for (`askable`) refer to now, float32 (G, 8): loose
-        bricks, by number, that the left and the right hand have to fetch (an idle hand: the other's); the one
-        that brick goes on, n where it is fixed; the hand that presses, 0 left; the place: pose (x, y, z, yaw)
-        of the upper brick, m and rad, in the frame of the lower one, of the torso where that is fixed. To
-        take bricks apart, each hand fetches one, and the upper one goes on the table, which is fixed."""
-        loose, rows = [b.name for b in self.bricks if not b.fixed], []
+        """What the words of each goal that could be asked for (`askable`) refer to now, float32 (G,
+        8): loose bricks, by number, that the left and the right hand have to fetch (an idle hand:
+        the other's); the one that brick goes on, n where it is fixed; the hand that presses, 0
+        left; the place: pose (x, y, z, yaw) of the upper brick, m and rad, in the frame of the
+        lower one, of the torso where that is fixed. To take bricks apart, each hand fetches one,
+        and the upper one goes on the table, which is fixed."""
+        loose = [b.name for b in self.bricks if not b.fixed]
+        rows = []
         for g in self.goals_at_work():
             place, yaw = self.goal_pose(g)
             on_loose = g.lower in loose and not g.apart
             base = loose.index(g.lower) if on_loose else len(loose)
             if on_loose:
                 pos, R = self.brick_pose(g.lower)
-                place, yaw = R.T @ (place - pos), yaw - yaw_of(R)
+                place = R.T @ (place - pos)
+                yaw = yaw - yaw_of(R)
             fetch = [loose.index(g.lower if hand == g.holder else g.upper) for hand in HANDS]
             rows.append([*fetch, base, HANDS.index(g.hand), *place, wrap(yaw, np.pi)])
         return np.array(rows, np.float32)
@@ -450,28 +545,31 @@ class World:
         return self.clutch.connections(loose)
 
     def _track_progress(self):
-        """Furthest phase and metrics, from the state alone, so that every policy is measured alike. A plan of
-        several goals is not further than `align` before the last of them."""
-        g, s = self.goal, self.brick_scale
+        """Furthest phase and metrics, from the state alone, so that every policy is measured alike.
+        A plan of several goals is not further than `align` before the last of them."""
+        g = self.goal
+        s = self.brick_scale
         error, yaw_error = self.goal_error()
         xy = np.hypot(*error[:2])
         bricks = [(g.hand, g.upper)] + ([(g.holder, g.lower)] if self.lifts() else [])
-        lifted = [self.brick_pose(b)[0][2] > .012 * s for _, b in bricks]
-        near = [np.linalg.norm(self._offset_along(h, b)) < .012 * s for h, b in bricks]
+        lifted = [self.brick_pose(b)[0][2] > 0.012 * s for _, b in bricks]
+        near = [np.linalg.norm(self._offset_along(h, b)) < 0.012 * s for h, b in bricks]
         phase = 1 if all(near) else 0
         if all(lifted):
-            phase = 4 if xy < .0015 * s else 3 if xy < .02 else 2
+            phase = 4 if xy < 0.0015 * s else 3 if xy < 0.02 else 2
         joined = self.joined() != g.apart
         if joined and not self._was_joined:
             link = self.clutch.link(g.lower, g.upper)
             if link is not None:
-                self._metrics.update(press_error_mm=float(1e3 * link['offset']),
-                                     press_yaw_deg=float(np.degrees(link['turn'])))
+                self._metrics.update(
+                    press_error_mm=float(1e3 * link['offset']),
+                    press_yaw_deg=float(np.degrees(link['turn'])),
+                )
             self._joined_in_air = self.brick_pose(g.lower)[0][2] > MIN_JOIN_HEIGHT_M
         self._was_joined = joined
         if lifted[0] and near[0]:
             self._carried = True
-        elif self._carried and not near[0] and (xy > .02 if g.apart else not joined):
+        elif self._carried and not near[0] and (xy > 0.02 if g.apart else not joined):
             self._carried = False
             self._metrics['drops'] += 1
         self.goal = self.current(self.plan)
@@ -483,12 +581,19 @@ class World:
         self._held_steps = self._held_steps + 1 if reached else 0
         self.phase = max(self.phase, 7 if self.success() else phase)
         self._metrics.update(
-            steps=self.steps, peak_force_n=float(self.clutch.peak_force_n),
-            done=int(joined if g.apart else sum(map(self.joined, self.plan.chain))),      # goals of the plan
-            xy_error_mm=float(1e3 * xy), z_error_mm=float(1e3 * error[2]),
+            steps=self.steps,
+            peak_force_n=float(self.clutch.peak_force_n),
+            done=int(
+                joined if g.apart else sum(map(self.joined, self.plan.chain))
+            ),  # goals of the plan
+            xy_error_mm=float(1e3 * xy),
+            z_error_mm=float(1e3 * error[2]),
             yaw_error_deg=float(np.degrees(yaw_error)),
-            broken=sum(e[1] == 'break' and not (g.apart and e[2:] == (g.lower, g.upper))
-                       for e in self.clutch.events))
+            broken=sum(
+                e[1] == 'break' and not (g.apart and e[2:] == (g.lower, g.upper))
+                for e in self.clutch.events
+            ),
+        )
 
     def _offset_along(self, hand, brick):
         """Vector from where the hand grips best to the tool, world frame;
@@ -504,12 +609,15 @@ class World:
     # -- observations ----------------------------------------------------------------------------------------
     def observe(self):
         """Dict of measured quantities, order left, right, torso frame: time s; joint_pos (15,) rad;
-        joint_vel (15,) rad/s; gripper (2,) m; tool_pos (2, 3) m; tool_quat (2, 4) wxyz; tool_vel (2, 3) m/s;
-        tool_command (15,) and joint_command (17,), the commands in force; image/<camera> (h, w, 3) uint8;
-        instruction."""
-        d, vel6 = self.data, np.zeros(6)
+        joint_vel (15,) rad/s; gripper (2,) m; tool_pos (2, 3) m; tool_quat (2, 4) wxyz; tool_vel
+        (2, 3) m/s; tool_command (15,) and joint_command (17,), the commands in force;
+        image/<camera> (h, w, 3) uint8; instruction."""
+        d = self.data
+        vel6 = np.zeros(6)
         Rt = d.xmat[self._torso_id].reshape(3, 3)
-        poses, quats, vels = [], [], []
+        poses = []
+        quats = []
+        vels = []
         for hand, site in zip(HANDS, self._site_id):
             pos, R = self.tool_pose(hand)
             quat = np.zeros(4)
@@ -518,38 +626,53 @@ class World:
             poses.append(pos)
             quats.append(quat if quat[0] >= 0 else -quat)
             vels.append(Rt.T @ vel6[3:])
-        obs = dict(time=d.time, joint_pos=d.qpos[self._joint_qadr], joint_vel=d.qvel[self._joint_vadr],
-                   gripper=2 * d.qpos[self._finger_qadr], tool_pos=np.array(poses), tool_quat=np.array(quats),
-                   tool_vel=np.array(vels), tool_command=self.tool_command.copy(),
-                   joint_command=self.joint_command.astype(np.float32), instruction=self.instruction)
+        obs = dict(
+            time=d.time,
+            joint_pos=d.qpos[self._joint_qadr],
+            joint_vel=d.qvel[self._joint_vadr],
+            gripper=2 * d.qpos[self._finger_qadr],
+            tool_pos=np.array(poses),
+            tool_quat=np.array(quats),
+            tool_vel=np.array(vels),
+            tool_command=self.tool_command.copy(),
+            joint_command=self.joint_command.astype(np.float32),
+            instruction=self.instruction,
+        )
         for name in self.cameras:
             obs[f'image/{name}'] = self.render(name)
         return obs
 
     def info(self):
-        """Dict: success (goal held 1 s), goal (conditions true now), phase (furthest, index into PHASES),
-        metrics, fault."""
-        return dict(success=self.success(), goal=self._held_steps > 0, phase=self.phase,
-                    metrics=dict(self._metrics), fault=self.fault)
+        """Dict: success (goal held 1 s), goal (conditions true now), phase (furthest, index into
+        PHASES), metrics, fault."""
+        return dict(
+            success=self.success(),
+            goal=self._held_steps > 0,
+            phase=self.phase,
+            metrics=dict(self._metrics),
+            fault=self.fault,
+        )
 
     def render(self, camera, size=None, shadows=False, mode='rgb'):
-        """Picture of a named camera; size int or (height, width), default image_size. mode: 'rgb' (h, w, 3)
-        uint8; 'depth' (h, w) float32, m along the optical axis; 'segmentation' (h, w) int32, the body's id
-        (names: model.body(i).name; 0 is the world: table, floor), -1 where nothing is."""
+        """Picture of a named camera; size int or (height, width), default image_size. mode: 'rgb'
+        (h, w, 3) uint8; 'depth' (h, w) float32, m along the optical axis; 'segmentation' (h, w)
+        int32, the body's id (names: model.body(i).name; 0 is the world: table, floor), -1 where
+        nothing is."""
         if mode not in RENDER_MODES:
             raise ValueError(f'mode={mode!r}: expected one of {RENDER_MODES}')
         h, w = (size, size) if isinstance(size, int) else size or (self.image_size, self.image_size)
-        if os.environ.get('MUJOCO_GL') == 'disable':
-            raise RuntimeError('no headless OpenGL found, cannot render: on Debian/Ubuntu run '
-                               '"apt-get install libegl1 libgl1 libgl1-mesa-dri libopengl0" (or libosmesa6), '
-                               'or set MUJOCO_GL; cameras=() runs without pictures')
+        if gl_backend() == 'disable':
+            raise RuntimeError(NOTHING_RENDERS)
         key = h, w, shadows
         if key not in self._renderers:
             # an offscreen buffer larger than the picture is cleared and resolved with it:
             # 2.2 against 1.3 ms at 96 px
-            self.model.vis.global_.offwidth, self.model.vis.global_.offheight = w, h
+            self.model.vis.global_.offwidth = w
+            self.model.vis.global_.offheight = h
             r = self._renderers[key] = mujoco.Renderer(self.model, h, w)
-            r.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows       # shadows cost 3-4 times the picture
+            r.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = (
+                shadows  # shadows cost 3-4 times the picture
+            )
             r.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         r = self._renderers[key]
         r.update_scene(self.data, self._camera_id[camera])
@@ -561,45 +684,68 @@ class World:
             r.disable_depth_rendering()
             return picture
         r.enable_segmentation_rendering()
-        ids, kinds = np.moveaxis(r.render(), -1, 0)      # of geoms
+        ids, kinds = np.moveaxis(r.render(), -1, 0)  # of geoms
         r.disable_segmentation_rendering()
-        return np.where(kinds == mujoco.mjtObj.mjOBJ_GEOM, self.model.geom_bodyid[ids], -1).astype(np.int32)
+        return np.where(kinds == mujoco.mjtObj.mjOBJ_GEOM, self.model.geom_bodyid[ids], -1).astype(
+            np.int32
+        )
 
     # -- snapshots, facts ------------------------------------------------------------------------------------
     def state(self):
-        """Snapshot that set_state restores exactly:
-        full physics, the clutch's table and the model arrays it edits."""
-        m, d, kind = self.model, self.data, mujoco.mjtState.mjSTATE_INTEGRATION
+        """Snapshot that set_state restores exactly: full physics, the clutch's table and the model
+        arrays it edits."""
+        m = self.model
+        d = self.data
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
         physics = np.zeros(mujoco.mj_stateSize(m, kind))
         mujoco.mj_getState(m, d, physics, kind)
         return dict(
             physics=physics,
-            links=self.clutch.links.copy(), pending=self.clutch.pending.copy(),
-            events=list(self.clutch.events), peak_force_n=self.clutch.peak_force_n,
+            links=self.clutch.links.copy(),
+            pending=self.clutch.pending.copy(),
+            events=list(self.clutch.events),
+            peak_force_n=self.clutch.peak_force_n,
             forces=(self.clutch.insertion_force_n, self.clutch.pull_force_n),
-            eq_obj1id=m.eq_obj1id.copy(), eq_obj2id=m.eq_obj2id.copy(), eq_data=m.eq_data.copy(),
-            eq_active=d.eq_active.copy(), exclude=m.exclude_signature.copy(),
+            eq_obj1id=m.eq_obj1id.copy(),
+            eq_obj2id=m.eq_obj2id.copy(),
+            eq_data=m.eq_data.copy(),
+            eq_active=d.eq_active.copy(),
+            exclude=m.exclude_signature.copy(),
             memory=dict(
-                seed=self.seed, plan=self.plan, goal=self.goal, instruction=self.instruction,
+                seed=self.seed,
+                plan=self.plan,
+                goal=self.goal,
+                instruction=self.instruction,
                 askable=list(self.askable),
-                steps=self.steps, phase=self.phase, fault=self.fault,
-                tool_command=self.tool_command.copy(), joint_command=self.joint_command.copy(),
-                _held_steps=self._held_steps, _carried=self._carried, _was_joined=self._was_joined,
+                steps=self.steps,
+                phase=self.phase,
+                fault=self.fault,
+                tool_command=self.tool_command.copy(),
+                joint_command=self.joint_command.copy(),
+                _held_steps=self._held_steps,
+                _carried=self._carried,
+                _was_joined=self._was_joined,
                 _joined_in_air=self._joined_in_air,
-                _metrics=dict(self._metrics), _clutch_phase=self._clutch_phase))
+                _metrics=dict(self._metrics),
+                _clutch_phase=self._clutch_phase,
+            ),
+        )
 
     def set_state(self, state):
         """Restore a snapshot of state() of a world built with the same arguments."""
-        m, d = self.model, self.data
-        m.eq_obj1id[:], m.eq_obj2id[:] = state['eq_obj1id'], state['eq_obj2id']
+        m = self.model
+        d = self.data
+        m.eq_obj1id[:] = state['eq_obj1id']
+        m.eq_obj2id[:] = state['eq_obj2id']
         m.eq_data[:] = state['eq_data']
         m.exclude_signature[:] = state['exclude']
         mujoco.mj_setState(m, d, state['physics'], mujoco.mjtState.mjSTATE_INTEGRATION)
         d.eq_active[:] = state['eq_active']
         self._refresh()
-        for warning in d.warning:      # of the run that is being left
+        for warning in d.warning:  # of the run that is being left
             warning.number = 0
-        self.clutch.links[:], self.clutch.pending[:] = state['links'], state['pending']
+        self.clutch.links[:] = state['links']
+        self.clutch.pending[:] = state['pending']
         self.clutch.events[:] = state['events']
         self.clutch.peak_force_n = state['peak_force_n']
         self.clutch.insertion_force_n, self.clutch.pull_force_n = state['forces']
@@ -609,21 +755,34 @@ class World:
 
     def metadata(self):
         """JSON-able facts a recording or checkpoint has to agree on."""
-        return dict(task=self.task, brick_scale=self.brick_scale, **self.curriculum,
-                    cameras=list(self.cameras), image_size=self.image_size,
-                    control_hz=self.control_hz, physics_dt_s=self.model.opt.timestep, robot=self.robot,
-                    **self.forces,
-                    tool_action_names=list(TOOL_ACTION_NAMES), joint_action_names=list(JOINT_ACTION_NAMES),
-                    camera_fovy_deg={c: float(self.model.cam_fovy[i]) for c, i in self._camera_id.items()},
-                    camera_pose=self.camera_poses(), model_hash=self.model_hash,
-                    mujoco=mujoco.__version__, gl=gl_backend())
+        return dict(
+            task=self.task,
+            brick_scale=self.brick_scale,
+            **self.curriculum,
+            cameras=list(self.cameras),
+            image_size=self.image_size,
+            control_hz=self.control_hz,
+            physics_dt_s=self.model.opt.timestep,
+            robot=self.robot,
+            **self.forces,
+            tool_action_names=list(TOOL_ACTION_NAMES),
+            joint_action_names=list(JOINT_ACTION_NAMES),
+            camera_fovy_deg={c: float(self.model.cam_fovy[i]) for c, i in self._camera_id.items()},
+            camera_pose=self.camera_poses(),
+            model_hash=self.model_hash,
+            mujoco=mujoco.__version__,
+            gl=gl_backend(),
+        )
 
     def camera_poses(self):
-        """{camera that stands still: position (3,) m and rotation (9,), row by row, world frame}; a camera
-        looks along its -z, x to the right, y up."""
+        """{camera that stands still: position (3,) m and rotation (9,), row by row, world frame}; a
+        camera looks along its -z, x to the right, y up."""
         m = self.model
-        return {c: [*m.cam_pos0[i].tolist(), *m.cam_mat0[i].ravel().tolist()]
-                for c, i in self._camera_id.items() if m.body_weldid[m.cam_bodyid[i]] == 0}
+        return {
+            c: [*m.cam_pos0[i].tolist(), *m.cam_mat0[i].ravel().tolist()]
+            for c, i in self._camera_id.items()
+            if m.body_weldid[m.cam_bodyid[i]] == 0
+        }
 
     def close(self):
         for r in self._renderers.values():
@@ -640,38 +799,60 @@ def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
         raise FileNotFoundError(f'{path}: no such robot; have {have}; put your MJCF there')
     try:
         robot_model = mujoco.MjModel.from_xml_path(str(path))
-    except ValueError as error:      # MuJoCo's own message names no file; UnicodeDecodeError is one as well
+    except (
+        ValueError
+    ) as error:  # MuJoCo's own message names no file; UnicodeDecodeError is one as well
         raise ValueError(f'{path}: {error}') from error
     needed = dict(
         joint=(*JOINT_NAMES, *(f'{h}/finger_{i}' for h in HANDS for i in (1, 2))),
         actuator=JOINT_ACTION_NAMES,
-        site=tuple(f'{h}/tool' for h in HANDS), camera=('head', *(f'{h}/wrist' for h in HANDS)),
-        body=('torso',), key=('home',))
+        site=tuple(f'{h}/tool' for h in HANDS),
+        camera=('head', *(f'{h}/wrist' for h in HANDS)),
+        body=('torso',),
+        key=('home',),
+    )
     kinds = {kind: getattr(mujoco.mjtObj, f'mjOBJ_{kind.upper()}') for kind in needed}
-    missing = [f'{kind} {name}' for kind, names in needed.items() for name in names
-               if mujoco.mj_name2id(robot_model, kinds[kind], name) < 0]
+    missing = [
+        f'{kind} {name}'
+        for kind, names in needed.items()
+        for name in names
+        if mujoco.mj_name2id(robot_model, kinds[kind], name) < 0
+    ]
     if missing:
-        raise ValueError(f'{path}: missing: {", ".join(missing)}; what they are is said in '
-                         f'{ASSETS / "robots" / "alex" / "README.md"}')
+        raise ValueError(
+            f'{path}: missing: {", ".join(missing)}; what they are is said in '
+            f'{ASSETS / "robots" / "alex" / "README.md"}'
+        )
     bodies, excludes, welds = pool_xml(n_slots)
-    start = {b.name: (*b.at_m, 0) if b.fixed else (.3, .3 - .12 * i, 0) for i, b in enumerate(bricks)}
+    start = {
+        b.name: (*b.at_m, 0) if b.fixed else (0.3, 0.3 - 0.12 * i, 0) for i, b in enumerate(bricks)
+    }
     brick_bodies = ''.join(brick_xml(b, scale, start[b.name]) for b in bricks)
-    parts = (f'<mujoco><worldbody>{brick_bodies}{bodies}</worldbody>'
-             f'<contact>{excludes}</contact><equality>{welds}</equality></mujoco>')
-    # These files exist in memory only, as if beside the robot's: its meshes and textures count from there.
+    parts = (
+        f'<mujoco><worldbody>{brick_bodies}{bodies}</worldbody>'
+        f'<contact>{excludes}</contact><equality>{welds}</equality></mujoco>'
+    )
+    # These files exist in memory only, as if beside the robot's: its meshes and textures count from
+    # there.
     folder = path.parent.resolve()
-    main = ''.join(f'<include file="{f}"/>' for f in ('vla-lego/table.xml', path.name, 'vla-lego/bricks.xml'))
-    files = {'vla-lego.xml': f'<mujoco model="vla-lego">{main}</mujoco>'.encode(),
-             'vla-lego/table.xml': (ASSETS / 'scenes' / 'table.xml').read_bytes(),
-             'vla-lego/bricks.xml': parts.encode()}
+    main = ''.join(
+        f'<include file="{f}"/>' for f in ('vla-lego/table.xml', path.name, 'vla-lego/bricks.xml')
+    )
+    files = {
+        'vla-lego.xml': f'<mujoco model="vla-lego">{main}</mujoco>'.encode(),
+        'vla-lego/table.xml': (ASSETS / 'scenes' / 'table.xml').read_bytes(),
+        'vla-lego/bricks.xml': parts.encode(),
+    }
     files = {f'{folder}/{name}': text for name, text in files.items()}
     try:
         scene = mujoco.MjSpec.from_file(f'{folder}/vla-lego.xml', include=files)
         scene.option.timestep = physics_dt_s
         model = scene.compile()
     except ValueError as error:
-        raise ValueError(f'{path}: does not join table and bricks: {error}; names that are taken are listed '
-                         f'in {ASSETS / "robots" / "alex" / "README.md"}') from error
+        raise ValueError(
+            f'{path}: does not join table and bricks: {error}; names that are taken are listed '
+            f'in {ASSETS / "robots" / "alex" / "README.md"}'
+        ) from error
     if model.opt.cone != mujoco.mjtCone.mjCONE_ELLIPTIC:
         raise ValueError(f'{path}: option cone="pyramidal": expected elliptic, the clutch reads it')
     return model, robot_model

@@ -1,7 +1,9 @@
-"""What decoder and vision tower share: precision, rotary positions, attention, fast norms and activations.
+"""What decoder and vision tower share: precision, rotary positions, attention, fast norms and
+activations.
 
-PyTorch composes several of these of small operations; what is written out here was the slower on CPU.
-"""
+PyTorch composes several of these of small operations; what is written out here was the slower on
+CPU."""
+
 # B batch, T tokens, h heads of c, M pictures, P places of a map, C channels, D width
 import functools
 import math
@@ -19,26 +21,33 @@ def compute_dtype(x):
 
 
 def autocast_for(device, dtype='auto'):
-    """Context in which matrix products are done in `dtype`, 'float32' or 'bfloat16'. 'auto': bfloat16 where
-    there are units for it; CPUs without them emulate it, slower than float32."""
-    kind, cpu = torch.device(device).type, torch.cpu.get_capabilities()
+    """Context in which matrix products are done in `dtype`, 'float32' or 'bfloat16'. 'auto':
+    bfloat16 where there are units for it; CPUs without them emulate it, slower than float32."""
+    kind = torch.device(device).type
+    cpu = torch.cpu.get_capabilities()
     if dtype == 'auto':
-        dtype = 'bfloat16' if kind == 'cuda' or cpu.get('avx512_bf16') or cpu.get('amx_bf16') else 'float32'
+        dtype = (
+            'bfloat16'
+            if kind == 'cuda' or cpu.get('avx512_bf16') or cpu.get('amx_bf16')
+            else 'float32'
+        )
     if dtype not in ('float32', 'bfloat16'):
         raise ValueError(f"dtype {dtype!r}, expected 'auto', 'float32' or 'bfloat16'")
     return torch.autocast(kind, getattr(torch, dtype), enabled=dtype != 'float32')
 
 
 def rotate(x, cos, sin):
-    """x (..., h, c); first and second half of c are the two coordinates of each rotation (Hugging Face's
-    layout); cos and sin (..., 1, c), the first half of sin negated."""
+    """x (..., h, c); first and second half of c are the two coordinates of each rotation (Hugging
+    Face's layout); cos and sin (..., 1, c), the first half of sin negated."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def rotation(angle, dtype):
     """angle (..., c/2) -> cos and sin (..., 1, c) for rotate."""
-    cos, sin = angle.cos(), angle.sin()
-    cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    cos = angle.cos()
+    sin = angle.sin()
+    cos = torch.cat([cos, cos], -1)
+    sin = torch.cat([-sin, sin], -1)
     return cos.to(dtype).unsqueeze(-2), sin.to(dtype).unsqueeze(-2)
 
 
@@ -46,16 +55,20 @@ def attend(q, k, v, bias):
     """q (B, h, Tq, c), k and v (B, h_kv, Tk, c) -> (B, h, Tq, c)."""
     grouped = q.shape[1] != k.shape[1]
     if q.device.type != 'cpu' or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=grouped)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=grouped
+        )
     if grouped:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    # written out: 2-3x faster backward than SDPA's on CPU, where softmax is 3x faster in float32 than in bf16
+    # written out: 2-3x faster backward than SDPA's on CPU, where softmax is 3x faster in float32
+    # than in bf16
     scores = torch.add(bias, q @ k.transpose(-1, -2), alpha=q.shape[-1] ** -0.5)
     return scores.softmax(-1).to(v.dtype) @ v
 
 
 def recomputed(block, recompute):
-    """The block; or a call of it that keeps its inputs alone and works through it again in the backward."""
+    """The block; or a call of it that keeps its inputs alone and works through it again in the
+    backward."""
     if recompute and torch.is_grad_enabled():
         return functools.partial(checkpoint, block, use_reentrant=False)
     return block
@@ -64,15 +77,21 @@ def recomputed(block, recompute):
 # -----------------------------------------------------------------------------
 # norms and activations
 
+
 def unit_rms(x, eps):
     """x (..., D) in float32, scaled to a root mean square of 1, and the scale (..., 1)."""
     x = x.float()
-    scale = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
+    scale = (
+        (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1])
+        .add_(eps)
+        .rsqrt_()
+    )
     return x * scale, scale
 
 
 class FastRMSNorm(torch.autograd.Function):
-    """RMS norm with a written-out backward: PyTorch composes it of small operations on CPU, 2 ms to 1.2."""
+    """RMS norm with a written-out backward: PyTorch composes it of small operations on CPU, 2 ms to
+    1.2."""
 
     @staticmethod
     def forward(ctx, x, weight, eps, dtype):
@@ -93,15 +112,20 @@ class FastRMSNorm(torch.autograd.Function):
 
 class RMSNorm(nn.RMSNorm):
     def forward(self, x):
-        if x.device.type != 'cpu':      # one kernel only if both are of one type, which they are not in FSDP
+        if (
+            x.device.type != 'cpu'
+        ):  # one kernel only if both are of one type, which they are not in FSDP
             return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
-        if not torch.is_grad_enabled():      # a few rows: half of the time went into calling the function
+        if (
+            not torch.is_grad_enabled()
+        ):  # a few rows: half of the time went into calling the function
             return (unit_rms(x, self.eps)[0] * self.weight).to(compute_dtype(x))
         return FastRMSNorm.apply(x, self.weight, self.eps, compute_dtype(x))
 
 
 class SquaredReLU(torch.autograd.Function):
-    """relu(x)^2; by itself the pair keeps both inputs and goes through memory five times in the backward."""
+    """relu(x)^2; by itself the pair keeps both inputs and goes through memory five times in the
+    backward."""
 
     @staticmethod
     def forward(ctx, x):
@@ -115,15 +139,18 @@ class SquaredReLU(torch.autograd.Function):
 
 
 class FastGroupNorm(torch.autograd.Function):
-    """Group norm of a map stored channels last, x (M, P, C), where PyTorch's needs 23 ms against 6 on CPU."""
+    """Group norm of a map stored channels last, x (M, P, C), where PyTorch's needs 23 ms against 6
+    on CPU."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, groups, eps):
         M, P, C = x.shape
-        mean, square = (y.sum(1, dtype=torch.float32).view(M, groups, -1).mean(-1, keepdim=True) / P
-                        for y in (x, x * x))                                  # (M, groups, 1)
+        mean, square = (
+            y.sum(1, dtype=torch.float32).view(M, groups, -1).mean(-1, keepdim=True) / P
+            for y in (x, x * x)
+        )  # (M, groups, 1)
         inv = (square - mean * mean + eps).rsqrt_()
-        scale = inv * weight.view(groups, -1)                                 # (M, groups, C / groups)
+        scale = inv * weight.view(groups, -1)  # (M, groups, C / groups)
         shift = bias.view(groups, -1) - mean * scale
         ctx.save_for_backward(x, mean, inv, weight)
         return torch.addcmul(shift.view(M, 1, C).to(x.dtype), x, scale.view(M, 1, C).to(x.dtype))
@@ -133,14 +160,24 @@ class FastGroupNorm(torch.autograd.Function):
         x, mean, inv, weight = ctx.saved_tensors
         (M, P, C), (_, groups, _) = x.shape, mean.shape
         dot, total = (y.sum(1, dtype=torch.float32).view(M, groups, -1) for y in (grad * x, grad))
-        w, n = weight.view(groups, -1), P * C // groups
-        dot_w, total_w = (dot * w).sum(-1, keepdim=True), (total * w).sum(-1, keepdim=True)
-        slope = (total_w * mean - dot_w) * inv ** 3 / n
+        w = weight.view(groups, -1)
+        n = P * C // groups
+        dot_w = (dot * w).sum(-1, keepdim=True)
+        total_w = (total * w).sum(-1, keepdim=True)
+        slope = (total_w * mean - dot_w) * inv**3 / n
         offset = -slope * mean - total_w * inv / n
-        slope, offset, scale = (y.expand(M, groups, C // groups).reshape(M, 1, C).to(x.dtype)
-                                for y in (slope, offset, inv * w))
+        slope, offset, scale = (
+            y.expand(M, groups, C // groups).reshape(M, 1, C).to(x.dtype)
+            for y in (slope, offset, inv * w)
+        )
         grad_x = torch.addcmul(offset, x, slope).addcmul_(grad, scale)
-        return grad_x, ((dot - total * mean) * inv).sum(0).flatten(), total.sum(0).flatten(), None, None
+        return (
+            grad_x,
+            ((dot - total * mean) * inv).sum(0).flatten(),
+            total.sum(0).flatten(),
+            None,
+            None,
+        )
 
 
 def group_norm(x, norm):
@@ -153,10 +190,13 @@ def group_norm(x, norm):
 
 
 def fourier_features(x, frequencies):
-    """(..., n) -> (..., n (1 + 2 F)): numbers and their sines and cosines, of periods 8, 4, 2 .. (Tancik et
-    al. 2020): a linear map of a coordinate that ranges over decimetres hardly resolves millimetres."""
+    """(..., n) -> (..., n (1 + 2 F)): numbers and their sines and cosines, of periods 8, 4, 2 ..
+    (Tancik et al. 2020): a linear map of a coordinate that ranges over decimetres hardly resolves
+    millimetres."""
     if not frequencies:
         return x
-    angle = 2 * math.pi / 8 * 2.0 ** torch.arange(frequencies, device=x.device) * x.float()[..., None]
+    angle = (
+        2 * math.pi / 8 * 2.0 ** torch.arange(frequencies, device=x.device) * x.float()[..., None]
+    )
     angle = angle.flatten(-2)
     return torch.cat([x, angle.sin(), angle.cos()], -1)

@@ -1,0 +1,1 @@
+"""The simulated work cell: world, tasks, clutch, expert, films. Never imports torch."""

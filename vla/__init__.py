@@ -1,0 +1,1 @@
+"""The parts of the model and of its training. Never imports mujoco."""
