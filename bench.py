@@ -150,7 +150,8 @@ def steps_per_second(world, seconds):
 def physics_share(world, seconds):
     """Time of bare mj_step / time of physics with clutch, from the same states along an expert's
     episodes, in turns. Both are one thread's own CPU time: what other processes take in between
-    belongs to neither."""
+    belongs to neither.
+    """
     expert = Expert()
     spent = np.zeros(2)
     seed = 0
@@ -272,7 +273,8 @@ def soaked(folder):
 
 def missing_ranges(seeds, done, longest=500):
     """[(first, end)] half open, that together hold the seeds not in `done`, each no longer than
-    asked."""
+    asked.
+    """
     ranges = []
     for seed in (s for s in seeds if s not in done):
         if ranges and ranges[-1][1] == seed and seed - ranges[-1][0] < longest:
@@ -381,7 +383,8 @@ def bench_frames(folder):
 
 def bench_train(folder, processes):
     """What make_checkpoint wrote into its log, and the share of what matrix products alone would
-    reach."""
+    reach.
+    """
     lines = [json.loads(line) for line in (Path(folder) / 'log.jsonl').read_text().splitlines()][1:]
     settings = json.loads((Path(folder) / 'meta.json').read_text())['settings']
     rate, flops, wait = (
@@ -408,7 +411,8 @@ def bench_train(folder, processes):
 
 def bench_act(ckpt):
     """From observation to commands as sim_rollout.py does it, in each --dtype that makes sense
-    here."""
+    here.
+    """
     torch.set_num_threads(1)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     net, meta = model.VLA.load(ckpt)

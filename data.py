@@ -48,13 +48,15 @@ from vla.processor import make_tokenizer
 
 def map_bytes(path):
     """A file as bytes that are read where they are touched. numpy's own mapping keeps the file
-    open, and most systems let a process have 1,024 files open."""
+    open, and most systems let a process have 1,024 files open.
+    """
     return torch.from_file(path, False, os.path.getsize(path), dtype=torch.uint8).numpy()
 
 
 def in_validation(task, seed, fraction):
     """Whether an episode is held out: by hash, so that recording more episodes never moves one
-    across."""
+    across.
+    """
     return zlib.crc32(f'{task}/{seed}'.encode()) / 2**32 < fraction
 
 
@@ -240,7 +242,8 @@ class Dataset:
         """Short hash of what is in the files: resuming on other data would not be resuming. All
         numbers and texts that batches are made of are in it. Of pictures, which are too many to be
         read: the sizes of files, and of each episode's middle row every eighth line, or the whole
-        picture as packed."""
+        picture as packed.
+        """
         digest = hashlib.sha256()
         for array in (
             self.start,
@@ -272,7 +275,8 @@ class Dataset:
 
     def read(self, name, rows):
         """Rows of a wide array ('state', 'time', 'image/<camera>') out of the mapped files, (n,
-        ...)."""
+        ...).
+        """
         arrays = self.files[name]
         episodes = self.episode[rows]
         out = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
@@ -284,7 +288,8 @@ class Dataset:
 
     def scene(self, rows):
         """Where each camera sees the bricks, m and rad: (B, N, n_bricks, 4), nan for those there
-        are not."""
+        are not.
+        """
         out = np.full(
             (len(rows), len(self.processor.cameras), self.n_bricks, 4), np.nan, np.float32
         )
@@ -303,7 +308,8 @@ class Dataset:
     def chunk_mask(self, rows):
         """-> (B, H) bool. Row j counts if nothing kicked the robot in rows 0..j-1 of the window:
         from a kick on, the recorded actions answer another situation. Past the end rows count after
-        a success."""
+        a success.
+        """
         at = rows[:, None] + np.arange(self.processor.horizon)
         last = self.last[rows][:, None]
         undisturbed = (
@@ -313,7 +319,8 @@ class Dataset:
 
     def instruction(self, row, k=0):
         """What the row's episode was asked for; k > 0: what else could have been asked in that
-        scene."""
+        scene.
+        """
         return self.askable[self.episode[row]][k]
 
     def subtask(self, row):
@@ -366,7 +373,8 @@ class Dataset:
     def action_error(self, rows, chunk):
         """Mean absolute error of (B, H, A) chunks over the rows that count, by kind of slot, in its
         unit: of all rows, and of rows 1, 2, 4 .. ahead ('position_mm@4'); nan where no row
-        counts."""
+        counts.
+        """
         processor = self.processor
         result = {}
         predicted = processor.decode_actions(chunk, self.read('state', rows)[:, COMMAND])
@@ -399,7 +407,8 @@ class Dataset:
 
     def _in_order(self, source, at, seed):
         """Windows number `at` of a source, which goes on through epochs: none is left out of
-        any."""
+        any.
+        """
         windows = self.sources[source][1]
         n = len(self.sources[source][1])
         order = [
@@ -411,7 +420,8 @@ class Dataset:
     def sample_rows(self, step, batch_size, seed):
         """Rows of the global batch of a step. Sources take turns evenly: source 0 takes sample i
         wherever its share of i passes a whole number, source 1 likewise of what is left, and so
-        on."""
+        on.
+        """
         at = np.arange(step * batch_size, (step + 1) * batch_size)
         rows = np.empty(batch_size, np.int64)
         mine = np.arange(batch_size)
@@ -432,7 +442,8 @@ class Dataset:
         """Slice `rank` of the global batch of `step`: the keys model.VLA reads, and those that
         `augment` uses up. Everything random is drawn for the global batch, so that the number of
         ranks changes no number. n_rows and n_tokens are the loss's denominators: global counts
-        divided by world_size."""
+        divided by world_size.
+        """
         if batch_size % world_size:
             raise ValueError(f'global batch {batch_size} does not divide into {world_size} slices')
         processor = self.processor
@@ -519,7 +530,8 @@ class Dataset:
 def augment(batch):
     """Apply the batch's own draws to its images, on whatever device they are: shift by whole
     pixels (edges repeated), crop, colour gain, brightness. What there is no draw of is not done;
-    with any but shift images come out as float 0..255, not clipped: one pass less."""
+    with any but shift images come out as float 0..255, not clipped: one pass less.
+    """
     batch = dict(batch)
     images = batch.pop('images')
     gain, offset, shift, crop = (batch.pop(k, None) for k in ('gain', 'offset', 'shift', 'crop'))
@@ -554,7 +566,8 @@ def augment(batch):
 def prefetch(make, steps, pin=False):
     """Yield make(step) for each step; a thread makes the next one meanwhile. Order and numbers
     stay. pin: make gives a list of batches; they go into memory that a GPU copies from while it
-    computes"""
+    computes
+    """
 
     def work(step):
         made = make(step)

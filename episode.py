@@ -7,7 +7,8 @@ and drawn.
 An episode is one safetensors file: arrays whose row t holds the observation before action t, and a
 JSON header under the metadata key "header". It holds SI units and raw pixels, nothing normalised;
 it is read without torch or a simulator. ARRAYS lists what is in it, TABLES the columns of states
-and actions."""
+and actions.
+"""
 
 import collections
 import fnmatch
@@ -133,7 +134,8 @@ HEADER_KEYS = (
 
 def slots(patterns, names):
     """Names chosen by exact name or glob pattern ('command/*/tool_?'), each once, in the order
-    asked for."""
+    asked for.
+    """
     chosen = []
     for pattern in patterns:
         hits = [n for n in names if fnmatch.fnmatchcase(n, pattern)]
@@ -156,7 +158,8 @@ def quat_from_rotvec(r):
 
 def rotvec_from_quat(q):
     """(..., 4) wxyz, unit -> (..., 3) rotation vector with angle <= pi. Exact near 0 and near
-    pi."""
+    pi.
+    """
     q = np.asarray(q, np.float64)
     q = np.where(q[..., :1] < 0, -q, q)
     n = np.linalg.norm(q[..., 1:], axis=-1, keepdims=True)
@@ -231,7 +234,8 @@ def state_vector(obs):
 
 def observation_from_state(state):
     """(79,) state row -> the observation dict it came from, without images, time and
-    instruction."""
+    instruction.
+    """
     ends = np.cumsum([np.prod(shape) for shape in _FIELDS.values()])
     parts = zip(np.split(state, ends), _FIELDS.items())
     return {name: np.array(part).reshape(shape) for part, (name, shape) in parts}
@@ -253,20 +257,29 @@ _DTYPES = {
 }
 
 
-def write_atomic(path, blob):
-    """Write bytes so that a kill leaves either the old file or the new one, never half of it."""
+def write_atomic(path, content):
+    """Write a file so that a kill leaves either the old one or the new one, never half of it.
+
+    Args:
+        path: Where the file goes; its folder is made if it is not there.
+        content: Bytes, or a function that is given a path and writes the file there.
+    """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     tmp = f'{path}.{os.getpid()}.tmp'  # its own name per process: two writers cannot interleave
-    with open(tmp, 'wb') as f:
-        f.write(blob)
-        f.flush()
+    if callable(content):
+        content(tmp)
+    else:
+        with open(tmp, 'wb') as f:
+            f.write(content)
+    with open(tmp, 'rb') as f:
         os.fsync(f.fileno())
     os.replace(tmp, path)
 
 
 class JpegFrames:
     """Pictures that are decoded where they are looked at: an array (T, h, w, 3) for whoever indexes
-    it. packed u8 (N), offset i64 (T + 1): where each picture begins in it."""
+    it. packed u8 (N), offset i64 (T + 1): where each picture begins in it.
+    """
 
     dtype = np.dtype('uint8')
     ndim = 4
@@ -306,7 +319,8 @@ class JpegFrames:
 
 def encode_jpeg(frames, quality):
     """(T, h, w, 3) -> packed u8 (N), offset i64 (T + 1). Colours at full resolution: studs are few
-    pixels."""
+    pixels.
+    """
     blobs = []
     for frame in frames:
         blob = io.BytesIO()
@@ -320,7 +334,8 @@ def encode_jpeg(frames, quality):
 @functools.cache
 def git_rev():
     """Revision of this code, '+' where files have changed; 'none' without git or outside a
-    repository."""
+    repository.
+    """
     try:
         run = subprocess.run(
             ['git', 'describe', '--always', '--dirty=+', '--abbrev=7'],
@@ -337,7 +352,8 @@ def write_episode(path, arrays, header, jpeg=0):
     """Save one episode. `arrays` holds the keys of ARRAYS plus 'image/<camera>' uint8 (T, h, w,
     3), cast to the table's dtypes; with `jpeg`, a quality in 1..95, they are packed. `header` gives
     task, instruction, subtasks, control_hz, seed, success, metrics and world (World.metadata()),
-    and may give qa and another git_rev; spec version, slots, units and cameras are added here."""
+    and may give qa and another git_rev; spec version, slots, units and cameras are added here.
+    """
     path = os.fspath(path)
     arrays = {
         k: np.ascontiguousarray(v, ARRAYS[k][0] if k in ARRAYS else None) for k, v in arrays.items()
@@ -369,7 +385,8 @@ def map_bytes(path):
 
 def read_episode(path, map_bytes=map_bytes):
     """-> {name: array}, header dict. Arrays are views of the mapped file: touching one row reads
-    one row. map_bytes: how to map a file, for who has thousands of them open."""
+    one row. map_bytes: how to map a file, for who has thousands of them open.
+    """
     path = os.fspath(path)
     size = os.path.getsize(path)
     with open(path, 'rb') as f:
@@ -566,7 +583,8 @@ def write_synthetic_episodes(
 
 def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
     """-> arrays, header. Random but learnable: the right tool goes to the square of the named
-    colour and closes."""
+    colour and closes.
+    """
     rng = np.random.default_rng(seed)
     colours = {'red': (200, 40, 40), 'blue': (40, 60, 200)}
     name = list(colours)[rng.integers(2)]
@@ -647,7 +665,8 @@ def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
 
 def print_stats(paths):
     """Counts, instructions, and one line per slot: mean, spread and range over all rows of all
-    files."""
+    files.
+    """
     rows = 0
     kicked = 0
     successes = 0

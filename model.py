@@ -145,7 +145,8 @@ class VLAConfig:
 
 class Layout(NamedTuple):
     """One entry per token, all (B, T): the attention mask and the rotary angles follow from these
-    alone."""
+    alone.
+    """
 
     position: (
         torch.Tensor
@@ -161,7 +162,8 @@ class Layout(NamedTuple):
 
     def after(self, *kinds):
         """The first position (B) that no token of these kinds has reached in the row's last
-        document."""
+        document.
+        """
         position = self.position if self.position.ndim == 2 else self.position.amax(0)
         member = (sum(self.kind == kind for kind in kinds) > 0) & (
             self.document == self.last_document
@@ -187,7 +189,8 @@ def documents(batch):
     the token's number in it; user (B, L): is it of the user part? Rows are padded on the right to
     total_len, unless 'document' is in the batch: padding anywhere (an attention mask minus 1),
     several documents in a row. Then user_len is (B,) or, per document, (B, documents); without it
-    all is user part."""
+    all is user part.
+    """
     ids = batch['input_ids']
     index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
     if 'document' not in batch:
@@ -211,7 +214,8 @@ def column_after(member):
 def rotary_tables(position, head_dim, theta, mrope_section, dtype):
     """cos and signed sin of the rotary angles, (B, T, 1, c). Text has equal positions on the three
     axes: a (B, T) position is the common case, and (3, B, T) picks for each frequency the axis that
-    turns it."""
+    turns it.
+    """
     ramp = torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32) / head_dim
     angle = position[..., None].float() * theta**-ramp
     if position.ndim == 3:
@@ -250,7 +254,8 @@ class Prefix(NamedTuple):
 
 class Block(nn.Module):
     """Pre-norm Qwen2.5 block: grouped-query attention with qkv bias and rotary positions, then the
-    MLP."""
+    MLP.
+    """
 
     def __init__(self, cfg):
         super().__init__()
@@ -268,7 +273,8 @@ class Block(nn.Module):
     def forward(self, x, cos, sin, bias, past=None, skip=0):
         """x (B, T, D); past: keys and values (B, h_kv, T_past, c) seen before. Returns x without
         its first `skip` tokens, which others may look at all the same, and the extended keys and
-        values."""
+        values.
+        """
         B, T, _ = x.shape
         qkv = self.qkv(self.norm1(x)).view(B, T, -1, self.head_dim)  # (B, T, h + 2 h_kv, c)
         qk, v = qkv.split([sum(self.heads[:2]), self.heads[2]], 2)
@@ -299,7 +305,8 @@ class Decoder(nn.Module):
 
     def mask_and_rope(self, x, layout, past_layout=None):
         """Rotary tables and attention bias of tokens x, described by layout, behind those of
-        past_layout."""
+        past_layout.
+        """
         cfg = self.cfg
         dtype = layers.compute_dtype(x)
         cos, sin = rotary_tables(
@@ -316,7 +323,8 @@ class Decoder(nn.Module):
         block), described by past_layout. Returns the normed hidden states (B, T - skip, D) and keys
         and values with the past. What the first `skip` tokens become in the last block is not
         computed (a tenth of the work of the demo). mask_and_rope: where there are many calls with the same
-        layouts it is worked out once."""
+        layouts it is worked out once.
+        """
         cfg = self.cfg
         last = len(self.blocks) - 1
         cache = []
@@ -466,7 +474,8 @@ class VLA(nn.Module):
 
     def embed_prefix(self, batch):
         """Token embeddings (B, L, D), with images, state and, where they stand in the text, action
-        rows; and what is seen of the bricks, None without a SceneHead."""
+        rows; and what is seen of the bricks, None without a SceneHead.
+        """
         cfg = self.cfg
         ids = batch['input_ids']
         parts = []
@@ -545,7 +554,8 @@ class VLA(nn.Module):
     def chunk_layout(self, prefix, reads):
         """K draws of H rows that follow `prefix`; reads bool (B, K). Positions go on after the part
         that is read, so that training and inference, with or without text, put a row at the same
-        place."""
+        place.
+        """
         H, (B, K) = self.cfg.horizon, reads.shape
         start = torch.where(
             reads.t(), prefix.after(USER, ASSISTANT), prefix.after(USER)
@@ -569,7 +579,8 @@ class VLA(nn.Module):
 
     def read(self, batch, skip=None):
         """One pass over images, state and text. What the first `skip` tokens become in the last
-        block is not computed; None: all that precede the first word that matters to anybody."""
+        block is not computed; None: all that precede the first word that matters to anybody.
+        """
         layout = self.prefix_layout(batch)
         ids = batch['input_ids']
         answer = None
@@ -622,7 +633,8 @@ class VLA(nn.Module):
     def forward(self, batch):
         """Loss and its parts. Flow: mean over valid rows, draws and dims. Text: mean over
         supervised tokens. Where the batch is a share of a larger one, n_rows and n_tokens in it are
-        the counts to divide by."""
+        the counts to divide by.
+        """
         if 'noise' not in batch or batch['noise'].ndim == 3:
             return self.forward_inline(batch)
         cfg = self.cfg
@@ -648,7 +660,8 @@ class VLA(nn.Module):
         """Loss of rows that stand inside the text, EO-1's layout and its interleaved samples:
         <|action_pad|> tokens are a noisy chunk, <|action_pass|> tokens one given clean. actions and
         noise (n, H, A), time (n) and action_mask (n, H) list the chunks of the batch in order of
-        appearance; a batch without them is text (and pictures) only."""
+        appearance; a batch without them is text (and pictures) only.
+        """
         cfg = self.cfg
         ids = batch['input_ids']
         layout = self.prefix_layout(batch)
@@ -693,7 +706,8 @@ class VLA(nn.Module):
         deterministic. A sample with an assistant part in the batch has read it, unless read_text is
         False. action_prefix (B, P, A): the first P rows of the chunk, which are being executed
         while this one is made. They stay as they are, clean, at t = 0; the rest is drawn to go on
-        from them."""
+        from them.
+        """
         batch = batch if read_text else user_part(batch)
         prefix = self.read(batch, batch['input_ids'].shape[1] if self.grounding is None else None)
         return self.denoise(prefix, steps, noise, solver, action_prefix)
@@ -704,7 +718,8 @@ class VLA(nn.Module):
     ):
         """Text after the user part: token ids per sample, up to and without a token of `stop`;
         None: <|action_start|>. temperature 0: the likeliest word every time, else see
-        pick_token."""
+        pick_token.
+        """
         pick = functools.partial(
             pick_token, temperature=temperature, top_p=top_p, generator=generator
         )
@@ -723,7 +738,8 @@ class VLA(nn.Module):
     ):
         """Decode the text, then act having read it; one prefix pass serves both. -> (actions, token
         ids). texts: token ids of an earlier call, to act k times on one text: they are read instead
-        of decoded."""
+        of decoded.
+        """
         if texts is not None:
             batch = give_text(batch, [[*text, self.cfg.action_start_id] for text in texts])
             return self.act(batch, steps, noise, solver, action_prefix=action_prefix), texts
@@ -732,7 +748,8 @@ class VLA(nn.Module):
 
     def decode_text(self, batch, max_new_tokens, stop=None, pick=None):
         """Without `stop` every text ends with <|action_start|> in the cache, also one that got too
-        long."""
+        long.
+        """
         go = self.cfg.action_start_id
         closing = stop is None
         batch = user_part(batch)
@@ -810,7 +827,8 @@ class VLA(nn.Module):
     def save(self, folder, meta, ema=None, gather=dict):
         """ema.safetensors (an EMA, optional), model.safetensors and meta.json, which is gone until
         all is there: nothing loads without. gather: parallel.gather where several ranks call this;
-        rank 0 writes."""
+        rank 0 writes.
+        """
         for name, tensors in (('ema', ema and ema.state_dict(self)), ('model', self.state_dict())):
             if tensors and (tensors := gather(tensors)):
                 if os.path.exists(f'{folder}/meta.json'):
@@ -846,7 +864,8 @@ class VLA(nn.Module):
     def from_pretrained(cls, folder, dtype=None, **changes):
         """Read a Hugging Face folder of Qwen2.5-VL, whose action head is then new, of EO-1, or one
         of ours. dtype: of all but the action head; None: as in the files. `changes` are fields of
-        VLAConfig; a folder without tokenizer.json does not tell action_start_id."""
+        VLAConfig; a folder without tokenizer.json does not tell action_start_id.
+        """
         if os.path.exists(f'{folder}/meta.json'):
             return cls.load(folder)[0].to(dtype)
         cfg = VLAConfig(**pretrained.read_config(folder) | changes)
@@ -860,7 +879,8 @@ class VLA(nn.Module):
 
     def save_pretrained(self, folder, layout='hf'):
         """Write a folder that transformers ('hf') or EO-1's code ('eo1') opens, and
-        from_pretrained."""
+        from_pretrained.
+        """
         pretrained.save(self, folder, layout)
 
 
@@ -889,7 +909,8 @@ def give_text(batch, texts):
 
 def pick_token(logits, temperature=0.0, top_p=1.0, generator=None):
     """Scores (B, V) -> token ids (B): the likeliest; or, at a temperature, one drawn from the
-    fewest tokens that together have the probability top_p."""
+    fewest tokens that together have the probability top_p.
+    """
     if not temperature:
         return logits.argmax(-1)
     p, token = (logits / temperature).softmax(-1).sort(-1, descending=True)
@@ -902,7 +923,8 @@ def pick_token(logits, temperature=0.0, top_p=1.0, generator=None):
 
 def flops_per_sample(cfg, prefix_len, noise_samples):
     """Multiply-adds x 2 of one training sample, forward and backward (3x forward), for the share of
-    peak."""
+    peak.
+    """
     T = prefix_len + noise_samples * cfg.horizon
     D = cfg.hidden_size
     c = cfg.head_dim

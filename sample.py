@@ -82,7 +82,8 @@ def predict(net, autocast, processor, observations, steps, read_text, noise=None
 
 def answer(net, autocast, processor, observations, questions, blind=False, **how):
     """Answers (B) to questions about B frames. blind: the pictures are grey and the state is its
-    mean."""
+    mean.
+    """
     device = next(net.parameters()).device
     batch = {
         k: v.to(device) for k, v in processor.encode(observations, questions=questions).items()
@@ -98,7 +99,8 @@ def answer(net, autocast, processor, observations, questions, blind=False, **how
 
 def answer_published(folder, pictures, question, device, dtype, max_words, **how):
     """What a folder of Qwen2.5-VL or EO-1 answers to a question about pictures, (h, w, 3) uint8
-    each."""
+    each.
+    """
     net = model.VLA.from_pretrained(folder, getattr(torch, dtype)).to(device)
     chat = pretrained.Chat(folder)
     batch = chat.encode(pictures, question)
@@ -111,7 +113,8 @@ def answer_published(folder, pictures, question, device, dtype, max_words, **how
 def project(points, pose, fovy_deg, size):
     """Points (..., 3) m in the world frame -> (..., 2) pixels, right and down, in a square picture
     of a camera whose pose is position (3,) m and rotation (9,): it looks along its -z, x to the
-    right, y up."""
+    right, y up.
+    """
     position = np.array(pose[:3])
     rotation = np.reshape(pose[3:], (3, 3))
     x, y, z = np.moveaxis((np.asarray(points) - position) @ rotation, -1, 0)
@@ -124,7 +127,8 @@ def project(points, pose, fovy_deg, size):
 def score_questions(net, autocast, processor, dataset, rows, known, rng):
     """Answers to one question of every kind about each row -> table of questions.scores. known:
     questions and answers of other episodes. The best that can be done without eyes is the majority
-    answer to the very question; `blind` is this model with its eyes shut."""
+    answer to the very question; `blind` is this model with its eyes shut.
+    """
     asked = [
         (row, *pair)
         for row in rows
@@ -157,7 +161,8 @@ def one_of_each_kind(pairs, rng):
 
 def mean_error(predicted, recorded, mask):
     """(B, H, 15) twice, (B, H) -> mean |error| per slot (15,), mean tool distance (H, 2 arms) in
-    m."""
+    m.
+    """
     weight = mask / np.maximum(mask.sum(0), 1)  # (B, H)
     distance = np.linalg.norm((predicted - recorded)[..., XYZ], axis=-1)  # (B, H, 2)
     per_slot = (np.abs(predicted - recorded) * mask[..., None]).sum((0, 1)) / max(mask.sum(), 1)
@@ -180,7 +185,8 @@ def as_decoded(processor, text):
 
 def draw_paths(axis, chunks, view, size):
     """Ways of the tools in a camera's picture. chunks: [(chunk (H, 15), style)]; view: (pose,
-    fovy_deg)."""
+    fovy_deg).
+    """
     for chunk, style in chunks:
         # the torso's frame turns with the spine, the camera does not
         cos = np.cos(chunk[:, SPINE])
@@ -194,7 +200,8 @@ def draw_paths(axis, chunks, view, size):
 
 def draw(obs, recorded, predicted, spread, mask, views, title, path):
     """Camera images above, with the ways of the tools in those that stand still (views: {camera:
-    (pose, fovy_deg)}); below, per arm the way of the tool from above, then heights and grippers."""
+    (pose, fovy_deg)}); below, per arm the way of the tool from above, then heights and grippers.
+    """
     pictures = [(name[6:], image) for name, image in obs.items() if name.startswith('image/')]
     fig = plt.figure(figsize=(15, 8), layout='constrained')
     top, bottom = fig.subfigures(2, 1, height_ratios=(1, 1.15))

@@ -13,7 +13,8 @@ python sim_rollout.py --policy=episodes/demo             # replay a folder; exit
 bit-equal 1 GPU, 8 GPU: the same commands: networks go to a GPU if there is one; --workers=16 gives
 each core a world. 2 nodes: seeds are independent: an array job takes --seeds=0:1000,
 --seeds=1000:2000, ... into one folder. Kill any of them and repeat to go on: a score keeps episodes
-of the same settings, weights and code."""
+of the same settings, weights and code.
+"""
 
 import os
 
@@ -150,7 +151,8 @@ TEXTS = ('task', 'robot', 'instruction', 'device')
 
 def run_episode(world, start, seed, instruction=None, record=False, filmed=False, watched=None):
     """One episode -> (result dict, rows of its file if record, frames if filmed). watched: asked
-    after every step whether to go on."""
+    after every step whether to go on.
+    """
     began = time.perf_counter()
     obs, info = world.reset(seed)
     act = start(seed)
@@ -203,7 +205,8 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
 
 def record_row(world, obs, info, choice):
     """What an episode file keeps of one step, taken before the step; the loop adds joint_action
-    after it."""
+    after it.
+    """
     return dict(
         time=obs['time'],
         state=state_vector(obs),
@@ -290,7 +293,8 @@ def pack(world, result, rows):
 
 def attempt(action, *args):
     """-> the action's result, or a RuntimeError (which gets through a pipe): what it refuses, and
-    where."""
+    where.
+    """
     try:
         return action(*args)
     except (ValueError, RuntimeError, OSError) as refusal:
@@ -301,7 +305,8 @@ def attempt(action, *args):
 
 def work(pipe, setup_args, instruction, record, pictures):
     """A worker's life: set up, say so, answer jobs until the pipe breaks (closed, or the parent is
-    gone)."""
+    gone).
+    """
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the parent decides
@@ -349,7 +354,8 @@ def stop_workers(pool):
 
 def dispatch(pool, jobs):
     """Hand jobs out one at a time and yield results as they come: no worker waits for a slower
-    one."""
+    one.
+    """
     jobs = iter(jobs)
     idle = list(pool)
     busy = {}
@@ -374,7 +380,8 @@ def episode_file(folder, task, seed):
 
 def check(c, kind):
     """Raise ValueError for the first of the settings c that has no sense, or none for who
-    drives."""
+    drives.
+    """
     for name, (number, low, high) in LIMITS.items():
         fits = type(c[name]) is number or type(c[name]) is int and number is float
         if c[name] is not None and not (fits and low <= c[name] <= high):
@@ -432,7 +439,8 @@ def append(path, row):
 
 def tidy(path, asked, done):
     """One line per episode: those of seeds to be run again go, and what a kill cut off; those of
-    episodes of which only the file was there come."""
+    episodes of which only the file was there come.
+    """
     rows = read_log(path)
     text = path.read_text() if path.exists() else ''
     kept = {seed: row for seed, row in rows.items() if seed not in asked or done.get(seed) == row}
@@ -454,7 +462,8 @@ def scored(path, seeds, made_with):
 
 def recorded(path, record, task, seeds, made_with):
     """{seed: result} of an earlier recording into this folder, which must have been made in the
-    same way."""
+    same way.
+    """
     rows = read_log(path)
     known = {}
     for seed in seeds:
@@ -485,7 +494,8 @@ def recorded(path, record, task, seeds, made_with):
 
 def lesson(record):
     """Arguments for train.py that learn from a recording: the first lesson's, unless it was
-    coached."""
+    coached.
+    """
     name = Path(record).name
     whole = Path(f'config/{name.removesuffix("_coached")}.py')
     start = whole.with_name(f'{whole.stem}_start.py')

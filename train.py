@@ -8,7 +8,8 @@ CPU process or 1 GPU torchrun --standalone --nproc_per_node=2 train.py config/de
 8 GPUs torchrun --standalone --nproc_per_node=8 train.py config/large.py --dry_run=True    # what
 does each need? # 2 nodes, on each: HEAD is the name of the first
 torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=$HEAD:29500 train.py
-config/demo.py"""
+config/demo.py
+"""
 
 import contextlib
 import dataclasses
@@ -192,7 +193,8 @@ def next_command(out_dir):
 
 def score(out_dir, step, episodes):
     """Success in closed loop of the weights in out_dir, by the one stepping loop -> share, paths of
-    films."""
+    films.
+    """
     out = f'{out_dir}/rollout/{step}'
     shutil.rmtree(out, ignore_errors=True)  # of a run that was killed after this step
     subprocess.run(
@@ -215,7 +217,8 @@ def score(out_dir, step, episodes):
 @torch.no_grad()
 def evaluate(net, dataset, batches, batch_size, rank, world_size, device, autocast):
     """Losses on held-out windows, the same rows, noise and times every time, and the acted chunk's
-    error."""
+    error.
+    """
     net.eval()
     mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
     sums = {}

@@ -44,7 +44,8 @@ NO_BODY = (1 << 31) - 1
 @dataclass(frozen=True)
 class Brick:
     """A brick type instance: `studs` (nx, ny) along its own x and y, plate or brick height, RGBA
-    text; `at_m`: where it is screwed to the table if it is fixed."""
+    text; `at_m`: where it is screwed to the table if it is fixed.
+    """
 
     name: str
     studs: tuple
@@ -59,7 +60,8 @@ class Brick:
 
 def brick_xml(brick, scale, pos=(0, 0, 0)):
     """MJCF body of a brick. The stud slab sits in a child body because excludes work between
-    bodies, not geoms."""
+    bodies, not geoms.
+    """
     (nx, ny), name, h, pitch = brick.studs, brick.name, brick.height_m(scale), scale * STUD_PITCH_M
     mass = (
         MASS_KG.get(tuple(sorted(brick.studs)), MASS_PER_STUD_KG * nx * ny)
@@ -90,7 +92,8 @@ def brick_xml(brick, scale, pos=(0, 0, 0)):
 
 def pool_xml(n_slots):
     """(bodies, excludes, equalities) MJCF of the weld pool:
-    n_slots inactive welds, and twice as many excludes, between dummy bodies."""
+    n_slots inactive welds, and twice as many excludes, between dummy bodies.
+    """
     bodies = ''.join(f'<body name="clutch/dummy_{i}" pos="0 0 -2"/>' for i in range(4 * n_slots))
     pair = 'body1="clutch/dummy_{}" body2="clutch/dummy_{}"'
     excludes = ''.join(f'<exclude {pair.format(2 * k, 2 * k + 1)}/>' for k in range(2 * n_slots))
@@ -114,7 +117,8 @@ class Clutch:
 
     insertion_force_n, pull_force_n: axial force per stud to seat and to pull off (StableLego
     reports 0.98 N of friction per knob, hobbyists 2-5 N). shear_force_n: per stud. tolerance_xy_m
-    scales with the bricks."""
+    scales with the bricks.
+    """
 
     DWELL = 2  # consecutive updates a condition must hold: rides over single-step contact spikes
     SNAP_TIME_S = (
@@ -233,7 +237,8 @@ class Clutch:
         """List of dicts, one per live link: lower, upper, studs, cell (upper's centre in studs from
         lower's centre), turns (quarter turns), and as of the last `measure`: load (Fx Fy Fz Mx My
         Mz on it in the lower brick's frame, N and N m) and utilisation (1 = breaks). loose: also
-        links that are broken, their studs still in."""
+        links that are broken, their studs still in.
+        """
         return [
             dict(
                 lower=self.names[r['a']],
@@ -266,14 +271,16 @@ class Clutch:
     def _gap(self, a, fit, pos, R):
         """How far brick b's bottom is above brick a's top, m, where they overlap. (In the middle of
         a long brick that is pressed on at its end, a degree of tilt is 1.4 mm: measured there it
-        never snapped.)"""
+        never snapped.)
+        """
         lever = ((fit['lo'] + fit['hi']) / 2 - fit['cell']) * self.pitch_m  # along a's axes
         # a plane through pos with normal R z
         return pos[2] - (R[0, 2] * lever[0] + R[1, 2] * lever[1]) / R[2, 2] - self.dims[a, 2]
 
     def nearest_cell(self, a, b, pos, R):
         """Where b would sit on a: dict(cell studs, turns, error_m, yaw_error, tilt, lo, hi studs)
-        or None if no stud overlaps."""
+        or None if no stud overlaps.
+        """
         yaw = math.atan2(R[1, 0], R[0, 0])
         cell = []
         lo = []
@@ -319,7 +326,8 @@ class Clutch:
     def changed(self):
         """To be called whenever `links` or `pending` have been written: refreshes what `update`
         looks at every time, a hundred times per simulated second: it may not even count array
-        elements."""
+        elements.
+        """
         seated = self.links['used'] & self.links['seated'] & ~self.links['loose']
         self._seated = np.flatnonzero(seated)
         self._seated_eq = self.slot_eq_id[self._seated]
@@ -393,7 +401,8 @@ class Clutch:
 
     def connect(self, a, b, fit):
         """Point a free weld at bricks a (lower) and b (upper)
-        with the grid pose of `fit` (from nearest_cell)."""
+        with the grid pose of `fit` (from nearest_cell).
+        """
         free = np.flatnonzero(~self.links['used'])
         if not len(free):
             raise RuntimeError(
@@ -488,7 +497,8 @@ class Clutch:
 
     def _locate(self):
         """Find the solver's rows of the seated links, mostly where they were; False if one is not
-        there."""
+        there.
+        """
         ids = self.data.efc_id
         ne = self.data.ne
         seated = self._seated_eq
@@ -500,7 +510,8 @@ class Clutch:
 
     def measure(self):
         """Write load and utilisation of every seated link into `links`; returns (slots,
-        utilisation)."""
+        utilisation).
+        """
         data = self.data
         slots = self._seated
         if not self._locate():
@@ -585,7 +596,8 @@ class Clutch:
         """A broken link keeps its exclude (the studs are still inside) until the bricks have
         parted. Where they have not moved, the studs have not come out: it holds again once they
         rest on each other. (Asking for the force of an insertion left bricks that look joined and
-        are not.)"""
+        are not.)
+        """
         parted = False
         for slot in np.flatnonzero(self.links['loose']):
             row = self.links[slot]
@@ -615,7 +627,8 @@ class Clutch:
     def _write_excludes(self):
         """The lower brick's stud slab is inside the upper brick's box while linked: exclude that
         body pair. While the weld holds, the two boxes as well: contact and weld of a pair that
-        spins, at 50 rad/s already, fight until the simulation diverges."""
+        spins, at 50 rad/s already, fight until the simulation diverges.
+        """
         rows = self.links[self.links['used']]
         held = rows[~rows['loose']]
         i = np.concatenate([self.slab_id[rows['a']], self.body_id[held['a']]])

@@ -7,7 +7,8 @@ is seen now, and a learner sees everything the answer depends on. Heights follow
 may be low only where it is also laterally right.
 
 All numbers are m, rad, s in the torso frame (spine at zero: the same as the world frame). Lengths
-that belong to a brick scale with it."""
+that belong to a brick scale with it.
+"""
 
 import numpy as np
 
@@ -90,7 +91,8 @@ class Hand:
 
     def go(self, xy, turn, z, speed=SPEED_M_S, z_speed=SPEED_M_S):
         """Move the command towards a pose within the speeds. turn: a rotation (3, 3), or the yaw of
-        a hand that is upright but for a brick that leans."""
+        a hand that is upright but for a brick that leans.
+        """
         c = self.command
         dt = self.dt
         d = np.asarray(xy) - c[:2]
@@ -102,7 +104,8 @@ class Hand:
 
     def turn(self, yaw):
         """Yaw to command so that the held brick gets to `yaw`, in which half a turn makes no
-        difference."""
+        difference.
+        """
         turn = self.command[5] + wrap(yaw - self.brick_yaw, np.pi)
         return turn if abs(turn) < MAX_YAW_RAD else wrap(turn, np.pi)
 
@@ -110,7 +113,8 @@ class Hand:
         """Tilt to command, the first two numbers of a rotation vector: that of a brick which leans
         on something, to grasp it squarely, and what rights a brick in the hand. (Grasped by an
         upright hand it kept its tilt; tilted by more than the studs allow, it was pressed on for
-        ever.)"""
+        ever.)
+        """
         tilt = np.cross([0, 0, 1], self.up)
         angle = np.linalg.norm(tilt)
         if not self.held and (
@@ -124,12 +128,14 @@ class Hand:
     def gripper(self, shut):
         """All the way, whatever is commanded now (the fingers take a control period): where the
         answer was the present command and a bit more, a learner copied the command, and hovered
-        half open."""
+        half open.
+        """
         self.new[6] = CLOSED_M if shut else self.open_m
 
     def pick(self):
         """Reach for the brick and close on it. Used whenever it is not in this hand, or not
-        upright."""
+        upright.
+        """
         s = self.scale
         if self.tipped:
             return self.right()
@@ -160,7 +166,8 @@ class Hand:
         """Set a brick upright that has tipped over: grasp it leaning along as far as the arm can,
         lift, lean the other way, let go on a clear spot. What lies on its side or stands on its end
         then falls on its feet. What is upside down has to turn by more than the arm does, and comes
-        to stand on its end."""
+        to stand on its end.
+        """
         t = self.tipped
         s = self.scale
         if t.gripped:
@@ -212,7 +219,8 @@ class Hand:
     def let_go(self, clear_z):
         """Open, rise, and shut again above the bricks. An open hand over a brick is about to fetch
         it, an empty shut one has finished: from above a learner cannot see the 2-3 mm by which a
-        brick is pressed on or not, and with open fingers it went back and forth."""
+        brick is pressed on or not, and with open fingers it went back and forth.
+        """
         above = self.above()
         self.gripper(shut=above)
         if not above and self.opening_m < self.open_m - 0.016:
@@ -233,7 +241,8 @@ class Hand:
 
     def gone(self):
         """True of an empty shut hand above a brick that looks as if it were pressed on: let_go ends
-        so."""
+        so.
+        """
         off_m = np.linalg.norm(self.world.goal_pose()[0] - self.brick)
         empty = self.opening_m < 1.2 * self.scale * STUD_PITCH_M
         return empty and off_m < 0.005 * self.scale and self.above()
@@ -250,7 +259,8 @@ class Hand:
 
     def hold_at(self, middle, yaw):
         """Keep the held brick's middle at a point and its yaw at `yaw`,
-        following the measured pose in the hand."""
+        following the measured pose in the hand.
+        """
         turn = self.turn(yaw)
         target = middle - rot_z(turn) @ self.in_hand
         self.go(target[:2], turn, target[2], self.lifted_speed())
@@ -317,7 +327,8 @@ class Hand:
     def pull(self):
         """Up, rolling about the axis that the fingers hold best: peeled at one edge, four studs
         part at a tenth of the load that takes them off straight, and the other hand does not lose
-        the lower brick."""
+        the lower brick.
+        """
         self.go(
             self.tool[:2],
             self.command[5],
@@ -396,7 +407,8 @@ class Hand:
 class Tipped:
     """How a brick lies that leans too far to be grasped and carried as it is: on its side, on its
     end, upside down; or that is held by a hand which leans too far to press it on. `true`: it does,
-    or is."""
+    or is.
+    """
 
     def __init__(self, hand, brick):
         world = hand.world
@@ -463,7 +475,8 @@ class Tipped:
 
     def clear_spot(self):
         """The nearest place on the table, on the hand's own side, that is clear of other bricks:
-        (2,) m."""
+        (2,) m.
+        """
         side = 1 if self.hand.hand == 'left' else -1
         spots = np.array(
             [(x, side * y) for x in (0.26, 0.30, 0.34) for y in (0.14, 0.18, 0.22, 0.26, 0.30)]
@@ -482,14 +495,16 @@ class Tipped:
 
 class Expert:
     """Ground-truth policy for every task. trusting: a hand that has gone has pressed its brick
-    on."""
+    on.
+    """
 
     def __init__(self, trusting=False):
         self.trusting = trusting
 
     def act(self, world):
         """Returns the next tool action (15,) float32 and info: `phase` (left, right) verbs,
-        `subtask` narration."""
+        `subtask` narration.
+        """
         action = world.tool_command.astype(float)
         verbs = dict.fromkeys(HANDS, 'rest')
         action[0] -= np.clip(action[0], -0.05, 0.05)  # all of this assumes a spine that looks ahead
@@ -507,7 +522,8 @@ class Expert:
 # is about, words for where that goes or None)].
 def assemble(world, goal, trusting):
     """Fetch the upper brick and press it on; where there is a holder, it brings the lower brick
-    first. One that has lifted it lays both down once the other hand has left."""
+    first. One that has lifted it lays both down once the other hand has left.
+    """
     moves = []
     holder_ready = True
     h = Hand(world, goal.hand, goal.upper)
@@ -544,7 +560,8 @@ def assemble(world, goal, trusting):
 
 def hand_over(world, goal, trusting):
     """One hand lays the brick down where the other reaches it, and gets out of the way. Whose turn
-    it is follows from who holds the brick, else from where it lies."""
+    it is follows from who holds the brick, else from where it lies.
+    """
     g = Hand(world, goal.giver, goal.upper)
     h = Hand(world, goal.hand, goal.upper)
     side = 1 if goal.giver == 'left' else -1
@@ -564,7 +581,8 @@ def hand_over(world, goal, trusting):
 
 def take_apart(world, goal, _):
     """Lift the stack by its lower brick, grasp the upper one in the air, pull, lay both down. A
-    plate is held down where it lies."""
+    plate is held down where it lies.
+    """
     grip = far_end(world, goal) * [world.lifts(), 1, 1]
     h0 = Hand(world, goal.holder, goal.lower, grip)
     h = Hand(world, goal.hand, goal.upper)
@@ -600,7 +618,8 @@ def take_apart(world, goal, _):
 
 def stack(world, brick):
     """The brick and what has been pressed on it, and on that, [names]: gripped by its foot a tower
-    is in the way of the palm, so it is fetched and pressed on by its top."""
+    is in the way of the palm, so it is fetched and pressed on by its top.
+    """
     names = [brick]
     while above := [c['upper'] for c in world.connections(loose=True) if c['lower'] == names[-1]]:
         names.append(above[0])
@@ -609,7 +628,8 @@ def stack(world, brick):
 
 def far_end(world, goal):
     """Where the holder grips: the end of the lower brick away from the upper one, (3,) m in its
-    frame."""
+    frame.
+    """
     half = (np.array(next(b for b in world.bricks if b.name == goal.lower).studs) - 2) / 2
     return np.array([*-np.clip(goal.cell, -half, half) * world.brick_scale * STUD_PITCH_M, 0])
 
@@ -633,7 +653,8 @@ def idle(world, hand, brick):
 
 def narrate(moves):
     """One line on what the hands do: 'left: carry red to near left', 'left: hold red; right: press
-    blue'."""
+    blue'.
+    """
     lines = {}
     for h, verb, brick, where in moves:
         if verb != 'rest':

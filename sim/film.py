@@ -6,7 +6,8 @@ viewer.
     out/x_head.npz
     with viewer(model, data) as window: ...                   # needs a display
 
-Pictures are (h, w, 3) uint8, row 0 on top."""
+Pictures are (h, w, 3) uint8, row 0 on top.
+"""
 
 import contextlib
 import functools
@@ -53,7 +54,8 @@ def fit(text, width, height, size):
 
 def film_frame(world, obs, info, subtask):
     """(FILM_PX + BANNER_PX, 2 FILM_PX, 3) u8: text, third person on the left, robot cameras on the
-    right."""
+    right.
+    """
     half = FILM_PX // 2
     font = ImageFont.load_default
     head, overhead, left, right = (world.render(name, half) for name in FILM_VIEWS)
@@ -113,7 +115,8 @@ def funnel(results):
 
 def success_curve(results, control_hz):
     """-> times (s) of successes, between 0 and the end of the longest episode; number of them until
-    then."""
+    then.
+    """
     ends = np.sort([r['steps'] for r in results if r['success']])
     at = np.unique([0, *ends, max(r['steps'] for r in results)])
     return at / control_hz, np.searchsorted(ends, at, side='right')
@@ -153,7 +156,8 @@ def save_pictures(stem, world, cameras, modes, size=None):
     """What cameras see now, as files that begin with `stem`: <stem>_<camera>_<mode>.png to look at
     (depth: near is dark, white at DEPTH_M; segmentation: a colour per body) and <stem>_<camera>.npz
     with the numbers, one array per mode (see World.render) and body_names (n,). Returns the
-    paths."""
+    paths.
+    """
     if unknown := [mode for mode in modes if mode not in RENDER_MODES]:
         raise ValueError(f'pictures: no mode {unknown[0]!r}; there are {", ".join(RENDER_MODES)}')
     paths = []
@@ -176,7 +180,8 @@ def save_pictures(stem, world, cameras, modes, size=None):
 # -- the viewer ----------------------------------------------------------------------------------------------
 def has_display():
     """False on a Linux machine where no window can be opened: there is neither X11 nor Wayland, or
-    DISPLAY names one that is gone (over ssh)."""
+    DISPLAY names one that is gone (over ssh).
+    """
     if not sys.platform.startswith('linux'):
         return True
     if not any(map(os.environ.get, DISPLAYS)):
@@ -192,7 +197,8 @@ def has_display():
 def viewer(model, data, show_contacts=False, show_joints=False):
     """MuJoCo's passive viewer as `draw() -> bool`: shows the present state, waits until the wall
     clock has caught up with the simulated time, is False once the window is closed. RuntimeError
-    without a display."""
+    without a display.
+    """
     if not has_display():
         raise RuntimeError(
             HEADLESS.format(', '.join(f'{name}={os.environ.get(name, "")!r}' for name in DISPLAYS))
@@ -223,7 +229,8 @@ def viewer(model, data, show_contacts=False, show_joints=False):
 def view_scene(path, show_contacts=False, show_joints=False):
     """Open any MJCF file and let it run in real time until the window is closed, from its first
     keyframe on. Raises FileNotFoundError, ValueError (what MuJoCo says of the file) or RuntimeError
-    (no display)."""
+    (no display).
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'view={path}: no such file; scenes are in assets/scenes')
     model = mujoco.MjModel.from_xml_path(str(path))

@@ -4,7 +4,8 @@
 
 MuJoCo chooses how to render when it is imported, by MUJOCO_GL. Where the user has not set that
 variable, the first of EGL and OSMesa that renders a picture in a subprocess is chosen; where none
-does, physics still runs."""
+does, physics still runs.
+"""
 
 import importlib
 import os

@@ -1,7 +1,8 @@
 """Disturbances while demonstrating: the command executed is kicked, the expert's clean answer is
 the label.
 
-kicks = Kicks(seed, probability=.1) executed, kicked = kicks.apply(world, *Expert().act(world))"""
+kicks = Kicks(seed, probability=.1) executed, kicked = kicks.apply(world, *Expert().act(world))
+"""
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from sim.world import TOOL, TOOL_HIGH, TOOL_LOW
 class Kicks:
     """Sparse displacements of the executed command: the recording shows how to come back from where
     a learner will end up: off to the side, too low, off-centre in the grasp, brick let go before it
-    snapped. `probability` per control step and hand; scales 6, 20 and 50 mm."""
+    snapped. `probability` per control step and hand; scales 6, 20 and 50 mm.
+    """
 
     def __init__(self, seed, probability=0.1):
         self.rng = np.random.default_rng([7919, seed])
@@ -39,7 +41,8 @@ class Kicks:
 
     def apply(self, world, action, info):
         """Returns the action to execute (15,) float32 and whether it was replaced: then what comes
-        after it answers another situation. Jitter alone does not count."""
+        after it answers another situation. Jitter alone does not count.
+        """
         action = action.copy()
         kicked = False
         self.drift = 0.5 * self.drift + 0.87 * self.rng.normal(size=(2, 3))  # of unit spread
@@ -70,7 +73,8 @@ class Kicks:
 
     def _unasked(self, world, hand):
         """The nearest loose brick that is not part of the goal (for one on the other side the arms
-        would entangle); the goal's own where there is no other."""
+        would entangle); the goal's own where there is no other.
+        """
         asked = (world.goal.upper, world.goal.lower)
         names = [b.name for b in world.bricks if not b.fixed and b.name not in asked]
         tool = world.tool_pose(hand)[0]
@@ -135,7 +139,8 @@ class Kicks:
 
     def _perched(self, world, hand):
         """True where the brick that `hand` reaches for lies on a loose one or is in the air: struck
-        hard it comes to lie upside down, and no upright hand can mend that."""
+        hard it comes to lie upside down, and no upright hand can mend that.
+        """
         g = world.goal
         loose = g.lower in [b.name for b in world.bricks if not b.fixed]
         brick = g.lower if hand == g.holder else g.upper

@@ -54,7 +54,8 @@ def yaw_of(R):
 class ArmIK:
     """Damped least squares for one arm on a model of the robot alone, in the torso frame (spine at
     zero). Damping 0.03 grows with the error; the null space pulls towards home, which keeps the
-    elbow out."""
+    elbow out.
+    """
 
     def __init__(self, model, hand):
         self.model = model
@@ -78,7 +79,8 @@ class ArmIK:
 
     def solve(self, q, pos, R, iterations=20):
         """Joints (7,) rad that bring the tool to pos, R, starting from q, or from home where a
-        twisted arm does not get there; the best found where it is out of reach."""
+        twisted arm does not get there; the best found where it is out of reach.
+        """
         best, off_m = self._descend(q, pos, R, iterations)
         if off_m > STUCK_M:
             other, off_m = self._descend(self.home, pos, R, iterations)

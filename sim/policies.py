@@ -26,7 +26,8 @@ from sim.world import TOOL_HIGH, TOOL_LOW
 # -- who is meant --------------------------------------------------------------------------------------------
 def resolve(policy, default):
     """-> kind, {file: header} of a replay, world settings that a checkpoint was made with; default:
-    all settings of the world."""
+    all settings of the world.
+    """
     if policy in ('expert', 'hold', 'zero', 'random'):
         return policy, {}, {}
     path = Path(policy)
@@ -121,7 +122,8 @@ def fingerprint(files):
 def constant(kind):
     """hold: the command in force; zero: all slots zero; random: every 5 steps a new command,
     anywhere within the bounds, the hands more often low than high: they hit the table, the bricks
-    and each other."""
+    and each other.
+    """
     low = np.isin(TOOL_ACTION_NAMES, ('left/tool_z', 'right/tool_z'))
 
     def start(seed):
@@ -166,7 +168,8 @@ def expert(world, probability):
 
 def replay(world, files):
     """Executes what the world got when the episode was recorded, and compares the physics with
-    then. files: {seed: path}."""
+    then. files: {seed: path}.
+    """
 
     def start(seed):
         episode, header = read_episode(files[seed])
@@ -194,7 +197,8 @@ def coached(world, student):
     the label. The expert also takes the wheel now and then: else episodes do not get past where the
     student is stuck. Where the student has left a brick that is not pressed on, the label is to
     stay gone while the expert goes back: no picture from up there tells, and taught to go back a
-    student did so after every success."""
+    student did so after every success.
+    """
 
     def start(seed):
         rng = np.random.default_rng([104_729, seed])

@@ -37,7 +37,8 @@ AS_WORLD = dict(scale=2.0, period_s=0.008)  # how World runs the clutch: DUPLO, 
 class Rig:
     """A fixed 8x8 'plate' and free bricks 'b0', 'b1', ... of the given studs (nx, ny), in a row
     beside it. scale 1 LEGO, 2 DUPLO; dt: time step in s; period_s: from one clutch update to the
-    next, None: every step; forces: keyword arguments of Clutch."""
+    next, None: every step; forces: keyword arguments of Clutch.
+    """
 
     def __init__(self, studs=((2, 4),), scale=1.0, dt=0.002, n_slots=8, period_s=None, **forces):
         self.bricks = [
@@ -88,7 +89,8 @@ class Rig:
     def push(self, name, fz, seconds, fx=0.0, at=(0, 0, 0), hold=False):
         """Force (fx, 0, fz) N at point `at` (m) in the brick's frame, ramped from zero; stops when
         an event happens. hold: goes on with the full force. Returns the share of the force at that
-        moment, or None."""
+        moment, or None.
+        """
         body = self.model.body(name).id
         events = len(self.clutch.events)
         n = int(seconds / self.model.opt.timestep)
@@ -128,7 +130,8 @@ class Rig:
 # -- measurements --------------------------------------------------------------------------------------------
 def axial_forces(n_studs, dt, insertion_force_n=1.0, pull_force_n=2.0, **how):
     """(insertion, straight pull) in N per stud of a brick on n_studs studs, forces as set in N per
-    stud; how: scale and period_s of the rig."""
+    stud; how: scale and period_s of the rig.
+    """
     studs = TABLE_STUDS[n_studs]
     rig = Rig([studs], dt=dt, insertion_force_n=insertion_force_n, pull_force_n=pull_force_n, **how)
     rig.on_studs('b0', *(rig.scale * STUD_PITCH_M / 2 * (s % 2) for s in studs))
@@ -141,7 +144,8 @@ def axial_forces(n_studs, dt, insertion_force_n=1.0, pull_force_n=2.0, **how):
 
 def peel_force(dt, pull_force_n=2.0):
     """(measured, expected) N to peel a 2x4 off by pulling up at the middle of its short edge.
-    Expected: the bolt group of clutch.py with four friction points per stud, by hand."""
+    Expected: the bolt group of clutch.py with four friction points per stud, by hand.
+    """
     rig = Rig(dt=dt, pull_force_n=pull_force_n)
     rig.on_studs('b0')
     rig.snap('b0')
@@ -158,7 +162,8 @@ def peel_force(dt, pull_force_n=2.0):
 
 def shear_force(dt, shear_force_n=10.0):
     """N per stud that push a seated 2x4 sideways off its studs; the force acts in the plane of the
-    joint."""
+    joint.
+    """
     rig = Rig(dt=dt, shear_force_n=shear_force_n)
     rig.on_studs('b0')
     rig.snap('b0')
@@ -180,7 +185,8 @@ def acceptance(kind, dt, scale=1.0):
 def tower_drift(dt, seconds=10.0):
     """Largest movement (m) of any brick of a tower of 20 within so many seconds, on a table that is
     off level by 3 degrees: upright, nothing would pull at it sideways and drift would be zero for
-    free."""
+    free.
+    """
     rig = Rig([(2, 4)] * TOWER, dt=dt, n_slots=TOWER + 2)
     rig.model.opt.gravity[:] = 9.81 * np.array([0.04, 0.035, -1.0])
     for i in range(TOWER):
@@ -197,7 +203,8 @@ def tower_drift(dt, seconds=10.0):
 def bridge_loads(dt, force_n=3.0, at_studs=0.0):
     """Loads (6,), N and N m, on the two links of a 2x6 that lies on two 2x2 towers, 2 studs to
     either side of its middle, and is pulled up at_studs from it towards the second. All three are
-    pressed on, out of place by up to 1 mm."""
+    pressed on, out of place by up to 1 mm.
+    """
     rig = Rig([(2, 2), (2, 2), (2, 6)], dt=dt)
     for name, x, y in (('b0', 1e-3, -2), ('b1', -5e-4, 2)):
         rig.on_studs(name, x=x, y=y * STUD_PITCH_M + 3e-4)
@@ -214,7 +221,8 @@ def bridge_loads(dt, force_n=3.0, at_studs=0.0):
 
 def broken_link(dt, weak=4, height=8):
     """(lower, upper) of the link that breaks when a tower with one 2-stud link is pulled at its
-    top."""
+    top.
+    """
     rig = Rig([(2, 4)] * height, dt=dt, n_slots=height + 2)
     y = 0.0
     for i in range(height):
@@ -230,7 +238,8 @@ def broken_link(dt, weak=4, height=8):
 
 def cycles(dt, n=10):
     """How many of n insertions and removals of one brick went as they should, all numbers staying
-    finite."""
+    finite.
+    """
     rig = Rig([(2, 2)], dt=dt)
     good = 0
     for _ in range(n):
@@ -255,7 +264,8 @@ def force_table(timesteps=(0.002, 0.004)):
     `ok` is the requirement: axial forces, peel and shear within 5 % of the setting, acceptance
     within 5 % of the tolerance, drift below 0.2 mm, a bridge's loads equal, and pulled off its
     middle those of a lever, within 3 %. Axial forces are measured twice: with an update of the
-    clutch every step, and as World runs it."""
+    clutch every step, and as World runs it.
+    """
 
     def row(test, dt, measured, expected, unit, ok):
         return dict(test=test, dt=dt, measured=measured, expected=expected, unit=unit, ok=bool(ok))

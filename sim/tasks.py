@@ -42,7 +42,8 @@ class Goal:
     to lie on the table; the holder lifts lower first, or holds it down where it is a plate.
     `steady`: the holder keeps lower from tipping where it stands. `where`: words for the cell, None
     where there are none. `then`: what comes next; which goal of such a chain is at work follows
-    from the state (World.current)."""
+    from the state (World.current).
+    """
 
     upper: str
     lower: str
@@ -66,7 +67,8 @@ class Goal:
 class Task:
     """A task as data. `bricks(scale)` lists what lies on the table; `sample(rng, scale)` draws
     poses {brick: (x, y, yaw), or the Goal that holds from the start} and what could be asked for
-    there, [(Goal, instruction)], the first of which is."""
+    there, [(Goal, instruction)], the first of which is.
+    """
 
     bricks: Callable
     sample: Callable
@@ -96,7 +98,8 @@ class Narrow:
 
 def distractors(bricks, n):
     """n bricks of colours and names that `bricks` have not, for a task that does not ask for
-    them."""
+    them.
+    """
     taken = {b.rgba for b in bricks}
     free = [colour for colour in RGBA if RGBA[colour] not in taken]
     if not 0 <= n <= len(free):
@@ -110,7 +113,8 @@ def distractors(bricks, n):
 def vary(task, rng, scale, more=(), pose_range=1.0, target_range=1.0):
     """task.sample with bricks `more` scattered over the table, spawn poses drawn from the middle
     `pose_range` of their ranges, and only the first `target_range` of the places (Goal.where, by
-    name) asked for."""
+    name) asked for.
+    """
     for name, share in (('pose_range', pose_range), ('target_range', target_range)):
         if not 0 <= share <= 1:
             raise ValueError(f'{name}={share}: expected 0 to 1')
@@ -219,7 +223,8 @@ def _stack_bricks(scale):
 
 def _stack_sample(rng, scale):
     """A 2x4 in the middle, the other 2x4 and the 2x2 on one side each: either may be asked for, the
-    one that is not lies there to distract."""
+    one that is not lies there to distract.
+    """
     names = ['red', 'blue']
     rng.shuffle(names)
     lower, other = names
@@ -336,7 +341,8 @@ def _separate_bricks(scale):
 
 def _separate_sample(rng, scale):
     """A small brick on the far end of the long one, on one side of the table; the other small one
-    lies on the other side to distract."""
+    lies on the other side to distract.
+    """
     names = ['blue', 'white']
     rng.shuffle(names)
     upper, other = names
@@ -390,7 +396,8 @@ def _unplug_bricks(scale):
 
 def _unplug_sample(rng, scale):
     """A brick on one side of the plate, which the hand of that side pulls; another lies on the
-    table."""
+    table.
+    """
     names = ['red', 'blue']
     rng.shuffle(names)
     upper, other = names
@@ -452,7 +459,8 @@ def _bridge_bricks(scale):
 def _bridge_sample(rng, scale):
     """The white tower in the middle, near, its arm pointing away from the robot; on one side the
     blue tower and the long brick. That side's hand presses the brick onto blue, then both onto the
-    arm of white."""
+    arm of white.
+    """
     hand, holder = HANDS if rng.integers(2) else HANDS[::-1]
     s = 1 if hand == 'left' else -1
     small = scale < 1.5
@@ -520,7 +528,8 @@ def _build_bricks(scale):
 
 def _build_sample(rng, scale):
     """Three bricks on each side. A plan has three to six of them in two towers, some of them on the
-    side that their brick is not on; what it leaves out lies there to distract."""
+    side that their brick is not on; what it leaves out lies there to distract.
+    """
     names = rng.permutation(BUILD_COLOURS).tolist()
     poses = {}
     side = {name: HANDS[i % 2] for i, name in enumerate(names)}

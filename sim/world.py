@@ -10,7 +10,8 @@ turns with `spine_z`; tool poses and tool actions are given in it. The tool fram
 fingertips, and equals the torso frame when the hand points straight down at rest; fingers close
 along its y. SI units, rad, quaternions wxyz. One control step is 1/control_hz s: the tool action is
 turned into joint targets by damped least squares once, the targets are interpolated at 50 Hz, and
-physics runs at physics_dt_s with a clutch update every 8 ms."""
+physics runs at physics_dt_s with a clutch update every 8 ms.
+"""
 
 import functools
 import hashlib
@@ -60,7 +61,8 @@ class World:
     cameras: those rendered into observations; () renders nothing. image_size in pixels (square).
     How hard: distractors is the number of bricks that nobody asks for, pose_range and target_range
     0..1, see tasks.vary. Forces are N per stud; force_spread 0..1: from episode to episode each
-    varies by up to this share."""
+    varies by up to this share.
+    """
 
     def __init__(
         self,
@@ -252,7 +254,8 @@ class World:
 
     def step(self, action):
         """action: tool action (15,), cast to float32 (so that a recorded action replays bit-equal)
-        and clipped to bounds."""
+        and clipped to bounds.
+        """
         action = np.asarray(action, np.float32)
         if action.shape != (15,) or not np.isfinite(action).all():
             raise ValueError(
@@ -310,7 +313,8 @@ class World:
 
     def _refresh(self):
         """Poses and velocities of *this* instant: mj_step leaves those of the moment before its
-        last integration."""
+        last integration.
+        """
         for compute in (
             mujoco.mj_kinematics,
             mujoco.mj_comPos,
@@ -341,7 +345,8 @@ class World:
 
     def energy_j(self):
         """Kinetic energy of everything, J: what a simulation that blows up has too much of.
-        (Potential energy is left out: gravity does no work on the compensated robot.)"""
+        (Potential energy is left out: gravity does no work on the compensated robot.)
+        """
         mujoco.mj_energyVel(self.model, self.data)
         return float(self.data.energy[1])
 
@@ -368,7 +373,8 @@ class World:
         unless that hand carries or is nearer to the next brick, goes on with the same one, or has
         dropped the next one on top. (A press may break links below, which hold again once the hand
         lets go.) With all studs in, the first link that is broken, else the last goal of a hand
-        that has not let go, else the last."""
+        that has not let go, else the last.
+        """
         goals = plan.chain
         if not goals[1:]:
             return plan
@@ -406,7 +412,8 @@ class World:
     def goal_pose(self, goal=None):
         """Where the upper brick of the episode's goal (or of another one) has to be now: position
         (3,) m, yaw rad (modulo pi), world frame. Its seat on the lower brick, with which it moves;
-        the place on the table before the hand that pulls where the goal is to take them apart."""
+        the place on the table before the hand that pulls where the goal is to take them apart.
+        """
         goal = goal or self.goal
         if goal.apart:
             x, y, yaw = PUT_DOWN[goal.hand]
@@ -415,7 +422,8 @@ class World:
 
     def seat(self, goal):
         """Pose of the upper brick when it sits on the lower one as the goal says: position (3,) m,
-        yaw."""
+        yaw.
+        """
         pos, R = self.brick_pose(goal.lower)
         lower = next(b for b in self.bricks if b.name == goal.lower)
         offset = np.array(
@@ -435,7 +443,8 @@ class World:
 
     def joined(self, goal=None, loose=False):
         """True while the connection of the episode's goal (or of another one) holds; loose: also
-        while it is broken and the studs have not come out."""
+        while it is broken and the studs have not come out.
+        """
         g = goal or self.goal
         link = self.clutch.link(g.lower, g.upper, loose)
         if link is None:
@@ -450,7 +459,8 @@ class World:
 
     def released(self, hand, brick=None):
         """True when the hand's tool is 3 cm above where it would hold the brick (the goal's upper
-        one)."""
+        one).
+        """
         top = self.brick_pose(brick or self.goal.upper)[0][2] + self.grasp_height_m
         return self.tool_pose(hand)[0][2] > top + 0.03
 
@@ -470,7 +480,8 @@ class World:
 
     def lifts(self):
         """True where the goal's holder has to lift the lower brick: it holds plates down, steadies
-        towers."""
+        towers.
+        """
         g = self.goal
         plate = next(b for b in self.bricks if b.name == g.lower).plate
         return g.holder is not None and not plate and not g.steady
@@ -502,7 +513,8 @@ class World:
         """What pictures alone tell, as a training target: the pose of every loose brick in the
         frame of what carries a camera, (3, n, 4) float32 for the torso, the left and the right
         tool: position (3,) m, and the yaw in rad, modulo pi, by which that frame has to turn for a
-        hand to grasp the brick."""
+        hand to grasp the brick.
+        """
         frames = [(np.zeros(3), np.eye(3)), *map(self.tool_pose, HANDS)]
         poses = [self.brick_pose(b.name) for b in self.bricks if not b.fixed]
         return np.array(
@@ -526,7 +538,8 @@ class World:
         the other's); the one that brick goes on, n where it is fixed; the hand that presses, 0
         left; the place: pose (x, y, z, yaw) of the upper brick, m and rad, in the frame of the
         lower one, of the torso where that is fixed. To take bricks apart, each hand fetches one,
-        and the upper one goes on the table, which is fixed."""
+        and the upper one goes on the table, which is fixed.
+        """
         loose = [b.name for b in self.bricks if not b.fixed]
         rows = []
         for g in self.goals_at_work():
@@ -546,7 +559,8 @@ class World:
 
     def _track_progress(self):
         """Furthest phase and metrics, from the state alone, so that every policy is measured alike.
-        A plan of several goals is not further than `align` before the last of them."""
+        A plan of several goals is not further than `align` before the last of them.
+        """
         g = self.goal
         s = self.brick_scale
         error, yaw_error = self.goal_error()
@@ -597,7 +611,8 @@ class World:
 
     def _offset_along(self, hand, brick):
         """Vector from where the hand grips best to the tool, world frame;
-        long bricks may be held anywhere along their length."""
+        long bricks may be held anywhere along their length.
+        """
         pos, R = self.brick_pose(brick)
         spec = next(b for b in self.bricks if b.name == brick)
         v = R.T @ (self.tool_pose(hand)[0] - pos) - [0, 0, self.grasp_height_m]
@@ -611,7 +626,8 @@ class World:
         """Dict of measured quantities, order left, right, torso frame: time s; joint_pos (15,) rad;
         joint_vel (15,) rad/s; gripper (2,) m; tool_pos (2, 3) m; tool_quat (2, 4) wxyz; tool_vel
         (2, 3) m/s; tool_command (15,) and joint_command (17,), the commands in force;
-        image/<camera> (h, w, 3) uint8; instruction."""
+        image/<camera> (h, w, 3) uint8; instruction.
+        """
         d = self.data
         vel6 = np.zeros(6)
         Rt = d.xmat[self._torso_id].reshape(3, 3)
@@ -644,7 +660,8 @@ class World:
 
     def info(self):
         """Dict: success (goal held 1 s), goal (conditions true now), phase (furthest, index into
-        PHASES), metrics, fault."""
+        PHASES), metrics, fault.
+        """
         return dict(
             success=self.success(),
             goal=self._held_steps > 0,
@@ -657,7 +674,8 @@ class World:
         """Picture of a named camera; size int or (height, width), default image_size. mode: 'rgb'
         (h, w, 3) uint8; 'depth' (h, w) float32, m along the optical axis; 'segmentation' (h, w)
         int32, the body's id (names: model.body(i).name; 0 is the world: table, floor), -1 where
-        nothing is."""
+        nothing is.
+        """
         if mode not in RENDER_MODES:
             raise ValueError(f'mode={mode!r}: expected one of {RENDER_MODES}')
         h, w = (size, size) if isinstance(size, int) else size or (self.image_size, self.image_size)
@@ -693,7 +711,8 @@ class World:
     # -- snapshots, facts ------------------------------------------------------------------------------------
     def state(self):
         """Snapshot that set_state restores exactly: full physics, the clutch's table and the model
-        arrays it edits."""
+        arrays it edits.
+        """
         m = self.model
         d = self.data
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -776,7 +795,8 @@ class World:
 
     def camera_poses(self):
         """{camera that stands still: position (3,) m and rotation (9,), row by row, world frame}; a
-        camera looks along its -z, x to the right, y up."""
+        camera looks along its -z, x to the right, y up.
+        """
         m = self.model
         return {
             c: [*m.cam_pos0[i].tolist(), *m.cam_mat0[i].ravel().tolist()]
@@ -792,7 +812,8 @@ class World:
 
 def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
     """Compile the scene with robot and bricks, and the robot alone (for inverse kinematics).
-    Returns both MjModels."""
+    Returns both MjModels.
+    """
     path = ASSETS / 'robots' / robot / f'{robot}.xml'
     if not path.exists():
         have = sorted(p.parent.name for p in ASSETS.glob('robots/*/*.xml'))

@@ -118,7 +118,8 @@ def overruled(settings, processor):
 
 def load_state(folder, facts, net, optimizers, average_weights):
     """Into a model, its optimizers and its average, spread over however many ranks there are now;
-    called by all of them."""
+    called by all of them.
+    """
     for (
         optimizer
     ) in optimizers:  # a step makes what an optimizer keeps; it changes what is loaded next
@@ -142,7 +143,8 @@ def save(folder, net, optimizers, average_weights, meta, facts, gather, keep_che
     meta     what model.VLA.save writes beside the weights
     facts    what else going on takes, see save_state
     keep_checkpoints     so many of the newest weights stay
-    -> bytes of the state, written by all ranks"""
+    -> bytes of the state, written by all ranks
+    """
     save_weights(folder, net, meta, average_weights, gather)
     if first_rank() and keep_checkpoints:
         keep_last(folder, facts['step'], keep_checkpoints)
@@ -153,7 +155,8 @@ def save(folder, net, optimizers, average_weights, meta, facts, gather, keep_che
 def clear(folder):
     """Before a run starts over: nothing of the last one may be taken for its own. The weights in
     the folder itself stay until the first checkpoint replaces them, but for an average, which this
-    run may not have."""
+    run may not have.
+    """
     halves = [name for name in _names(folder) if name.endswith('.tmp')]  # left by a kill
     for name in ['state.json', 'state', 'best', 'ema.safetensors', *_steps(folder), *halves]:
         if os.path.isdir(f'{folder}/{name}'):
@@ -181,7 +184,8 @@ def save_weights(folder, net, meta, average_weights, gather):
     """The three files that act, by model.VLA.save; called by all ranks. They are written elsewhere
     and put in place together: a kill leaves the old ones or the new ones. Between two renames it
     leaves them without meta.json, from which nothing loads; never new weights under an old
-    description."""
+    description.
+    """
     new = f'{folder}/new.tmp'
     old = f'{folder}/meta.json'
     if first_rank():
@@ -197,7 +201,8 @@ def save_weights(folder, net, meta, average_weights, gather):
 
 def link(folder, to):
     """The three files that act, once more under another name: hard links, they take no room
-    twice."""
+    twice.
+    """
     os.makedirs(to)
     for name in ('model.safetensors', 'ema.safetensors', 'meta.json'):
         if os.path.exists(f'{folder}/{name}'):
@@ -206,7 +211,8 @@ def link(folder, to):
 
 def keep_last(folder, step, count):
     """Keep the newest weights as <folder>/step_<n>, and so many of them. A folder of that name is
-    whole: it comes and goes by one rename."""
+    whole: it comes and goes by one rename.
+    """
     new = f'{folder}/step.tmp'
     old = f'{folder}/old.tmp'
     to = f'{folder}/step_{step:09d}'

@@ -57,7 +57,8 @@ class SceneHead(nn.Module):
     """What each picture alone tells of each brick: pose (4) in the frame of what carries the
     camera, and the logit that it is in range. Trained by itself on the tokens of that camera, it is
     precise where the same question asked through the decoder is not: there the answer can be
-    guessed from what the arms do."""
+    guessed from what the arms do.
+    """
 
     def __init__(self, frames, n_bricks, features, middle=256):
         super().__init__()
@@ -105,7 +106,8 @@ class SceneHead(nn.Module):
     def poses(self, seen, tool):
         """Every brick in the torso frame as each hand should believe it is: (B, 2, n, 4). The
         hand's own camera knows best, if the brick is in range; then the other hand's, then the one
-        that does not move. tool (B, 2, 4): the hands in the torso frame."""
+        that does not move. tool (B, 2, 4): the hands in the torso frame.
+        """
         poses = seen[..., :4] * self.units
         poses = [
             out_of_frame(poses[:, i], tool[:, frame - 1, None]) if frame else poses[:, i]
@@ -132,7 +134,8 @@ class Grounding(nn.Module):
     Referents (B, 8), as World.referents gives them: the bricks that the left and the right hand
     have to fetch, the brick theirs goes on (n: none of them, it is fixed), the hand that presses,
     and the place: pose of the upper brick in the frame of that brick, of the torso where it is
-    fixed."""
+    fixed.
+    """
 
     def __init__(self, n_bricks, width, frequencies, middle=256):
         super().__init__()
@@ -149,7 +152,8 @@ class Grounding(nn.Module):
 
     def forward(self, words):
         """Mean hidden state of the words (B, D) -> answer (B, R), which `split` takes apart;
-        float32: one number of eight bits cannot hold a place to a millimetre."""
+        float32: one number of eight bits cannot hold a place to a millimetre.
+        """
         with torch.autocast(words.device.type, enabled=False):
             return self.words(words.float())
 
@@ -176,7 +180,8 @@ class Grounding(nn.Module):
     def geometry(self, answer, poses, tool):
         """-> (B, 14): the brick each hand has to fetch, as a pose in its tool frame (2 x 4), the
         way from the upper brick to its place in the frame of the hand that presses (4), which hand
-        that is (2)."""
+        that is (2).
+        """
         logits, place = self.split(answer)
         left, right, base, hand = (x.argmax(-1) for x in logits)
         rows = torch.arange(len(place), device=place.device)

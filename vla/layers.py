@@ -2,7 +2,8 @@
 activations.
 
 PyTorch composes several of these of small operations; what is written out here was the slower on
-CPU."""
+CPU.
+"""
 
 # B batch, T tokens, h heads of c, M pictures, P places of a map, C channels, D width
 import functools
@@ -22,7 +23,8 @@ def compute_dtype(x):
 
 def autocast_for(device, dtype='auto'):
     """Context in which matrix products are done in `dtype`, 'float32' or 'bfloat16'. 'auto':
-    bfloat16 where there are units for it; CPUs without them emulate it, slower than float32."""
+    bfloat16 where there are units for it; CPUs without them emulate it, slower than float32.
+    """
     kind = torch.device(device).type
     cpu = torch.cpu.get_capabilities()
     if dtype == 'auto':
@@ -38,7 +40,8 @@ def autocast_for(device, dtype='auto'):
 
 def rotate(x, cos, sin):
     """x (..., h, c); first and second half of c are the two coordinates of each rotation (Hugging
-    Face's layout); cos and sin (..., 1, c), the first half of sin negated."""
+    Face's layout); cos and sin (..., 1, c), the first half of sin negated.
+    """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
@@ -68,7 +71,8 @@ def attend(q, k, v, bias):
 
 def recomputed(block, recompute):
     """The block; or a call of it that keeps its inputs alone and works through it again in the
-    backward."""
+    backward.
+    """
     if recompute and torch.is_grad_enabled():
         return functools.partial(checkpoint, block, use_reentrant=False)
     return block
@@ -91,7 +95,8 @@ def unit_rms(x, eps):
 
 class FastRMSNorm(torch.autograd.Function):
     """RMS norm with a written-out backward: PyTorch composes it of small operations on CPU, 2 ms to
-    1.2."""
+    1.2.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, eps, dtype):
@@ -125,7 +130,8 @@ class RMSNorm(nn.RMSNorm):
 
 class SquaredReLU(torch.autograd.Function):
     """relu(x)^2; by itself the pair keeps both inputs and goes through memory five times in the
-    backward."""
+    backward.
+    """
 
     @staticmethod
     def forward(ctx, x):
@@ -140,7 +146,8 @@ class SquaredReLU(torch.autograd.Function):
 
 class FastGroupNorm(torch.autograd.Function):
     """Group norm of a map stored channels last, x (M, P, C), where PyTorch's needs 23 ms against 6
-    on CPU."""
+    on CPU.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias, groups, eps):
@@ -192,7 +199,8 @@ def group_norm(x, norm):
 def fourier_features(x, frequencies):
     """(..., n) -> (..., n (1 + 2 F)): numbers and their sines and cosines, of periods 8, 4, 2 ..
     (Tancik et al. 2020): a linear map of a coordinate that ranges over decimetres hardly resolves
-    millimetres."""
+    millimetres.
+    """
     if not frequencies:
         return x
     angle = (

@@ -1,5 +1,6 @@
 """How weights change: Muon and AdamW for a model's parameters, and the running average that
-acts."""
+acts.
+"""
 
 import fnmatch
 
@@ -14,7 +15,8 @@ from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 def freeze(model, rates):
     """rates: 'pattern=factor', patterns of parameter names. What the last fitting one gives 0 is
     not trained.
-    -> {name: factor of its learning rate} of the others"""
+    -> {name: factor of its learning rate} of the others
+    """
     factors = {name: 1.0 for name, _ in model.named_parameters()}
     for rate in rates:
         pattern, _, factor = rate.partition('=')
@@ -39,7 +41,8 @@ def configure_optimizers(
 ):
     """Muon on the matrices of the decoder blocks, AdamW on the rest, no decay on vectors; rates:
     see freeze. A group keeps its peak rate as group["peak_lr"]; schedules multiply that.
-    muon_learning_rate = 0: all goes to AdamW."""
+    muon_learning_rate = 0: all goes to AdamW.
+    """
     # {(Muon?, decay, rate): [...]}
     groups = {}
     params = dict(model.named_parameters())
@@ -68,7 +71,8 @@ def configure_optimizers(
 class ShardedMuon(torch.optim.Muon):
     """Muon for matrices whose rows are spread over ranks (FSDP). What it does to a gradient takes
     the whole of it: each rank does that for every n-th matrix and hands the others their rows; none
-    is done twice."""
+    is done twice.
+    """
 
     @torch.no_grad()
     def step(self):
@@ -98,7 +102,8 @@ class ShardedMuon(torch.optim.Muon):
 
 class EMA:
     """Running average of the weights; the decay warms up: early averages forget the initial
-    weights."""
+    weights.
+    """
 
     def __init__(self, model, decay=0.995):
         self.decay = decay

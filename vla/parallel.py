@@ -8,7 +8,8 @@
 Under FSDP a block's weights are put together just before it runs and dropped after; weights,
 gradients, Adam's moments and the running average are cut into as many parts as there are ranks.
 Whatever puts weights together (forward, act, gather) is called on all ranks, or those that call it
-wait for the others."""
+wait for the others.
+"""
 
 import ctypes
 import platform
@@ -31,7 +32,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def keep_freed_memory():
     """Tell glibc not to hand freed memory back to the kernel: every step asks for the same tens of
     MB again, and mapping and clearing those pages took 10-20 % of a CPU step. Other C libraries are
-    left as they are."""
+    left as they are.
+    """
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL('libc.so.6')
         for parameter, value in (
@@ -53,7 +55,8 @@ def whole(tensor):
 
 def blocks_of(net):
     """What is put together and dropped as one: the blocks of the decoder and of Qwen's vision
-    tower."""
+    tower.
+    """
     return [*net.decoder.blocks, *getattr(net.vision, 'blocks', ())]
 
 
@@ -88,7 +91,8 @@ def shard(net, device, dtype=torch.float32, offload=False):
 
 def materialise(net, device, offload=False):
     """Memory for the parameters of a model on the meta device, not filled; its buffers keep their
-    values."""
+    values.
+    """
     buffers = dict(net.named_buffers())
     net.to_empty(device='cpu' if offload else device)
     for name, buffer in buffers.items():  # to_empty has emptied these as well
@@ -100,7 +104,8 @@ def materialise(net, device, offload=False):
 @torch.no_grad()
 def fill(net, weights):
     """Give a sharded model its weights: {name: tensor} on rank 0, None elsewhere; one parameter at
-    a time."""
+    a time.
+    """
     for name, p in net.named_parameters():
         tensor = (
             torch.empty(p.shape, dtype=p.dtype) if weights is None else weights[name].contiguous()
@@ -112,7 +117,8 @@ def fill(net, weights):
 @torch.no_grad()
 def gather(tensors):
     """{name: tensor} -> the same, whole and in main memory, on rank 0; {} on the others, who have
-    to ask."""
+    to ask.
+    """
     out = {}
     first = not dist.is_initialized() or dist.get_rank() == 0
     for name, tensor in tensors.items():
@@ -124,7 +130,8 @@ def gather(tensors):
 
 def reshard(net):
     """Drop what a forward without a backward has left put together: weights can be changed
-    again."""
+    again.
+    """
     if isinstance(net, FSDPModule):
         net.reshard()
 
@@ -151,7 +158,8 @@ def average(values):
 
 def own(each):
     """This process's part of what of_each gave in an earlier run; the mean where there were more or
-    fewer."""
+    fewer.
+    """
     rank, n = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return dict(each[rank]) if len(each) == n else mean(each)
 
@@ -167,7 +175,8 @@ def highest(value):
 
 def all_finite(tensors):
     """Whether none of these numbers is infinite or NaN, on any process; every one of them has to
-    ask."""
+    ask.
+    """
     here = all(bool(torch.isfinite(local(torch.as_tensor(t))).all()) for t in tensors)
     return not highest(int(not here))
 
@@ -176,7 +185,8 @@ def memory_gb(net, device, ema, samples, tokens, dtype, offload=False):
     """What a step will need on this rank: {where: {kind: GB}}, to within a third (a test compares
     with what autograd keeps). `samples` are worked on at a time, each a row of `tokens`; matrix
     products are done in `dtype`. Where: 'memory' of the device, and with offload 'main memory' for
-    what waits there."""
+    what waits there.
+    """
     cfg = net.cfg
     numbers = sum(local(p).numel() for p in net.parameters())
     learnt = sum(local(p).numel() for p in net.parameters() if p.requires_grad)

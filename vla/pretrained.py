@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from episode import write_atomic
 from vla import vision
 
 # VLAConfig field -> Qwen2.5-VL's vision_config
@@ -73,7 +74,8 @@ HEAD = ('state_proj.', 'action_')  # what EO-1 has and Qwen2.5-VL has not
 def hub_name(key):
     """Any generation's name of a tensor -> the one in the published Qwen2.5-VL files; the head
     keeps EO-1's. vlm_backbone.model.* (EO-1), model.language_model.* (transformers 5),
-    model.vlm_backbone.* (LeRobot)."""
+    model.vlm_backbone.* (LeRobot).
+    """
     for pattern, start in (
         (r'.*\bvisual\.', 'visual.'),
         (r'.*\blanguage_model\.', 'model.'),
@@ -153,7 +155,8 @@ def hub_parts(model):
 
 def config_from_hf(hf):
     """config.json of Qwen2.5-VL (flat or nested) or EO-1 -> fields of VLAConfig. Without an action
-    head in it these are the sizes EO-1 starts from."""
+    head in it these are the sizes EO-1 starts from.
+    """
     text = hf['text_config'] if 'text_config' in hf else hf
     tower = hf['vision_config']
     rope = text['rope_parameters'] if 'rope_parameters' in text else text['rope_scaling'] | text
@@ -261,7 +264,8 @@ def config_to_hf(cfg, model_type='qwen2_5_vl'):
 def read_config(folder):
     """Fields of VLAConfig from config.json, and ids of tokens from tokenizer.json where there is
     one; the two have to agree. A tokenizer without action tokens is taken to get them as EO-1 adds
-    them."""
+    them.
+    """
     with open(f'{folder}/config.json') as f:
         fields = config_from_hf(json.load(f))
     if os.path.exists(f'{folder}/tokenizer.json'):
@@ -289,7 +293,8 @@ def read_config(folder):
 
 def find_tensors(folder):
     """Name -> (file, key in it, shape) of a folder's tensors, in one file or shards; reads headers
-    only."""
+    only.
+    """
     files = ['model.safetensors']
     index = f'{folder}/model.safetensors.index.json'
     if os.path.exists(index):
@@ -311,7 +316,8 @@ def fill(model, folder, dtype=None):
     """Give a model whose Qwen2.5-VL part is on the meta device the weights of a folder. Beside the
     weights one tensor at a time is in memory. dtype: of that part; None: as in the files. The
     action head stays float32, as EO-1 keeps it; where the folder has none, the model's own stays as
-    it is."""
+    it is.
+    """
     found = find_tensors(folder)
     wanted = hub_parts(model)
     if model.cfg.tie_embeddings:
@@ -349,7 +355,8 @@ def fill(model, folder, dtype=None):
 def save(model, folder, layout='hf'):
     """Write model.safetensors and config.json. 'hf': as transformers' Qwen2.5-VL reads them, the
     action head beside it under EO-1's names, which transformers calls unexpected; 'eo1': all under
-    EO-1's names."""
+    EO-1's names.
+    """
     if layout not in ('hf', 'eo1'):
         raise ValueError(f"layout {layout!r}, expected 'hf' or 'eo1'")
     hf = config_to_hf(model.cfg, 'eo1' if layout == 'eo1' else 'qwen2_5_vl')
@@ -363,25 +370,13 @@ def save(model, folder, layout='hf'):
     write_json(f'{folder}/config.json', hf)
 
 
-def write_atomic(path, write):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    write(path + '.tmp')
-    with open(path + '.tmp', 'rb') as f:
-        os.fsync(f.fileno())
-    os.replace(path + '.tmp', path)
-
-
 def write_tensors(path, tensors, metadata=None):
     tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
     write_atomic(path, lambda tmp: save_file(tensors, tmp, metadata))
 
 
 def write_json(path, value):
-    def write(tmp):
-        with open(tmp, 'w') as f:
-            json.dump(value, f, indent=1)
-
-    write_atomic(path, write)
+    write_atomic(path, json.dumps(value, indent=1).encode())
 
 
 # -----------------------------------------------------------------------------
@@ -390,7 +385,8 @@ def write_json(path, value):
 
 def add_action_tokens(tokenizer, order='2025-12'):
     """EO-1's tokens behind the last one of a Qwen tokenizer: they use spare rows of its table. A
-    tokenizer that has them, in whatever order, is left as it is."""
+    tokenizer that has them, in whatever order, is left as it is.
+    """
     if tokenizer.token_to_id('<|action_start|>') is None:
         tokenizer.add_special_tokens(list(ACTION_TOKENS[order]))
     return tokenizer
@@ -398,7 +394,8 @@ def add_action_tokens(tokenizer, order='2025-12'):
 
 class Chat:
     """Prompts of a Qwen2.5-VL or EO-1 folder: text, pictures and state to the batch that VLA
-    reads."""
+    reads.
+    """
 
     def __init__(self, folder):
         self.tokenizer = add_action_tokens(
@@ -432,7 +429,8 @@ class Chat:
     def prompt(self, text, image_tokens=(), state=False, system='You are a helpful assistant.'):
         """Everything up to where the answer begins. image_tokens: how many tokens each picture has.
         EO-1 was trained with system='You are a helpful physical assistant.' and ends a task with
-        <|vla|>."""
+        <|vla|>.
+        """
         pictures = ''.join(
             f'<|vision_start|>{"<|image_pad|>" * n}<|vision_end|>' for n in image_tokens
         )

@@ -44,7 +44,8 @@ from episode import (
 
 def anchor(actions, command):
     """(..., H, 15) absolute tool actions, (..., 15) command in force -> (..., H, 15) relative,
-    float64."""
+    float64.
+    """
     actions = np.asarray(actions, np.float64)
     command = np.asarray(command, np.float64)[..., None, :]
     out = actions.copy()
@@ -100,7 +101,8 @@ fell broke joint nothing none yes no lengthwise pointing sideways them""".split(
 
 def make_tokenizer(texts, path):
     """Train on the words of `texts` and TEMPLATE_WORDS, each equally often: rare ones stay whole,
-    too. Writes `path`. -> the tokenizer, the words that take more than one token"""
+    too. Writes `path`. -> the tokenizer, the words that take more than one token
+    """
     words = sorted({word for text in texts for word in text.split()} | set(TEMPLATE_WORDS))
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces = tokenizers.Regex(r' ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+')  # '2x4' is one piece
@@ -130,7 +132,8 @@ def make_tokenizer(texts, path):
 
 def tool_frames(states):
     """Measured poses of the hands in the torso frame: (B, 79) -> (B, 2, 4) x, y, z, yaw; m, rad;
-    float32."""
+    float32.
+    """
     position, quat = (np.reshape(states[:, columns], (len(states), 2, -1)) for columns in TOOL_POSE)
     w, x, y, z = np.moveaxis(quat, -1, 0)
     yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
@@ -287,7 +290,8 @@ class Processor:
     # ---- agreement with a simulated world or a recorded episode
     def check_world(self, metadata):
         """Raise ValueError, naming the differences, where a world (World.metadata()) does not
-        fit."""
+        fit.
+        """
         size = {'height': metadata['image_size'], 'width': metadata['image_size']}
         self._compare(
             'the world',
@@ -322,7 +326,8 @@ class Processor:
     def prompt(self, instruction, subtask=None, question=False):
         """-> user part, assistant part ('' without subtask): the token sequence as text. With
         `question` the two are a question and its answer: no <|vla|>, which asks for action, and
-        <|im_end|> at the end."""
+        <|im_end|> at the end.
+        """
         for text in (instruction, subtask or ''):
             if '<|' in text:
                 raise ValueError(f'{text!r}: "<|" would forge a special token')
@@ -351,7 +356,8 @@ class Processor:
 
     def pad(self, prompts):
         """[(user ids, assistant ids)] -> input_ids, labels (B, L), user_len, total_len (B,),
-        right-padded."""
+        right-padded.
+        """
         user_len = torch.tensor([len(user) for user, _ in prompts])
         total_len = torch.tensor([len(user) + len(assistant) for user, assistant in prompts])
         shape = (len(prompts), int(total_len.max()))
@@ -378,14 +384,16 @@ class Processor:
 
     def relative_actions(self, actions, commands):
         """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) anchored and
-        companded."""
+        companded.
+        """
         relative = anchor(actions, commands)[..., self.action_index]
         scale = self.action_scale
         return np.where(scale > 0, np.arcsinh(relative / np.where(scale > 0, scale, 1)), relative)
 
     def normalise_actions(self, actions, commands):
         """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) float32. Or the
-        first rows of a chunk only."""
+        first rows of a chunk only.
+        """
         relative = self.relative_actions(actions, commands)
         mean, std = (
             self.stats[name][: relative.shape[1]] for name in ('action_mean', 'action_std')
@@ -394,7 +402,8 @@ class Processor:
 
     def decode_actions(self, chunk, commands):
         """Inverse: (B, H, A) normalised, (B, 15) command in force -> (B, H, 15) absolute actions,
-        float32."""
+        float32.
+        """
         chunk = np.asarray(chunk, np.float64)[..., : len(self.action_slots)]
         commands = np.asarray(commands, np.float64)
         hold = np.repeat(commands[:, None], chunk.shape[1], 1)  # (B, H, 15)
@@ -415,7 +424,8 @@ class Processor:
         `Dataset.row`: the images of our cameras, the state fields and the instruction are read.
         With `subtasks`, one text per row, the batch contains the assistant part and the model acts
         having read it. `questions`, one per row, take the place of the instructions: VLA.generate
-        answers them."""
+        answers them.
+        """
         for camera in self.cameras:
             shape = np.shape(rows[0][f'image/{camera}'])
             if shape != (self.image_size, self.image_size, 3):
@@ -434,7 +444,8 @@ class Processor:
 
     def assemble(self, images, states, prompts):
         """(B, N, h, w, 3) uint8, (B, 79), prompt ids -> batch. The one place to put model inputs
-        together."""
+        together.
+        """
         state = torch.from_numpy(self.normalise_state(states))
         return {
             'images': torch.from_numpy(images),
@@ -448,7 +459,8 @@ class Processor:
         windows. A spread below the slot's floor becomes the floor: a slot that does not move must
         not turn noise into signal.
         -> {slot: what is wrong with it}: constant as far as the model is concerned, or reaching so
-        far that its spread says little"""
+        far that its spread says little
+        """
         # of a million windows an even selection tells as much
         windows = dataset.windows[:: -(-len(dataset.windows) // FIT_WINDOWS)]
         state = []

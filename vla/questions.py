@@ -46,7 +46,8 @@ def scores(asked, said, known):
     """Share of right answers by kind. asked: [(kind, question, answer)]; said: {name: answers to
     them}; known: other questions with answers, of which the majority is taken, of a kind, and of a
     question where it is among them.
-    -> {kind: {'n', 'majority', 'majority per question', and every name of said}}"""
+    -> {kind: {'n', 'majority', 'majority per question', and every name of said}}
+    """
 
     def majority(pairs):
         counts = {}

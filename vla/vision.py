@@ -30,7 +30,8 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 class ConvStem(nn.Module):
     """(M, s, s, 3) -> (M, tokens, D). Keypoints (where does each feature fire) beside a flattened
     coarse map: from scratch this learns positions from few samples; patch tokens were ignored for
-    the whole budget."""
+    the whole budget.
+    """
 
     def __init__(self, image_size, tokens, width, channels=64, coarse=32):
         super().__init__()
@@ -54,7 +55,8 @@ class ConvStem(nn.Module):
     def forward(self, images):
         """images (M, h, w, 3), 0..255. Bytes are exact in bf16: instead of the pixels, the weights
         that meet them are scaled to the range -1..1, which saves two passes over the largest tensor
-        of the step."""
+        of the step.
+        """
         weight = self.patch.weight / 127.5
         bias = self.patch.bias - self.patch.weight.sum((1, 2, 3))
         pixels = images.permute(0, 3, 1, 2).to(
@@ -88,7 +90,8 @@ class VisionBlock(nn.Module):
 
     def forward(self, x, cos, sin, real):
         """x (M, W, P, D): attention within each of the W groups of P patches. cos and sin (W, P, 1,
-        c); real bool (W, P) or None: False for padding, which nobody sees."""
+        c); real bool (W, P) or None: False for padding, which nobody sees.
+        """
         M, W, P, D = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(M, W, P, 3, self.heads, -1).unbind(3)
         q, k, v = (
@@ -104,7 +107,8 @@ class VisionBlock(nn.Module):
 
 class QwenVision(nn.Module):
     """Patches attend within windows of window x window pixels, in a few blocks within the whole
-    picture."""
+    picture.
+    """
 
     def __init__(
         self,
@@ -137,7 +141,8 @@ class QwenVision(nn.Module):
     def forward(self, patches, grids):
         """patches (n, 3 * frames * patch^2), picture after picture; grids: (frames, rows, columns)
         of each.
-        -> (n / merge^2, D). Pictures of one size go through together."""
+        -> (n / merge^2, D). Pictures of one size go through together.
+        """
         grids = [tuple(grid) for grid in grids]
         parts = patches.split([t * h * w for t, h, w in grids])
         out = [None] * len(grids)
@@ -151,7 +156,8 @@ class QwenVision(nn.Module):
 
     def encode(self, patches, rows, columns):
         """Frames of one size, (M, P, .) with the patches of a cell side by side -> (M, P / merge^2,
-        D)."""
+        D).
+        """
         m = self.merge
         s = self.window
         gh = rows // self.merge
@@ -202,7 +208,8 @@ def patchify(images, patch=14, merge=2, frames=2):
     """Pictures (M, h, w, 3) or videos (M, T, h, w, 3), 0..255, sides multiples of patch * merge ->
     patches (n, 3 * frames * patch^2) float32, grids [(time, rows, columns)]. `frames` frames become
     one row of time; where they do not divide T the last one is repeated, so that a picture is shown
-    as equal frames."""
+    as equal frames.
+    """
     x = images[:, None] if images.ndim == 4 else images
     M, T, h, w, _ = x.shape
     if h % (patch * merge) or w % (patch * merge):
@@ -223,7 +230,8 @@ def patchify(images, patch=14, merge=2, frames=2):
 def smart_size(height, width, min_pixels, max_pixels, cell=28):
     """Size in pixels that a picture is brought to: sides that are multiples of a cell, the aspect
     ratio about kept, the area within bounds. Qwen2.5-VL's rule; EO-1's bounds are 64 and 128
-    cells."""
+    cells.
+    """
     if max(height, width) > 200 * min(height, width):
         raise ValueError(f'a picture of {height} x {width} px is too narrow: at most 1 to 200')
     h, w = (max(cell, round(side / cell) * cell) for side in (height, width))
@@ -240,7 +248,8 @@ def preprocess(
     pictures, min_pixels=56 * 56, max_pixels=28 * 28 * 1280, patch=14, merge=2, frames=2
 ):
     """[(h, w, 3) pictures or (T, h, w, 3) videos], uint8, of any sizes -> patches, grids for
-    QwenVision."""
+    QwenVision.
+    """
     patches = []
     grids = []
     for picture in pictures:
@@ -267,7 +276,8 @@ def grid_positions(at, grids, merge=2, seconds=None, per_second=2, start=None):
     counted from where the picture starts; text goes on after the largest, as in EO-1 also after
     videos. at bool (B, L): tokens of pictures; grids: of the pictures as they appear; seconds: of
     each, from one row of time to the next (1), every second taking per_second positions; start (B,
-    L): where the token's document begins, from which positions count (0)."""
+    L): where the token's document begins, from which positions count (0).
+    """
     advance = torch.ones_like(at, dtype=torch.int64)
     offset = torch.zeros(3, *at.shape, dtype=torch.int64, device=at.device)
     if grids:

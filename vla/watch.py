@@ -1,5 +1,6 @@
 """What a run says of itself: log.jsonl and W&B, memory and the share of the peak that it uses,
-pictures."""
+pictures.
+"""
 
 import json
 import os
@@ -28,7 +29,8 @@ PEAK_TFLOPS = {
 class Log:
     """One JSON object per line in <folder>/log.jsonl; the same to W&B where a project is named,
     under the id of the run that is gone on with. Lines after step `start` are of steps to be taken
-    again: they go."""
+    again: they go.
+    """
 
     def __init__(self, folder, start, project='', run_id=None, **about):
         os.makedirs(folder, exist_ok=True)
@@ -85,7 +87,8 @@ def memory_used_gb(device):
 
 def peak_flops(device, dtype, size=1024, seconds=0.2):
     """FLOP/s that one process reaches at most in products of `dtype`: a GPU's data sheet, for
-    bfloat16; measured on a CPU and on unknown GPUs."""
+    bfloat16; measured on a CPU and on unknown GPUs.
+    """
     if torch.device(device).type == 'cuda' and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         known = [tflops for part, tflops in PEAK_TFLOPS.items() if part in name]
@@ -103,7 +106,8 @@ def peak_flops(device, dtype, size=1024, seconds=0.2):
 
 def odd_slots(processor, dataset, far):
     """What Processor.fit says of the data it is made of, for data that a normaliser comes to later:
-    {slot: what is wrong with it}, with those that reach more than `far` of its spreads."""
+    {slot: what is wrong with it}, with those that reach more than `far` of its spreads.
+    """
     table = type(processor).from_dict(processor.to_dict() | {'stats': None}).fit(dataset)
     windows = dataset.windows[:: len(dataset.windows) // 200_000 + 1]
     reach = 0
@@ -158,7 +162,8 @@ def plot_losses(log_path, out):
 
 def draw_batch(batch, texts, out, count=6):
     """The first samples of a batch as the model gets them: pictures (a column per camera), text,
-    the chunk of actions over its rows. batch: after data.augment; texts: one per sample."""
+    the chunk of actions over its rows. batch: after data.augment; texts: one per sample.
+    """
     import matplotlib
 
     matplotlib.use('Agg')
