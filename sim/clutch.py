@@ -58,6 +58,20 @@ class Brick:
         return scale * (PLATE_HEIGHT_M if self.plate else BRICK_HEIGHT_M)
 
 
+@dataclass(frozen=True)
+class Link:
+    """Two bricks whose studs are in, as plain data."""
+
+    lower: str
+    upper: str
+    studs: int
+    cell: tuple[float, float]  # of upper's centre from lower's centre, in studs
+    turns: int  # quarter turns of upper against lower
+    loose: bool  # broken; the studs have not come out yet
+    offset_m: float  # how far off the grid it was when it was pressed on
+    yaw_error: float  # rad, likewise
+
+
 def brick_xml(brick, scale, pos=(0, 0, 0)):
     """MJCF body of a brick. The stud slab sits in a child body because excludes work between
     bodies, not geoms.
@@ -232,6 +246,18 @@ class Clutch:
         self._write_excludes()
         self.changed()
 
+    def forget(self) -> None:
+        """Forget what has happened so far; links stay."""
+        self.events.clear()
+        self.pending[:] = 0
+        self.changed()
+
+    def attach(self, lower: str, upper: str) -> None:
+        """Link two bricks that have been placed on each other's grid, without pressing."""
+        a = self.names.index(lower)
+        b = self.names.index(upper)
+        self.connect(a, b, self.nearest_cell(a, b, *self.relative_pose(a, b)))
+
     # -- queries ---------------------------------------------------------------------------------------------
     def connections(self, loose=False):
         """List of dicts, one per live link: lower, upper, studs, cell (upper's centre in studs from
@@ -252,16 +278,24 @@ class Clutch:
             for r in self.links[self.links['used'] & (loose | ~self.links['loose'])]
         ]
 
-    def link(self, lower, upper, loose=False):
-        """The live link's record, or None; loose: also one that is broken, its studs still in."""
-        a = self.names.index(lower)
-        b = self.names.index(upper)
-        if (a, b) not in self._linked:
-            return None
-        for r in self.links:
-            if r['used'] and (loose or not r['loose']) and r['a'] == a and r['b'] == b:
-                return r
-        return None
+    def snapshot(self) -> tuple[Link, ...]:
+        """All live links; the same object until one of them changes."""
+        if self._snapshot is None:
+            self._snapshot = tuple(map(self._as_link, self.links[self.links['used']]))
+        return self._snapshot
+
+    def _as_link(self, row):
+        x, y = row['cell'].tolist()
+        return Link(
+            lower=self.names[row['a']],
+            upper=self.names[row['b']],
+            studs=int(row['studs']),
+            cell=(x, y),
+            turns=int(row['turns']),
+            loose=bool(row['loose']),
+            offset_m=float(row['offset']),
+            yaw_error=float(row['turn']),
+        )
 
     def relative_pose(self, a, b):
         """Pose of brick b in brick a's frame: position (3,) m, rotation matrix (3, 3)."""
@@ -331,6 +365,7 @@ class Clutch:
         seated = self.links['used'] & self.links['seated'] & ~self.links['loose']
         self._seated = np.flatnonzero(seated)
         self._seated_eq = self.slot_eq_id[self._seated]
+        self._snapshot = None
         links = self.links[self._seated]
         self._bound = [
             *zip(

@@ -76,8 +76,7 @@ class Rig:
 
     def attach(self, lower, upper):
         """Link two bricks that have been placed on each other's grid, without pressing."""
-        a, b = (self.clutch.names.index(name) for name in (lower, upper))
-        self.clutch.connect(a, b, self.clutch.nearest_cell(a, b, *self.clutch.relative_pose(a, b)))
+        self.clutch.attach(lower, upper)
 
     def step(self):
         """One physics step, and the clutch's update where it is due."""
