@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from episode import ARM_TOOL
-from sim.clutch import BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M
+from sim.bricks import BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M
 from sim.control import SPINE, TOOL_HIGH, TOOL_LOW
 from sim.hand import CLEAR_Y_M, Hand, put_down, side_of
 from sim.tasks import HANDS, Goal
@@ -62,7 +62,7 @@ class Expert:
         action[SPINE] -= np.clip(action[SPINE], -SPINE_RAD, SPINE_RAD)
         goal = truth.goal
         if goal.giver:
-            moves = hand_over(truth, goal, self.trusting)
+            moves = hand_over(truth, goal, goal.giver, self.trusting)
         elif goal.apart:
             moves = take_apart(truth, goal)
         else:
@@ -85,7 +85,7 @@ def assemble(truth: Truth, goal: Goal, trusting: bool) -> list[Move]:
     hand = Hand(truth, goal.hand, goal.upper)
     pressed = truth.joined() or (trusting and hand.gone())
     if goal.holder:
-        other = _hold(truth, goal, pressed)
+        other = _hold(truth, goal, goal.holder, pressed)
         ready = other.verb == 'hold'
     else:
         other = idle(truth, other_hand(goal.hand), goal.upper)
@@ -101,17 +101,18 @@ def assemble(truth: Truth, goal: Goal, trusting: bool) -> list[Move]:
     return [other, Move(hand, verb, goal.upper, goal.where)]
 
 
-def _hold(truth: Truth, goal: Goal, pressed: bool) -> Move:
+def _hold(truth: Truth, goal: Goal, hand: str, pressed: bool) -> Move:
     """What the holder does: lift the lower brick, or steady its tower, and in the end lay it down.
 
     Args:
         truth: The state.
         goal: A goal with a holder.
+        hand: The holder.
         pressed: Whether the upper brick counts as pressed on.
     """
     # A tower is held by its foot and all above: gripped higher up it comes apart.
     foot = goal.steady * np.array([0, 0, truth.brick_scale * BRICK_HEIGHT_M])
-    holder = Hand(truth, goal.holder, goal.lower, far_end(truth, goal) - foot)
+    holder = Hand(truth, hand, goal.lower, far_end(truth, goal) - foot)
     down = pressed and not goal.steady and truth.released(goal.hand)
     if goal.steady and truth.joined():
         verb = holder.let_go()
@@ -120,7 +121,7 @@ def _hold(truth: Truth, goal: Goal, pressed: bool) -> Move:
     elif not holder.held:
         verb = holder.pick()
     elif down:
-        verb = holder.lay_down(*put_down(goal.holder))
+        verb = holder.lay_down(*put_down(hand))
     elif goal.steady:
         verb = holder.steady()
     else:
@@ -128,16 +129,16 @@ def _hold(truth: Truth, goal: Goal, pressed: bool) -> Move:
     return Move(holder, verb, goal.lower, 'table' if down else None)
 
 
-def hand_over(truth: Truth, goal: Goal, trusting: bool) -> list[Move]:
-    """One hand lays the brick down where the other reaches it, and gets out of the way.
+def hand_over(truth: Truth, goal: Goal, from_hand: str, trusting: bool) -> list[Move]:
+    """The giver lays the brick down where the other reaches it, and gets out of the way.
 
     Whose turn it is follows from who holds the brick, else from where it lies.
     """
-    giver = Hand(truth, goal.giver, goal.upper)
+    giver = Hand(truth, from_hand, goal.upper)
     hand = Hand(truth, goal.hand, goal.upper)
-    side = side_of(goal.giver)
+    side = side_of(from_hand)
     if truth.joined() or (trusting and hand.gone()):
-        giving = idle(truth, goal.giver, goal.upper)
+        giving = idle(truth, from_hand, goal.upper)
         return [giving, Move(hand, hand.let_go(), goal.upper, goal.where)]
     within_reach = side * giver.brick[1] < SHARED_Y_M
     if not hand.held and (giver.held or not within_reach):
@@ -157,6 +158,7 @@ def take_apart(truth: Truth, goal: Goal) -> list[Move]:
 
     A plate is held down where it lies.
     """
+    assert goal.holder is not None, 'to take bricks apart, somebody holds the lower one'
     grip = far_end(truth, goal) * [truth.lifts(), 1, 1]
     holder = Hand(truth, goal.holder, goal.lower, grip)
     hand = Hand(truth, goal.hand, goal.upper)
@@ -188,7 +190,7 @@ def _hold_apart(truth: Truth, goal: Goal, holder: Hand, parted: bool) -> Move:
     if not truth.lifts():
         verb = holder.leave() if parted else holder.hold_down()
     elif holder.held and parted:
-        verb = holder.lay_down(*put_down(goal.holder))
+        verb = holder.lay_down(*put_down(holder.hand))
     elif holder.held:
         verb = holder.hold_at(MEETING_POINT_M, AHEAD_RAD)
     elif parted and truth.lies(goal.lower):

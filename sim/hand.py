@@ -15,9 +15,9 @@ that belong to a brick scale with it.
 import numpy as np
 
 from episode import ARM_TOOL
-from sim.clutch import BRICK_HEIGHT_M, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, wrap
+from sim.bricks import BRICK_HEIGHT_M, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M
 from sim.control import CLOSED_M, OPENING, ROTVEC, XYZ, YAW
-from sim.kinematics import matrix_to_rotvec, rot_z, rotvec_to_matrix, yaw_of
+from sim.kinematics import matrix_to_rotvec, rot_z, rotvec_to_matrix, wrap, yaw_of
 from sim.tasks import PUT_DOWN
 from sim.truth import Truth
 
@@ -152,7 +152,8 @@ class Hand:
         c = self.command
         dt = self.dt
         way = np.asarray(xy) - c[XY]
-        self.new[XY] = c[XY] + way * min(1, speed * dt / max(np.linalg.norm(way), 1e-9))
+        length = max(float(np.linalg.norm(way)), 1e-9)
+        self.new[XY] = c[XY] + way * min(1, speed * dt / length)
         self.new[Z] = c[Z] + np.clip(z - c[Z], -z_speed * dt, z_speed * dt)
         # The way that stays within the wrist's range, not the shortest.
         v = np.array([*self.lean(), turn]) if np.ndim(turn) == 0 else matrix_to_rotvec(turn)
@@ -171,7 +172,7 @@ class Hand:
         studs allow, it was pressed on for ever.)
         """
         tilt = np.cross([0, 0, 1], self.up)
-        angle = np.linalg.norm(tilt)
+        angle = float(np.linalg.norm(tilt))
         far = np.hypot(*(self.grip - self.tool)[:2]) > 0.05
         if not self.held and (angle > MAX_LEAN_RAD or far):
             return np.zeros(2)
@@ -328,7 +329,7 @@ class Hand:
         """An idle hand near the middle moves to its own side; elsewhere it stays."""
         side = side_of(self.hand)
         if side * self.command[1] < CLEAR_Y_M:
-            aside = (self.command[X], side * (CLEAR_Y_M + 0.02))
+            aside = np.array([self.command[X], side * (CLEAR_Y_M + 0.02)])
             self.go(aside, self.command[YAW], max(self.command[Z], 0.10))
         return 'rest'
 

@@ -137,6 +137,7 @@ class Judge:
         """The goal's conditions at this instant; success needs them for HOLD_S."""
         goal = truth.goal
         if goal.apart:
+            assert goal.holder is not None, 'to take bricks apart, somebody holds the lower one'
             pair = ((goal.hand, goal.upper), (goal.holder, goal.lower))
             down = all(truth.lies(brick) and truth.released(hand, brick) for hand, brick in pair)
             return not truth.joined() and down and (self.joined_in_air or not truth.lifts())
@@ -202,7 +203,7 @@ def _phase_in_hand(truth: Truth, goal: Goal, off_m: float) -> int:
         off_m: How far its upper brick is from its place sideways.
     """
     bricks = [(goal.hand, goal.upper)]
-    if truth.lifts(goal):
+    if goal.holder is not None and truth.lifts(goal):
         bricks.append((goal.holder, goal.lower))
     if all(_lifted(truth, brick) for _, brick in bricks):
         if off_m < 0.0015 * truth.brick_scale:

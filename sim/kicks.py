@@ -8,7 +8,7 @@ executed, kicked = kicks.apply(truth, action, info)
 import numpy as np
 
 from episode import ARM_TOOL
-from sim.clutch import STUD_HEIGHT_M
+from sim.bricks import STUD_HEIGHT_M
 from sim.control import OPENING, POSE, TOOL_HIGH, TOOL_LOW, XYZ, YAW
 from sim.hand import Hand
 from sim.tasks import HANDS
@@ -186,7 +186,8 @@ class Kicks:
         offset[2] = to_z - z
         # Nor is the arm pushed to its end, where it flips over and comes to lie behind the other.
         offset[0] = min(offset[0], max(0, REACH_M - x))
-        return [(offset / n, None)] * n
+        push: Push = (offset / n, None)
+        return [push] * int(n)
 
     def _perched(self, truth: Truth, hand: str) -> bool:
         """True where the brick that `hand` reaches for lies on a movable one or is in the air.

@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from episode import state_vector
-from sim.clutch import wrap
 from sim.judge import goal_at_work
-from sim.kinematics import yaw_of
+from sim.kinematics import wrap, yaw_of
 from sim.tasks import HANDS, Goal
 from sim.truth import Truth
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from episode import TOOL_ACTION_NAMES, read_episode
+from sim.control import TOOL_HIGH, TOOL_LOW
 from sim.expert import Expert
 from sim.kicks import Kicks
-from sim.control import TOOL_HIGH, TOOL_LOW
 
 
 # -- who is meant --------------------------------------------------------------------------------------------

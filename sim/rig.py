@@ -15,7 +15,7 @@ Frames and units as in clutch.py: SI, z up, a brick's origin is the middle of it
 
 import numpy as np
 
-from sim.clutch import (
+from sim.bricks import (
     BRICK_HEIGHT_M,
     MASS_KG,
     PLATE_HEIGHT_M,
@@ -23,10 +23,9 @@ from sim.clutch import (
     STUD_PITCH_M,
     STUD_RADIUS_M,
     Brick,
-    Clutch,
     brick_xml,
-    pool_xml,
 )
+from sim.clutch import Clutch, pool_xml
 from sim.gl import mujoco
 
 TABLE_STUDS = {1: (1, 1), 2: (1, 2), 4: (2, 2), 8: (2, 4), 12: (2, 6)}  # number of studs: brick

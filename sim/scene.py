@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from episode import JOINT_ACTION_NAMES, JOINT_NAMES
-from sim.clutch import Brick, brick_xml, pool_xml
+from sim.bricks import Brick, brick_xml
+from sim.clutch import pool_xml
 from sim.gl import mujoco
 from sim.tasks import HANDS
 

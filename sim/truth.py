@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.clutch import STUD_PITCH_M, Brick, Link, wrap
-from sim.kinematics import yaw_of
+from sim.bricks import STUD_PITCH_M, Brick
+from sim.clutch import Link
+from sim.kinematics import wrap, yaw_of
 from sim.tasks import HANDS, PUT_DOWN, Goal
 
 Pose = tuple[np.ndarray, np.ndarray]  # position (3,) m, rotation (3, 3)

@@ -22,7 +22,8 @@ import numpy as np
 
 from episode import ARM_TOOL, JOINT_ACTION_NAMES, JOINT_NAMES, TOOL_ACTION_NAMES
 from sim import tasks
-from sim.clutch import BRICK_HEIGHT_M, STUD_HEIGHT_M, Clutch
+from sim.bricks import BRICK_HEIGHT_M, STUD_HEIGHT_M
+from sim.clutch import Clutch
 from sim.control import ACTION_NAMES, CLOSED_M, N_JOINTS, TOOL_HIGH, TOOL_LOW, Controller
 from sim.gl import NOTHING_RENDERS, gl_backend, mujoco
 from sim.judge import Judge, goal_at_work
@@ -217,7 +218,7 @@ class World:
             command[ARM_TOOL[hand]] = [*pos + start[:3], 0, 0, start[3], self.max_opening_m]
         return command
 
-    def _put(self, name: str, pos: Sequence[float], yaw: float) -> None:
+    def _put(self, name: str, pos: np.ndarray | Sequence[float], yaw: float) -> None:
         """Set a brick's pose: position (3,) m, world frame."""
         m = self.model
         adr = m.jnt_qposadr[m.body_jntadr[self._body_id[name]]]
@@ -230,7 +231,8 @@ class World:
         body = self._body_id[goal.lower]
         pose = d.xpos[body].copy(), d.xmat[body].reshape(3, 3).copy()
         lower = next(brick for brick in self.bricks if brick.name == goal.lower)
-        self._put(goal.upper, *seat(goal, lower, pose, self.brick_scale))
+        pos, yaw = seat(goal, lower, pose, self.brick_scale)
+        self._put(goal.upper, pos, yaw)
         mujoco.mj_kinematics(self.model, d)
         self.clutch.attach(goal.lower, goal.upper)
 
