@@ -138,7 +138,7 @@ def steps_per_second(world, seconds):
         seed = seed + 1
         stop = False
         while not stop:
-            action, _ = expert.act(world)
+            action, _ = expert.act(world.truth())
             began = time.perf_counter()
             _, _, terminated, truncated, _ = world.step(action)
             spent += time.perf_counter() - began
@@ -176,7 +176,7 @@ def physics_share(world, seconds):
                 (bare, ours)[i]()
                 spent[i] += time.thread_time() - began
                 world.set_state(state)
-            _, _, terminated, truncated, _ = world.step(expert.act(world)[0])
+            _, _, terminated, truncated, _ = world.step(expert.act(world.truth())[0])
             stop = terminated or truncated
     return spent[0] / spent[1]
 

@@ -80,6 +80,17 @@ STATE = (
 JOINT_ACTION_NAMES = tuple(slot.name for slot in JOINT_ACTION)  # 17
 TOOL_ACTION_NAMES = tuple(slot.name for slot in TOOL_ACTION)  # 15
 STATE_NAMES = tuple(slot.name for slot in STATE)  # 79
+
+
+def _columns(names, arm):
+    """Where the slots of an arm, which stand side by side, are among the names."""
+    at = [i for i, name in enumerate(names) if name.startswith(f'{arm}/')]
+    return slice(at[0], at[-1] + 1)
+
+
+ARM_JOINTS = {arm: _columns(JOINT_NAMES, arm) for arm in ARMS}  # in JOINT_NAMES, a joint action
+ARM_TOOL = {arm: _columns(TOOL_ACTION_NAMES, arm) for arm in ARMS}  # in a tool action
+JOINT_GRIPPER = {arm: JOINT_ACTION_NAMES.index(f'{arm}/gripper') for arm in ARMS}
 MAX_JITTER = (
     0.02  # m, rad: a label and what was executed are further apart only in rows marked as kicked
 )

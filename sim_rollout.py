@@ -39,10 +39,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from episode import read_episode, state_vector, write_atomic, write_episode
+from episode import read_episode, write_atomic, write_episode
 from sim import film, labels, policies
-from sim.expert import CLOSED_M
-from sim.world import PHASES, RENDER_MODES, World
+from sim.control import CLOSED_M
+from sim.judge import PHASES
+from sim.world import RENDER_MODES, World
 
 # -----------------------------------------------------------------------------
 # policy
@@ -169,7 +170,7 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
         if choice is None:
             break
         if record:
-            rows.append(record_row(world, obs, info, choice))
+            rows.append(labels.episode_row(world.truth(), obs, info, choice))
         if filmed:
             frames.append(film.film_frame(world, obs, info, choice['subtask']))
         obs, _, terminated, truncated, info = world.step(choice['executed'])
@@ -203,30 +204,6 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
     return result, rows, frames
 
 
-def record_row(world, obs, info, choice):
-    """What an episode file keeps of one step, taken before the step; the loop adds joint_action
-    after it.
-    """
-    return dict(
-        time=obs['time'],
-        state=state_vector(obs),
-        tool_action=choice['action'],
-        tool_executed=choice['executed'],
-        kicked=choice['kicked'],
-        subtask=choice['subtask'],
-        qpos=world.data.qpos.copy(),
-        qvel=world.data.qvel.copy(),
-        ctrl=world.data.ctrl.copy(),
-        connections=len(world.connections()),
-        phase=info['phase'],
-        goal=info['goal'],
-        scene=world.scene().ravel(),
-        facts=labels.facts(world),
-        referents=(world.goals_at_work(), world.referents()),
-        **{k: v for k, v in obs.items() if k.startswith('image/')},
-    )
-
-
 # -----------------------------------------------------------------------------
 # Processes. A job is (seed, path of its film or None). Everything a worker needs comes by argument,
 # because a spawned process imports this script with its default settings.
@@ -251,7 +228,8 @@ def run_job(world, start, job, instruction, record, pictures):
     recording = bool(record) and not path  # a film repeats an episode that was recorded before
     result, rows, frames = run_episode(world, start, seed, instruction, recording, bool(path))
     if recording and result['success']:
-        write_episode(episode_file(record, world.task, seed), *pack(world, result, rows))
+        packed = labels.pack_episode(world.truth(), world.metadata(), result, rows)
+        write_episode(episode_file(record, world.task, seed), *packed)
     if path:
         path = path.with_name(f'{path.name}_{"success" if result["success"] else "failure"}.mp4')
         imageio.mimwrite(
@@ -261,34 +239,6 @@ def run_job(world, start, job, instruction, record, pictures):
         if pictures:
             film.save_pictures(path.with_suffix(''), world, film.FILM_VIEWS, pictures, film.FILM_PX)
     return result
-
-
-def pack(world, result, rows):
-    """Rows of one episode -> (arrays, header) of its file."""
-    subtasks = sorted({row['subtask'] for row in rows})
-    arrays = {
-        k: np.stack([row[k] for row in rows])
-        for k in rows[0]
-        if k not in ('subtask', 'facts', 'referents')
-    }
-    arrays['subtask_id'] = np.array([subtasks.index(row['subtask']) for row in rows])
-    # what words refer to changes where a plan goes on to its next goal
-    goals, tables = zip(*(row['referents'] for row in rows))
-    referents = [
-        [t, tables[t].tolist()] for t in range(len(rows)) if t == 0 or goals[t] != goals[t - 1]
-    ]
-    askable = [text for _, text in world.askable]
-    qa = labels.spans([row['facts'] for row in rows])
-    kept = {k: result[k] for k in ('seed', 'success', 'metrics')} | dict(qa=qa, subtasks=subtasks)
-    return arrays, dict(
-        kept,
-        task=world.task,
-        instruction=world.instruction,
-        askable=askable,
-        referents=referents,
-        control_hz=world.control_hz,
-        world=world.metadata(),
-    )
 
 
 def attempt(action, *args):

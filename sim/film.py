@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sim.gl import mujoco
-from sim.world import PHASES, RENDER_MODES
+from sim.judge import PHASES
+from sim.world import RENDER_MODES
 
 FILM_VIEWS = ('head', 'overhead', 'left/wrist', 'right/wrist')
 # films: 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 likes multiples of 16

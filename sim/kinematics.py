@@ -40,6 +40,11 @@ def matrix_to_rotvec(R):
     return v
 
 
+def wrap(angle, period=2 * np.pi):
+    """Angle(s) in rad brought into [-period/2, period/2)."""
+    return (angle + period / 2) % period - period / 2
+
+
 def rot_z(angle):
     c = np.cos(angle)
     s = np.sin(angle)

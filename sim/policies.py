@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from episode import TOOL_ACTION_NAMES, read_episode
+from sim.control import TOOL_HIGH, TOOL_LOW
 from sim.expert import Expert
 from sim.kicks import Kicks
-from sim.world import TOOL_HIGH, TOOL_LOW
 
 
 # -- who is meant --------------------------------------------------------------------------------------------
@@ -157,8 +157,8 @@ def expert(world, probability):
         disturbance = Kicks(seed, probability=probability)
 
         def act(obs):
-            action, info = teacher.act(world)
-            executed, kicked = disturbance.apply(world, action, info)
+            action, info = teacher.act(world.truth())
+            executed, kicked = disturbance.apply(world.truth(), action, info)
             return dict(executed=executed, action=action, kicked=kicked, subtask=info['subtask'])
 
         return act
@@ -212,9 +212,9 @@ def coached(world, student):
             driving ^= rng.random() < (
                 0.05 if driving else 0.12
             )  # 20 steps of the student, 8 of the expert
-            action, info = teacher.act(world)
+            action, info = teacher.act(world.truth())
             executed = choose(obs)['executed'] if driving else action
-            rescue = rescuer.act(world)[0]
+            rescue = rescuer.act(world.truth())[0]
             left = not np.array_equal(rescue, action)
             return dict(
                 executed=rescue if left else executed,

@@ -15,7 +15,7 @@ Frames and units as in clutch.py: SI, z up, a brick's origin is the middle of it
 
 import numpy as np
 
-from sim.clutch import (
+from sim.bricks import (
     BRICK_HEIGHT_M,
     MASS_KG,
     PLATE_HEIGHT_M,
@@ -23,10 +23,9 @@ from sim.clutch import (
     STUD_PITCH_M,
     STUD_RADIUS_M,
     Brick,
-    Clutch,
     brick_xml,
-    pool_xml,
 )
+from sim.clutch import Clutch, pool_xml
 from sim.gl import mujoco
 
 TABLE_STUDS = {1: (1, 1), 2: (1, 2), 4: (2, 2), 8: (2, 4), 12: (2, 6)}  # number of studs: brick
@@ -76,8 +75,7 @@ class Rig:
 
     def attach(self, lower, upper):
         """Link two bricks that have been placed on each other's grid, without pressing."""
-        a, b = (self.clutch.names.index(name) for name in (lower, upper))
-        self.clutch.connect(a, b, self.clutch.nearest_cell(a, b, *self.clutch.relative_pose(a, b)))
+        self.clutch.attach(lower, upper)
 
     def step(self):
         """One physics step, and the clutch's update where it is due."""

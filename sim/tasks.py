@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.clutch import Brick
+from sim.bricks import Brick
 
 HANDS = ('left', 'right')
 RGBA = dict(

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from sim import world
+from sim import control, scene, tasks, world
 from sim.gl import mujoco
 
 ALEX = 'assets/robots/alex/alex.xml'
@@ -156,7 +156,7 @@ def test_wild_commands_stay_within_effort_and_velocity_limits():
     most = np.zeros(14)
     for step in range(20):
         before = cell.joint_command.copy()
-        cell.step(rng.uniform(world.TOOL_LOW, world.TOOL_HIGH))
+        cell.step(rng.uniform(control.TOOL_LOW, control.TOOL_HIGH))
         moved = np.abs(cell.joint_command - before)[1:15] * cell.control_hz
         assert (moved <= limit * (1 + 1e-9)).all()
         most = np.maximum(most, moved / limit)
@@ -205,7 +205,7 @@ def test_pictures_weigh_nothing_and_touch_nothing(alex):
 def robots(tmp_path, monkeypatch):
     """A copy of the assets in which robots can be put."""
     shutil.copytree('assets/scenes', tmp_path / 'scenes')
-    monkeypatch.setattr(world, 'ASSETS', tmp_path)
+    monkeypatch.setattr(scene, 'ASSETS', tmp_path)
 
     def put(name, text):
         path = tmp_path / 'robots' / name / f'{name}.xml'
@@ -268,7 +268,7 @@ def test_every_name_that_scene_and_bricks_take_is_in_the_readme():
     }
     row = dict(zip(kinds, ('bodies', 'geoms', *['cameras, light, texture'] * 3, 'equalities')))
     taken = 0
-    for task in world.TASKS:
+    for task in tasks.TASKS:
         cell = world.World(task, cameras=(), distractors=0 if task == 'build' else 1)
         bricks = {b.name for b in cell.bricks}
         assert all(f'`{name}`' in table['bodies'] for name in bricks)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from assets import make_bricks
-from sim.clutch import Brick, Clutch, pool_xml
+from sim.bricks import Brick
+from sim.clutch import Clutch, pool_xml
 from sim.gl import mujoco
 
 pytestmark = pytest.mark.assets

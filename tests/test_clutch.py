@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sim import rig, world
-from sim.clutch import BRICK_HEIGHT_M, MASS_KG, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M
+from sim.bricks import BRICK_HEIGHT_M, MASS_KG, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M
+from sim.clutch import Fit
 from sim.gl import mujoco
 from sim.rig import Rig
 
@@ -223,7 +224,7 @@ def test_running_out_of_welds_says_so():
     press = Rig()
     press.clutch.links['used'] = True
     with pytest.raises(RuntimeError, match='8 clutch welds'):
-        press.clutch.connect(0, 1, dict(cell=np.zeros(2), turns=0, lo=-np.ones(2), hi=np.ones(2)))
+        press.clutch.connect(0, 1, Fit(cell=np.zeros(2), turns=0, lo=-np.ones(2), hi=np.ones(2)))
 
 
 def test_a_broken_link_holds_again_where_its_studs_have_not_come_out():

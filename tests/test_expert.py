@@ -6,19 +6,23 @@ python -m pytest tests/test_expert.py
 import numpy as np
 import pytest
 
-from sim.clutch import BRICK_HEIGHT_M, STUD_HEIGHT_M, wrap
-from sim.expert import CLOSED_M, LEVEL_RAD, MAX_YAW_RAD, Expert, Hand
+from episode import ARM_TOOL
+from sim.bricks import BRICK_HEIGHT_M, STUD_HEIGHT_M
+from sim.control import CLOSED_M
+from sim.expert import Expert
 from sim.gl import mujoco
+from sim.hand import LEVEL_RAD, MAX_YAW_RAD, Hand
+from sim.judge import PHASES
 from sim.kicks import Kicks
-from sim.kinematics import rot_z, rotvec_to_matrix
+from sim.kinematics import rot_z, rotvec_to_matrix, wrap
 from sim.tasks import HANDS, TASKS
-from sim.world import PHASES, TOOL, World
+from sim.world import World
 
 
 def rollout(world, seed, policy):
     world.reset(seed)
     while True:
-        *_, terminated, truncated, info = world.step(policy(world))
+        *_, terminated, truncated, info = world.step(policy(world.truth()))
         if terminated or truncated:
             return info
 
@@ -59,14 +63,14 @@ def episode(request):
     world, expert, states, said = World(request.param, cameras=()), Expert(), {}, []
     obs, _ = world.reset(4)
     command, tool_m = [obs['tool_command']], [obs['tool_pos']]
-    while not world.success() and world.steps < world.max_steps:
+    while not world.judge.success and world.steps < world.max_steps:
         if world.steps % 3 == 0:
             states[world.steps] = world.state()
-        said.append(expert.act(world))
+        said.append(expert.act(world.truth()))
         obs, *_ = world.step(said[-1][0])
         command.append(obs['tool_command'])
         tool_m.append(obs['tool_pos'])
-    assert world.success()
+    assert world.judge.success
     return dict(
         world=world, command=np.array(command), tool_m=np.array(tool_m), said=said, states=states
     )
@@ -78,7 +82,7 @@ def test_expert_is_a_function_of_the_state_alone(episode):
     world.reset(0)
     for step in sorted(episode['states'], reverse=True):
         world.set_state(episode['states'][step])
-        action, info = Expert().act(world)
+        action, info = Expert().act(world.truth())
         assert (
             np.array_equal(action, episode['said'][step][0]) and info == episode['said'][step][1]
         ), step
@@ -88,7 +92,7 @@ def test_expert_is_a_function_of_the_state_alone(episode):
 def test_speeds_stay_within_limits(episode):
     d = np.abs(np.diff(episode['command'], axis=0))
     for hand in HANDS:
-        xyz, turn = d[:, TOOL[hand]][:, :3], d[:, TOOL[hand]][:, 3:6]
+        xyz, turn = d[:, ARM_TOOL[hand]][:, :3], d[:, ARM_TOOL[hand]][:, 3:6]
         assert (
             np.hypot(*xyz.T[:2]).max() <= 0.0301
             and xyz[:, 2].max() <= 0.0301
@@ -105,7 +109,7 @@ def test_hands_move_smoothly(episode):
     change = np.linalg.norm(np.diff(velocity, axis=0), axis=2)
     assert 0.05 < change.max() < 0.4
     for hand in HANDS:
-        move = np.diff(episode['command'][:, TOOL[hand]][:, :3], axis=0)
+        move = np.diff(episode['command'][:, ARM_TOOL[hand]][:, :3], axis=0)
         assert np.mean((move[1:] * move[:-1]).sum(1) < -(0.01**2)) < 0.1
 
 
@@ -129,35 +133,38 @@ def test_metrics_of_an_undisturbed_episode(episode):
 def test_a_hand_that_opens_in_the_air_drops_a_brick(task, times):
     world, expert = World(task, cameras=()), Expert()
     world.reset(2)
-    goal = world.goal
-    side = TOOL[goal.hand]
+    goal = world.truth().goal
+    side = ARM_TOOL[goal.hand]
 
     def carried():
         """In the air; one that has been pulled off neither over the other brick nor where it is
         laid down."""
-        at = world.brick_pose(goal.upper)[0]
-        there = (world.seat(goal)[0], world.goal_pose()[0]) if goal.apart else ()
+        truth = world.truth()
+        at = truth.brick_pose(goal.upper)[0]
+        there = (truth.seat(goal)[0], truth.goal_pose()[0]) if goal.apart else ()
         return (
             at[2] > 0.05
-            and world.held_by(goal.upper) == goal.hand
-            and not world.joined()
+            and truth.held_by(goal.upper) == goal.hand
+            and not truth.joined()
             and all(np.hypot(*(at - place)[:2]) > 0.04 for place in there)
         )
 
     for drops in range(1, times + 1):
         while not carried():
             assert world.steps < 150
-            world.step(expert.act(world)[0])
+            world.step(expert.act(world.truth())[0])
         assert world.info()['metrics']['drops'] == drops - 1
         for _ in range(5):
             action = world.tool_command.copy()
             action[side][6] = world.max_opening_m
             world.step(action)
-        assert world.held_by(goal.upper) is None
+        assert world.truth().held_by(goal.upper) is None
         assert world.info()['metrics']['drops'] == drops
-    while not world.success() and world.steps < world.max_steps:
-        world.step(expert.act(world)[0])
-    assert world.success() and world.info()['metrics']['drops'] == times  # laid down is not dropped
+    while not world.judge.success and world.steps < world.max_steps:
+        world.step(expert.act(world.truth())[0])
+    assert (
+        world.judge.success and world.info()['metrics']['drops'] == times
+    )  # laid down is not dropped
 
 
 @pytest.mark.parametrize('scale', [1.0, 2.0])
@@ -167,9 +174,9 @@ def test_metrics_tell_how_a_brick_was_pressed_on_and_what_it_carried(scale):
     world = World('place', scale, cameras=())
     for off_mm, yaw_deg in (((0, 0), 0), ((0.8, -0.6), 0), ((0, 0), 3), ((-0.9, 0.3), -4)):
         obs, info = world.reset(0)
-        goal, off_m = world.goal, 1e-3 * scale * np.array([*off_mm, 0])
+        goal, off_m = world.truth().goal, 1e-3 * scale * np.array([*off_mm, 0])
         body = world.model.body(goal.upper).id
-        seat, yaw = world.seat(goal)
+        seat, yaw = world.truth().seat(goal)
         yaw += np.radians(yaw_deg)
         at = world.model.joint(world.model.body_jntadr[body]).qposadr[0]
         world.data.qpos[at : at + 3] = seat + off_m + [0, 0, scale * STUD_HEIGHT_M]
@@ -181,7 +188,7 @@ def test_metrics_tell_how_a_brick_was_pressed_on_and_what_it_carried(scale):
             return world.step(obs['tool_command'])[-1]['metrics']
 
         load(press := 0.0)  # the last 0.1 mm
-        while not world.joined():
+        while not world.truth().joined():
             assert info['metrics']['press_error_mm'] is None and press > -12
             metrics = load(press := press - 1)
         assert metrics['press_error_mm'] == pytest.approx(
@@ -206,9 +213,9 @@ def test_metrics_tell_how_a_brick_was_pressed_on_and_what_it_carried(scale):
 def leave_before_the_press(world):
     """Drive to where the hand is up and shut again, the brick on its place, not pressed on. ->
     hand's slots"""
-    expert, side = Expert(), TOOL[world.goal.hand]
+    expert, side = Expert(), ARM_TOOL[world.truth().goal.hand]
     while True:  # until just before the press, then the hand lets go and rises
-        action, info = expert.act(world)
+        action, info = expert.act(world.truth())
         if 'press' in info['phase']:
             break
         world.step(action)
@@ -219,7 +226,7 @@ def leave_before_the_press(world):
     for _ in range(4):
         action[side][6], action[side][2] = CLOSED_M, action[side][2] + 0.02
         world.step(action)
-    assert not world.joined()
+    assert not world.truth().joined()
     return side
 
 
@@ -228,31 +235,32 @@ def test_dropped_brick_is_picked_up_again():
     world.reset(2)
     side = leave_before_the_press(world)
     # as who coaches answers: nobody sees from up there that the brick is not on
-    left, told = Expert(trusting=True).act(world), expert.act(world)
+    left, told = Expert(trusting=True).act(world.truth()), expert.act(world.truth())
     assert 'retreat' in left[1]['phase'] and left[0][side][6] == np.float32(CLOSED_M)
     assert 'reach' in told[1]['phase'] and told[0][side][6] == np.float32(world.max_opening_m)
-    while not world.success() and world.steps < world.max_steps:
-        world.step(expert.act(world)[0])
-    assert world.success()
+    while not world.judge.success and world.steps < world.max_steps:
+        world.step(expert.act(world.truth())[0])
+    assert world.judge.success
 
 
 @pytest.mark.parametrize('tilt', [(0.3, 0, 0), (0, -0.25, 0), (0.2, 0.2, 0)])
 def test_a_brick_that_leans_is_grasped_squarely(tilt):
     world, expert = World('place', cameras=()), Expert()
     world.reset(2)
-    hand, red = world.goal.hand, world.goal.upper
-    while Hand(world, hand, red).tool[2] > 0.09:
-        world.step(expert.act(world)[0])
+    hand, red = world.truth().goal.hand, world.truth().goal.upper
+    while Hand(world.truth(), hand, red).tool[2] > 0.09:
+        world.step(expert.act(world.truth())[0])
     body = world.model.body(red)
-    world.data.xmat[body.id] = (rotvec_to_matrix(np.array(tilt)) @ world.brick_pose(red)[1]).ravel()
-    lean = Hand(world, hand, red).lean()
-    palm = rotvec_to_matrix(np.array([*lean, world.tool_command[TOOL[hand]][5]]))
-    assert np.arccos(palm[:, 2] @ world.brick_pose(red)[1][:, 2]) == pytest.approx(
+    leaning = rotvec_to_matrix(np.array(tilt)) @ world.truth().brick_pose(red)[1]
+    world.data.xmat[body.id] = leaning.ravel()
+    lean = Hand(world.truth(), hand, red).lean()
+    palm = rotvec_to_matrix(np.array([*lean, world.tool_command[ARM_TOOL[hand]][5]]))
+    assert np.arccos(palm[:, 2] @ world.truth().brick_pose(red)[1][:, 2]) == pytest.approx(
         LEVEL_RAD, abs=0.02
     )
     flat = rot_z(0.4)  # and one that lies flat is grasped upright
     world.data.xmat[body.id] = flat.ravel()
-    assert np.allclose(Hand(world, hand, red).lean(), 0)
+    assert np.allclose(Hand(world.truth(), hand, red).lean(), 0)
 
 
 LIES = dict(upside_down=(0, np.pi, 0), on_its_side=(0, np.pi / 2, 0), on_its_end=(np.pi / 2, 0, 0))
@@ -260,7 +268,7 @@ LIES = dict(upside_down=(0, np.pi, 0), on_its_side=(0, np.pi / 2, 0), on_its_end
 
 def tip_over(world, name, lie):
     """Lay a brick of 2x4 down where it stands."""
-    pos, R = world.brick_pose(name)
+    pos, R = world.truth().brick_pose(name)
     R = R @ rotvec_to_matrix(np.array(LIES[lie]))
     half = world.brick_scale * np.array([0.008, 0.016, BRICK_HEIGHT_M / 2])
     middle = np.array([*pos[:2], np.abs(R[2]) @ half + 0.004])
@@ -276,14 +284,15 @@ def test_a_brick_that_tipped_over_is_set_upright(lie, scale):
     world, expert, verbs = World('build', scale, cameras=()), Expert(), set()
     for seed in range(600_020, 600_023):
         world.reset(seed)
-        first = world.goal
+        first = world.truth().goal
         tip_over(world, first.upper, lie)
-        assert world.brick_pose(first.upper)[1][2, 2] < 0.1
-        while not world.joined(first) and world.steps < 400:
-            action, info = expert.act(world)
+        assert world.truth().brick_pose(first.upper)[1][2, 2] < 0.1
+        while not world.truth().joined(first) and world.steps < 400:
+            action, info = expert.act(world.truth())
             verbs |= set(info['phase'])
             world.step(action)
-        assert world.joined(first) and world.brick_pose(first.upper)[1][2, 2] > 0.99
+        truth = world.truth()
+        assert truth.joined(first) and truth.brick_pose(first.upper)[1][2, 2] > 0.99
     assert 'turn' in verbs
 
 
@@ -292,20 +301,20 @@ def test_a_tower_that_came_off_is_fetched_by_its_top():
     world.reset(600_000)
     first, second = (
         world.plan.chain[0],
-        next(g for g in world.plan.chain if g.lower == world.goal.upper),
+        next(g for g in world.plan.chain if g.lower == world.truth().goal.upper),
     )
     world._put_on(second)  # on its brick, which still lies on the table
     mujoco.mj_forward(world.model, world.data)
-    while not world.joined(first, loose=True) and world.steps < 100:
-        assert world.joined(second, loose=True), 'it came apart'
-        world.step(expert.act(world)[0])
-    grips = world.tool_pose(first.hand)[0] - world.brick_pose(second.upper)[0]
+    while not world.truth().joined(first, loose=True) and world.steps < 100:
+        assert world.truth().joined(second, loose=True), 'it came apart'
+        world.step(expert.act(world.truth())[0])
+    grips = world.truth().tool_pose(first.hand)[0] - world.truth().brick_pose(second.upper)[0]
     assert np.linalg.norm(grips - [0, 0, world.grasp_height_m]) < 0.012, 'not by its top'
-    while not (world.joined(first) and world.joined(second)) and world.steps < 200:
+    while not (world.truth().joined(first) and world.truth().joined(second)) and world.steps < 200:
         world.step(
-            expert.act(world)[0]
+            expert.act(world.truth())[0]
         )  # (pressing may break the upper link, which is pressed on again)
-    assert world.joined(first) and world.joined(second)
+    assert world.truth().joined(first) and world.truth().joined(second)
 
 
 @pytest.mark.parametrize('hand', HANDS)
@@ -313,7 +322,7 @@ def test_turns_stay_within_the_wrists_range(hand):
     world = World('place', cameras=())
     world.reset(2)
     for commanded in np.linspace(-MAX_YAW_RAD, MAX_YAW_RAD, 9):
-        h = Hand(world, hand, world.goal.upper)
+        h = Hand(world.truth(), hand, world.truth().goal.upper)
         h.command[5] = commanded
         for yaw in np.linspace(-np.pi, np.pi, 13):
             turn = h.turn(yaw)
@@ -328,5 +337,5 @@ def test_a_plate_that_leans_is_no_reason_to_stop():
     body = world.model.body('plate')
     for tilt in np.linspace(0, np.pi, 13):
         world.data.xmat[body.id] = rotvec_to_matrix(np.array([tilt, 0, 0])).ravel()
-        action, _ = expert.act(world)
+        action, _ = expert.act(world.truth())
         assert np.isfinite(action).all()

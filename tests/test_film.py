@@ -15,8 +15,9 @@ from PIL import ImageDraw
 
 from sim import film
 from sim.gl import mujoco
+from sim.judge import PHASES
 from sim.tasks import TASKS
-from sim.world import CAMERAS, PHASES, World
+from sim.world import CAMERAS, World
 
 pytestmark = pytest.mark.mujoco
 
@@ -83,7 +84,9 @@ def test_segmentation_names_bodies_where_they_are(world):
     # pinhole: 96 px for 56 degrees, row 0 on the far side (+x), column 0 on the left (+y)
     f = 48 / np.tan(np.radians(56 / 2))
     x, y = 0.36 + 0.6 * (47.5 - v.mean()) / f, 0.6 * (47.5 - u.mean()) / f
-    assert np.allclose((x, y), world.brick_pose('plate')[0][:2], atol=0.008) and len(u) > 200
+    assert (
+        np.allclose((x, y), world.truth().brick_pose('plate')[0][:2], atol=0.008) and len(u) > 200
+    )
     assert 0 in ids, 'the table belongs to the world'
     # the hands hide bricks from above, not from the head
     ids, rgb = (world.render('head', mode=mode) for mode in ('segmentation', 'rgb'))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from episode import state_vector
-from sim import expert
+from sim import expert, labels
 from sim.world import World
 from vla import grounding
 from vla.processor import tool_frames
@@ -84,10 +84,11 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
     loose = [b.name for b in world.bricks if not b.fixed]
     n = len(loose)
     scene_head, head = grounding.SceneHead(FRAMES, n, 8), grounding.Grounding(n, 8, 2)
-    referents = torch.from_numpy(world.referents())
+    truth = world.truth()
+    referents = torch.from_numpy(labels.referents(truth, labels.goals_at_work(truth)))
     assert referents.shape == (len(world.askable), 8)
     for _ in range(60):
-        scene = torch.from_numpy(world.scene())
+        scene = torch.from_numpy(labels.scene(world.truth()))
         near = (scene[..., :2].abs() < grounding.RANGE_M).all(-1)
         seen = torch.cat([scene / scene_head.units, 2.0 * near[..., None] - 1], -1)[None]
         tool = torch.from_numpy(tool_frames(state_vector(obs)[None]))
@@ -96,7 +97,7 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
         told = head.geometry(certain(head, referents), poses, tool.expand(n_goals, -1, -1))
         for (goal, _), row in zip(world.askable, told):
             hand = ('left', 'right').index(goal.hand)
-            error, yaw = world.goal_error(goal)
+            error, yaw = world.truth().goal_error(goal)
             way, turn = row[8:11].numpy(), row[11].item()
             # hands and held bricks tilt a little, which poses of four numbers leave out
             distance = np.linalg.norm(error)
@@ -106,10 +107,10 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
                 yaw,
             )  # goal_error: from the place to the brick
             assert row[12:].tolist() == [hand == 0, hand == 1]
-            fetch = world.scene()[1 + hand, loose.index(goal.upper)][:3]
+            fetch = labels.scene(world.truth())[1 + hand, loose.index(goal.upper)][:3]
             seen_by_hand = row[4 * hand : 4 * hand + 3].numpy()
             assert np.allclose(seen_by_hand, fetch, atol=0.004 + 0.03 * abs(fetch).max())
-        obs, _, terminated, truncated, info = world.step(policy.act(world)[0])
+        obs, _, terminated, truncated, info = world.step(policy.act(world.truth())[0])
         if terminated or truncated:
             break
     assert info['phase'] >= 4  # most of the way was made

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from test_expert import rollout
 
-from sim.expert import Expert, Hand
+from episode import ARM_TOOL
+from sim.expert import Expert
+from sim.hand import Hand
 from sim.tasks import TASKS
-from sim.world import TOOL, World
+from sim.world import World
 
 
 def only(hand):
@@ -17,7 +19,7 @@ def only(hand):
 
     def policy(w):
         action = w.tool_command.copy()
-        action[TOOL[hand]] = Expert().act(w)[0][TOOL[hand]]
+        action[ARM_TOOL[hand]] = Expert().act(w)[0][ARM_TOOL[hand]]
         return action
 
     return policy
@@ -31,7 +33,7 @@ def test_join_fails_with_one_hand():
     def on_the_table(w):
         action, h = w.tool_command.copy(), Hand(w, 'right', 'blue')
         (h.let_go(0.14) if w.joined() else h.bring() if h.held else h.pick())
-        action[TOOL['right']] = h.new
+        action[ARM_TOOL['right']] = h.new
         return action
 
     for policy in (only('left'), only('right'), on_the_table):
@@ -63,7 +65,7 @@ def test_nothing_comes_apart_with_one_hand(task):
             h.pull() if w.joined() else h.lay_down(np.array([0.34, 0.0]), np.pi / 2)
         else:
             h.leave() if w.lies(w.goal.upper) else h.pick()
-        action[TOOL[h.hand]] = h.new
+        action[ARM_TOOL[h.hand]] = h.new
         return action
 
     for policy in (only('left'), only('right'), pull_alone):
@@ -79,7 +81,7 @@ def alone(hand):
     def policy(w):
         action, h = w.tool_command.copy(), Hand(w, hand, w.goal.upper)
         (h.let_go(0.14) if w.joined() else h.bring() if h.held else h.pick())
-        action[TOOL[hand]] = h.new
+        action[ARM_TOOL[hand]] = h.new
         return action
 
     return policy

@@ -13,6 +13,7 @@ import model
 import sim_rollout
 from episode import COMMAND
 from sim import expert, policies
+from sim.control import CLOSED_M
 from sim.world import World
 from vla.policy import GRIPPERS
 from vla.policy import checkpoint as checkpoint_policy
@@ -71,7 +72,8 @@ def test_who_coaches_goes_back_to_a_brick_but_teaches_to_stay_gone():
     world = World('place', cameras=())
     world.reset(2)
     leave_before_the_press(world)
-    stay, back = expert.Expert(trusting=True).act(world)[0], expert.Expert().act(world)[0]
+    stay = expert.Expert(trusting=True).act(world.truth())[0]
+    back = expert.Expert().act(world.truth())[0]
     choice = policies.coached(world, policies.constant('hold'))(2)(world.observe())
     assert not np.array_equal(stay, back) and choice['kicked']
     assert np.array_equal(choice['action'], stay) and np.array_equal(choice['executed'], back)
@@ -80,9 +82,9 @@ def test_who_coaches_goes_back_to_a_brick_but_teaches_to_stay_gone():
 def test_bfloat16_changes_the_commands_by_less_than_a_millimetre(checkpoint, world):
     obs, _ = world.reset(1_000_003)
     asked = [
-        checkpoint_policy(checkpoint, world, expert.CLOSED_M, device='cpu', dtype=dtype)(1_000_003)(
-            obs
-        )['executed']
+        checkpoint_policy(checkpoint, world, CLOSED_M, device='cpu', dtype=dtype)(1_000_003)(obs)[
+            'executed'
+        ]
         for dtype in ('float32', 'bfloat16')
     ]
     assert asked[0].dtype == asked[1].dtype == np.float32 and not np.array_equal(*asked)
@@ -91,17 +93,15 @@ def test_bfloat16_changes_the_commands_by_less_than_a_millimetre(checkpoint, wor
 
 def test_a_chunk_that_comes_late_goes_on_from_the_rows_before_it(checkpoint, world):
     obs, _ = world.reset(1_000_003)
-    policy = checkpoint_policy(checkpoint, world, expert.CLOSED_M, execute=6, device='cpu')(
-        1_000_003
-    )
+    policy = checkpoint_policy(checkpoint, world, CLOSED_M, execute=6, device='cpu')(1_000_003)
     first = [policy(obs)['executed'] for _ in range(6)]
-    late = checkpoint_policy(checkpoint, world, expert.CLOSED_M, execute=2, delay=2, device='cpu')(
+    late = checkpoint_policy(checkpoint, world, CLOSED_M, execute=2, delay=2, device='cpu')(
         1_000_003
     )
     choices = [late(obs) for _ in range(6)]
     assert ['chunk_ms' in choice for choice in choices] == [True, False, True, False, True, False]
     rows = [choice['executed'] for choice in choices]
-    shut_or_open = np.float32([expert.CLOSED_M, world.max_opening_m])
+    shut_or_open = np.float32([CLOSED_M, world.max_opening_m])
     assert np.isin(np.array(first)[:, GRIPPERS], shut_or_open).all()
     assert np.array_equal(rows[:4], first[:4])  # of the first chunk, also after the second was made
     net, meta = model.VLA.load(checkpoint)
@@ -124,7 +124,7 @@ def test_a_text_serves_for_several_chunks(checkpoint, world, monkeypatch):
 
     monkeypatch.setattr(model.VLA, 'decode_text', count)
     policy = checkpoint_policy(
-        checkpoint, world, expert.CLOSED_M, read_text=True, text_chunks=3, device='cpu'
+        checkpoint, world, CLOSED_M, read_text=True, text_chunks=3, device='cpu'
     )(1_000_003)
     choices = [policy(obs) for _ in range(7)]
     assert len(decoded) == 3 and all('chunk_ms' in choice for choice in choices)
@@ -136,7 +136,7 @@ def test_a_text_serves_for_several_chunks(checkpoint, world, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
 def test_a_gpu_that_is_not_there_is_refused(checkpoint, world):
     with pytest.raises(ValueError, match='device=cuda: torch sees no such GPU here'):
-        checkpoint_policy(checkpoint, world, expert.CLOSED_M, device='cuda')
+        checkpoint_policy(checkpoint, world, CLOSED_M, device='cuda')
 
 
 def test_what_a_checkpoint_cannot_do_is_refused(checkpoint, world):
@@ -147,4 +147,4 @@ def test_what_a_checkpoint_cannot_do_is_refused(checkpoint, world):
         (dict(compile_model=True, read_text=True), 'anew'),
     ):
         with pytest.raises(ValueError, match=said):
-            checkpoint_policy(checkpoint, world, expert.CLOSED_M, device='cpu', **how)
+            checkpoint_policy(checkpoint, world, CLOSED_M, device='cpu', **how)

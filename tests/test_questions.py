@@ -79,14 +79,14 @@ def test_facts_follow_the_expert_through_an_episode():
 
     world, expert, rows = World('place', cameras=()), Expert(), []
     world.reset(2)
-    goal, stop = world.goal, False
+    goal, stop = world.truth().goal, False
     while not stop:
-        rows.append(labels.facts(world))
-        _, _, terminated, truncated, info = world.step(expert.act(world)[0])
+        rows.append(labels.facts(world.truth(), world.judge.metrics))
+        _, _, terminated, truncated, info = world.step(expert.act(world.truth())[0])
         stop = terminated or truncated
     assert info['success']
-    rows.append(labels.facts(world))
-    red, side = goal.upper, 'left' if world.goal.hand == 'left' else 'right'
+    rows.append(labels.facts(world.truth(), world.judge.metrics))
+    red, side = goal.upper, 'left' if world.truth().goal.hand == 'left' else 'right'
     truth = [{(kind, subject): answer for kind, subject, answer in found} for found in rows]
     places = list(dict.fromkeys(found['where', red] for found in truth))
     assert places[:2] == [f'table {side}', f'{goal.hand} hand'] and places[-1] == 'on plate'
@@ -108,8 +108,9 @@ def test_every_goal_of_a_plan_is_asked_for_and_a_bridge_sits_on_both_towers():
     world.reset(3)
     stop = False
     while not stop:
-        truth.append({(kind, subject): answer for kind, subject, answer in labels.facts(world)})
-        _, _, terminated, truncated, info = world.step(expert.act(world)[0])
+        found = labels.facts(world.truth(), world.judge.metrics)
+        truth.append({(kind, subject): answer for kind, subject, answer in found})
+        _, _, terminated, truncated, info = world.step(expert.act(world.truth())[0])
         stop = terminated or truncated
     assert info['success']
     seen = [

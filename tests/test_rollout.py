@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import sim_rollout
 from episode import TOOL_ACTION_NAMES, check_episode, read_episode, write_episode
-from sim import film, policies
+from sim import film, labels, policies
 from sim.world import World
 
 pytestmark = pytest.mark.mujoco
@@ -169,7 +169,7 @@ def test_words_refer_to_the_goal_at_work(tmp_path):
     result, rows, _ = sim_rollout.run_episode(
         world, policies.expert(world, 0.0), seed=0, record=True
     )
-    arrays, header = sim_rollout.pack(world, result, rows)
+    arrays, header = labels.pack_episode(world.truth(), world.metadata(), result, rows)
     assert result['success'] and 'referents' not in arrays
     (zero, first), (t, second) = header['referents']
     loose = [b.name for b in world.bricks if not b.fixed]

@@ -3,15 +3,18 @@
 python -m pytest tests/test_world.py
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from episode import TOOL_ACTION_NAMES
+from episode import ARM_JOINTS, ARM_TOOL, TOOL_ACTION_NAMES
 from sim.expert import Expert
 from sim.gl import mujoco
+from sim.judge import goal_at_work
 from sim.kinematics import matrix_to_rotvec, rotvec_to_matrix
 from sim.tasks import HANDS, TASKS, Goal
-from sim.world import CAMERAS, TOOL, World
+from sim.world import CAMERAS, World
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +34,7 @@ def worlds():
 def run_expert(world, steps):
     expert = Expert()
     for _ in range(steps):
-        world.step(expert.act(world)[0])
+        world.step(expert.act(world.truth())[0])
 
 
 @pytest.mark.parametrize('slot', range(15))
@@ -51,17 +54,17 @@ def test_a_command_moves_its_own_hand_only(worlds, slot):
         assert moved[1:].max() < 5e-3
         return
     mine, other = (0, 1) if name.startswith('left') else (1, 0)
-    assert moved[1 + 7 * other : 8 + 7 * other].max() < 1e-3
+    assert moved[ARM_JOINTS[HANDS[other]]].max() < 1e-3
     assert abs(obs['gripper'] - before['gripper'])[other] < 1e-4
     if 'gripper' in name:
         assert obs['gripper'][mine] - before['gripper'][mine] == pytest.approx(-0.02, abs=2e-3)
         return
-    assert moved[1 + 7 * mine : 8 + 7 * mine].max() > 5e-3
-    pos = obs['tool_pos'][mine] - action[TOOL[HANDS[mine]]][:3]
+    assert moved[ARM_JOINTS[HANDS[mine]]].max() > 5e-3
+    pos = obs['tool_pos'][mine] - action[ARM_TOOL[HANDS[mine]]][:3]
     assert np.abs(pos).max() < 1e-3, 'the tool reaches the commanded position'
     R = (
-        world.tool_pose(HANDS[mine])[1]
-        @ rotvec_to_matrix(action[TOOL[HANDS[mine]]][3:6].astype(float)).T
+        world.truth().tool_pose(HANDS[mine])[1]
+        @ rotvec_to_matrix(action[ARM_TOOL[HANDS[mine]]][3:6].astype(float)).T
     )
     assert np.linalg.norm(matrix_to_rotvec(R)) < 0.01, 'and orientation'
 
@@ -85,21 +88,21 @@ def test_a_snapshot_restores_exactly_at_any_moment(worlds, task):
     world.reset(11)
     expert = Expert()
     saved = {}
-    while not world.success() and world.steps < world.max_steps:
+    while not world.judge.success and world.steps < world.max_steps:
         if world.steps % 7 == 0 or world.connections():
             saved[world.steps] = world.state()
-        world.step(expert.act(world)[0])
-    assert world.success()
+        world.step(expert.act(world.truth())[0])
+    assert world.judge.success
     end, steps, events = world.data.qpos.copy(), world.steps, list(world.clutch.events)
     last = max(t for t in saved if t <= max(saved) - 9)
     for at in (0, 14, last):  # before the grasp, with the brick in the hand, after the snap
         world.set_state(saved[at])
         while world.steps < steps:
-            world.step(expert.act(world)[0])
+            world.step(expert.act(world.truth())[0])
         assert (
             np.array_equal(world.data.qpos, end)
             and world.clutch.events == events
-            and world.success()
+            and world.judge.success
         )
 
 
@@ -124,24 +127,25 @@ def test_episodes_start_apart_and_within_reach(worlds, task, scale):
     for seed in range(40):
         world.reset(seed)
         texts.add(world.instruction)
-        goals.add((world.goal.upper, world.goal.cell, world.goal.hand))
+        truth = world.truth()
+        goals.add((truth.goal.upper, truth.goal.cell, truth.goal.hand))
         names = {b.name for b in world.bricks}
         for g in world.data.contact.geom:
             bodies = {world.model.body(world.model.geom_bodyid[i]).rootid[0] for i in g}
             assert len(bodies & {world.model.body(n).id for n in names}) < 2, (
                 'bricks touch at the start'
             )
-        assert world.fault is None and world.phase == 0
+        assert world.fault is None and world.judge.phase == 0
         links = world.connections()  # some bricks start on others
         assert len(links) == {'separate': 1, 'unplug': 1, 'bridge': 2}.get(task, 0)
         for link in links:
-            seat, _ = world.seat(
+            seat, _ = truth.seat(
                 Goal(link['upper'], link['lower'], link['cell'], link['turns'], 'left')
             )
-            assert np.abs(world.brick_pose(link['upper'])[0] - seat).max() < 1e-3
+            assert np.abs(truth.brick_pose(link['upper'])[0] - seat).max() < 1e-3
             names.remove(link['upper'])
-        assert world.joined() == world.goal.apart
-        assert all(np.abs(world.brick_pose(n)[0][2]) < 1e-3 for n in names)
+        assert truth.joined() == truth.goal.apart
+        assert all(np.abs(truth.brick_pose(n)[0][2]) < 1e-3 for n in names)
     assert len(texts) >= (15 if task == 'bridge' else 10 if task == 'join' else 20)
     assert (
         len(goals)
@@ -164,20 +168,21 @@ def test_the_goal_at_work_follows_from_the_state(worlds):
     world, expert, seen = worlds('build'), Expert(), []
     world.reset(3)
     goals = world.plan.chain
-    assert 3 <= len(goals) <= 6 and world.goal == goals[0] and any(g.giver for g in goals)
-    while not world.success() and world.steps < world.max_steps:
-        world.step(expert.act(world)[0])
-        if world.goal not in seen:
-            seen.append(world.goal)
-            assert goals.index(world.goal) == len(seen) - 1 <= world.info()['metrics']['done']
+    assert 3 <= len(goals) <= 6 and world.truth().goal == goals[0] and any(g.giver for g in goals)
+    while not world.judge.success and world.steps < world.max_steps:
+        world.step(expert.act(world.truth())[0])
+        truth = world.truth()
+        if truth.goal not in seen:
+            seen.append(truth.goal)
+            assert goals.index(truth.goal) == len(seen) - 1 <= world.judge.metrics['done']
             if len(seen) > 1:
                 before = goals[len(seen) - 2]
-                assert world.released(before.hand, before.upper)
-        assert (world.phase > 4) <= (world.goal == goals[-1])
-    assert world.success() and tuple(seen) == goals
+                assert truth.released(before.hand, before.upper)
+        assert (world.judge.phase > 4) <= (truth.goal == goals[-1])
+    assert world.judge.success and tuple(seen) == goals
     world.clutch.links['used'][:] = False
     world.clutch.changed()
-    assert world.current(world.plan) == goals[0] and not world.goal_reached()
+    assert world.truth().goal == goals[0] and not world.judge.reached(world.truth())
 
 
 def test_bad_input_names_what_is_wrong(worlds):
@@ -200,29 +205,25 @@ def test_bad_input_names_what_is_wrong(worlds):
 def test_joined_bricks_have_to_be_laid_down_and_let_go_of(worlds):
     world, expert, held = worlds('join'), Expert(), 0
     world.reset(3)
-    while not world.success() and world.steps < world.max_steps:
-        world.step(expert.act(world)[0])
-        goal, reached = world.goal, world.goal_reached()
-        held += world.joined() and not reached
-        assert (
-            not reached
-            or world.lies('red')
-            and not world.held_by('red')
-            and not world.held_by('blue')
-        )
-    assert world.success() and held > 10 and world._joined_in_air
-    world._joined_in_air = False  # pressed on where it lies on the table: one hand can do that
-    assert not world.goal_reached()
+    while not world.judge.success and world.steps < world.max_steps:
+        world.step(expert.act(world.truth())[0])
+        truth = world.truth()
+        reached = world.judge.reached(truth)
+        held += truth.joined() and not reached
+        laid_down = truth.lies('red') and not truth.held_by('red') and not truth.held_by('blue')
+        assert laid_down or not reached
+    assert world.judge.success and held > 10 and world.judge.joined_in_air
+    world.judge.joined_in_air = False  # pressed on where it lies on the table: one hand can do that
+    assert not world.judge.reached(world.truth())
 
 
 def test_place_asks_for_both_rotations_of_every_corner(worlds):
     world, seen = worlds('place'), {}
     for seed in range(60):
         world.reset(seed)
-        seen.setdefault((world.goal.where, world.goal.turns), set()).add(world.goal.cell)
-        words = (
-            ('crosswise', 'sideways') if world.goal.turns == 0 else ('lengthwise', 'pointing away')
-        )
+        goal = world.truth().goal
+        seen.setdefault((goal.where, goal.turns), set()).add(goal.cell)
+        words = ('lengthwise', 'pointing away') if goal.turns else ('crosswise', 'sideways')
         assert any(word in world.instruction for word in words)
     assert len(seen) == 8 and all(len(cells) == 1 for cells in seen.values())
     assert seen['far left', 1] == {(2, 3)} and seen['near right', 0] == {(-3, -2)}
@@ -261,13 +262,13 @@ def test_distractors_lie_apart_and_are_not_asked_for(task):
             roots = world.model.body_rootid[world.model.geom_bodyid[geoms]]
             bodies = {world.model.body(i).name for i in roots}
             assert not (bodies & extra and len(bodies & set(names)) > 1), 'bricks touch'
-        assert all(world.lies(name) for name in extra)
+        assert all(world.truth().lies(name) for name in extra)
     if task == 'bridge':  # its second tower and what lay in between met: 30 of 32
         for seed in (850_009, 850_010):
             world.reset(seed)
-            while not world.success() and world.steps < world.max_steps:
-                world.step(Expert().act(world)[0])
-            assert world.success()
+            while not world.judge.success and world.steps < world.max_steps:
+                world.step(Expert().act(world.truth())[0])
+            assert world.judge.success
 
 
 def test_the_ranges_of_poses_and_places_can_be_narrowed():
@@ -277,7 +278,8 @@ def test_the_ranges_of_poses_and_places_can_be_narrowed():
         at = []
         for seed in range(40):
             world.reset(seed)
-            at.append([abs(world.brick_pose('red')[0][1]), world.brick_pose('blue')[0][0]])
+            red, blue = (world.truth().brick_pose(name)[0] for name in ('red', 'blue'))
+            at.append([abs(red[1]), blue[0]])
             places.setdefault(share, set()).update(goal.where for goal, _ in world.askable)
         spread[share] = np.ptp(at, axis=0)
     assert np.allclose(spread[0.25] / spread[1.0], 0.25, atol=0.01)
@@ -306,7 +308,7 @@ def test_what_is_knocked_off_the_table_lands():
     world.data.qpos[adr : adr + 3] = 1.5, 0, 0
     for _ in range(30):
         world.step(world.tool_command)
-    assert world.brick_pose('red')[0][2] > -0.85 and world.energy_j() < 1
+    assert world.truth().brick_pose('red')[0][2] > -0.85 and world.energy_j() < 1
 
 
 def test_a_grasp_does_not_rattle():
@@ -314,15 +316,15 @@ def test_a_grasp_does_not_rattle():
     brick."""
     world, expert, opening = World('bridge', 1.0, cameras=()), Expert(), []
     world.reset(800_003)
-    world.observer = lambda: opening.append(world.opening_m(world.goal.hand))
+    world.observer = lambda: opening.append(world.truth().opening_m(world.truth().goal.hand))
     while world.steps < 22:
-        world.step(expert.act(world)[0])
+        world.step(expert.act(world.truth())[0])
         if world.steps == 13:
             opening.clear()  # closed by now
     assert np.ptp(opening) < 0.001
 
 
-def test_a_plan_goes_on_where_the_hand_is_nearer_to_the_next_brick(monkeypatch):
+def test_a_plan_goes_on_where_the_hand_is_nearer_to_the_next_brick():
     """A brick that fell within a hand's width of its tower: low over it, the hand is not at the
     tower."""
     world = World('build', cameras=())
@@ -338,18 +340,20 @@ def test_a_plan_goes_on_where_the_hand_is_nearer_to_the_next_brick(monkeypatch):
     last, next_one = plan.chain[:2]
     world._put_on(last)
     mujoco.mj_forward(world.model, world.data)
-    tower = world.brick_pose(last.upper)[0]
+    truth = world.truth()
+    tower = truth.brick_pose(last.upper)[0]
     beside = tower + [-0.06, 0, -tower[2]]
-    world.data.xpos[world.model.body(next_one.upper).id] = beside
+    bricks = truth.brick_poses | {next_one.upper: (beside, np.eye(3))}
     for at, goal in ((beside, next_one), (tower, last)):
-        monkeypatch.setattr(world, 'tool_pose', lambda hand, at=at: (at + [0, 0, 0.02], np.eye(3)))
-        assert world.current(plan) is goal
+        tools = dict.fromkeys(HANDS, (at + [0, 0, 0.02], np.eye(3)))
+        moved = dataclasses.replace(truth, brick_poses=bricks, tool_poses=tools)
+        assert goal_at_work(moved, plan) is goal
 
 
 def test_an_arm_out_of_shape_gets_back_by_way_of_home():
     """Joints a left arm was found in, on the right, from where descent does not lead to the left
     side."""
-    ik, pos = World('place', cameras=()).ik['left'], np.array([0.34, 0.2, 0.2])
+    ik, pos = World('place', cameras=()).controller.ik['left'], np.array([0.34, 0.2, 0.2])
     twisted = np.array([-2.46, -0.12, 0.01, 0.15, -0.44, -1.28, -0.91])
     stuck = twisted
     for _ in range(20):
@@ -367,16 +371,14 @@ def test_when_all_is_built_a_hand_that_is_still_there_lets_go_first():
     world._refresh()
     last = {goal.hand: goal for goal in goals}
     mine = last['left' if goals[-1].hand == 'right' else 'right']
-    assert all(map(world.joined, goals)) and world.current(world.plan) == goals[-1]
+    assert all(map(world.truth().joined, goals)) and world.truth().goal == goals[-1]
     # the other hand around its tower's top
-    at = world.brick_pose(mine.upper)[0] + [0, 0, world.grasp_height_m]
-    arm = slice(1 + 7 * HANDS.index(mine.hand), 8 + 7 * HANDS.index(mine.hand))
-    ik = world.ik[mine.hand]
-    world.data.qpos[np.array(world._joint_qadr)[arm]] = ik.solve(
-        ik.home, at, np.eye(3), iterations=60
-    )
+    at = world.truth().brick_pose(mine.upper)[0] + [0, 0, world.grasp_height_m]
+    ik = world.controller.ik[mine.hand]
+    joints = ik.solve(ik.home, at, np.eye(3), iterations=60)
+    world.data.qpos[np.array(world._joint_qadr)[ARM_JOINTS[mine.hand]]] = joints
     world._refresh()
-    assert world.current(world.plan) == mine
+    assert world.truth().goal == mine
 
 
 def test_the_expert_joins_bricks_that_press_on_harder():
@@ -384,9 +386,9 @@ def test_the_expert_joins_bricks_that_press_on_harder():
     world = World('join', cameras=(), insertion_force_n=1.25, pull_force_n=3)
     for seed in (1, 2):
         world.reset(seed)
-        while not world.success() and world.steps < world.max_steps:
-            world.step(Expert().act(world)[0])
-        assert world.success()
+        while not world.judge.success and world.steps < world.max_steps:
+            world.step(Expert().act(world.truth())[0])
+        assert world.judge.success
 
 
 def test_forces_of_the_studs_vary_from_episode_to_episode():
