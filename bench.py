@@ -1,7 +1,7 @@
 """Measure world, pictures, loader, training and acting beside what the hardware gives.
 
-Everything, as config/demo.py has it. Training takes one process per GPU, or two on CPUs; acting uses
-a GPU if there is one:
+Everything, as config/demo.py has it; training takes one process per GPU, or two on CPUs, acting
+takes a GPU if there is one:
 python bench.py
 
 Some of the sections world, render, loader, train, act; training in one process:
