@@ -578,7 +578,8 @@ if __name__ == '__main__':
         raise SystemExit(0)
     # -----------------------------------------------------------------------------
     # run
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SLURM's time limit is like Ctrl-C
+    # `kill` and SLURM's time limit end it like Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run = functools.partial(run_job, instruction=instruction, record=record, pictures=pictures)
     n_workers = min(workers, max(len(todo), video))
     results = list(done.values())

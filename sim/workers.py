@@ -11,7 +11,6 @@ spawned process imports the script again with its default settings, so nothing i
 """
 
 import contextlib
-import functools
 import multiprocessing
 import multiprocessing.connection
 import signal
@@ -69,11 +68,11 @@ def work(pipe: Connection, world_settings: dict[str, Any], driver: Driver, run: 
             pipe.send(made)
         return
     world, start = made
-    job_done = functools.partial(attempt, run, world, start)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         pipe.send('ready')
         while True:
-            pipe.send(job_done(pipe.recv()))
+            job = pipe.recv()
+            pipe.send(attempt(run, world, start, job))
     world.close()
 
 
