@@ -1,37 +1,46 @@
-"""Drive the world with a policy: record the expert, score a checkpoint, replay an episode, film any
-of them.
+"""Drive the world with a policy: record the expert, score a checkpoint, replay an episode, film it.
 
-python sim_rollout.py config/demo_collect.py             # record demonstrations; kill and repeat to
-go on python sim_rollout.py config/demo_coach.py               # a checkpoint drives, the expert
-labels: DAgger python sim_rollout.py --ckpt=out/demo --episodes=100     # score a checkpoint on the
-held-out seeds python sim_rollout.py --ckpt=out/demo --episodes=100 --instruction=    # the same
-with the instruction blanked python sim_rollout.py --ckpt=out/demo --episodes=20 --video=4
-# film two successes, two failures python sim_rollout.py --task=join --episodes=1 --video=1 # watch
-the expert python sim_rollout.py --task=join --viewer               # the same in MuJoCo's viewer
-python sim_rollout.py --view=assets/scenes/bricks.xml --show_contacts    # any scene in the viewer
-python sim_rollout.py --policy=episodes/demo             # replay a folder; exits with 1 unless
-bit-equal 1 GPU, 8 GPU: the same commands: networks go to a GPU if there is one; --workers=16 gives
-each core a world. 2 nodes: seeds are independent: an array job takes --seeds=0:1000,
---seeds=1000:2000, ... into one folder. Kill any of them and repeat to go on: a score keeps episodes
-of the same settings, weights and code.
+Record demonstrations (kill it and type it again: it goes on):
+python sim_rollout.py config/demo_collect.py
+
+A checkpoint drives and the expert labels (DAgger):
+python sim_rollout.py config/demo_coach.py
+
+Score a checkpoint on the held-out seeds, the same without being told what to do, and film it:
+python sim_rollout.py --ckpt=out/demo --episodes=100
+python sim_rollout.py --ckpt=out/demo --episodes=100 --instruction= --out=out/demo/blank
+python sim_rollout.py --ckpt=out/demo --episodes=20 --video=4
+
+Watch the expert on film, in MuJoCo's viewer, or any scene in the viewer:
+python sim_rollout.py --task=join --episodes=1 --video=1
+python sim_rollout.py --task=join --viewer
+python sim_rollout.py --view=assets/scenes/bricks.xml --show_contacts
+
+Replay a folder; this exits with 1 unless the physics is bit-equal:
+python sim_rollout.py --policy=episodes/demo
+
+On 1 or 8 GPUs these are the same commands: networks go to a GPU if there is one, and --workers=16
+gives each of 16 cores a world. On 2 nodes, as seeds are independent, each takes its share into one
+folder (slurm/collect.sh is an array of such jobs):
+python sim_rollout.py config/demo_collect.py --seeds=0:450
+python sim_rollout.py config/demo_collect.py --seeds=450:900
+
+A score that was killed goes on as well: it keeps episodes of the same settings, weights and code.
 """
 
 import os
 
-os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = (
-    '1'  # before numpy: one thread per worker
-)
-import contextlib
+# Before numpy is imported: one thread per worker.
+os.environ['OMP_NUM_THREADS'] = '1'
+os.environ['MKL_NUM_THREADS'] = '1'
+import functools
 import inspect
 import json
 import math
-import multiprocessing
-import multiprocessing.connection
 import re
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -39,38 +48,32 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from episode import read_episode, write_atomic, write_episode
-from sim import film, labels, policies
-from sim.control import CLOSED_M
+from episode import write_episode
+from sim import film, labels, ledger, policies
+from sim.workers import WorkerError, dispatch, setup, start_workers, stop_workers
 from sim.judge import PHASES
 from sim.world import RENDER_MODES, World
 
 # -----------------------------------------------------------------------------
-# policy
-policy = 'expert'  # expert, hold, zero, random; checkpoint folder; replay: episode file or folder of them
+# who drives
+policy = 'expert'  # expert, hold, zero, random; checkpoint folder; episode or folder to replay
 ckpt = ''  # --ckpt=out/demo is the same as --policy=out/demo
-kicks = (
-    0.0  # expert: probability per step that a disturbance starts; the recorded label stays clean
-)
+kicks = 0.0  # expert: probability per step that a disturbance starts; the label stays clean
 execute = 1  # checkpoint: rows of each predicted chunk that are executed before it looks again
 steps = 1  # checkpoint: denoising steps per chunk
 delay = 0  # checkpoint: steps by which a chunk comes late, while the rows before it are executed
 read_text = False  # checkpoint: decode the subtask text and act having read it
 text_chunks = 1  # checkpoint: chunks that are made on one decoded text
-compile_model = (
-    False  # checkpoint: torch.compile, with CUDA graphs on a GPU; not together with read_text
-)
-instruction = (
-    None  # replaces the world's; --instruction= (empty) blanks it: does the policy use language?
-)
+compile_model = False  # checkpoint: torch.compile, CUDA graphs on a GPU; not with read_text
+instruction = None  # replaces the world's; empty blanks it: does the policy use language?
 device = None  # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
-dtype = 'float32'  # checkpoint: or 'bfloat16', which makes one chunk no faster: it is calls, not arithmetic
-# world; None: what the checkpoint or the episode was made with, else the defaults of World
+dtype = 'float32'  # checkpoint: or 'bfloat16', no faster: a chunk is calls, not arithmetic
+# the world; None: as the checkpoint or the episode was made, else World's own default
 task = None  # one of tasks.TASKS: 'place', 'join', 'stack', ...
 brick_scale = None  # 1.0 LEGO, 2.0 DUPLO
-cameras = None  # names, comma separated, see world.py; --cameras= (empty) renders none
+cameras = None  # names, comma separated, see sim/world.py; --cameras= (empty) renders none
 image_size = None  # px
-control_hz = None
+control_hz = None  # commands per second
 robot = None  # assets/robots/<robot>/<robot>.xml
 physics_dt_s = None  # 0.004 or 0.002
 insertion_force_n = None  # to press a brick on, N per stud
@@ -88,17 +91,18 @@ workers = 2  # processes, each with a world of its own
 record = ''  # folder for the successful episodes; what is there already is skipped
 video = 0  # episodes to film: half successes, half failures where there are enough
 pictures = ()  # with each film, of its last moment: rgb,depth,segmentation as PNG and npz
-out = ''  # for rollouts.jsonl and films; '': record folder, <checkpoint>/rollout or out/<policy>
-# to look at it on a display, docs/viewer-checklist.md says what
+out = ''  # for log and films; '': record folder, <checkpoint>/rollout or out/<policy>
+# to look at it on a display; docs/viewer-checklist.md says at what
 viewer = False  # the episodes run in MuJoCo's viewer, in real time, none is recorded
 view = ''  # a scene instead of a task: --view=assets/scenes/bricks.xml
-show_contacts = False
-show_joints = False
-DEFAULTS = dict(globals())  # to know what was changed
-exec(open('configurator.py').read())  # overrides from a config file or the command line
+show_contacts = False  # points and forces of contact
+show_joints = False  # axes of joints
+DEFAULTS = dict(globals())  # tells which settings were changed
+config: dict  # the next line makes it: all settings by name
+exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides by file or command line
 # -----------------------------------------------------------------------------
-TEST_SEED0 = 1_000_000
 CODE = Path(__file__).parent
+TEST_SEED0 = 1_000_000
 WORLD_KEYS = (
     'task',
     'brick_scale',
@@ -114,7 +118,8 @@ WORLD_KEYS = (
     'pose_range',
     'target_range',
 )
-HOW_KEYS = (
+# settings that only a checkpoint has, arguments of vla.policy.checkpoint
+CHECKPOINT_KEYS = (
     'execute',
     'steps',
     'delay',
@@ -151,21 +156,33 @@ TEXTS = ('task', 'robot', 'instruction', 'device')
 
 
 def run_episode(world, start, seed, instruction=None, record=False, filmed=False, watched=None):
-    """One episode -> (result dict, rows of its file if record, frames if filmed). watched: asked
-    after every step whether to go on.
+    """Run one episode: look, ask who drives, step.
+
+    Args:
+        world: A World.
+        start: Who drives, see sim/policies.py.
+        seed: Draws everything that differs from episode to episode.
+        instruction: Replaces the world's.
+        record: Keep what an episode file holds.
+        filmed: Keep pictures of a film.
+        watched: Asked after every step whether to go on.
+
+    Returns:
+        The result, a dict that JSON can hold; the rows of the episode's file, if record; the frames
+        of its film, if filmed.
     """
     began = time.perf_counter()
     obs, info = world.reset(seed)
     act = start(seed)
+    words = world.instruction if instruction is None else instruction
     rows = []
     frames = []
     chunk_ms = []
     difference = []
     n_steps = 0
-    stop = False
-    while not stop:
-        if instruction is not None:
-            obs['instruction'] = instruction
+    go_on = True
+    while go_on:
+        obs['instruction'] = words
         choice = act(obs)
         if choice is None:
             break
@@ -174,17 +191,20 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
         if filmed:
             frames.append(film.film_frame(world, obs, info, choice['subtask']))
         obs, _, terminated, truncated, info = world.step(choice['executed'])
+        n_steps += 1
         if record:
             rows[-1]['joint_action'] = obs['joint_command']
-        chunk_ms += [choice['chunk_ms']] if 'chunk_ms' in choice else []
-        difference += [choice['difference']] if 'difference' in choice else []
-        n_steps += 1
-        stop = terminated or truncated or watched is not None and not watched()
-    instruction = world.instruction if instruction is None else instruction
-    if filmed:  # hold the last picture for a second, with the verdict
-        obs['instruction'] = instruction
-        verdict = film.film_frame(world, obs, info, 'SUCCESS' if info['success'] else 'FAILED')
-        frames += [verdict] * world.control_hz
+        if 'chunk_ms' in choice:
+            chunk_ms.append(round(choice['chunk_ms'], 2))
+        if 'difference' in choice:
+            difference.append(choice['difference'])
+        go_on = not (terminated or truncated)
+        if go_on and watched is not None:
+            go_on = watched()
+    if filmed:  # the last picture is held for a second, with the verdict
+        obs['instruction'] = words
+        verdict = 'SUCCESS' if info['success'] else 'FAILED'
+        frames += [film.film_frame(world, obs, info, verdict)] * world.control_hz
     result = dict(
         seed=seed,
         success=bool(info['success']),
@@ -193,182 +213,101 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
         phase_id=info['phase'],
         fault=info['fault'],
         metrics=info['metrics'],
-        instruction=instruction,
+        instruction=words,
         wall_s=round(time.perf_counter() - began, 3),
     )
     if chunk_ms:
-        result['chunk_ms'] = [round(x, 2) for x in chunk_ms]
+        result['chunk_ms'] = chunk_ms
     if difference:
         result['differs_at'] = next((t for t, x in enumerate(difference) if x > 0), None)
         result['max_difference'] = max(difference)
     return result, rows, frames
 
 
-# -----------------------------------------------------------------------------
-# Processes. A job is (seed, path of its film or None). Everything a worker needs comes by argument,
-# because a spawned process imports this script with its default settings.
-
-
-def setup(world_settings, kind, path, files, kicks, how):
-    """-> world, start; called once per process. how: the settings of vla.policy.checkpoint."""
-    world = World(**world_settings)
-    if kind in ('checkpoint', 'coached'):
-        from vla import policy  # here: recording does without torch
-
-        student = policy.checkpoint(path, world, CLOSED_M, **how)
-        return world, student if kind == 'checkpoint' else policies.coached(world, student)
-    if kind == 'replay':
-        return world, policies.replay(world, files)
-    return world, policies.expert(world, kicks) if kind == 'expert' else policies.constant(kind)
-
-
 def run_job(world, start, job, instruction, record, pictures):
-    """Run, write what is to be written, return the result for the parent."""
+    """Do one job in a worker process: run an episode, write its file or film, return the result.
+
+    Args:
+        world: A World.
+        start: Who drives.
+        job: The seed, and the path of a film without its ending or None.
+        instruction: Replaces the world's.
+        record: Folder for a successful episode's file; '': none is written.
+        pictures: Kinds of pictures to save of a film's last moment.
+    """
     seed, path = job
-    recording = bool(record) and not path  # a film repeats an episode that was recorded before
-    result, rows, frames = run_episode(world, start, seed, instruction, recording, bool(path))
+    recording = bool(record) and path is None  # a film repeats an episode that was recorded before
+    filmed = path is not None
+    result, rows, frames = run_episode(world, start, seed, instruction, recording, filmed)
     if recording and result['success']:
         packed = labels.pack_episode(world.truth(), world.metadata(), result, rows)
-        write_episode(episode_file(record, world.task, seed), *packed)
-    if path:
-        path = path.with_name(f'{path.name}_{"success" if result["success"] else "failure"}.mp4')
-        imageio.mimwrite(
-            path, frames, fps=world.control_hz, quality=7
-        )  # H.264, yuv420p: plays everywhere
+        write_episode(ledger.episode_file(record, world.task, seed), *packed)
+    if filmed:
+        outcome = 'success' if result['success'] else 'failure'
+        path = path.with_name(f'{path.name}_{outcome}.mp4')
+        # imageio's default is H.264 in yuv420p, which plays everywhere
+        imageio.mimwrite(path, frames, fps=world.control_hz, quality=7)
         result |= dict(film=str(path), thumbnails=film.thumbnails(frames))
         if pictures:
             film.save_pictures(path.with_suffix(''), world, film.FILM_VIEWS, pictures, film.FILM_PX)
     return result
 
 
-def attempt(action, *args):
-    """-> the action's result, or a RuntimeError (which gets through a pipe): what it refuses, and
-    where.
-    """
-    try:
-        return action(*args)
-    except (ValueError, RuntimeError, OSError) as refusal:
-        at = traceback.extract_tb(refusal.__traceback__)[-1]
-        said = str(refusal) or type(refusal).__name__
-        return RuntimeError(f'{said} ({Path(at.filename).name}:{at.lineno})')
-
-
-def work(pipe, setup_args, instruction, record, pictures):
-    """A worker's life: set up, say so, answer jobs until the pipe breaks (closed, or the parent is
-    gone).
-    """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent decides
-    made = attempt(setup, *setup_args)
-    refused = isinstance(made, RuntimeError)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        pipe.send(made if refused else 'ready')
-        while not refused:
-            pipe.send(attempt(run_job, *made, pipe.recv(), instruction, record, pictures))
-    if not refused:
-        made[0].close()
-
-
-def start_workers(n, *args):
-    """-> {our end of the pipe: process}, all ready for jobs."""
-    context = multiprocessing.get_context('spawn')
-    pool = {}
-    for _ in range(n):
-        ours, theirs = context.Pipe()
-        pool[ours] = context.Process(target=work, args=(theirs, *args), daemon=True)
-        pool[ours].start()
-        theirs.close()
-    for pipe in pool:
-        receive(pipe, 'setting up')
-    return pool
-
-
-def receive(pipe, doing):
-    try:
-        answer = pipe.recv()
-    except EOFError:
-        raise SystemExit(f'a worker died {doing}: the reason is above, or memory ran out') from None
-    if isinstance(answer, RuntimeError):
-        raise SystemExit(f'{doing}: {answer}')
-    return answer
-
-
-def stop_workers(pool):
-    """Closing the pipes ends them once the episode in hand is over and written."""
-    for pipe in pool:
-        pipe.close()
-    for process in pool.values():
-        process.join(timeout=20)
-
-
-def dispatch(pool, jobs):
-    """Hand jobs out one at a time and yield results as they come: no worker waits for a slower
-    one.
-    """
-    jobs = iter(jobs)
-    idle = list(pool)
-    busy = {}
-    while True:
-        for pipe, job in zip(idle, jobs):  # takes a job only for a pipe that is there
-            pipe.send(job)
-            busy[pipe] = job
-        if not busy:
-            return
-        idle = multiprocessing.connection.wait(list(busy))
-        for pipe in idle:
-            yield receive(pipe, f'running seed {busy.pop(pipe)[0]}')
-
-
 # -----------------------------------------------------------------------------
-# Files, numbers, words
+# What is asked for
 
 
-def episode_file(folder, task, seed):
-    return Path(folder) / f'{task}_{seed:07d}.safetensors'
-
-
-def check(c, kind):
-    """Raise ValueError for the first of the settings c that has no sense, or none for who
-    drives.
-    """
+def check(settings, kind):
+    """Raise ValueError for the first setting that has no sense, or none for who drives."""
     for name, (number, low, high) in LIMITS.items():
-        fits = type(c[name]) is number or type(c[name]) is int and number is float
-        if c[name] is not None and not (fits and low <= c[name] <= high):
-            most = f'at least {low}' if high == math.inf else f'from {low} to {high}'
-            raise ValueError(
-                f'{name}={c[name]}: expected a {"whole " * (number is int)}number, {most}'
-            )
+        check_number(name, settings[name], number, low, high)
     for name in TEXTS:
-        if type(c[name]) not in (str, type(None)):
-            raise ValueError(f'{name}={c[name]!r}: expected text')
-    if type(c['cameras']) not in (str, tuple, type(None)):
-        raise ValueError(f'cameras={c["cameras"]!r}: expected names, --cameras=head,overhead')
-    if unknown := sorted(set(c['pictures']) - set(RENDER_MODES)):
+        if type(settings[name]) not in (str, type(None)):
+            raise ValueError(f'{name}={settings[name]!r}: expected text')
+    names = settings['cameras']
+    if type(names) not in (str, tuple, type(None)):
+        raise ValueError(f'cameras={names!r}: expected names, --cameras=head,overhead')
+    unknown = sorted(set(settings['pictures']) - set(RENDER_MODES))
+    if unknown:
         raise ValueError(
             f'pictures: no kind {unknown[0]!r}; expected some of {",".join(RENDER_MODES)}'
         )
-    asked = kind in ('checkpoint', 'coached')
-    needs = dict.fromkeys(HOW_KEYS, (asked, 'a checkpoint drives: --ckpt=out/demo'))
-    needs |= dict(
-        kicks=(kind == 'expert', 'the expert drives: leave --policy and --ckpt out'),
-        pictures=(c['video'], 'films are made: --video=1'),
-    )
-    if asked:
-        needs['text_chunks'] = c['read_text'], 'text is read: --read_text'
-    for name, (used, where) in needs.items():
-        if not used and c[name] != DEFAULTS[name]:
+    asks_checkpoint = kind in ('checkpoint', 'coached')
+    # setting: whether it is used, and where it would be
+    used = dict.fromkeys(CHECKPOINT_KEYS, (asks_checkpoint, 'a checkpoint drives: --ckpt=out/demo'))
+    used['kicks'] = (kind == 'expert', 'the expert drives: leave --policy and --ckpt out')
+    used['pictures'] = (settings['video'], 'films are made: --video=1')
+    if asks_checkpoint:
+        used['text_chunks'] = (settings['read_text'], 'text is read: --read_text')
+    driver = settings['ckpt'] or settings['policy']
+    for name, (is_used, where) in used.items():
+        if not is_used and settings[name] != DEFAULTS[name]:
             raise ValueError(
-                f'{name}={c[name]} changes nothing here, where the policy is '
-                f'{c["ckpt"] or c["policy"]}: it is for where {where}'
+                f'{name}={settings[name]} changes nothing here, where the policy is {driver}: '
+                f'it is for where {where}'
             )
 
 
+def check_number(name, value, number, low, high):
+    """Raise ValueError unless value is None, or of type `number` and from low to high."""
+    if value is None:
+        return
+    fits = type(value) is number or (number is float and type(value) is int)
+    if not (fits and low <= value <= high):
+        kind = 'a whole number' if number is int else 'a number'
+        limits = f'at least {low}' if high == math.inf else f'from {low} to {high}'
+        raise ValueError(f'{name}={value}: expected {kind}, {limits}')
+
+
 def seed_range(seeds):
-    """'7' or '0:10', half open -> range."""
+    """Turn '7' or '0:10', half open, into a range."""
     found = re.fullmatch(r'(\d+)(?::(\d+))?', str(seeds).replace('_', ''))
-    first = int(found[1]) if found else 0
-    if not found or not (numbers := range(first, int(found[2] or first + 1))):
+    numbers = range(0)
+    if found:
+        first = int(found[1])
+        end = int(found[2] or first + 1)
+        numbers = range(first, end)
+    if not numbers:
         raise ValueError(
             f'seeds={seeds}: expected one seed, or the first and the one after the last: '
             '--seeds=7, --seeds=0:10'
@@ -376,98 +315,50 @@ def seed_range(seeds):
     return numbers
 
 
-def read_log(path):
-    """{seed: result}; a line that was cut off by a kill is none."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {row['seed']: row for row in (json.loads(line) for line in lines if line.endswith('}}'))}
+def make_folder(name, folder):
+    """Make the folder that a setting names, or end the script."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise SystemExit(f'{name}={folder}: cannot be made a folder: {fault.strerror}') from None
 
 
-def append(path, row):
-    with open(path, 'ab', buffering=0) as log:  # at once: array tasks write into one file
-        log.write((json.dumps(row) + '\n').encode())
-
-
-def tidy(path, asked, done):
-    """One line per episode: those of seeds to be run again go, and what a kill cut off; those of
-    episodes of which only the file was there come.
-    """
-    rows = read_log(path)
-    text = path.read_text() if path.exists() else ''
-    kept = {seed: row for seed, row in rows.items() if seed not in asked or done.get(seed) == row}
-    if len(kept) < len(text.splitlines()) or text[-1:] not in ('', '\n'):
-        write_atomic(path, ''.join(json.dumps(row) + '\n' for row in kept.values()).encode())
-    if again := len(rows.keys() - kept.keys()):
-        print(f'{path}: the lines of {again} episodes that are run again are replaced')
-    for seed in done.keys() - kept.keys():
-        append(path, done[seed])
-
-
-def scored(path, seeds, made_with):
-    """{seed: result} of episodes that were run in exactly this way."""
-    rows = read_log(path)
-    return {
-        seed: rows[seed] for seed in seeds if seed in rows and rows[seed]['made_with'] == made_with
-    }
-
-
-def recorded(path, record, task, seeds, made_with):
-    """{seed: result} of an earlier recording into this folder, which must have been made in the
-    same way.
-    """
-    rows = read_log(path)
-    known = {}
-    for seed in seeds:
-        file = episode_file(record, task, seed)
-        if file.exists() and not (seed in rows and rows[seed]['success']):
-            header = read_episode(file)[1]  # killed between writing the file and logging it
-            then = made_with | {k: v for k, v in header['world'].items() if k in WORLD_KEYS}
-            rows[seed] = dict(
-                seed=seed,
-                success=True,
-                phase=PHASES[-1],
-                steps=header['metrics']['steps'],
-                phase_id=len(PHASES) - 1,
-                fault=None,
-                metrics=header['metrics'],
-                instruction=header['instruction'],
-                wall_s=None,
-                made_with=then,
-            )
-        if seed in rows and rows[seed]['success'] == file.exists():
-            known[seed] = rows[seed]  # a success whose file was deleted is recorded again
-    for then in (row['made_with'] for row in rows.values()):
-        now = {k: made_with.get(k) for k in then}
-        if other := ', '.join(f'{k} was {then[k]}, is {now[k]}' for k in then if then[k] != now[k]):
-            raise SystemExit(f'{record} was made with other settings: {other}; take another folder')
-    return known
+# -----------------------------------------------------------------------------
+# What is said
 
 
 def lesson(record):
-    """Arguments for train.py that learn from a recording: the first lesson's, unless it was
-    coached.
+    """Say the arguments for train.py that learn from a recording.
+
+    They are those of the first lesson where there is one, unless the recording was coached.
     """
     name = Path(record).name
-    whole = Path(f'config/{name.removesuffix("_coached")}.py')
-    start = whole.with_name(f'{whole.stem}_start.py')
-    if not whole.exists():
+    stem = name.removesuffix('_coached')
+    whole = f'config/{stem}.py'
+    start = f'config/{stem}_start.py'
+    if not (CODE / whole).exists():
         return f'--episodes={record}'
-    return f'{whole} {start}' if start.exists() and whole.stem == name else f'{whole}'
+    if stem == name and (CODE / start).exists():
+        return f'{whole} {start}'
+    return whole
 
 
-def watch(results, total):
+def show_progress(results, total):
     """Pass results through and show progress: a bar on a terminal, else a line every 10 s."""
     bar = tqdm(total=total, unit='ep', disable=not sys.stderr.isatty())
-    k = 0
-    began = said = time.time()
+    n_ok = 0
+    began = time.time()
+    said = began
     for n, result in enumerate(results, 1):
-        k += result['success']
+        n_ok += result['success']
         bar.update()
-        bar.set_postfix_str(f'{k} ok')
+        bar.set_postfix_str(f'{n_ok} ok')
         if bar.disable and time.time() - said > 10:
             said = time.time()
             rate = n / (said - began)
+            left_s = (total - n) / rate
             print(
-                f'{n}/{total} episodes, {k} ok, {60 * rate:.0f}/min, {(total - n) / rate:.0f} s left',
+                f'{n}/{total} episodes, {n_ok} ok, {60 * rate:.0f}/min, {left_s:.0f} s left',
                 file=sys.stderr,
             )
         yield result
@@ -475,177 +366,219 @@ def watch(results, total):
 
 
 def summary(task, results, new, wall_s):
-    """Lines for the end of a run; results: those of all seeds asked for, new: those of this run."""
-    k = sum(r['success'] for r in results)
+    """Say how it went, in lines for the end of a run.
+
+    Args:
+        task: Name of the task.
+        results: Of all seeds that were asked for.
+        new: Of those that were run now.
+        wall_s: Time that took, s.
+    """
     n = len(results)
-    numbers = [r['seed'] for r in results]
+    seeds = [result['seed'] for result in results]
+    steps_of_success = [result['steps'] for result in results if result['success']]
+    k = len(steps_of_success)
     low, high = film.wilson(k, n)
-    yield (
+    reached = [f'{phase} {count}' for phase, count in film.funnel(results).items()]
+    lines = [
         f'{task} {k}/{n} ({100 * k / n:.0f}%, 95% CI {100 * low:.0f}-{100 * high:.0f}) '
-        f'seeds {min(numbers)}-{max(numbers)}'
-    )
-    yield '  got as far as: ' + ', '.join(
-        f'{phase} {count}' for phase, count in film.funnel(results).items()
-    )
+        f'seeds {min(seeds)}-{max(seeds)}',
+        f'  got as far as: {", ".join(reached)}',
+    ]
     if k:
-        yield f'  mean steps of a success: {np.mean([r["steps"] for r in results if r["success"]]):.1f}'
+        lines.append(f'  mean steps of a success: {np.mean(steps_of_success):.1f}')
     if new:
-        rate = sum(r['steps'] for r in new) / wall_s
-        yield f'  {rate:.0f} control steps/s, {60 * len(new) / wall_s:.0f} episodes/min'
-    if latency := [x for r in new for x in r.get('chunk_ms', ())]:
-        yield f'  chunk latency {np.median(latency):.1f} ms median, {np.percentile(latency, 95):.1f} ms p95'
-    if replayed := [r for r in new if 'differs_at' in r]:
-        off = [r for r in replayed if r['differs_at'] is not None]
-        yield f'  replay bit-equal in {len(replayed) - len(off)}/{len(replayed)} episodes'
-        yield from (
-            f'  seed {r["seed"]} differs from step {r["differs_at"]} on, by {r["max_difference"]:.2g}'
-            for r in off[:5]
+        rate = sum(result['steps'] for result in new) / wall_s
+        per_minute = 60 * len(new) / wall_s
+        lines.append(f'  {rate:.0f} control steps/s, {per_minute:.0f} episodes/min')
+    latency = [x for result in new if 'chunk_ms' in result for x in result['chunk_ms']]
+    if latency:
+        median, p95 = np.percentile(latency, (50, 95))
+        lines.append(f'  chunk latency {median:.1f} ms median, {p95:.1f} ms p95')
+    replayed = [result for result in new if 'differs_at' in result]
+    off = [result for result in replayed if result['differs_at'] is not None]
+    if replayed:
+        equal = len(replayed) - len(off)
+        lines.append(f'  replay bit-equal in {equal}/{len(replayed)} episodes')
+    for result in off[:5]:
+        lines.append(
+            f'  seed {result["seed"]} differs from step {result["differs_at"]} on, '
+            f'by {result["max_difference"]:.2g}'
         )
-    yield from (
-        f'  seed {r["seed"]} fault: {r["fault"]}' for r in [r for r in results if r['fault']][:5]
-    )
+    faults = [result for result in results if result['fault']]
+    for result in faults[:5]:
+        lines.append(f'  seed {result["seed"]} fault: {result["fault"]}')
+    return lines
 
 
 if __name__ == '__main__':
+    # -----------------------------------------------------------------------------
+    # a scene in the viewer, and nothing else
     if view:
         try:
             film.view_scene(view, show_contacts, show_joints)
         except (FileNotFoundError, ValueError, RuntimeError) as refusal:
             raise SystemExit(str(refusal)) from None
         raise SystemExit(0)
-    # ---- who drives what, from where
+    # -----------------------------------------------------------------------------
+    # who drives, in which world, on which seeds
     policy = ckpt or policy
-    default = {
-        k: v.default for k, v in inspect.signature(World).parameters.items() if k in WORLD_KEYS
-    }
+    parameters = inspect.signature(World).parameters
+    default = {key: parameters[key].default for key in WORLD_KEYS}
     try:
         kind, headers, made = policies.resolve(policy, default)
-        kind = 'coached' if record and kind == 'checkpoint' else kind
-        files = {}
+        if record and kind == 'checkpoint':
+            kind = 'coached'
         check(config, kind)
-        asked = seeds if seeds is None else seed_range(seeds)
+        asked_seeds: list[int] = []
+        if seeds is not None:
+            asked_seeds = list(seed_range(seeds))
+        files: dict[int, Path] = {}
         if kind == 'replay':
-            files, made = policies.choose_replay(policy, headers, config, default, asked)
+            files, made = policies.choose_replay(policy, headers, config, default, asked_seeds)
     except ValueError as refusal:
         raise SystemExit(str(refusal)) from None
-    config['cameras'] = (
-        tuple(filter(None, cameras.split(','))) if isinstance(cameras, str) else cameras
-    )
-    world_settings = default | made | {k: config[k] for k in WORLD_KEYS if config[k] is not None}
+    if isinstance(cameras, str):
+        config['cameras'] = tuple(name for name in cameras.split(',') if name)
+    asked = {key: config[key] for key in WORLD_KEYS if config[key] is not None}
+    world_settings = default | made | asked
     task = world_settings['task']
-    seed0 = seed0 if seed0 is not None else 0 if record else TEST_SEED0
-    asked = list(files or asked or range(seed0, seed0 + (episodes or 10)))
+    if kind == 'replay':
+        asked_seeds = list(files)
+    elif not asked_seeds:
+        first = 0 if record else TEST_SEED0
+        if seed0 is not None:
+            first = seed0
+        asked_seeds = list(range(first, first + (episodes or 10)))
     if record and kind not in ('expert', 'replay', 'coached'):
         raise SystemExit(
             f'record={record}: only the expert gives labels worth learning, policy is {policy}'
         )
-    if record and max(asked) >= TEST_SEED0:
+    if record and max(asked_seeds) >= TEST_SEED0:
         raise SystemExit(
             f'record={record}: seeds from {TEST_SEED0} on are for testing, never recorded'
         )
-    out = Path(
-        out or record or (Path(policy) / 'rollout' if kind == 'checkpoint' else Path('out') / kind)
-    )
-    for name, folder in [('record', record)] * bool(record) + [('out', out)]:
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as fault:
-            raise SystemExit(
-                f'{name}={folder}: cannot be made a folder: {fault.strerror}'
-            ) from None
-    # ---- what is there already
-    how = {k: config[k] for k in HOW_KEYS}
-    made_with = dict(world_settings, policy=policy, kicks=kicks, instruction=instruction)
-    if kind in ('checkpoint', 'coached'):
-        weights = f'{policy}/meta.json', *Path(policy).glob('*.safetensors')
-        made_with |= how | dict(weights=policies.fingerprint(weights))
-    if not record:  # of a recording, which is a matter of hours, a later revision goes on
-        code = (
-            *CODE.glob('*.py'),
-            *CODE.glob('sim/*.py'),
-            *CODE.glob('vla/*.py'),
-            *CODE.glob('assets/**/*.xml'),
+    if record and 'action_space' in made and made['action_space'] != 'tool':
+        raise SystemExit(
+            f'record={record}: {policy} acts in {made["action_space"]} actions, the expert that '
+            'coaches in tool actions'
         )
-        made_with['code'] = policies.fingerprint(code)
-    made_with = json.loads(json.dumps(made_with))  # tuples to lists, as they come back from the log
-    path = out / 'rollouts.jsonl'
-    done = {}
+    # -----------------------------------------------------------------------------
+    # where to
     if record:
-        done = recorded(path, record, task, asked, made_with)
-    elif not viewer and kind != 'replay':  # which is a test of this machine
-        done = scored(path, asked, made_with)
-    todo = [seed for seed in asked if seed not in done]
+        make_folder('record', record)
+    folder = Path('out') / kind
+    if kind == 'checkpoint':
+        folder = Path(policy) / 'rollout'
+    folder = Path(out or record or folder)
+    make_folder('out', folder)
+    log = folder / 'rollouts.jsonl'
+    # -----------------------------------------------------------------------------
+    # what is there already
+    how = {key: config[key] for key in CHECKPOINT_KEYS}
+    asks_checkpoint = kind in ('checkpoint', 'coached')
+    made_with = dict(world_settings, policy=policy, kicks=kicks, instruction=instruction)
+    if asks_checkpoint:
+        weights = ledger.fingerprint(ledger.weight_files(policy))
+        made_with |= dict(how, weights=weights)
+    if not record:  # a recording is a matter of hours, and a later revision may go on with it
+        made_with['code'] = ledger.fingerprint(ledger.code_files(CODE))
+    made_with = json.loads(json.dumps(made_with))  # tuples become lists, as they do in the log
+    done = {}
+    try:
+        if record:
+            done = ledger.recorded(log, record, task, asked_seeds, made_with)
+        elif not viewer and kind != 'replay':  # a replay is a test of this machine
+            done = ledger.scored(log, asked_seeds, made_with)
+    except ValueError as refusal:
+        raise SystemExit(str(refusal)) from None
+    todo = [seed for seed in asked_seeds if seed not in done]
     if done:
-        print(
-            f'{record or path}: {len(done)} seeds are done, {len(todo)} to go'
-            + (
-                ''
-                if record
-                else '; to run them anew delete that file or name another folder: --out=...'
-            )
-        )
-    setup_args = world_settings, kind, policy, files, kicks, how
-    # ---- watch
+        said = f'{record or log}: {len(done)} seeds are done, {len(todo)} to go'
+        if not record:
+            said += '; to run them anew delete that file or name another folder: --out=...'
+        print(said)
+    # -----------------------------------------------------------------------------
+    # set up
+    load = None
+    if asks_checkpoint:
+        from vla.policy import checkpoint  # here, because recording the expert does without torch
+
+        load = functools.partial(checkpoint, policy, **how)
+    driver = functools.partial(
+        policies.driver, kind=kind, kicks=kicks, files=files, checkpoint=load
+    )
+    # -----------------------------------------------------------------------------
+    # watch, and nothing else
     if viewer:
         try:
-            world, start = setup(*setup_args)
+            world, start = setup(world_settings, driver)
             with film.viewer(world.model, world.data, show_contacts, show_joints) as draw:
                 world.observer = draw
                 for seed in todo:
-                    if draw():
-                        result, _, _ = run_episode(world, start, seed, instruction, watched=draw)
-                        print(
-                            f'seed {seed}: {result["phase"]} after {result["steps"]} steps, '
-                            f'{result["instruction"]}'
-                        )
+                    if not draw():
+                        break
+                    result, _, _ = run_episode(world, start, seed, instruction, watched=draw)
+                    print(
+                        f'seed {seed}: {result["phase"]} after {result["steps"]} steps, '
+                        f'{result["instruction"]}'
+                    )
         except (ValueError, FileNotFoundError, RuntimeError) as refusal:
             raise SystemExit(str(refusal)) from None
         raise SystemExit(0)
-    # ---- run
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # kill and SLURM's time limit: like Ctrl-C
+    # -----------------------------------------------------------------------------
+    # run
+    # `kill` and SLURM's time limit end it like Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    run = functools.partial(run_job, instruction=instruction, record=record, pictures=pictures)
+    n_workers = min(workers, max(len(todo), video))
     results = list(done.values())
     films = []
     pool = {}
     try:
-        if todo or video:
-            pool = start_workers(
-                min(workers, max(len(todo), video)), setup_args, instruction, record, pictures
-            )
+        pool = start_workers(n_workers, world_settings, driver, run)
+        n_replaced = ledger.tidy(log, set(asked_seeds), done)
+        if n_replaced:
+            print(f'{log}: the lines of {n_replaced} episodes that are run again are replaced')
         began = time.time()
-        tidy(path, set(asked), done)
-        for result in watch(dispatch(pool, [(seed, None) for seed in todo]), len(todo)):
+        jobs = [(seed, None) for seed in todo]
+        for result in show_progress(dispatch(pool, jobs), len(jobs)):
             results.append(result)
-            append(path, dict(result, made_with=made_with))
-        lines = list(summary(task, results, results[len(done) :], time.time() - began))
+            ledger.append(log, dict(result, made_with=made_with))
+        lines = summary(task, results, results[len(done) :], time.time() - began)
         print('\n'.join(lines), flush=True)
         if not record:
-            film.draw_success(out / 'success.png', lines[0], results, world_settings['control_hz'])
-            print(f'  success over time: {out / "success.png"}', flush=True)
-        success = {r['seed']: r['success'] for r in results}
-        jobs = [(seed, out / f'{task}_{seed:07d}') for seed in film.choose_films(results, video)]
-        for reel in dispatch(pool, jobs):
+            picture = folder / 'success.png'
+            film.draw_success(picture, lines[0], results, world_settings['control_hz'])
+            print(f'  success over time: {picture}', flush=True)
+        # -----------------------------------------------------------------------------
+        # film: these episodes are run once more
+        success = {result['seed']: result['success'] for result in results}
+        chosen = film.choose_films(results, video)
+        for reel in dispatch(pool, [(seed, folder / f'{task}_{seed:07d}') for seed in chosen]):
             films.append(reel)
             print(f'  film: {reel["film"]}', flush=True)
             if reel['success'] != success[reel['seed']]:
                 print(
-                    f'  seed {reel["seed"]} ended differently this time: something is not deterministic'
+                    f'  seed {reel["seed"]} ended differently this time: '
+                    'something is not deterministic'
                 )
+    except WorkerError as refusal:
+        raise SystemExit(str(refusal)) from None
     except KeyboardInterrupt:
-        again = (
-            ''
-            if kind == 'replay' and not record
-            else f'; the same command goes on: python {" ".join(sys.argv)}'
-        )
-        raise SystemExit(f'\nstopped, {len(results)} episodes are safe{again}') from None
+        said = f'\nstopped, {len(results)} episodes are safe'
+        if kind != 'replay' or record:
+            said += f'; the same command goes on: python {" ".join(sys.argv)}'
+        raise SystemExit(said) from None
     finally:
         stop_workers(pool)
-    # ---- what there is to see, and what to type next
+    # -----------------------------------------------------------------------------
+    # what there is to see, and what to type next
     if films:
         films.sort(key=lambda reel: (reel['success'], reel['seed']))
-        Image.fromarray(np.vstack([reel['thumbnails'] for reel in films])).save(out / 'sheet.png')
-        print(f'  contact sheet: {out / "sheet.png"}')
+        sheet = np.vstack([reel['thumbnails'] for reel in films])
+        Image.fromarray(sheet).save(folder / 'sheet.png')
+        print(f'  contact sheet: {folder / "sheet.png"}')
     if record:
         print(f'next: python data.py check {record} && python train.py {lesson(record)}')
     elif not video:

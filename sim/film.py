@@ -1,10 +1,9 @@
-"""What people look at: films with text in them, contact sheets, curves, depth and segmentation, the
-viewer.
+"""What people look at: films with text in them, scores, depth and segmentation, the viewer.
 
-    frame = film_frame(world, obs, info, subtask)             # one picture of a film
-    save_pictures(Path('out/x'), world, ('head',), ('depth',))     # out/x_head_depth.png,
-    out/x_head.npz
-    with viewer(model, data) as window: ...                   # needs a display
+    frame = film_frame(world, obs, info, subtask)                   # one picture of a film
+    save_pictures(Path('out/x'), world, ('head',), ('depth',))      # out/x_head_depth.png, .npz
+    with viewer(model, data) as draw:                               # needs a display
+        while draw(): ...
 
 Pictures are (h, w, 3) uint8, row 0 on top.
 """
@@ -15,151 +14,247 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sim.gl import mujoco
 from sim.judge import PHASES
-from sim.world import RENDER_MODES
+from sim.world import RENDER_MODES, World
+
+Result = dict[str, Any]  # a line of rollouts.jsonl
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 FILM_VIEWS = ('head', 'overhead', 'left/wrist', 'right/wrist')
-# films: 2 FILM_PX wide, FILM_PX + BANNER_PX high; H.264 likes multiples of 16
+# A film is 2 FILM_PX wide and FILM_PX + BANNER_PX high: H.264 likes multiples of 16.
 FILM_PX = 480
 BANNER_PX = 128
+SMALLEST_FONT_PX = 8
+WHITE = (255, 255, 255)
+BLACK = (0, 0, 0)
+BACKGROUND = (24, 24, 28)
+YELLOW = (255, 210, 90)
+BLUE = (150, 200, 255)
 DEPTH_M = 1.5  # depth pictures are white here and beyond
-DISPLAYS = 'DISPLAY', 'WAYLAND_DISPLAY'
+DISPLAYS = ('DISPLAY', 'WAYLAND_DISPLAY')
 HEADLESS = (
     'the viewer needs a display and none can be opened ({}). Make a film instead: '
     'python sim_rollout.py --video=1'
 )
 
+# -----------------------------------------------------------------------------
+# Films
 
-# -- films ---------------------------------------------------------------------------------------------------
+
 @functools.lru_cache(maxsize=64)
-def fit(text, width, height, size):
-    """-> text wrapped into so many px, the largest font up to `size` in which it gets in."""
+def fit(text: str, width: int, height: int, size: int) -> tuple[str, Font]:
+    """Wrap text so that it gets into a box, in the largest font that lets it.
+
+    Args:
+        text: One line.
+        width: Of the box, px.
+        height: Of the box, px.
+        size: Largest font size, px.
+
+    Returns:
+        The text with line breaks, and the font. In the smallest font it may still be too long.
+    """
     ruler = ImageDraw.Draw(Image.new('L', (1, 1)))
-    for size in range(size, 7, -1):
-        font = ImageFont.load_default(size)
-        lines = ['']
-        for word in text.split(' '):
-            longer = f'{lines[-1]} {word}'.lstrip()
-            fits = not lines[-1] or font.getlength(longer) <= width
-            lines[-1:] = [longer] if fits else [lines[-1], word]
-        right, bottom = ruler.textbbox((0, 0), wrapped := '\n'.join(lines), font)[2:]
+    for font_px in range(size, SMALLEST_FONT_PX - 1, -1):
+        font = ImageFont.load_default(font_px)
+        wrapped = _wrap(text, width, font)
+        _, _, right, bottom = ruler.textbbox((0, 0), wrapped, font)
         if right <= width and bottom <= height:
             break
     return wrapped, font
 
 
-def film_frame(world, obs, info, subtask):
-    """(FILM_PX + BANNER_PX, 2 FILM_PX, 3) u8: text, third person on the left, robot cameras on the
-    right.
+def _wrap(text: str, width: int, font: Font) -> str:
+    lines = ['']
+    for word in text.split(' '):
+        longer = f'{lines[-1]} {word}'.lstrip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return '\n'.join(lines)
+
+
+def film_frame(world: World, obs: dict[str, Any], info: dict[str, Any], subtask: str) -> np.ndarray:
+    """Draw one picture of a film: text above, third person on the left, robot cameras on the right.
+
+    Args:
+        world: In the state that is shown.
+        obs: Its observation, of which the instruction and the time are written.
+        info: Its info, of which the phase is written.
+        subtask: What is being done, in words.
+
+    Returns:
+        (FILM_PX + BANNER_PX, 2 FILM_PX, 3) uint8.
     """
     half = FILM_PX // 2
-    font = ImageFont.load_default
-    head, overhead, left, right = (world.render(name, half) for name in FILM_VIEWS)
+    head, overhead, left, right = [world.render(name, half) for name in FILM_VIEWS]
     robot = np.vstack([np.hstack([head, overhead]), np.hstack([left, right])])
-    image = Image.new('RGB', (2 * FILM_PX, FILM_PX + BANNER_PX), (24, 24, 28))
-    image.paste(
-        Image.fromarray(np.hstack([world.render('third_person', FILM_PX), robot])), (0, BANNER_PX)
-    )
+    views = np.hstack([world.render('third_person', FILM_PX), robot])
+    image = Image.new('RGB', (2 * FILM_PX, FILM_PX + BANNER_PX), BACKGROUND)
+    image.paste(Image.fromarray(views), (0, BANNER_PX))
     draw = ImageDraw.Draw(image)
-
-    def write(x, y, width, height, text, colour, size):
-        text, fitting = fit(text, width, height, size)
-        draw.text((x, y), text, colour, fitting)
-
-    # the longest instructions of `build` take three lines, its five connections one
+    instruction = obs['instruction'] or '(no instruction)'
+    state = f'{obs["time"]:.1f} s   {PHASES[info["phase"]]}'
     links = ',  '.join(
-        f'{c["upper"]} on {c["lower"]}: {c["studs"]} studs' for c in world.connections()
+        f'{link["upper"]} on {link["lower"]}: {link["studs"]} studs' for link in world.connections()
     )
-    write(10, 4, 940, 68, obs['instruction'] or '(no instruction)', (255, 255, 255), 22)
-    write(10, 76, 780, 24, subtask, (255, 210, 90), 18)
-    write(800, 76, 150, 24, f'{obs["time"]:.1f} s   {PHASES[info["phase"]]}', (150, 200, 255), 18)
-    write(10, 102, 940, 24, links, (150, 200, 255), 16)
+    # The longest instructions of `build` take three lines, its five connections one.
+    for x, y, width, height, text, colour, font_px in (
+        (10, 4, 940, 68, instruction, WHITE, 22),
+        (10, 76, 780, 24, subtask, YELLOW, 18),
+        (800, 76, 150, 24, state, BLUE, 18),
+        (10, 102, 940, 24, links, BLUE, 16),
+    ):
+        wrapped, font = fit(text, width, height, font_px)
+        draw.text((x, y), wrapped, colour, font)
+    label = ImageFont.load_default(14)
     for i, name in enumerate(FILM_VIEWS):
-        at = FILM_PX + half * (i % 2) + 6, BANNER_PX + half * (i // 2) + 4
-        draw.text(at, name, (255, 255, 255), font(14), stroke_width=1, stroke_fill=(0, 0, 0))
+        row, column = divmod(i, 2)
+        at = (FILM_PX + half * column + 6, BANNER_PX + half * row + 4)
+        draw.text(at, name, WHITE, label, stroke_width=1, stroke_fill=BLACK)
     return np.asarray(image)
 
 
-def thumbnails(frames, n=6, width=480):
-    """n moments of a film side by side, for the contact sheet."""
-    moments = [
-        Image.fromarray(frames[i]) for i in np.linspace(0, len(frames) - 1, n).round().astype(int)
-    ]
-    size = width, width * moments[0].height // moments[0].width
-    return np.hstack([np.asarray(moment.resize(size, Image.LANCZOS)) for moment in moments])
+def thumbnails(frames: Sequence[np.ndarray], n: int = 6, width: int = 480) -> np.ndarray:
+    """Put n moments of a film side by side, for the contact sheet.
+
+    Args:
+        frames: Pictures of one size.
+        n: Number of moments, evenly spread from the first to the last.
+        width: Of one moment, px.
+
+    Returns:
+        (h, n * width, 3) uint8.
+    """
+    moments = np.linspace(0, len(frames) - 1, n).round().astype(int)
+    small = []
+    for i in moments:
+        image = Image.fromarray(frames[i])
+        size = (width, width * image.height // image.width)
+        small.append(np.asarray(image.resize(size, Image.Resampling.LANCZOS)))
+    return np.hstack(small)
 
 
-def choose_films(results, count):
-    """Seeds to film: half failures, half successes, more of one where the other runs out."""
-    good, bad = ([r['seed'] for r in results if r['success'] == kind] for kind in (True, False))
+def choose_films(results: Sequence[Result], count: int) -> list[int]:
+    """Choose seeds to film: half failures, half successes, more of one where the other runs out."""
+    good = [result['seed'] for result in results if result['success']]
+    bad = [result['seed'] for result in results if not result['success']]
     n_bad = min(len(bad), max(count // 2, count - len(good)))
     return good[: count - n_bad] + bad[:n_bad]
 
 
-# -- scores --------------------------------------------------------------------------------------------------
-def wilson(k, n, z=1.96):
-    """95 % confidence interval of a rate: honest for few trials, and near 0 and 1."""
+# -----------------------------------------------------------------------------
+# Scores
+
+
+def wilson(k: Any, n: int, z: float = 1.96) -> tuple[Any, Any]:
+    """Return the confidence interval of a rate (Wilson 1927); it is honest for few trials as well.
+
+    Args:
+        k: Successes, a number or an array.
+        n: Trials.
+        z: 1.96 gives the interval of 95 %.
+    """
     centre = k + z * z / 2
     half = z * np.sqrt(k * (n - k) / n + z * z / 4)
     return (centre - half) / (n + z * z), (centre + half) / (n + z * z)
 
 
-def funnel(results):
-    """{phase: episodes that got at least as far}."""
-    return {phase: sum(r['phase_id'] >= i for r in results) for i, phase in enumerate(PHASES) if i}
+def funnel(results: Sequence[Result]) -> dict[str, int]:
+    """Count the episodes that got at least as far, by phase; `start`, which all do, is left out."""
+    reached = [result['phase_id'] for result in results]
+    return {
+        phase: sum(furthest >= i for furthest in reached) for i, phase in enumerate(PHASES) if i
+    }
 
 
-def success_curve(results, control_hz):
-    """-> times (s) of successes, between 0 and the end of the longest episode; number of them until
-    then.
+def success_curve(results: Sequence[Result], control_hz: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count who has succeeded by when.
+
+    Returns:
+        Times of successes, s, with 0 before and the end of the longest episode after them; the
+        number of episodes that have succeeded by then.
     """
-    ends = np.sort([r['steps'] for r in results if r['success']])
-    at = np.unique([0, *ends, max(r['steps'] for r in results)])
+    ends = np.sort([result['steps'] for result in results if result['success']])
+    longest = max(result['steps'] for result in results)
+    at = np.unique([0, *ends, longest])
     return at / control_hz, np.searchsorted(ends, at, side='right')
 
 
-def draw_success(path, title, results, control_hz):
-    """Left: share of episodes that have succeeded by then. Right: how far they got."""
-    from matplotlib.figure import Figure  # here: recording does without it
+def draw_success(path: str | Path, title: str, results: Sequence[Result], control_hz: int) -> None:
+    """Draw the share of episodes that have succeeded by then, and how far episodes got."""
+    from matplotlib.figure import Figure  # here, because recording does without it
 
-    (time_s, k), n = success_curve(results, control_hz), len(results)
+    n = len(results)
+    time_s, k = success_curve(results, control_hz)
+    low, high = wilson(k, n)
     figure = Figure(figsize=(12, 4), layout='constrained')
     left, right = figure.subplots(1, 2)
-    left.fill_between(time_s, *wilson(k, n), step='post', alpha=0.2)
+    left.fill_between(time_s, low, high, step='post', alpha=0.2)
     left.step(time_s, k / n, where='post')
-    left.set(
-        xlabel='time (s)',
-        ylabel='have succeeded, with 95% interval',
-        xlim=(0, time_s[-1]),
-        ylim=(0, 1),
-    )
-    right.bar_label(right.bar(*zip(*funnel(results).items())))
-    right.set(ylabel='episodes that got at least as far', ylim=(0, 1.1 * n))
+    left.set_xlabel('time (s)')
+    left.set_ylabel('have succeeded, with 95% interval')
+    left.set_xlim(0, time_s[-1])
+    left.set_ylim(0, 1)
+    reached = funnel(results)
+    bars = right.bar(list(reached), list(reached.values()))
+    right.bar_label(bars)
+    right.set_ylabel('episodes that got at least as far')
+    right.set_ylim(0, 1.1 * n)
     figure.suptitle(title)
     figure.savefig(path, dpi=80)
 
 
-# -- depth and segmentation ----------------------------------------------------------------------------------
-def body_colours(n):
-    """(n + 1, 3) uint8: a colour per body id, black (the last) for none; the same in every run."""
+# -----------------------------------------------------------------------------
+# Depth and segmentation
+
+
+def body_colours(n: int) -> np.ndarray:
+    """Choose a colour for each of n bodies, the same ones in every run.
+
+    Returns:
+        (n + 1, 3) uint8. The first is the grey of the table; the last is black, for no body (-1).
+    """
     colours = np.random.default_rng(3).integers(40, 256, (n + 1, 3)).astype(np.uint8)
     colours[0] = (90, 90, 90)
     colours[n] = 0
     return colours
 
 
-def save_pictures(stem, world, cameras, modes, size=None):
-    """What cameras see now, as files that begin with `stem`: <stem>_<camera>_<mode>.png to look at
-    (depth: near is dark, white at DEPTH_M; segmentation: a colour per body) and <stem>_<camera>.npz
-    with the numbers, one array per mode (see World.render) and body_names (n,). Returns the
-    paths.
+def save_pictures(
+    stem: str | Path,
+    world: World,
+    cameras: Sequence[str],
+    modes: Sequence[str],
+    size: int | tuple[int, int] | None = None,
+) -> list[str]:
+    """Save what cameras see now, as files whose names begin with `stem`.
+
+    <stem>_<camera>_<mode>.png is to be looked at: in depth pictures near is dark, and DEPTH_M is
+    white; in segmentations every body has a colour. <stem>_<camera>.npz holds the numbers, one
+    array per mode (see World.render), and body_names (n,).
+
+    Args:
+        stem: Path that the names begin with.
+        world: In the state that is shown.
+        cameras: Their names.
+        modes: Some of RENDER_MODES.
+        size: Height and width, px, or one number for both; None: the world's.
+
+    Returns:
+        The paths.
     """
-    if unknown := [mode for mode in modes if mode not in RENDER_MODES]:
+    unknown = [mode for mode in modes if mode not in RENDER_MODES]
+    if unknown:
         raise ValueError(f'pictures: no mode {unknown[0]!r}; there are {", ".join(RENDER_MODES)}')
     paths = []
     names = [world.model.body(i).name for i in range(world.model.nbody)]
@@ -178,44 +273,60 @@ def save_pictures(stem, world, cameras, modes, size=None):
     return paths
 
 
-# -- the viewer ----------------------------------------------------------------------------------------------
-def has_display():
-    """False on a Linux machine where no window can be opened: there is neither X11 nor Wayland, or
-    DISPLAY names one that is gone (over ssh).
+# -----------------------------------------------------------------------------
+# The viewer
+
+
+def has_display() -> bool:
+    """Say whether a window can be opened.
+
+    On Linux none can where there is neither X11 nor Wayland, or where DISPLAY names one that is
+    gone, as over ssh.
     """
     if not sys.platform.startswith('linux'):
         return True
-    if not any(map(os.environ.get, DISPLAYS)):
+    if not any(os.environ.get(name) for name in DISPLAYS):
         return False
-    import glfw  # here: it comes with mujoco.viewer, which asks it the same
+    import glfw  # here, because it comes with mujoco.viewer, which asks it the same
 
-    with warnings.catch_warnings():  # in which it says why not
+    with warnings.catch_warnings():  # glfw warns of the reason why it cannot
         warnings.simplefilter('ignore')
         return bool(glfw.init())
 
 
 @contextlib.contextmanager
-def viewer(model, data, show_contacts=False, show_joints=False):
-    """MuJoCo's passive viewer as `draw() -> bool`: shows the present state, waits until the wall
-    clock has caught up with the simulated time, is False once the window is closed. RuntimeError
-    without a display.
+def viewer(
+    model: Any, data: Any, show_contacts: bool = False, show_joints: bool = False
+) -> Iterator[Callable[[], bool]]:
+    """Open MuJoCo's passive viewer.
+
+    Args:
+        model: An MjModel.
+        data: Its MjData, of which the viewer shows the present state.
+        show_contacts: Show points and forces of contact.
+        show_joints: Show the axes of joints.
+
+    Yields:
+        A function `draw() -> bool`. It shows the present state, waits until the wall clock has
+        caught up with the simulated time, and is False once the window is closed.
+
+    Raises:
+        RuntimeError: There is no display.
     """
     if not has_display():
-        raise RuntimeError(
-            HEADLESS.format(', '.join(f'{name}={os.environ.get(name, "")!r}' for name in DISPLAYS))
-        )
+        there = [f'{name}={os.environ.get(name, "")!r}' for name in DISPLAYS]
+        raise RuntimeError(HEADLESS.format(', '.join(there)))
     import mujoco.viewer  # here and nowhere else: it opens a connection to the display
 
     with mujoco.viewer.launch_passive(model, data) as window:
         flags = mujoco.mjtVisFlag
-        for flag in (flags.mjVIS_CONTACTPOINT, flags.mjVIS_CONTACTFORCE):
-            window.opt.flags[flag] = show_contacts
+        window.opt.flags[flags.mjVIS_CONTACTPOINT] = show_contacts
+        window.opt.flags[flags.mjVIS_CONTACTFORCE] = show_contacts
         window.opt.flags[flags.mjVIS_JOINT] = show_joints
-        # wall time of simulated time 0, and the simulated time of the last call
-        began = None
-        last = 0.0
+        began = None  # wall time of simulated time 0
+        last = 0.0  # simulated time of the last call
 
-        def draw():
+        def draw() -> bool:
             nonlocal began, last
             window.sync()
             if began is None or data.time < last:  # an episode begins
@@ -227,10 +338,15 @@ def viewer(model, data, show_contacts=False, show_joints=False):
         yield draw
 
 
-def view_scene(path, show_contacts=False, show_joints=False):
-    """Open any MJCF file and let it run in real time until the window is closed, from its first
-    keyframe on. Raises FileNotFoundError, ValueError (what MuJoCo says of the file) or RuntimeError
-    (no display).
+def view_scene(path: str | Path, show_contacts: bool = False, show_joints: bool = False) -> None:
+    """Open any MJCF file and let it run in real time until the window is closed.
+
+    It starts from the file's first keyframe.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: MuJoCo cannot load it.
+        RuntimeError: There is no display.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'view={path}: no such file; scenes are in assets/scenes')
@@ -239,7 +355,7 @@ def view_scene(path, show_contacts=False, show_joints=False):
     if model.nkey:
         mujoco.mj_resetDataKeyframe(model, data, 0)
     mujoco.mj_forward(model, data)
-    steps = max(1, round(0.02 / model.opt.timestep))
+    steps = max(1, round(0.02 / model.opt.timestep))  # the window is drawn 50 times a second
     with viewer(model, data, show_contacts, show_joints) as draw:
         while draw():
             mujoco.mj_step(model, data, nstep=steps)

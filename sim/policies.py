@@ -1,19 +1,24 @@
-"""Who drives: the expert, the expert and a checkpoint (vla/policy.py), a recording, or nobody.
+"""Who drives: the expert, a checkpoint, both in turns, a recording, or nobody.
 
-    start = policies.expert(world, probability=.1)
+    start = policies.driver(world, 'expert', kicks=0.1)
     act = start(seed)                  # once per episode
-    choice = act(obs)                  # None when there is nothing left to do, else a dict of
-        executed (15,) float32, what the world gets; action (15,) float32, the label: the expert's
-        clean
-        answer; kicked, bool; subtask, str; of a new chunk: chunk_ms; of a replay: difference, the
-        largest
-        |qpos - recorded qpos|
-Actions are absolute tool actions in the torso frame (episode.TOOL_ACTION: m, rad).
+    choice = act(obs)                  # None when there is nothing left to do, else a dict:
+
+    executed     what the world gets: a tool action (15,) float32, or a joint action (17,) where a
+                 checkpoint drives that was trained on those
+    action       the label, of the same shape: the expert's clean answer
+    kicked       bool: what is executed is another thing than the label
+    subtask      str, in words
+    chunk_ms     only of a checkpoint, where it made a chunk: how long that took
+    difference   only of a replay: the largest |qpos - recorded qpos|
+
+Actions are absolute commands; tool actions are in the torso frame (episode.TOOL_ACTION: m, rad).
 """
 
-import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,30 +26,42 @@ from episode import TOOL_ACTION_NAMES, read_episode
 from sim.control import TOOL_HIGH, TOOL_LOW
 from sim.expert import Expert
 from sim.kicks import Kicks
+from sim.world import World
+
+Settings = dict[str, Any]
+Headers = dict[Path, dict[str, Any]]  # episode file: its header
+Choice = dict[str, Any]
+Act = Callable[[dict[str, Any]], Choice | None]
+Start = Callable[[int], Act]
+
+CONSTANT = ('hold', 'zero', 'random')
+CHANGES_NOTHING = {'cameras', 'image_size'}  # of what happens in a replay
 
 
-# -- who is meant --------------------------------------------------------------------------------------------
-def resolve(policy, default):
-    """-> kind, {file: header} of a replay, world settings that a checkpoint was made with; default:
-    all settings of the world.
+# -----------------------------------------------------------------------------
+# Who is meant
+
+
+def resolve(policy: str, default: Settings) -> tuple[str, Headers, Settings]:
+    """Find out who drives.
+
+    Args:
+        policy: A name, a checkpoint folder, an episode file or a folder of them.
+        default: All settings of the world.
+
+    Returns:
+        The kind ('expert', 'hold', 'zero', 'random', 'checkpoint' or 'replay'), the headers of the
+        episodes of a replay, and the world settings that a checkpoint was made with.
+
+    Raises:
+        ValueError: The policy is none of these.
     """
-    if policy in ('expert', 'hold', 'zero', 'random'):
+    if policy == 'expert' or policy in CONSTANT:
         return policy, {}, {}
     path = Path(policy)
-    headers = {}
     if (path / 'meta.json').exists():
-        try:
-            meta = json.loads((path / 'meta.json').read_text())
-            made = meta.get('world', {}) | meta['processor']
-        except (ValueError, KeyError, TypeError) as fault:
-            raise ValueError(
-                f'policy={policy}: its meta.json is none of train.py: {fault!r}'
-            ) from None
-        if 'task' not in made:  # trained on made-up episodes
-            print(
-                f'{policy} does not say which task it was trained on: the default, unless --task is given'
-            )
-        return 'checkpoint', {}, {k: made[k] for k in default if k in made}
+        return 'checkpoint', {}, checkpoint_world(policy, default)
+    headers = {}
     for file in [path] if path.is_file() else sorted(path.glob('*.safetensors')):
         try:
             headers[file] = header = read_episode(file)[1]
@@ -63,100 +80,173 @@ def resolve(policy, default):
     return 'replay', headers, {}
 
 
-def choose_replay(policy, headers, c, default, seeds=None):
-    """-> {seed: file} of the episodes to replay, the world settings that all of them were recorded
-    with.
+def checkpoint_world(folder: str, default: Settings) -> Settings:
+    """Read the settings of the world that a checkpoint was trained for."""
+    try:
+        meta = json.loads((Path(folder) / 'meta.json').read_text())
+        processor = meta['processor']
+        made = meta.get('world', {}) | processor
+    except (ValueError, KeyError, TypeError) as fault:
+        raise ValueError(f'policy={folder}: its meta.json is none of train.py: {fault!r}') from None
+    if 'task' not in made:  # it was trained on made-up episodes
+        print(
+            f'{folder} does not say which task it was trained on: '
+            'the default, unless --task is given'
+        )
+    settings = {key: made[key] for key in default if key in made}
+    # Nobody asks for an action space: only a checkpoint may act in joints, all others use tools.
+    if 'action_space' in processor and processor['action_space'] != 'tool':
+        settings['action_space'] = processor['action_space']
+    return settings
 
-    headers   {file: header} of all that are there
-    c         settings as asked for, None where nothing is: of the world, and task, seed0, episodes
-    seeds     to choose from; None: all
+
+def choose_replay(
+    policy: str,
+    headers: Headers,
+    asked: Settings,
+    default: Settings,
+    seeds: Sequence[int] = (),
+) -> tuple[dict[int, Path], Settings]:
+    """Choose the episodes to replay.
+
+    Args:
+        policy: File or folder as it was typed.
+        headers: Headers of all episodes that are there.
+        asked: Settings of the world, and seed0 and episodes; None where nothing is asked for.
+        default: All settings of the world.
+        seeds: Those to choose from; empty: all.
+
+    Returns:
+        The file of each seed, and the world settings that all of them were recorded with.
+
+    Raises:
+        ValueError: There is none, or they were recorded with other settings than those asked for,
+            or than each other.
     """
-    task = c['task'] or next(iter(headers.values()))['task']
-    of_task = {h['seed']: file for file, h in headers.items() if h['task'] == task}
+    task = asked['task'] or next(iter(headers.values()))['task']
+    of_task = {header['seed']: file for file, header in headers.items() if header['task'] == task}
+    other_tasks = sorted({header['task'] for header in headers.values()} - {task})
     if not of_task:
-        there = ', '.join(sorted({h['task'] for h in headers.values()}))
+        there = ', '.join(other_tasks)
         raise ValueError(f'task={task}: {policy} holds episodes of {there} only; leave --task out')
-    chosen = sorted(
-        seed for seed in of_task if seed >= (c['seed0'] or 0) and (seeds is None or seed in seeds)
-    )[: c['episodes']]
+    first = asked['seed0'] or 0
+    chosen = sorted(s for s in of_task if s >= first and (not seeds or s in seeds))
+    chosen = chosen[: asked['episodes']]
     if not chosen:
         raise ValueError(
             f'policy={policy}: none of its seeds ({min(of_task)}-{max(of_task)}) is among those '
             'asked for; change --seeds or --seed0'
         )
     if len(chosen) < len(headers):
-        others = sorted({h['task'] for h in headers.values()} - {task})
         print(
             f'{policy}: {len(chosen)} of {len(headers)} episodes are replayed; left out: '
             f'{len(of_task) - len(chosen)} that --seeds, --seed0, --episodes do not ask for, '
-            f'{len(headers) - len(of_task)} of other tasks ({", ".join(others) or "none"})'
+            f'{len(headers) - len(of_task)} of other tasks ({", ".join(other_tasks) or "none"})'
         )
-    made = {}
-    first = of_task[chosen[0]]
-    for file in map(of_task.get, chosen):
-        then = default | {k: v for k, v in headers[file]['world'].items() if k in default}
-        made = made or then
-        for key in default.keys() - {'cameras', 'image_size'}:  # which do not change what happens
-            if c[key] not in (None, then[key]):
+    files = {seed: of_task[seed] for seed in chosen}
+    return files, settings_of_all(policy, list(files.values()), headers, asked, default)
+
+
+def settings_of_all(
+    policy: str, files: list[Path], headers: Headers, asked: Settings, default: Settings
+) -> Settings:
+    """Return the world settings that all files were recorded with, as asked for, or refuse."""
+    settings = [default | _known(headers[file]['world'], default) for file in files]
+    made = settings[0]
+    for file, then in zip(files, settings):
+        for key in default.keys() - CHANGES_NOTHING:
+            if asked[key] not in (None, then[key]):
                 raise ValueError(
-                    f'{key}={c[key]}: {file} was recorded with {then[key]}; leave --{key} out'
+                    f'{key}={asked[key]}: {file} was recorded with {then[key]}; leave --{key} out'
                 )
             if then[key] != made[key]:
                 raise ValueError(
-                    f'policy={policy}: {file} was recorded with {key}={then[key]}, {first} with '
+                    f'policy={policy}: {file} was recorded with {key}={then[key]}, {files[0]} with '
                     f'{made[key]}: replay them one by one'
                 )
-    return {seed: of_task[seed] for seed in chosen}, made
+    return made
 
 
-def fingerprint(files):
-    """Text that changes with what is in the files."""
-    digests = hashlib.sha256()
-    for file in sorted(map(str, files)):
-        with open(file, 'rb') as f:
-            digests.update(hashlib.file_digest(f, 'sha256').digest())
-    return digests.hexdigest()[:16]
+def _known(metadata: Settings, default: Settings) -> Settings:
+    return {key: value for key, value in metadata.items() if key in default}
 
 
-# -- who drives ----------------------------------------------------------------------------------------------
-def constant(kind):
-    """hold: the command in force; zero: all slots zero; random: every 5 steps a new command,
-    anywhere within the bounds, the hands more often low than high: they hit the table, the bricks
-    and each other.
+# -----------------------------------------------------------------------------
+# Who drives
+
+
+def driver(
+    world: World,
+    kind: str,
+    kicks: float = 0.0,
+    files: dict[int, Path] | None = None,
+    checkpoint: Callable[[dict[str, Any]], Start] | None = None,
+) -> Start:
+    """Make who drives in a world.
+
+    Args:
+        world: The world to be driven in.
+        kind: What `resolve` says, or 'coached'.
+        kicks: Of the expert: probability per step that a disturbance starts.
+        files: Of a replay: the file of each seed.
+        checkpoint: Loads a trained model, given World.metadata(); functools.partial of
+            vla.policy.checkpoint. It comes by argument because nothing in sim/ imports torch.
     """
-    low = np.isin(TOOL_ACTION_NAMES, ('left/tool_z', 'right/tool_z'))
+    if kind == 'expert':
+        return expert(world, kicks)
+    if kind == 'replay':
+        assert files is not None, 'a replay needs the files of its seeds'
+        return replay(world, files)
+    if kind in ('checkpoint', 'coached'):
+        assert checkpoint is not None, 'somebody has to load the checkpoint'
+        student = checkpoint(world.metadata())
+        return coached(world, student) if kind == 'coached' else student
+    return constant(kind)
 
-    def start(seed):
+
+def constant(kind: str) -> Start:
+    """Drive without looking.
+
+    Args:
+        kind: 'hold' repeats the command in force; 'zero' sets all slots to zero; 'random' makes a
+            new command every 5 steps, anywhere within the bounds, with the hands more often low
+            than high: they hit the table, the bricks and each other.
+    """
+    is_height = np.isin(TOOL_ACTION_NAMES, ('left/tool_z', 'right/tool_z'))
+
+    def start(seed: int) -> Act:
         rng = np.random.default_rng(seed)
-        t = 0
-        drawn = None
+        n_steps = 0
+        drawn = TOOL_LOW
 
-        def act(obs):
-            nonlocal t, drawn
-            if t % 5 == 0:
-                share = rng.uniform(size=15)
-                drawn = TOOL_LOW + (TOOL_HIGH - TOOL_LOW) * np.where(low, share**3, share)
-            t += 1
-            command = dict(hold=obs['tool_command'].astype(float), zero=np.zeros(15), random=drawn)[
-                kind
-            ]
-            return dict(
-                executed=command.astype(np.float32), action=command, kicked=False, subtask=''
-            )
+        def act(obs: dict[str, Any]) -> Choice:
+            nonlocal n_steps, drawn
+            if n_steps % 5 == 0:
+                share = rng.uniform(size=len(TOOL_LOW))
+                share = np.where(is_height, share**3, share)
+                drawn = TOOL_LOW + (TOOL_HIGH - TOOL_LOW) * share
+            n_steps += 1
+            command = drawn
+            if kind == 'hold':
+                command = obs['tool_command'].astype(float)
+            elif kind == 'zero':
+                command = np.zeros(len(TOOL_LOW))
+            executed = command.astype(np.float32)
+            return dict(executed=executed, action=command, kicked=False, subtask='')
 
         return act
 
     return start
 
 
-def expert(world, probability):
-    """The scripted teacher; probability per step that a disturbance starts."""
+def expert(world: World, probability: float) -> Start:
+    """Let the scripted expert drive, disturbed with this probability per step."""
 
-    def start(seed):
+    def start(seed: int) -> Act:
         teacher = Expert()
         disturbance = Kicks(seed, probability=probability)
 
-        def act(obs):
+        def act(obs: dict[str, Any]) -> Choice:
             action, info = teacher.act(world.truth())
             executed, kicked = disturbance.apply(world.truth(), action, info)
             return dict(executed=executed, action=action, kicked=kicked, subtask=info['subtask'])
@@ -166,58 +256,70 @@ def expert(world, probability):
     return start
 
 
-def replay(world, files):
-    """Executes what the world got when the episode was recorded, and compares the physics with
-    then. files: {seed: path}.
+def replay(world: World, files: dict[int, Path]) -> Start:
+    """Execute what the world got when an episode was recorded, and compare the physics with then.
+
+    Args:
+        world: Made with the settings of the recording, but for the cameras.
+        files: The episode file of each seed.
     """
 
-    def start(seed):
+    def start(seed: int) -> Act:
         episode, header = read_episode(files[seed])
-        rows = iter(range(len(episode['time'])))
-        texts = header['subtasks']
+        row = 0
 
-        def act(obs):
-            if (t := next(rows, None)) is None:
+        def act(obs: dict[str, Any]) -> Choice | None:
+            nonlocal row
+            if row == len(episode['time']):
                 return None
-            return dict(
-                executed=episode['tool_executed'][t],
-                action=episode['tool_action'][t],
-                kicked=bool(episode['kicked'][t]),
-                subtask=texts[episode['subtask_id'][t]],
-                difference=float(np.abs(world.data.qpos - episode['qpos'][t]).max()),
+            off = np.abs(world.data.qpos - episode['qpos'][row])
+            choice = dict(
+                executed=episode['tool_executed'][row],
+                action=episode['tool_action'][row],
+                kicked=bool(episode['kicked'][row]),
+                subtask=header['subtasks'][episode['subtask_id'][row]],
+                difference=float(off.max()),
             )
+            row += 1
+            return choice
 
         return act
 
     return start
 
 
-def coached(world, student):
-    """DAgger (Ross et al. 2011): a checkpoint drives, the expert says what it would do, which is
-    the label. The expert also takes the wheel now and then: else episodes do not get past where the
-    student is stuck. Where the student has left a brick that is not pressed on, the label is to
-    stay gone while the expert goes back: no picture from up there tells, and taught to go back a
-    student did so after every success.
+def coached(world: World, student: Start) -> Start:
+    """Let a checkpoint drive and the expert say what it would do, which is the label.
+
+    This is DAgger (Ross et al. 2011). The expert also takes the wheel now and then: else episodes
+    do not get past where the student is stuck. Where the student has left a brick that is not
+    pressed on, the label is to stay gone while the expert goes back: no picture from up there
+    tells, and taught to go back a student did so after every success.
     """
 
-    def start(seed):
+    def start(seed: int) -> Act:
         rng = np.random.default_rng([104_729, seed])
         choose = student(seed)
         driving = True
         teacher = Expert(trusting=True)
         rescuer = Expert()
 
-        def act(obs):
+        def act(obs: dict[str, Any]) -> Choice:
             nonlocal driving
-            driving ^= rng.random() < (
-                0.05 if driving else 0.12
-            )  # 20 steps of the student, 8 of the expert
+            change = 0.05 if driving else 0.12  # 20 steps of the student, 8 of the expert
+            driving ^= rng.random() < change
             action, info = teacher.act(world.truth())
-            executed = choose(obs)['executed'] if driving else action
-            rescue = rescuer.act(world.truth())[0]
+            executed = action
+            if driving:
+                choice = choose(obs)
+                assert choice is not None, 'a student always has an answer'
+                executed = choice['executed']
+            rescue, _ = rescuer.act(world.truth())
             left = not np.array_equal(rescue, action)
+            if left:
+                executed = rescue
             return dict(
-                executed=rescue if left else executed,
+                executed=executed,
                 action=action,
                 kicked=driving or left,
                 subtask=info['subtask'],

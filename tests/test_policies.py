@@ -4,6 +4,8 @@ text.
 python -m pytest tests/test_policies.py
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,11 @@ from test_expert import leave_before_the_press
 
 import model
 import sim_rollout
-from episode import COMMAND
+from episode import COMMAND, JOINT_ACTION_NAMES, TOOL_ACTION_NAMES
 from sim import expert, policies
 from sim.control import CLOSED_M
 from sim.world import World
-from vla.policy import GRIPPERS
-from vla.policy import checkpoint as checkpoint_policy
+from vla import policy
 from vla.processor import Processor
 
 pytestmark = pytest.mark.mujoco
@@ -36,8 +37,8 @@ def world():
 
 @pytest.mark.parametrize('kind', ['hold', 'zero', 'random'])
 def test_constant_policies_run_to_the_time_limit_without_success(blind_world, kind):
-    policy = policies.constant(kind)
-    result, rows, frames = sim_rollout.run_episode(blind_world, policy, seed=1_000_003)
+    start = policies.constant(kind)
+    result, rows, frames = sim_rollout.run_episode(blind_world, start, seed=1_000_003)
     assert not result['success'] and result['fault'] is None
     assert result['steps'] == blind_world.max_steps
     assert result['phase'] in ('start', 'reach')  # it may pass by
@@ -54,8 +55,8 @@ def test_random_policy_repeats_itself(blind_world):
 
 def test_a_coached_episode_is_driven_by_both_and_labelled_by_the_expert():
     world = World('place', image_size=32)
-    policy = policies.coached(world, policies.constant('hold'))
-    _, rows, _ = sim_rollout.run_episode(world, policy, seed=3, record=True)
+    start = policies.coached(world, policies.constant('hold'))
+    _, rows, _ = sim_rollout.run_episode(world, start, seed=3, record=True)
     by_student = np.array([row['kicked'] for row in rows])
     assert by_student[0] and 5 < by_student.sum() < len(rows) - 5
     for row, student in zip(rows, by_student):
@@ -82,7 +83,7 @@ def test_who_coaches_goes_back_to_a_brick_but_teaches_to_stay_gone():
 def test_bfloat16_changes_the_commands_by_less_than_a_millimetre(checkpoint, world):
     obs, _ = world.reset(1_000_003)
     asked = [
-        checkpoint_policy(checkpoint, world, CLOSED_M, device='cpu', dtype=dtype)(1_000_003)(obs)[
+        policy.checkpoint(checkpoint, world.metadata(), device='cpu', dtype=dtype)(1_000_003)(obs)[
             'executed'
         ]
         for dtype in ('float32', 'bfloat16')
@@ -93,23 +94,24 @@ def test_bfloat16_changes_the_commands_by_less_than_a_millimetre(checkpoint, wor
 
 def test_a_chunk_that_comes_late_goes_on_from_the_rows_before_it(checkpoint, world):
     obs, _ = world.reset(1_000_003)
-    policy = checkpoint_policy(checkpoint, world, CLOSED_M, execute=6, device='cpu')(1_000_003)
-    first = [policy(obs)['executed'] for _ in range(6)]
-    late = checkpoint_policy(checkpoint, world, CLOSED_M, execute=2, delay=2, device='cpu')(
+    act = policy.checkpoint(checkpoint, world.metadata(), execute=6, device='cpu')(1_000_003)
+    first = [act(obs)['executed'] for _ in range(6)]
+    late = policy.checkpoint(checkpoint, world.metadata(), execute=2, delay=2, device='cpu')(
         1_000_003
     )
     choices = [late(obs) for _ in range(6)]
     assert ['chunk_ms' in choice for choice in choices] == [True, False, True, False, True, False]
     rows = [choice['executed'] for choice in choices]
+    grippers = [TOOL_ACTION_NAMES.index(f'{hand}/gripper') for hand in ('left', 'right')]
     shut_or_open = np.float32([CLOSED_M, world.max_opening_m])
-    assert np.isin(np.array(first)[:, GRIPPERS], shut_or_open).all()
+    assert np.isin(np.array(first)[:, grippers], shut_or_open).all()
     assert np.array_equal(rows[:4], first[:4])  # of the first chunk, also after the second was made
     net, meta = model.VLA.load(checkpoint)
     processor = Processor.from_dict(meta['processor'])
     prefix = processor.normalise_actions(np.array([first[2:4]]), obs['tool_command'][None])
     given = net.act(processor.encode([obs]), 1, action_prefix=torch.from_numpy(prefix))
     expected = processor.decode_actions(given.numpy(), obs['tool_command'][None])[0]
-    expected[:, GRIPPERS] = rows[-1][GRIPPERS]  # the one thing that is rounded
+    expected[:, grippers] = rows[-1][grippers]  # the one thing that is rounded
     assert np.allclose(rows[4:], expected[2:4], atol=1e-6)
     assert not np.allclose(rows[4:], first[2:4], atol=1e-6)
 
@@ -123,10 +125,11 @@ def test_a_text_serves_for_several_chunks(checkpoint, world, monkeypatch):
         return decoded[-1]
 
     monkeypatch.setattr(model.VLA, 'decode_text', count)
-    policy = checkpoint_policy(
-        checkpoint, world, CLOSED_M, read_text=True, text_chunks=3, device='cpu'
-    )(1_000_003)
-    choices = [policy(obs) for _ in range(7)]
+    start = policy.checkpoint(
+        checkpoint, world.metadata(), read_text=True, text_chunks=3, device='cpu'
+    )
+    act = start(1_000_003)
+    choices = [act(obs) for _ in range(7)]
     assert len(decoded) == 3 and all('chunk_ms' in choice for choice in choices)
     assert len({choice['subtask'] for choice in choices}) == 1
     # read again or just written: the same chunk
@@ -136,7 +139,7 @@ def test_a_text_serves_for_several_chunks(checkpoint, world, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
 def test_a_gpu_that_is_not_there_is_refused(checkpoint, world):
     with pytest.raises(ValueError, match='device=cuda: torch sees no such GPU here'):
-        checkpoint_policy(checkpoint, world, CLOSED_M, device='cuda')
+        policy.checkpoint(checkpoint, world.metadata(), device='cuda')
 
 
 def test_what_a_checkpoint_cannot_do_is_refused(checkpoint, world):
@@ -147,4 +150,54 @@ def test_what_a_checkpoint_cannot_do_is_refused(checkpoint, world):
         (dict(compile_model=True, read_text=True), 'anew'),
     ):
         with pytest.raises(ValueError, match=said):
-            checkpoint_policy(checkpoint, world, CLOSED_M, device='cpu', **how)
+            policy.checkpoint(checkpoint, world.metadata(), device='cpu', **how)
+
+
+@pytest.mark.parametrize('names', [TOOL_ACTION_NAMES, JOINT_ACTION_NAMES, ('waist', 'arm/gripper')])
+def test_hands_open_altogether_or_shut(names):
+    rows = np.full((2, 3, len(names)), 0.02, np.float32)
+    grippers = [i for i, name in enumerate(names) if 'gripper' in name and name[-2:] != '_z']
+    rows[..., grippers] = np.linspace(-0.01, 0.07, 6).reshape(2, 3, 1)
+    before = rows.copy()
+    rounded = policy.round_grippers(rows, names, (-0.02, 0.06))
+    assert np.array_equal(rows, before) and rounded.dtype == np.float32
+    expected = np.where(rows[..., grippers] > 0.03, np.float32(0.06), np.float32(-0.02))
+    assert np.array_equal(rounded[..., grippers], expected)
+    others = [i for i in range(len(names)) if i not in grippers]
+    assert np.array_equal(rounded[..., others], rows[..., others])
+
+
+def test_nothing_is_rounded_where_hands_are_unknown_or_missing():
+    rows = np.linspace(0, 1, 6).reshape(2, 3)
+    assert np.array_equal(policy.round_grippers(rows, ('a', 'b', 'arm/gripper'), None), rows)
+    assert np.array_equal(policy.round_grippers(rows, ('a', 'b', 'c'), (-0.02, 0.06)), rows)
+    assert policy.gripper_range_m({}) is None
+    assert policy.gripper_range_m({'gripper_m': None}) is None
+
+
+@pytest.mark.parametrize('scale', [1.0, 1.3, 2.0])
+def test_recordings_without_an_entry_for_grippers_are_of_these_hands(scale):
+    """The same bits as a World of that scale, which rounding must reproduce."""
+    made = World('place', brick_scale=scale, cameras=())
+    said = made.metadata()
+    old = {key: value for key, value in said.items() if key != 'gripper_m'}
+    assert policy.gripper_range_m(old) == (CLOSED_M, made.max_opening_m)
+    assert policy.gripper_range_m(said) == (CLOSED_M, made.max_opening_m)
+
+
+def test_a_chunk_starts_from_the_command_of_its_action_space(blind_world):
+    obs, _ = blind_world.reset(0)
+    for space, n in (('tool', 15), ('joint', 17)):
+        command = policy.command_in_force(obs, space)
+        assert command.shape == (n,) and np.array_equal(command, obs[f'{space}_command'])
+
+
+def test_a_checkpoint_of_joint_actions_asks_for_a_world_of_joint_actions(checkpoint, tmp_path):
+    meta = json.loads((checkpoint / 'meta.json').read_text())
+    default = dict(task='place', control_hz=10)
+    for space, expected in (('tool', {}), ('joint', {'action_space': 'joint'})):
+        meta['processor']['action_space'] = space
+        (tmp_path / 'meta.json').write_text(json.dumps(meta))
+        kind, headers, made = policies.resolve(str(tmp_path), default)
+        assert (kind, headers) == ('checkpoint', {})
+        assert {key: made[key] for key in made.keys() - default.keys()} == expected

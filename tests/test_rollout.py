@@ -7,6 +7,7 @@ python -m pytest tests/test_rollout.py
 import functools
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -21,16 +22,15 @@ from safetensors.torch import load_file, save_file
 
 import sim_rollout
 from episode import TOOL_ACTION_NAMES, check_episode, read_episode, write_episode
-from sim import film, labels, policies
+from sim import film, labels, ledger, policies, workers
+from sim.judge import PHASES
 from sim.world import World
+from vla import policy
 
 pytestmark = pytest.mark.mujoco
 
 
-HOW = dict(
-    execute=2, steps=5, read_text=False, device='cpu', dtype='float32'
-)  # to ask a checkpoint
-
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 rollout = functools.partial(launch.run, 'sim_rollout.py')
 
@@ -181,9 +181,9 @@ def test_failed_seeds_are_remembered(tmp_path):
     made_with, path = dict(task='place', kicks=0.1), tmp_path / 'rollouts.jsonl'
     rows = [dict(seed=seed, success=False, made_with=made_with) for seed in (3, 4)]
     path.write_text('\n'.join(map(json.dumps, rows)))
-    assert sorted(sim_rollout.recorded(path, tmp_path, 'place', [2, 3, 4], made_with)) == [3, 4]
-    with pytest.raises(SystemExit, match='kicks was 0.1, is 0.2'):
-        sim_rollout.recorded(path, tmp_path, 'place', [3], dict(made_with, kicks=0.2))
+    assert sorted(ledger.recorded(path, tmp_path, 'place', [2, 3, 4], made_with)) == [3, 4]
+    with pytest.raises(ValueError, match='kicks was 0.1, is 0.2'):
+        ledger.recorded(path, tmp_path, 'place', [3], dict(made_with, kicks=0.2))
 
 
 def test_every_recorded_episode_has_one_line_whatever_was_killed(recorded, tmp_path):
@@ -249,6 +249,65 @@ def test_a_score_never_takes_over_results_of_other_weights(checkpoint, tmp_path)
     assert 'are done' not in text and 'place ' in text and len(log(folder / 'rollout')) == 1
 
 
+def test_only_another_setting_weight_or_line_of_code_makes_a_score_old(tmp_path):
+    path, made_with = tmp_path / 'rollouts.jsonl', dict(task='place', code='a')
+    rows = {s: dict(seed=s, success=True, made_with=dict(made_with)) for s in range(3)}
+    rows[1]['made_with']['code'] = 'b'
+    for row in rows.values():
+        ledger.append(path, row)
+    assert ledger.scored(path, range(5), made_with) == {0: rows[0], 2: rows[2]}
+
+
+def test_tidy_leaves_one_line_per_episode(tmp_path):
+    path = tmp_path / 'rollouts.jsonl'
+    rows = {s: dict(seed=s, success=True, made_with=dict(task='place')) for s in range(4)}
+    for seed in (0, 1, 2):
+        ledger.append(path, rows[seed])
+    with open(path, 'a') as f:
+        f.write('{"seed": 9, "succ')
+    # asked for 1, 2 and 3: 1 is done, 2 is run again, of 3 only the file was there
+    assert ledger.tidy(path, {1, 2, 3}, {1: rows[1], 3: rows[3]}) == 1
+    assert [json.loads(line)['seed'] for line in path.read_text().splitlines()] == [0, 1, 3]
+    before = path.read_bytes()
+    assert ledger.tidy(path, {0, 1, 3}, {0: rows[0], 1: rows[1], 3: rows[3]}) == 0
+    assert path.read_bytes() == before
+
+
+def test_the_fingerprint_sees_code_of_both_wings_and_models(tmp_path):
+    """A score of other code must not be taken over; words in papers and configs change nothing."""
+    root = tmp_path / 'house'
+    for pattern in ('*.py', 'sim/*.py', 'vla/*.py', 'assets/**/*.xml', 'config/*.py', '*.md'):
+        for file in ROOT.glob(pattern):
+            copy = root / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+    seen = {ledger.fingerprint(ledger.code_files(root))}
+    changed = ('model.py', 'sim/clutch.py', 'vla/layers.py', 'assets/robots/alex/alex.xml')
+    for n, name in enumerate(changed, 2):
+        with open(root / name, 'a') as f:
+            f.write(' ')
+        seen.add(ledger.fingerprint(ledger.code_files(root)))
+        assert len(seen) == n, f'{name} was changed unseen'
+    for name in ('README.md', 'config/demo.py'):
+        with open(root / name, 'a') as f:
+            f.write(' ')
+    assert ledger.fingerprint(ledger.code_files(root)) in seen
+
+
+def test_the_expert_runs_from_any_folder_and_without_torch(tmp_path):
+    """Where torch cannot be imported, neither by the script nor by its worker."""
+    (tmp_path / 'torch.py').write_text('raise ImportError("torch was imported")')
+    script = ROOT / 'sim_rollout.py'
+    command = [sys.executable, script, '--episodes=1', '--cameras=', '--workers=1', '--out=o']
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get('PYTHONPATH')]))
+    where = dict(cwd=tmp_path, env=os.environ | {'PYTHONPATH': path})
+    done = subprocess.run(command, capture_output=True, text=True, **where)
+    assert done.returncode == 0, done.stderr
+    assert 'place 1/1' in done.stdout and len(log(tmp_path / 'o')) == 1
+    shown = subprocess.run([sys.executable, script, '--help'], capture_output=True, cwd='/')
+    assert shown.returncode == 0 and b'--policy=' in shown.stdout
+
+
 def test_what_makes_no_sense_is_refused_by_name(tmp_path):
     assert 'never recorded' in rollout('--seeds=999999:1000001', f'--record={tmp_path}', fails=True)
     assert 'only the expert' in rollout('--policy=random', f'--record={tmp_path}', fails=True)
@@ -284,7 +343,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
         ('--kicks=2', 'kicks=2.0: expected a number, from 0 to 1'),
         (
             '--execute=5',
-            'execute=5 changes nothing here, where the policy is expert: it is for where a checkpoint',
+            'execute=5 changes nothing here, where the policy is expert: it is for where',
         ),
         ('--read_text=True', 'read_text=True changes nothing here'),
         (
@@ -322,9 +381,9 @@ def test_a_plan_that_does_not_fit_its_range_is_said_not_traced():
     def refuse(seed):
         raise RuntimeError('no place for white')
 
-    answer = sim_rollout.attempt(refuse, 3)
+    answer = workers.attempt(refuse, 3)
     assert re.fullmatch(r'no place for white \(test_rollout.py:\d+\)', str(answer))
-    assert sim_rollout.attempt(sorted, [2, 1]) == [1, 2]
+    assert workers.attempt(sorted, [2, 1]) == [1, 2]
 
 
 def test_an_episode_that_was_cut_off_is_named(recorded, tmp_path):
@@ -362,22 +421,17 @@ def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
 
 def test_checkpoint_refuses_a_world_that_does_not_fit(checkpoint):
     assert '64x64' in rollout(f'--ckpt={checkpoint}', '--image_size=64', '--workers=1', fails=True)
-    for world, change, said in (
-        (dict(control_hz=5), {}, '5 Hz'),
-        (dict(cameras=('overhead',)), {}, 'wrist'),
-        ({}, dict(execute=9), 'have 8 rows'),
-        ({}, dict(dtype='half'), "'half'"),
-    ):
+    load = functools.partial(policy.checkpoint, checkpoint, device='cpu')
+    for world, said in ((dict(control_hz=5), '5 Hz'), (dict(cameras=('overhead',)), 'wrist')):
         with pytest.raises(ValueError, match=said):
-            sim_rollout.setup(world, 'checkpoint', checkpoint, {}, kicks=0, how=HOW | change)
+            load(World(**world).metadata())
 
 
 def test_film_shows_something_that_moves(tmp_path):
     text = rollout('--episodes=1', '--video=1', '--workers=1', f'--out={tmp_path}')
     assert 'place_1000000_success.mp4' in text
     with imageio.get_reader(tmp_path / 'place_1000000_success.mp4') as reader:
-        # list() would ask the reader for its length, which it gives as infinite
-        frames = [frame for frame in reader]  # noqa: C416
+        frames = list(iter(reader))  # the length it gives itself is unbounded
     steps = log(tmp_path)[0]['steps']
     assert len(frames) == steps + 10 and frames[0].shape == (608, 960, 3)
     views = {
@@ -410,9 +464,9 @@ def test_success_curve_counts_who_has_finished_by_then():
 
 
 def test_funnel_counts_who_got_at_least_as_far():
-    results = [dict(phase_id=i) for i in (0, 1, 1, 3, len(sim_rollout.PHASES) - 1)]
+    results = [dict(phase_id=i) for i in (0, 1, 1, 3, len(PHASES) - 1)]
     counts = film.funnel(results)
-    assert list(counts) == list(sim_rollout.PHASES[1:]) and list(counts.values())[:4] == [
+    assert list(counts) == list(PHASES[1:]) and list(counts.values())[:4] == [
         4,
         2,
         2,

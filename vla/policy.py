@@ -1,46 +1,126 @@
 """A trained checkpoint as a policy: observations in, absolute commands out, a chunk at a time.
 
-start = policy.checkpoint('out/demo', world, closed_m=-.02, execute=1, steps=1)
-act = start(seed)                  # once per episode
-choice = act(obs)                  # see sim/policies.py
+    start = policy.checkpoint('out/demo', world.metadata(), execute=1, steps=1)
+    act = start(seed)                  # once per episode
+    choice = act(obs)                  # a dict; sim/policies.py says what is in it
+
+All it has to know of the world is data, World.metadata(). So no simulator is imported here, and
+functools.partial(checkpoint, 'out/demo', ...) can be handed to a worker process.
 """
 
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import model
-from episode import TOOL_ACTION_NAMES
 from vla import layers
 from vla.processor import Processor
 
-GRIPPERS = [i for i, name in enumerate(TOOL_ACTION_NAMES) if name.endswith('gripper')]
+Act = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def command_in_force(obs: dict[str, Any], action_space: str) -> np.ndarray:
+    """Return the command that a chunk starts from.
+
+    Args:
+        obs: An observation, live or from a file.
+        action_space: 'tool' (15 slots, poses of the tools) or 'joint' (17 slots, joint targets).
+    """
+    return obs[f'{action_space}_command']
+
+
+def gripper_range_m(world: dict[str, Any]) -> tuple[float, float] | None:
+    """Return the commanded openings of a closed and an open hand, m; None for another robot.
+
+    Args:
+        world: World.metadata(), or the `world` of an episode's header. Recordings made before it
+            had an entry `gripper_m` are of hands that close with -20 mm and open with 32 mm and
+            16 mm times the scale of the bricks.
+    """
+    if 'gripper_m' in world:
+        openings = world['gripper_m']
+        return None if openings is None else tuple(openings)
+    if 'brick_scale' in world:
+        return -0.02, 2 * (0.016 + 0.008 * world['brick_scale'])
+    return None
+
+
+def round_grippers(
+    rows: np.ndarray, action_names: Sequence[str], gripper_m: tuple[float, float] | None
+) -> np.ndarray:
+    """Open hands altogether or shut them altogether, as in every demonstration.
+
+    A half-open hand drags bricks along.
+
+    Args:
+        rows: Absolute actions, (..., A).
+        action_names: Names of the A slots; those that end in 'gripper' are rounded.
+        gripper_m: Commanded openings of a closed and an open hand, m; None: nothing is rounded.
+
+    Returns:
+        A copy of the rows, (..., A), of the same type.
+    """
+    rows = rows.copy()
+    if gripper_m is None:
+        return rows
+    closed_m, open_m = gripper_m
+    columns = [i for i, name in enumerate(action_names) if name.endswith('gripper')]
+    is_open = rows[..., columns] > open_m / 2
+    rows[..., columns] = np.where(is_open, open_m, closed_m)
+    return rows
+
+
+def _check_settings(
+    folder: str | Path, horizon: int, execute: int, delay: int, compiles_with_text: bool
+) -> None:
+    if execute < 1 or delay < 0 or execute + delay > horizon:
+        raise ValueError(
+            f'execute={execute}, delay={delay}: the chunks of {folder} have {horizon} rows'
+        )
+    if compiles_with_text:
+        raise ValueError(
+            'compile_model and read_text: every other length of text would compile anew'
+        )
 
 
 def checkpoint(
-    folder,
-    world,
-    closed_m,
-    execute=1,
-    steps=1,
-    delay=0,
-    read_text=False,
-    text_chunks=1,
-    compile_model=False,
-    device=None,
-    dtype='float32',
-):
-    """A trained model: predicts a chunk in `steps` denoising steps, executes `execute` rows, looks
-    again.
+    folder: str | Path,
+    world: dict[str, Any],
+    execute: int = 1,
+    steps: int = 1,
+    delay: int = 0,
+    read_text: bool = False,
+    text_chunks: int = 1,
+    compile_model: bool = False,
+    device: str | None = None,
+    dtype: str = 'float32',
+) -> Callable[[int], Act]:
+    """Load a trained model that predicts a chunk, executes a part of it and looks again.
 
-    delay         rows of the chunk in force that are still executed while the next is made. They
-                  are its
-                  first rows, given to the model clean (training-time real-time chunking, Black et
-                  al. 2025),
-                  which it has to know from training: train.py --prefix_rows
-    read_text     decode the subtask and act having read it; a text serves for text_chunks chunks
-    compile_model torch.compile in one graph; on a GPU that graph is a CUDA graph, launched at once
+    Args:
+        folder: A checkpoint of train.py.
+        world: World.metadata() of the world it is to act in.
+        execute: Rows of a chunk that are executed before the next one is made.
+        steps: Denoising steps per chunk.
+        delay: Rows of the chunk in force that are still executed while the next one is made. They
+            are the first rows of that next one, and the model gets them clean (training-time
+            real-time chunking, Black et al. 2025). It has to know that from training:
+            train.py --prefix_rows.
+        read_text: Decode the subtask and act having read it.
+        text_chunks: Chunks that are made on one decoded text.
+        compile_model: torch.compile in one graph. On a GPU that is a CUDA graph, launched at once.
+        device: 'cpu' or 'cuda'; None: cuda where there is one.
+        dtype: 'float32' or 'bfloat16'.
+
+    Returns:
+        A function that begins an episode, given its seed, and returns `act`.
+
+    Raises:
+        ValueError: The world does not fit the checkpoint, or the settings do not fit each other.
     """
     torch.set_num_threads(1)
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -50,55 +130,48 @@ def checkpoint(
     net = net.to(device).eval()
     autocast = layers.autocast_for(device, dtype)
     processor = Processor.from_dict(meta['processor'])
-    processor.check_world(world.metadata())
-    if execute < 1 or delay < 0 or execute + delay > processor.horizon:
-        raise ValueError(
-            f'execute={execute}, delay={delay}: the chunks of {folder} have '
-            f'{processor.horizon} rows'
-        )
-    if compile_model and read_text:
-        raise ValueError(
-            'compile_model and read_text: every other length of text would compile anew'
-        )
+    processor.check_world(world)
+    _check_settings(folder, processor.horizon, execute, delay, compile_model and read_text)
     act_once = net.act
     if compile_model:
         act_once = torch.compile(net.act, mode='reduce-overhead', fullgraph=True, dynamic=False)
+    action_names = world[f'{processor.action_space}_action_names']
+    gripper_m = gripper_range_m(world)
 
-    def start(seed):
-        pending = []
-        tokens = None
-        age = 0
+    def start(seed: int) -> Act:
+        pending: list[np.ndarray] = []  # absolute rows of the chunk in force, not yet executed
+        tokens = None  # of the text that was decoded last
+        n_chunks = 0
 
-        def next_rows(obs):
-            """-> (H, 15), of which the first are those that are pending."""
-            nonlocal tokens, age
-            batch = {k: v.to(device) for k, v in processor.encode([obs]).items()}
+        def next_rows(obs: dict[str, Any]) -> np.ndarray:
+            """Make a chunk, (H, A) absolute; its first rows are those that are pending."""
+            nonlocal tokens, n_chunks
+            encoded = processor.encode([obs])
+            batch = {name: value.to(device) for name, value in encoded.items()}
+            command = command_in_force(obs, processor.action_space)[None]  # (1, A)
             prefix = None
             if pending:
-                prefix = processor.normalise_actions(np.array([pending]), obs['tool_command'][None])
-                prefix = torch.from_numpy(prefix).to(device)  # (1, delay, A)
+                rows = processor.normalise_actions(np.array([pending]), command)
+                prefix = torch.from_numpy(rows).to(device)  # (1, delay, A)
             with torch.inference_mode(), autocast:
                 if read_text:
-                    known = tokens if age % text_chunks else None
+                    texts = tokens if n_chunks % text_chunks else None  # None: decode anew
                     chunk, tokens = net.plan_and_act(
-                        batch, steps, action_prefix=prefix, texts=known
+                        batch, steps, action_prefix=prefix, texts=texts
                     )
-                    age += 1
                 else:
                     chunk = act_once(batch, steps, action_prefix=prefix)  # (1, H, A)
-            rows = processor.decode_actions(chunk.float().cpu().numpy(), obs['tool_command'][None])[
-                0
-            ]
-            # all open or all shut, as in every demonstration: half-open fingers drag bricks along
-            wide = rows[:, GRIPPERS] > world.max_opening_m / 2
-            rows[:, GRIPPERS] = np.where(wide, world.max_opening_m, closed_m)
-            return rows
+            n_chunks += 1
+            absolute = processor.decode_actions(chunk.float().cpu().numpy(), command)[0]
+            return round_grippers(absolute, action_names, gripper_m)
 
-        def act(obs):
+        def act(obs: dict[str, Any]) -> dict[str, Any]:
+            """Answer an observation; `chunk_ms` is there where a chunk was made for it."""
             choice = {}
             if len(pending) <= delay:
                 began = time.perf_counter()
-                pending.extend(next_rows(obs)[len(pending) : execute + delay])
+                rows = next_rows(obs)
+                pending.extend(rows[len(pending) : execute + delay])
                 choice['chunk_ms'] = (time.perf_counter() - began) * 1e3
             action = pending.pop(0)
             subtask = processor.decode_text(tokens[0]) if tokens else ''

@@ -1,0 +1,174 @@
+"""The ledger of a run: rollouts.jsonl holds one line per episode, its result and how it was made.
+
+    done = ledger.scored(path, seeds, made_with)       # {seed: result} that need not be run again
+    ledger.append(path, dict(result, made_with=made_with))
+
+A run that was killed goes on by it: an episode is taken over from the ledger only where it was made
+with the settings, the weights and the code of now. `made_with` is a flat dict of JSON values: the
+settings of World, who drove and how, and fingerprints of weights and code.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from episode import read_episode, write_atomic
+from sim.judge import PHASES
+
+Row = dict[str, Any]
+
+
+def episode_file(folder: str | Path, task: str, seed: int) -> Path:
+    """Where the recording of an episode stands."""
+    return Path(folder) / f'{task}_{seed:07d}.safetensors'
+
+
+# -----------------------------------------------------------------------------
+# The log
+
+
+def read_log(path: Path) -> dict[int, Row]:
+    """Read the results of a log, by seed.
+
+    A whole line ends with two braces, because `made_with` is its last entry. A line that a kill cut
+    off does not, and is left out. Where several lines are about one seed the last one counts.
+    """
+    if not path.exists():
+        return {}
+    rows = {}
+    for line in path.read_text().splitlines():
+        if line.endswith('}}'):
+            row = json.loads(line)
+            rows[row['seed']] = row
+    return rows
+
+
+def append(path: Path, row: Row) -> None:
+    """Write one line in a single call to the system: tasks of a job array write into one file."""
+    with open(path, 'ab', buffering=0) as log:
+        log.write((json.dumps(row) + '\n').encode())
+
+
+def tidy(path: Path, asked: set[int], done: dict[int, Row]) -> int:
+    """Bring the log to one line per episode, before the episodes that are missing are run.
+
+    The lines of seeds that are run again go, and so do lines that were cut off by a kill. Episodes
+    whose file was there without a line get one.
+
+    Args:
+        path: The log.
+        asked: All seeds of this run.
+        done: Results of this run's seeds that are taken over.
+
+    Returns:
+        The number of whole lines that were dropped because their seeds are run again.
+    """
+    rows = read_log(path)
+    text = path.read_text() if path.exists() else ''
+    kept = {}
+    for seed, row in rows.items():
+        if seed not in asked or done.get(seed) == row:
+            kept[seed] = row
+    ends_in_the_middle = text != '' and not text.endswith('\n')
+    if len(kept) < len(text.splitlines()) or ends_in_the_middle:
+        lines = [json.dumps(row) + '\n' for row in kept.values()]
+        write_atomic(path, ''.join(lines).encode())
+    for seed in done.keys() - kept.keys():
+        append(path, done[seed])
+    return len(rows.keys() - kept.keys())
+
+
+# -----------------------------------------------------------------------------
+# What need not be run again
+
+
+def scored(path: Path, seeds: Iterable[int], made_with: Row) -> dict[int, Row]:
+    """Find the episodes of a score that were run in exactly this way, by seed."""
+    rows = read_log(path)
+    return {s: rows[s] for s in seeds if s in rows and rows[s]['made_with'] == made_with}
+
+
+def recorded(
+    path: Path, record: str | Path, task: str, seeds: Iterable[int], made_with: Row
+) -> dict[int, Row]:
+    """Find the episodes of an earlier recording into the same folder, by seed.
+
+    Args:
+        path: The log.
+        record: Folder of the episode files.
+        task: Name of the task.
+        seeds: Those that are to be recorded.
+        made_with: How they are to be recorded.
+
+    Returns:
+        Results of the seeds that are done: failures, and successes whose file is there. A success
+        whose file was deleted is recorded again.
+
+    Raises:
+        ValueError: The folder holds episodes that were made with other settings.
+    """
+    rows = read_log(path)
+    known = {}
+    for seed in seeds:
+        file = episode_file(record, task, seed)
+        logged = seed in rows and rows[seed]['success']
+        if file.exists() and not logged:  # it was killed between writing the file and logging it
+            rows[seed] = row_of_file(file, seed, made_with)
+        if seed in rows and rows[seed]['success'] == file.exists():
+            known[seed] = rows[seed]
+    for row in rows.values():
+        differences = []
+        for key, then in row['made_with'].items():
+            now = made_with.get(key)  # a setting that has gone since then is None now
+            if then != now:
+                differences.append(f'{key} was {then}, is {now}')
+        if differences:
+            raise ValueError(
+                f'{record} was made with other settings: {", ".join(differences)}; '
+                'take another folder'
+            )
+    return known
+
+
+def row_of_file(file: Path, seed: int, made_with: Row) -> Row:
+    """Make the line of a recorded success from its file; the time it took is not known any more."""
+    _, header = read_episode(file)
+    world = {key: value for key, value in header['world'].items() if key in made_with}
+    return dict(
+        seed=seed,
+        success=True,
+        phase=PHASES[-1],
+        steps=header['metrics']['steps'],
+        phase_id=len(PHASES) - 1,
+        fault=None,
+        metrics=header['metrics'],
+        instruction=header['instruction'],
+        wall_s=None,
+        made_with=made_with | world,
+    )
+
+
+# -----------------------------------------------------------------------------
+# Fingerprints
+
+
+def code_files(root: Path) -> list[Path]:
+    """List the files of this repository that a score depends on: code of both wings, and models."""
+    patterns = ('*.py', 'sim/*.py', 'vla/*.py', 'assets/**/*.xml')
+    return [file for pattern in patterns for file in root.glob(pattern)]
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """List the files of a checkpoint that decide how it acts."""
+    return [Path(folder) / 'meta.json', *Path(folder).glob('*.safetensors')]
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """Make a short text that changes with the content of the files."""
+    digests = hashlib.sha256()
+    for file in sorted(map(str, files)):
+        with open(file, 'rb') as f:
+            digests.update(hashlib.file_digest(f, 'sha256').digest())
+    return digests.hexdigest()[:16]

@@ -1,0 +1,151 @@
+"""Worker processes, each with a world of its own, to which jobs are handed one at a time.
+
+    pool = start_workers(2, world_settings, driver, run)
+    for result in dispatch(pool, [(seed, None) for seed in range(100)]):
+        ...
+    stop_workers(pool)
+
+A job is (seed, path of its film or None). Everything a worker needs comes by argument and can be
+pickled. Processes are spawned, not forked, because neither OpenGL nor CUDA survives a fork. A
+spawned process imports the script again with its default settings, so nothing is read from there.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from sim.policies import Start
+from sim.world import World
+
+Driver = Callable[[World], Start]  # a picklable policies.driver, but for the world
+Job = tuple[int, Path | None]
+Pool = dict[Connection, Any]  # our end of the pipe: the process
+
+
+class WorkerError(RuntimeError):
+    """A worker died, or refused what it was asked for; the message says which and why."""
+
+
+# -----------------------------------------------------------------------------
+# In the worker
+
+
+def setup(world_settings: dict[str, Any], driver: Driver) -> tuple[World, Start]:
+    """Make the world and who drives in it; this is done once per process."""
+    world = World(**world_settings)
+    return world, driver(world)
+
+
+def attempt(action: Callable, *args: Any) -> Any:
+    """Call the action; return its result, or what it refuses and where as a RuntimeError.
+
+    Exceptions of other packages may not get through a pipe; a RuntimeError does.
+    """
+    try:
+        return action(*args)
+    except (ValueError, RuntimeError, OSError) as refusal:
+        at = traceback.extract_tb(refusal.__traceback__)[-1]
+        said = str(refusal) or type(refusal).__name__
+        return RuntimeError(f'{said} ({Path(at.filename).name}:{at.lineno})')
+
+
+def work(pipe: Connection, world_settings: dict[str, Any], driver: Driver, run: Callable) -> None:
+    """Live a worker's life: set up, say so, and answer jobs until the pipe breaks.
+
+    The pipe breaks when it is closed, and when the parent is gone.
+    """
+    # Ctrl-C reaches every process of the terminal; the parent decides what happens then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    made = attempt(setup, world_settings, driver)
+    if isinstance(made, RuntimeError):
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send(made)
+        return
+    world, start = made
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        pipe.send('ready')
+        while True:
+            job = pipe.recv()
+            pipe.send(attempt(run, world, start, job))
+    world.close()
+
+
+# -----------------------------------------------------------------------------
+# In the parent
+
+
+def start_workers(
+    n: int, world_settings: dict[str, Any], driver: Driver, run: Callable[[World, Start, Job], Any]
+) -> Pool:
+    """Start n processes and wait until all of them are ready for jobs.
+
+    Args:
+        n: Number of processes; with 0 the pool is empty and does no jobs.
+        world_settings: Arguments of World.
+        driver: Makes who drives, given the world. Where it is a checkpoint, unpickling this is what
+            imports torch; the expert does without.
+        run: Does one job and returns what the parent is to get.
+
+    Raises:
+        WorkerError: A worker cannot be set up.
+    """
+    context = multiprocessing.get_context('spawn')
+    pool: Pool = {}
+    for _ in range(n):
+        ours, theirs = context.Pipe()
+        args = (theirs, world_settings, driver, run)
+        pool[ours] = context.Process(target=work, args=args, daemon=True)
+        pool[ours].start()
+        theirs.close()
+    for pipe in pool:
+        receive(pipe, 'setting up')
+    return pool
+
+
+def receive(pipe: Connection, doing: str) -> Any:
+    """Take a worker's answer; a refusal is raised as a WorkerError that says what it was doing."""
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        raise WorkerError(
+            f'a worker died {doing}: the reason is above, or memory ran out'
+        ) from None
+    if isinstance(answer, RuntimeError):
+        raise WorkerError(f'{doing}: {answer}')
+    return answer
+
+
+def dispatch(pool: Pool, jobs: Iterable[Job]) -> Iterator[Any]:
+    """Hand out jobs one at a time, so that no worker waits for a slower one.
+
+    Yields:
+        Results, in the order in which they come.
+    """
+    waiting = iter(jobs)
+    idle = list(pool)
+    busy: dict[Connection, int] = {}  # our end of the pipe: the seed that is run there
+    while True:
+        for pipe, job in zip(idle, waiting):  # zip takes a job only where a pipe is left
+            pipe.send(job)
+            busy[pipe] = job[0]
+        if not busy:
+            return
+        answered = multiprocessing.connection.wait(list(busy))
+        idle = [pipe for pipe in busy if pipe in answered]
+        for pipe in idle:
+            seed = busy.pop(pipe)
+            yield receive(pipe, f'running seed {seed}')
+
+
+def stop_workers(pool: Pool) -> None:
+    """End the workers: they leave once the episode in hand is over and written."""
+    for pipe in pool:
+        pipe.close()
+    for process in pool.values():
+        process.join(timeout=20)
