@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from episode import TOOL_ACTION_NAMES, read_episode
+from episode import TOOL_ACTION_NAMES, demand, read_episode
 from sim.expert import Expert
 from sim.kicks import Kicks
 from sim.world import TOOL_HIGH, TOOL_LOW
@@ -47,7 +47,9 @@ def resolve(policy, default):
         return 'checkpoint', {}, {k: made[k] for k in default if k in made}
     for file in [path] if path.is_file() else sorted(path.glob('*.safetensors')):
         try:
-            headers[file] = header = read_episode(file)[1]
+            arrays, headers[file] = read_episode(file)
+            header = headers[file]
+            demand('replay', file, arrays, header)
             if 'task' not in header['world']:
                 raise ValueError('it was made up, not recorded')
         except (ValueError, OSError) as fault:

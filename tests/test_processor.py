@@ -15,8 +15,11 @@ import data
 import episode
 from episode import COMMAND, POSITION, ROTVEC
 from sim import tasks
-from vla import questions
-from vla.processor import VOCABULARY_SIZE, Processor, anchor, make_tokenizer, unanchor
+from vla import browse, questions
+from vla.processor import Processor, anchor, anchors_of, unanchor
+from vla.tokenizer import VOCABULARY_SIZE, make_tokenizer
+
+ALEX = anchors_of(episode.TOOL_ACTION)
 
 
 def random_actions(rng, *shape):
@@ -34,7 +37,7 @@ def random_actions(rng, *shape):
 def test_unanchor_is_the_exact_inverse_of_anchor():
     rng = np.random.default_rng(1)
     actions, command = random_actions(rng, 500, 8), random_actions(rng, 500)
-    assert np.abs(unanchor(anchor(actions, command), command) - actions).max() < 1e-9
+    assert np.abs(unanchor(anchor(actions, command, ALEX), command, ALEX) - actions).max() < 1e-9
 
 
 def test_anchored_actions_do_not_depend_on_where_and_which_way_the_hand_points():
@@ -52,7 +55,7 @@ def test_anchored_actions_do_not_depend_on_where_and_which_way_the_hand_points()
                 episode.quat_mul(turn, episode.quat_from_rotvec(x[..., r]))
             )
         moved.append(y)
-    assert np.abs(anchor(*moved) - anchor(actions, command)).max() < 1e-9
+    assert np.abs(anchor(*moved, ALEX) - anchor(actions, command, ALEX)).max() < 1e-9
 
 
 def test_a_turned_hand_sees_forward_motion_in_its_own_frame():
@@ -62,7 +65,7 @@ def test_a_turned_hand_sees_forward_motion_in_its_own_frame():
     )  # its own x now points left (y)
     action[0] = command
     action[0, episode.TOOL_ACTION_NAMES.index('left/tool_y')] = 0.1
-    moved = dict(zip(episode.TOOL_ACTION_NAMES, anchor(action, command)[0]))
+    moved = dict(zip(episode.TOOL_ACTION_NAMES, anchor(action, command, ALEX)[0]))
     assert moved.pop('left/tool_x') == pytest.approx(0.1) and max(map(abs, moved.values())) < 1e-12
 
 
@@ -159,7 +162,7 @@ def test_a_slot_that_reaches_far_is_named(folder):
 
 
 def test_statistics_touch_no_picture(folder, tmp_path):
-    episode.pack_episodes(episode.episode_paths(folder), tmp_path, 90)
+    browse.pack_episodes(episode.episode_paths(folder), tmp_path, 90)
     whole, blind = (data.Dataset(tmp_path, make_processor()) for _ in range(2))
     for path in episode.episode_paths(tmp_path):
         spoil_pictures(path)

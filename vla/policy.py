@@ -6,16 +6,37 @@ choice = act(obs)                  # see sim/policies.py
 """
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 import model
-from episode import TOOL_ACTION_NAMES
 from vla import layers
 from vla.processor import Processor
 
-GRIPPERS = [i for i, name in enumerate(TOOL_ACTION_NAMES) if name.endswith('gripper')]
+
+def round_grippers(
+    rows: np.ndarray, names: Sequence[str], gripper_m: tuple[float, float] | None
+) -> np.ndarray:
+    """Grippers all open or all shut, as in every demonstration: half-open ones drag bricks along.
+
+    Args:
+        rows: (..., C) absolute actions.
+        names: Their slots; those that end with 'gripper' are meant.
+        gripper_m: Opening when closed and when open, m; None: nothing is rounded.
+
+    Returns:
+        A copy; what is more than half open is open.
+    """
+    rows = rows.copy()
+    if gripper_m is None:
+        return rows
+    closed_m, open_m = gripper_m
+    columns = [i for i, name in enumerate(names) if name.endswith('gripper')]
+    wide = rows[..., columns] > open_m / 2
+    rows[..., columns] = np.where(wide, open_m, closed_m)
+    return rows
 
 
 def checkpoint(
@@ -51,6 +72,7 @@ def checkpoint(
     autocast = layers.autocast_for(device, dtype)
     processor = Processor.from_dict(meta['processor'])
     processor.check_world(world.metadata())
+    in_force = f'{processor.action_space}_command'
     if execute < 1 or delay < 0 or execute + delay > processor.horizon:
         raise ValueError(
             f'execute={execute}, delay={delay}: the chunks of {folder} have '
@@ -75,7 +97,7 @@ def checkpoint(
             batch = {k: v.to(device) for k, v in processor.encode([obs]).items()}
             prefix = None
             if pending:
-                prefix = processor.normalise_actions(np.array([pending]), obs['tool_command'][None])
+                prefix = processor.normalise_actions(np.array([pending]), obs[in_force][None])
                 prefix = torch.from_numpy(prefix).to(device)  # (1, delay, A)
             with torch.inference_mode(), autocast:
                 if read_text:
@@ -86,13 +108,8 @@ def checkpoint(
                     age += 1
                 else:
                     chunk = act_once(batch, steps, action_prefix=prefix)  # (1, H, A)
-            rows = processor.decode_actions(chunk.float().cpu().numpy(), obs['tool_command'][None])[
-                0
-            ]
-            # all open or all shut, as in every demonstration: half-open fingers drag bricks along
-            wide = rows[:, GRIPPERS] > world.max_opening_m / 2
-            rows[:, GRIPPERS] = np.where(wide, world.max_opening_m, closed_m)
-            return rows
+            rows = processor.decode_actions(chunk.float().cpu().numpy(), obs[in_force][None])[0]
+            return round_grippers(rows, processor.action_names, (closed_m, world.max_opening_m))
 
         def act(obs):
             choice = {}
