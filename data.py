@@ -71,7 +71,7 @@ import torch
 
 from episode import check_episode, episode_paths, read_episode
 from vla import browse, questions
-from vla.processor import Processor
+from vla.processor import Batch, Processor
 from vla.tokenizer import make_tokenizer
 from vla.windows import Windows, in_validation
 
@@ -80,7 +80,6 @@ TIMES: dict[str, Callable] = {  # flow times by inversion of uniform numbers
     'uniform': lambda u: u,
     'shifted': lambda u: 3 * u / (1 + 2 * u),
 }
-Batch = dict[str, torch.Tensor]
 
 
 class Dataset(Windows):

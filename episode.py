@@ -58,6 +58,10 @@ class Slot(NamedTuple):
 
 
 Table = tuple[Slot, ...]
+Tables = dict[str, Table]  # by array
+Arrays = dict[str, Any]  # {name: array with a row per step}; pictures may be JpegFrames
+Header = dict[str, Any]
+Path = str | os.PathLike
 
 
 def plain_slot(name: str, unit: str, kind: str = '') -> Slot:
@@ -194,7 +198,7 @@ def table_of(name: str, names: Sequence[str], units: Sequence[str], kinds: Seque
     return tuple(map(plain_slot, names, units, kinds))
 
 
-def slot_tables(header: dict[str, Any]) -> dict[str, Table]:
+def slot_tables(header: Header) -> Tables:
     """The slots of state and actions of an episode, by array.
 
     Files of spec 1 name no kinds: they all hold our own robot's slots.
@@ -211,7 +215,7 @@ def slot_tables(header: dict[str, Any]) -> dict[str, Table]:
     return tables
 
 
-def tables_of(source: str | os.PathLike | Sequence) -> dict[str, Table]:
+def tables_of(source: Path | Sequence) -> Tables:
     """The slots of the first episode of a folder, see `slot_tables`."""
     return slot_tables(read_episode(episode_paths(source)[0])[1])
 
@@ -344,7 +348,7 @@ NEEDS = {
 }
 
 
-def lacks(use: str, arrays: Iterable[str], header: dict[str, Any]) -> str:
+def lacks(use: str, arrays: Iterable[str], header: Header) -> str:
     """What an episode lacks for a use of NEEDS and what to do then, in words; '' where nothing."""
     needed_arrays, needed_keys, remedy = NEEDS[use]
     missing = [name for name in needed_arrays if name not in arrays]
@@ -354,7 +358,7 @@ def lacks(use: str, arrays: Iterable[str], header: dict[str, Any]) -> str:
     return f'has no {", ".join(missing)}: {remedy}' if missing else ''
 
 
-def demand(use: str, path: str | os.PathLike, arrays: Iterable[str], header: dict) -> None:
+def demand(use: str, path: Path, arrays: Iterable[str], header: Header) -> None:
     """Raise ValueError where an episode lacks what a use of NEEDS asks for."""
     lack = lacks(use, arrays, header)
     if lack:
@@ -382,7 +386,7 @@ _DTYPES = {
 }
 
 
-def write_atomic(path: str | os.PathLike, content: bytes | Callable[[str], Any]) -> None:
+def write_atomic(path: Path, content: bytes | Callable[[str], Any]) -> None:
     """Write a file so that a kill leaves either the old one or the new one, never half of it.
 
     Args:
@@ -476,9 +480,7 @@ def git_rev() -> str:
     return run.stdout.strip() or 'none'
 
 
-def write_episode(
-    path: str | os.PathLike, arrays: dict[str, Any], header: dict[str, Any], jpeg: int = 0
-) -> None:
+def write_episode(path: Path, arrays: Arrays, header: Header, jpeg: int = 0) -> None:
     """Save one episode.
 
     Args:
@@ -511,7 +513,7 @@ def _as_written(name: str, array: Any) -> np.ndarray:
     return np.ascontiguousarray(array, known[name][0] if name in known else None)
 
 
-def _whole_header(arrays: dict[str, np.ndarray], header: dict[str, Any]) -> dict[str, Any]:
+def _whole_header(arrays: Arrays, header: Header) -> Header:
     """The header with all that follows from the arrays."""
     given = slot_tables(header)
     tables = {name: own for name, own in TABLES.items() if name in arrays or name == 'state'}
@@ -529,9 +531,7 @@ def _whole_header(arrays: dict[str, np.ndarray], header: dict[str, Any]) -> dict
     return header
 
 
-def read_episode(
-    path: str | os.PathLike, map_bytes: Callable[[str], np.ndarray] | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_episode(path: Path, map_bytes: Callable | None = None) -> tuple[Arrays, Header]:
     """Read {name: array} and the header of an episode.
 
     Args:
@@ -559,7 +559,7 @@ def read_episode(
         raw = np.memmap(path, mode='r', dtype=np.uint8).view(np.ndarray)
     else:
         raw = map_bytes(path)
-    arrays: dict[str, Any] = {}
+    arrays: Arrays = {}
     for name, entry in table.items():
         start, stop = (8 + n + offset for offset in entry['data_offsets'])
         arrays[name] = raw[start:stop].view(_DTYPES[entry['dtype']]).reshape(entry['shape'])
@@ -576,7 +576,7 @@ def read_episode(
 # faults
 
 
-def check_episode(path: str | os.PathLike) -> list[str]:
+def check_episode(path: Path) -> list[str]:
     """Faults of a file in words, [] when it is sound."""
     try:
         arrays, header = read_episode(path)
@@ -585,7 +585,7 @@ def check_episode(path: str | os.PathLike) -> list[str]:
     return find_faults(arrays, header)
 
 
-def find_faults(arrays: dict[str, Any], header: dict[str, Any]) -> list[str]:
+def find_faults(arrays: Arrays, header: Header) -> list[str]:
     """Everything wrong with one episode, each fault named in words; [] when sound.
 
     CORE has to be there; TRUTH is checked where it is, and has to be whole where the header names
@@ -613,7 +613,7 @@ def find_faults(arrays: dict[str, Any], header: dict[str, Any]) -> list[str]:
     ]
 
 
-def _find_missing(arrays: dict, header: dict) -> list[str]:
+def _find_missing(arrays: Arrays, header: Header) -> list[str]:
     keys = [*CORE_KEYS, 'state_slots', 'state_units']
     names = ['time', 'state']
     if 'world' in header:  # TRUTH is whole
@@ -633,7 +633,7 @@ def _find_missing(arrays: dict, header: dict) -> list[str]:
     return faults
 
 
-def _find_slot_faults(arrays: dict, header: dict) -> list[str]:
+def _find_slot_faults(arrays: Arrays, header: Header) -> list[str]:
     faults = []
     for name in TABLES:
         if name not in arrays:
@@ -643,7 +643,7 @@ def _find_slot_faults(arrays: dict, header: dict) -> list[str]:
         own = [slot.name for slot in TABLES[name]]
         if 'world' in header and names != own:
             faults.append(f'header {name}_slots differ from the table of episode.py')
-        twice = [slot for slot, count in collections.Counter(names).items() if count > 1]
+        twice = [x for x in names if names.count(x) > 1]
         if twice:
             faults.append(f'header {name}_slots name {twice[0]} twice')
         if len(units) != len(names):
@@ -653,7 +653,7 @@ def _find_slot_faults(arrays: dict, header: dict) -> list[str]:
     return faults
 
 
-def _find_kind_faults(name: str, header: dict) -> list[str]:
+def _find_kind_faults(name: str, header: Header) -> list[str]:
     """What is wrong with the kinds of an action of a robot that is not our own."""
     n = len(header[f'{name}_slots'])
     if f'{name}_kinds' not in header:
@@ -678,7 +678,7 @@ def _find_kind_faults(name: str, header: dict) -> list[str]:
     return faults
 
 
-def _find_shape_faults(arrays: dict, header: dict) -> list[str]:
+def _find_shape_faults(arrays: Arrays, header: Header) -> list[str]:
     rows = len(arrays['time'])
     expected: dict[str, tuple[str, tuple | None]] = {}
     for name, (dtype, columns) in (CORE_ARRAYS | TRUTH_ARRAYS).items():
@@ -710,7 +710,7 @@ def _find_shape_faults(arrays: dict, header: dict) -> list[str]:
     return faults
 
 
-def _find_infinite(arrays: dict) -> list[str]:
+def _find_infinite(arrays: Arrays) -> list[str]:
     faults = []
     for name, array in arrays.items():
         if array.dtype.kind == 'f' and not np.isfinite(array).all():
@@ -719,7 +719,7 @@ def _find_infinite(arrays: dict) -> list[str]:
     return faults
 
 
-def _find_range_faults(arrays: dict, header: dict) -> list[str]:
+def _find_range_faults(arrays: Arrays, header: Header) -> list[str]:
     faults = []
     tables = slot_tables(header)
     if 'tool_executed' in arrays:
@@ -738,7 +738,7 @@ def _find_range_faults(arrays: dict, header: dict) -> list[str]:
     return faults
 
 
-def _find_time_faults(arrays: dict, header: dict) -> list[str]:
+def _find_time_faults(arrays: Arrays, header: Header) -> list[str]:
     step_s = np.diff(arrays['time'])
     dt_s = 1 / header['control_hz']
     if len(step_s) and (step_s <= 0).any():
@@ -750,7 +750,7 @@ def _find_time_faults(arrays: dict, header: dict) -> list[str]:
     return []
 
 
-def _find_truth_faults(arrays: dict, header: dict) -> list[str]:
+def _find_truth_faults(arrays: Arrays, header: Header) -> list[str]:
     faults = []
     for name in ('kicked', 'goal'):
         if name in arrays and arrays[name].max() > 1:
@@ -770,7 +770,7 @@ def _find_truth_faults(arrays: dict, header: dict) -> list[str]:
     return faults
 
 
-def _find_word_faults(arrays: dict, header: dict) -> list[str]:
+def _find_word_faults(arrays: Arrays, header: Header) -> list[str]:
     if not isinstance(header['instruction'], str) or not header['instruction']:
         return ['instruction is empty']
     if 'askable' in header and header['askable'][:1] != [header['instruction']]:
@@ -791,7 +791,7 @@ def _find_word_faults(arrays: dict, header: dict) -> list[str]:
     return faults
 
 
-def _find_picture_faults(arrays: dict, header: dict) -> list[str]:
+def _find_picture_faults(arrays: Arrays, header: Header) -> list[str]:
     faults = []
     for camera in header['cameras']:
         try:
@@ -811,7 +811,7 @@ def _find_picture_faults(arrays: dict, header: dict) -> list[str]:
 # folders
 
 
-def episode_paths(source: str | os.PathLike | Sequence) -> list[str]:
+def episode_paths(source: Path | Sequence) -> list[str]:
     """Episode files of a folder or file, or of several in a list or separated by commas."""
     sources = str(source).split(',') if isinstance(source, (str, os.PathLike)) else list(source)
     paths = []
@@ -836,7 +836,7 @@ _COLOURS = {'red': (200, 40, 40), 'blue': (40, 60, 200)}
 
 
 def write_synthetic_episodes(
-    folder: str | os.PathLike,
+    folder: Path,
     count: int,
     cameras: Sequence[str],
     image_size: int,
@@ -858,7 +858,7 @@ def synthetic_episode(
     image_size: int,
     control_hz: int = 10,
     kicks: float = 0.1,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[Arrays, Header]:
     """Arrays and header of an episode that is made up: random but learnable.
 
     The right tool goes to the square of the named colour and closes. kicks is the probability

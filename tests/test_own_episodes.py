@@ -1,4 +1,4 @@
-"""Other robots' episodes: the converters of docs/own_episodes.md are run, and what they write trains.
+"""Other robots: the converters of docs/own_episodes.md are run, and what they write trains.
 
 python -m pytest tests/test_own_episodes.py
 """
@@ -188,11 +188,15 @@ def test_the_command_in_force_is_the_reported_one_else_the_action_before(tmp_pat
     rng = np.random.default_rng(0)
     joints = [('a', 'rad', 'joint'), ('b', 'rad', 'joint')]
     reported = [('command/b', 'rad', ''), ('x', '', ''), ('command/a', 'rad', '')]
-    told = write(tmp_path / '1/e.safetensors', rng, joints, dict(state=reported, joint_action=joints))
+    told = write(
+        tmp_path / '1/e.safetensors', rng, joints, dict(state=reported, joint_action=joints)
+    )
     commands = make(tmp_path / '1').commands(np.arange(6))
     assert np.array_equal(commands, told['state'][:, [2, 0]].astype(np.float32))
     measured = [('x', '', ''), ('b', 'rad', '')]  # of a nothing is known in the first row
-    told = write(tmp_path / '2/e.safetensors', rng, joints, dict(state=measured, joint_action=joints))
+    told = write(
+        tmp_path / '2/e.safetensors', rng, joints, dict(state=measured, joint_action=joints)
+    )
     write(tmp_path / '2/f.safetensors', rng, joints, dict(state=measured, joint_action=joints))
     dataset = make(tmp_path / '2')
     commands = dataset.commands(np.arange(6))

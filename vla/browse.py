@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from episode import ACTIONS, Slot, Table, read_episode, slot_tables, tables_of, write_episode
+from episode import (
+    ACTIONS,
+    Arrays,
+    Header,
+    Slot,
+    Table,
+    read_episode,
+    slot_tables,
+    tables_of,
+    write_episode,
+)
 
 # -----------------------------------------------------------------------------
 # folders
@@ -144,7 +154,7 @@ def slot_groups(table: Sequence[Slot]) -> dict[str, list[int]]:
     return groups
 
 
-def _draw_slots(axis: Any, arrays: dict, header: dict, name: str, columns: list[int]) -> None:
+def _draw_slots(axis: Any, arrays: Arrays, header: Header, name: str, columns: list[int]) -> None:
     """Curves of some slots of an action, and of the commands in force where the state has them."""
     time = arrays['time']
     state_names = header['state_slots']

@@ -12,8 +12,11 @@ import numpy as np
 import torch
 
 import model
+from episode import TOOL_ACTION_NAMES
 from vla import layers
 from vla.processor import Processor
+
+GRIPPERS = [i for i, name in enumerate(TOOL_ACTION_NAMES) if name.endswith('gripper')]
 
 
 def round_grippers(

@@ -22,8 +22,10 @@ from episode import (
     ARMS,
     STATE_NAMES,
     TABLES,
+    Header,
     Slot,
     Table,
+    Tables,
     pose_columns,
     quat_from_rotvec,
     quat_inv,
@@ -41,6 +43,9 @@ from vla.tokenizer import SPECIAL_TOKENS
 # Actions relative to the command in force when the chunk starts are small numbers around zero, the
 # same for a brick anywhere on the table. What that means follows from the kind of a slot: a pose is
 # seen in the frame of the commanded tool, a joint as a difference, an absolute slot as it is.
+
+Batch = dict[str, torch.Tensor]  # see the table on top of data.py
+Ids = tuple[tuple[int, ...], ...]  # token ids of a user part and of an assistant part
 
 
 class Anchors(NamedTuple):
@@ -165,9 +170,7 @@ FIT_WINDOWS = 200_000  # at most so many are looked at for the normaliser
 FAR = 10  # spreads: a slot that reaches further is named before training
 
 
-def choose_action_slots(
-    patterns: Iterable[str], tables: dict[str, Table], space: str
-) -> tuple[str, ...]:
+def choose_action_slots(patterns: Iterable[str], tables: Tables, space: str) -> tuple[str, ...]:
     """Names of the action slots that patterns ask for, see `episode.slots`.
 
     Raises:
@@ -234,7 +237,7 @@ class Processor:
         pad_dims: int = 0,
         stats: dict[str, Any] | None = None,
         stats_of: str | None = None,
-        tables: dict[str, Table] | None = None,
+        tables: Tables | None = None,
     ):
         for name, value, known in (
             ('action_space', action_space, SPACES),
@@ -265,7 +268,7 @@ class Processor:
                 )
 
     def _choose_slots(
-        self, state_slots: Iterable[str], action_slots: Iterable[str], tables: dict[str, Table]
+        self, state_slots: Iterable[str], action_slots: Iterable[str], tables: Tables
     ) -> None:
         self.action_slots = choose_action_slots(action_slots, tables, self.action_space)
         self.state_table = tables['state']
@@ -384,7 +387,7 @@ class Processor:
         faults += _name_faults('state', STATE_NAMES, self.state_names)
         self._refuse('the world', faults)
 
-    def check_header(self, header: dict[str, Any], path: str) -> None:
+    def check_header(self, header: Header, path: str) -> None:
         """Raise ValueError, naming the differences, where a recorded episode does not fit.
 
         Pictures may be of any size, as `fit_picture` brings them to ours.
@@ -450,13 +453,11 @@ class Processor:
 
     def prompt_ids(
         self, instruction: str, subtask: str | None = None, question: bool = False
-    ) -> tuple[tuple[int, ...], ...]:
+    ) -> Ids:
         """Token ids of the user part and of the assistant part, see `prompt`."""
         return self._known_ids(instruction, subtask, question)
 
-    def _encode_prompt(
-        self, instruction: str, subtask: str | None, question: bool
-    ) -> tuple[tuple[int, ...], ...]:
+    def _encode_prompt(self, instruction: str, subtask: str | None, question: bool) -> Ids:
         parts = self.prompt(instruction, subtask, question)
         return tuple(tuple(self.tokenizer.encode(part).ids) if part else () for part in parts)
 
@@ -464,7 +465,7 @@ class Processor:
         """Token ids -> text without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
-    def pad(self, prompts: Sequence[tuple[tuple[int, ...], ...]]) -> dict[str, torch.Tensor]:
+    def pad(self, prompts: Sequence[Ids]) -> Batch:
         """[(user ids, assistant ids)] -> one batch of text, padded on the right.
 
         Returns:
@@ -537,7 +538,7 @@ class Processor:
         rows: Sequence[dict[str, Any]],
         subtasks: Sequence[str] | None = None,
         questions: Sequence[str] | None = None,
-    ) -> dict[str, torch.Tensor]:
+    ) -> Batch:
         """Observations -> batch for the model, see the table on top of data.py.
 
         Args:
@@ -565,9 +566,7 @@ class Processor:
                 raise ValueError(f'image/{camera} {error}') from None
         return np.stack(pictures)
 
-    def assemble(
-        self, images: np.ndarray, states: np.ndarray, prompts: Sequence
-    ) -> dict[str, torch.Tensor]:
+    def assemble(self, images: np.ndarray, states: np.ndarray, prompts: Sequence) -> Batch:
         """(B, N, h, w, 3) uint8, (B, C) states, prompt ids -> batch: the one place to make it."""
         batch = {
             'images': torch.from_numpy(images),
@@ -662,7 +661,7 @@ def _as_columns(table: Table) -> dict[str, list[str]]:
     }
 
 
-def saved_tables(made: dict[str, Any]) -> dict[str, Table]:
+def saved_tables(made: dict[str, Any]) -> Tables:
     """The slots there were for a processor that meta.json holds, by array.
 
     Checkpoints of earlier revisions do not say: theirs are our own robot's.

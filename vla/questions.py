@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from episode import Arrays, Header
+
 TEMPLATES = {  # several wordings each; {x} is the subject
     'where': ('where is the {x} brick ?', 'where is {x} ?', 'in which place is the {x} brick ?'),
     'cell': ('on which corner is the {x} brick ?', 'which corner is {x} pressed onto ?'),
@@ -34,9 +36,7 @@ NEEDS_TASK = ('arm', 'done', 'now')
 Asked = tuple[str, str, str]  # kind, question, answer
 
 
-def at(
-    header: dict[str, Any], arrays: dict[str, np.ndarray], row: int, rng: np.random.Generator
-) -> list[Asked]:
+def at(header: Header, arrays: Arrays, row: int, rng: np.random.Generator) -> list[Asked]:
     """All that can be asked in a row: [(kind, question, answer)], each in one of its wordings.
 
     Args:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from episode import JpegFrames, episode_paths, lacks, read_episode
+from episode import Arrays, Header, JpegFrames, episode_paths, lacks, read_episode
 from vla import questions
 from vla.processor import Processor, fit_picture
 
@@ -31,6 +31,8 @@ ERRORS = {
     ('absolute', 'm'): ('gripper_mm', 1e3),
     ('joint', 'rad'): ('joint_rad', 1),
 }
+
+Parts = dict[str, list]  # by name, something of each episode
 
 
 def map_bytes(path: str) -> np.ndarray:
@@ -84,7 +86,7 @@ class Windows:
 
     # ---- reading the files
 
-    def _read_files(self, split: str | None, val_fraction: float) -> dict[str, list]:
+    def _read_files(self, split: str | None, val_fraction: float) -> Parts:
         """Map all files and keep views of their wide arrays; return what is kept in memory."""
         self.paths: list[str] = []
         self.names: list[str] = []
@@ -95,7 +97,7 @@ class Windows:
         wide += [f'image/{camera}' for camera in self.processor.cameras]
         # an array per episode, a view of its mapped file
         self.files: dict[str, list] = {name: [] for name in wide}
-        parts: dict[str, list] = {
+        parts: Parts = {
             name: [] for name in ('action', 'subtask_id', 'kicked', 'goal', 'success', 'referents')
         }
         for path in episode_paths(self.folders):
@@ -108,7 +110,7 @@ class Windows:
             del self.files['scene']
         return parts
 
-    def _check(self, path: str, arrays: dict, header: dict) -> None:
+    def _check(self, path: str, arrays: Arrays, header: Header) -> None:
         """Refuse a file that does not fit, and note what TRUTH it lacks."""
         self.processor.check_header(header, path)
         needed = [name for name in self.files if name != 'scene']
@@ -121,7 +123,7 @@ class Windows:
             if lack:
                 self._lacking.setdefault(use, f'{path} {lack}')
 
-    def _keep(self, path: str, arrays: dict, header: dict, parts: dict[str, list]) -> None:
+    def _keep(self, path: str, arrays: Arrays, header: Header, parts: Parts) -> None:
         rows = len(arrays['time'])
         success = bool(header['success'])
         self.paths.append(path)
@@ -146,7 +148,7 @@ class Windows:
             if name in arrays:
                 views.append(arrays[name])
 
-    def _index_rows(self, parts: dict[str, list], rows_after_success: int) -> None:
+    def _index_rows(self, parts: Parts, rows_after_success: int) -> None:
         """Arrays over all rows of all episodes, n of them, and over the episodes, E."""
         lengths = np.array([len(goal) for goal in parts['goal']])
         self.start = np.concatenate([[0], np.cumsum(lengths)])  # (E+1,) first row of each episode
@@ -181,7 +183,7 @@ class Windows:
                 commands[:, column] = [state[0, at] for state in self.files['state']]
         return commands
 
-    def _index_referents(self, parts: dict[str, list]) -> None:
+    def _index_referents(self, parts: Parts) -> None:
         """What the words of each goal refer to that could have been asked for in the same scene.
 
         (spans, G, 8), G the most goals of any episode; a span of rows ends where a plan goes on to
@@ -271,7 +273,7 @@ class Windows:
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
-    def header(self, episode: int) -> dict[str, Any]:
+    def header(self, episode: int) -> Header:
         """The whole header of an episode, read anew."""
         return read_episode(self.paths[episode])[1]
 
@@ -351,7 +353,7 @@ class Windows:
         arrays = {'subtask_id': self.subtask_id[rows], 'goal': self.goal[rows]}
         return questions.at(self._facts(episode), arrays, row - self.start[episode], rng)
 
-    def _read_facts(self, episode: int) -> dict[str, Any]:
+    def _read_facts(self, episode: int) -> Header:
         """What questions need of a header; it is read when the first question is asked."""
         self.demand('questions')
         header = self.header(episode)
