@@ -1,13 +1,15 @@
-"""Episodes on disk: what a frame holds, slot by slot, and files that are written, read, checked
-and drawn.
+"""Episodes on disk: what a frame holds, slot by slot, and files that are written, read and checked.
 
     arrays, header = read_episode(path)        # {name: array}, dict
     write_episode(path, arrays, header)        # refuses what check_episode would find fault with
 
 An episode is one safetensors file: arrays whose row t holds the observation before action t, and a
 JSON header under the metadata key "header". It holds SI units and raw pixels, nothing normalised;
-it is read without torch or a simulator. ARRAYS lists what is in it, TABLES the columns of states
-and actions.
+it is read without torch or a simulator. It has two parts:
+    CORE     what any robot's log has and all that training needs: time, state, the commanded
+             action, pictures, instruction, and the names, units and kinds of every slot
+    TRUTH    what our simulator adds: physics, where the bricks are, what words refer to, answers
+Grounding, questions and replays ask for TRUTH and say what they miss (`demand`); nothing else does.
 """
 
 import collections
@@ -15,41 +17,102 @@ import fnmatch
 import functools
 import io
 import json
+import math
 import os
 import subprocess
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 import safetensors.numpy
 
 # -----------------------------------------------------------------------------
-# The observation/action table. Everything else refers to slots by name.
-# Poses are those of the tool (between the fingertips) in the torso frame: x forward, y left, z up,
-# table top at z = 0. The tool frame equals the torso frame when the hand points straight down at
-# rest; orientation in an action is the rotation vector r from there, R = exp(r). A gripper command
-# below zero squeezes harder. `floor` is the smallest spread the normaliser divides by: what moves
-# less than that carries no signal.
+# Slots. A slot is a column of a state or of an action; everything refers to slots by name. Which
+# slots there are stands in the header of the file, so that any robot's episodes can be read.
 
-SPEC_VERSION = 1
 ARMS = ('left', 'right')
+KINDS = ('pose', 'joint', 'absolute')
+# The smallest spread that the normaliser divides by, where a robot's own table names none: what
+# moves less than a millimetre or half a degree is noise of the sensor and carries no signal. Of
+# other units nothing is known; theirs only keeps a slot that never moves from being divided by 0.
+FLOORS = {'m': 0.001, 'rad': 0.01}
+OTHER_FLOOR = 0.001
 
 
 class Slot(NamedTuple):
+    """A column of a state or an action.
+
+    The kind tells what an action is relative to in the model's eyes. 'pose': six slots in a row,
+    x, y, z and the rotation vector rx, ry, rz of one tool, are seen in the frame of the pose that
+    was commanded before; 'joint': the difference to the command before; 'absolute': as it is, for
+    grippers. A state's slots have no kind.
+    """
+
     name: str
     unit: str
+    kind: str
     low: float  # outside [low, high] is a fault in the file, not a wide motion
     high: float
-    floor: float
+    floor: float  # the smallest spread that the normaliser divides by
 
 
-def _per_arm(rows, prefix=''):
-    return tuple(Slot(f'{prefix}{arm}/{row[0]}', *row[1:]) for arm in ARMS for row in rows)
+Table = tuple[Slot, ...]
+Tables = dict[str, Table]  # by array
+Arrays = dict[str, Any]  # {name: array with a row per step}; pictures may be JpegFrames
+Header = dict[str, Any]
+Path = str | os.PathLike
 
 
-_XYZ = [(f'tool_{a}', 'm', -1.5, 1.5, 0.001) for a in 'xyz']
-_ROTATION = [(f'tool_r{a}', 'rad', -6.3, 6.3, 0.01) for a in 'xyz']
-_GRIPPER = [('gripper', 'm', -0.05, 0.20, 0.001)]
+def plain_slot(name: str, unit: str, kind: str = '') -> Slot:
+    """A slot of a robot that we know nothing else of: no range, the floor of its unit."""
+    floor = FLOORS[unit] if unit in FLOORS else OTHER_FLOOR
+    return Slot(name, unit, kind, -math.inf, math.inf, floor)
+
+
+def slots(patterns: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Names chosen by exact name or glob pattern, each once, in the order asked for.
+
+    Args:
+        patterns: For instance 'right/tool_x' or 'command/*/tool_?'.
+        names: What there is to choose from.
+
+    Raises:
+        ValueError: A pattern matches nothing.
+    """
+    chosen: list[str] = []
+    for pattern in patterns:
+        hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not hits:
+            raise ValueError(f'no slot matches {pattern!r}; the slots are: {", ".join(names)}')
+        chosen += [name for name in hits if name not in chosen]
+    return tuple(chosen)
+
+
+def pose_columns(table: Sequence[Slot]) -> np.ndarray:
+    """Columns of the tools' poses in an action: (tools, 6), x, y, z, rx, ry, rz each."""
+    columns = [i for i, slot in enumerate(table) if slot.kind == 'pose']
+    return np.array(columns, int).reshape(-1, 6)
+
+
+# -----------------------------------------------------------------------------
+# The table of our own robot, Alex.
+# Poses are those of the tool (between the fingertips) in the torso frame: x forward, y left, z up,
+# table top at z = 0. The tool frame equals the torso frame when the hand points straight down at
+# rest; orientation in an action is the rotation vector r from there, R = exp(r). A gripper command
+# below zero squeezes harder.
+
+
+def _per_arm(rows: Iterable[Slot], prefix: str = '') -> Table:
+    rows = list(rows)
+    return tuple(slot._replace(name=f'{prefix}{arm}/{slot.name}') for arm in ARMS for slot in rows)
+
+
+def _measured(table: Iterable[Slot], prefix: str = '') -> Table:
+    """The same slots in a state, where they have no kind."""
+    return tuple(slot._replace(name=f'{prefix}{slot.name}', kind='') for slot in table)
+
+
 _ARM_JOINTS = (
     'shoulder_y',
     'shoulder_x',
@@ -59,27 +122,37 @@ _ARM_JOINTS = (
     'wrist_x',
     'gripper_z',
 )
-
 JOINT_NAMES = ('spine_z',) + tuple(f'{arm}/{joint}' for arm in ARMS for joint in _ARM_JOINTS)
-_JOINTS = tuple(Slot(name, 'rad', -6.3, 6.3, 0.01) for name in JOINT_NAMES)
-JOINT_ACTION = _JOINTS + _per_arm(_GRIPPER)
-TOOL_ACTION = (Slot('spine_z', 'rad', -3.2, 3.2, 0.005),) + _per_arm(_XYZ + _ROTATION + _GRIPPER)
-STATE = (
-    _JOINTS
-    + tuple(Slot(f'velocity/{name}', 'rad/s', -100.0, 100.0, 0.05) for name in JOINT_NAMES)
-    + _per_arm(_GRIPPER)
-    + _per_arm(_XYZ)
-    + _per_arm([(f'tool_q{a}', '', -1.001, 1.001, 0.01) for a in 'wxyz'])
-    + _per_arm([(f'tool_v{a}', 'm/s', -50.0, 50.0, 0.02) for a in 'xyz'])
-    + tuple(
-        slot._replace(name=f'command/{slot.name}') for slot in TOOL_ACTION
-    )  # the command in force
-    # measured minus commanded: a press, a jam or a missed grasp shows here first
-    + _per_arm([(n, u, -2.0, 2.0, f) for n, u, _, _, f in _XYZ] + _ROTATION, prefix='error/')
+_JOINTS = tuple(Slot(name, 'rad', 'joint', -6.3, 6.3, 0.01) for name in JOINT_NAMES)
+_VELOCITIES = tuple(
+    Slot(f'velocity/{name}', 'rad/s', '', -100.0, 100.0, 0.05) for name in JOINT_NAMES
 )
-JOINT_ACTION_NAMES = tuple(slot.name for slot in JOINT_ACTION)  # 17
-TOOL_ACTION_NAMES = tuple(slot.name for slot in TOOL_ACTION)  # 15
-STATE_NAMES = tuple(slot.name for slot in STATE)  # 79
+_SPINE = Slot('spine_z', 'rad', 'joint', -3.2, 3.2, 0.005)
+_XYZ = tuple(Slot(f'tool_{axis}', 'm', 'pose', -1.5, 1.5, 0.001) for axis in 'xyz')
+_ROTATION = tuple(Slot(f'tool_r{axis}', 'rad', 'pose', -6.3, 6.3, 0.01) for axis in 'xyz')
+_GRIPPER = (Slot('gripper', 'm', 'absolute', -0.05, 0.20, 0.001),)
+_QUATERNION = tuple(Slot(f'tool_q{axis}', '', '', -1.001, 1.001, 0.01) for axis in 'wxyz')
+_TOOL_VELOCITY = tuple(Slot(f'tool_v{axis}', 'm/s', '', -50.0, 50.0, 0.02) for axis in 'xyz')
+# measured minus commanded: a press, a jam or a missed grasp shows here first
+_ERROR = tuple(slot._replace(low=-2.0, high=2.0) for slot in _XYZ) + _ROTATION
+
+JOINT_ACTION = _JOINTS + _per_arm(_GRIPPER)
+TOOL_ACTION = (_SPINE,) + _per_arm(_XYZ + _ROTATION + _GRIPPER)
+STATE = (
+    _measured(_JOINTS)
+    + _VELOCITIES
+    + _measured(_per_arm(_GRIPPER))
+    + _measured(_per_arm(_XYZ))
+    + _per_arm(_QUATERNION)
+    + _per_arm(_TOOL_VELOCITY)
+    + _measured(TOOL_ACTION, 'command/')  # the command in force
+    + _measured(_per_arm(_ERROR, 'error/'))
+)
+JOINT_ACTION_NAMES = tuple(slot.name for slot in JOINT_ACTION)
+TOOL_ACTION_NAMES = tuple(slot.name for slot in TOOL_ACTION)
+STATE_NAMES = tuple(slot.name for slot in STATE)
+TABLES = {'state': STATE, 'tool_action': TOOL_ACTION, 'joint_action': JOINT_ACTION}
+ACTIONS = ('tool_action', 'joint_action')
 
 
 def _columns(names, arm):
@@ -91,85 +164,89 @@ def _columns(names, arm):
 ARM_JOINTS = {arm: _columns(JOINT_NAMES, arm) for arm in ARMS}  # in JOINT_NAMES, a joint action
 ARM_TOOL = {arm: _columns(TOOL_ACTION_NAMES, arm) for arm in ARMS}  # in a tool action
 JOINT_GRIPPER = {arm: JOINT_ACTION_NAMES.index(f'{arm}/gripper') for arm in ARMS}
-MAX_JITTER = (
-    0.02  # m, rad: a label and what was executed are further apart only in rows marked as kicked
-)
-TABLES = {
-    'state': STATE,
-    'tool_action': TOOL_ACTION,
-    'tool_executed': TOOL_ACTION,
-    'joint_action': JOINT_ACTION,
-}
 
-# array: dtype, and the number of columns (None: one value per row; 0: whatever the robot has)
-ARRAYS = {
-    'time': ('float64', None),
-    'state': ('float32', 79),
-    'tool_action': ('float32', 15),  # the label: what the expert would do, seeing row t
-    'tool_executed': ('float32', 15),  # what the world got: the label and a jitter, if not kicked
-    'joint_action': ('float32', 17),  # joint command in force after the step
-    'kicked': ('uint8', None),
-    'qpos': ('float64', 0),
-    'qvel': ('float64', 0),
-    'ctrl': ('float64', 0),
-    'connections': ('int32', None),
-    'phase': ('int32', None),
-    'subtask_id': ('int32', None),
-    'goal': ('uint8', None),
-    # ground truth, a training target only: World.scene, 12 columns per loose brick
-    'scene': ('float32', 0),
-}
-HEADER_KEYS = (
-    'spec',
-    'task',
-    'instruction',
-    'subtasks',
-    'control_hz',
-    'cameras',
-    'seed',
-    'success',
-    'metrics',
-    'world',
-    'git_rev',
-    'qa',
-    'askable',
-    'referents',
-    'state_slots',
-    'state_units',
-    'tool_action_slots',
-    'tool_action_units',
-    'joint_action_slots',
-    'joint_action_units',
+
+POSITION = pose_columns(TOOL_ACTION)[:, :3]  # (arms, 3) columns of a tool action
+ROTVEC = pose_columns(TOOL_ACTION)[:, 3:]  # (arms, 3)
+GRIPPER = np.array([TOOL_ACTION_NAMES.index(f'{arm}/gripper') for arm in ARMS])
+COMMAND = slice(  # where the command in force stands in the state
+    STATE_NAMES.index(f'command/{TOOL_ACTION_NAMES[0]}'),
+    STATE_NAMES.index(f'command/{TOOL_ACTION_NAMES[-1]}') + 1,
 )
 
 
-def slots(patterns, names):
-    """Names chosen by exact name or glob pattern ('command/*/tool_?'), each once, in the order
-    asked for.
+# -----------------------------------------------------------------------------
+# slots in a header
+
+
+def slot_keys(**tables: Sequence[tuple]) -> dict[str, list[str]]:
+    """What a header says about the slots of its arrays.
+
+    Args:
+        tables: By array ('state', 'tool_action', 'joint_action'), its slots in the order of the
+            columns: a Slot, or (name, unit, kind) each. A state's kind is ''.
+
+    Returns:
+        '<array>_slots' and '<array>_units', and of actions '<array>_kinds'.
     """
-    chosen = []
-    for pattern in patterns:
-        hits = [n for n in names if fnmatch.fnmatchcase(n, pattern)]
-        if not hits:
-            raise ValueError(f'no slot matches {pattern!r}; the slots are: {", ".join(names)}')
-        chosen += [n for n in hits if n not in chosen]
-    return tuple(chosen)
+    keys = {}
+    for name, table in tables.items():
+        keys[f'{name}_slots'] = [slot[0] for slot in table]
+        keys[f'{name}_units'] = [slot[1] for slot in table]
+        if name in ACTIONS:
+            keys[f'{name}_kinds'] = [slot[2] for slot in table]
+    return keys
+
+
+def table_of(name: str, names: Sequence[str], units: Sequence[str], kinds: Sequence[str]) -> Table:
+    """Slots of an array by what a header or a checkpoint says of them.
+
+    Ranges and floors are those of our own table where names and units are its own: they are not
+    written into files.
+    """
+    own = TABLES[name]
+    if [(slot.name, slot.unit) for slot in own] == list(zip(names, units)):
+        return own
+    return tuple(map(plain_slot, names, units, kinds))
+
+
+def slot_tables(header: Header) -> Tables:
+    """The slots of state and actions of an episode, by array.
+
+    Files of spec 1 name no kinds: they all hold our own robot's slots.
+    """
+    tables = {}
+    for name in TABLES:
+        if f'{name}_slots' not in header:
+            continue
+        names = header[f'{name}_slots']
+        kinds = [''] * len(names)
+        if f'{name}_kinds' in header:
+            kinds = header[f'{name}_kinds']
+        tables[name] = table_of(name, names, header[f'{name}_units'], kinds)
+    return tables
+
+
+def tables_of(source: Path | Sequence) -> Tables:
+    """The slots of the first episode of a folder, see `slot_tables`."""
+    return slot_tables(read_episode(episode_paths(source)[0])[1])
 
 
 # -----------------------------------------------------------------------------
 # rotations, all vectorised over leading dimensions, computed in float64
 
 
-def quat_from_rotvec(r):
+def quat_from_rotvec(r: np.ndarray) -> np.ndarray:
     """(..., 3) rotation vector, rad -> (..., 4) wxyz."""
     r = np.asarray(r, np.float64)
     half = np.linalg.norm(r, axis=-1, keepdims=True) / 2
     return np.concatenate([np.cos(half), np.sinc(half / np.pi) / 2 * r], -1)
 
 
-def rotvec_from_quat(q):
-    """(..., 4) wxyz, unit -> (..., 3) rotation vector with angle <= pi. Exact near 0 and near
-    pi.
+def rotvec_from_quat(q: np.ndarray) -> np.ndarray:
+    """(..., 4) wxyz, unit -> (..., 3) rotation vector with angle <= pi, rad.
+
+    It is exact near 0 and near pi.
     """
     q = np.asarray(q, np.float64)
     q = np.where(q[..., :1] < 0, -q, q)
@@ -179,18 +256,20 @@ def rotvec_from_quat(q):
     return q[..., 1:] * np.where(small, 2.0, angle / np.where(small, 1.0, n))
 
 
-def quat_mul(a, b):
+def quat_mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Product of (..., 4) quaternions wxyz: b's turn first, then a's."""
     w = a[..., :1] * b[..., :1] - (a[..., 1:] * b[..., 1:]).sum(-1, keepdims=True)
     v = a[..., :1] * b[..., 1:] + b[..., :1] * a[..., 1:] + np.cross(a[..., 1:], b[..., 1:])
     return np.concatenate([w, v], -1)
 
 
-def quat_inv(q):
+def quat_inv(q: np.ndarray) -> np.ndarray:
+    """Inverse of (..., 4) unit quaternions wxyz."""
     return q * np.array([1.0, -1.0, -1.0, -1.0])
 
 
-def quat_rotate(q, v):
-    """Rotate (..., 3) vectors by (..., 4) quaternions."""
+def quat_rotate(q: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Rotate (..., 3) vectors by (..., 4) quaternions wxyz."""
     u = q[..., 1:]
     w = q[..., :1]
     cross = np.cross(u, v)
@@ -198,62 +277,113 @@ def quat_rotate(q, v):
 
 
 # -----------------------------------------------------------------------------
-# observation -> state vector, and back
+# our robot's observation -> state vector
 
-_FIELDS = {
-    'joint_pos': (15,),
-    'joint_vel': (15,),
-    'gripper': (2,),
-    'tool_pos': (2, 3),
-    'tool_quat': (2, 4),
-    'tool_vel': (2, 3),
-    'tool_command': (15,),
+_FIELDS: dict[str, tuple[int, ...]] = {
+    'joint_pos': (len(JOINT_NAMES),),
+    'joint_vel': (len(JOINT_NAMES),),
+    'gripper': (len(ARMS),),
+    'tool_pos': (len(ARMS), 3),
+    'tool_quat': (len(ARMS), 4),
+    'tool_vel': (len(ARMS), 3),
+    'tool_command': (len(TOOL_ACTION),),
 }
-# columns of a tool action, and where the command in force stands in the state
-POSITION = np.array(
-    [[TOOL_ACTION_NAMES.index(f'{arm}/tool_{a}') for a in 'xyz'] for arm in ARMS]
-)  # (2, 3)
-ROTVEC = np.array(
-    [[TOOL_ACTION_NAMES.index(f'{arm}/tool_r{a}') for a in 'xyz'] for arm in ARMS]
-)  # (2, 3)
-SPINE = TOOL_ACTION_NAMES.index('spine_z')
-TOOL_POSE = tuple(
-    [STATE_NAMES.index(f'{arm}/tool_{a}') for arm in ARMS for a in axes]
-    for axes in (('x', 'y', 'z'), ('qw', 'qx', 'qy', 'qz'))
-)
-COMMAND = slice(
-    STATE_NAMES.index('command/spine_z'), STATE_NAMES.index('command/right/gripper') + 1
-)
 
 
-def state_vector(obs):
-    """Observation dict -> (79,) float32 in the order of STATE."""
-    # cast first, compute from the cast values: a recorded row then reproduces its tracking error
-    # bit for bit
+def state_vector(obs: dict[str, Any]) -> np.ndarray:
+    """Observation of the world -> (S,) float32 in the order of STATE."""
+    # The fields are cast first and computed with then: a recorded row reproduces its tracking
+    # error bit for bit.
     field = {
         name: np.asarray(obs[name], np.float32).reshape(shape) for name, shape in _FIELDS.items()
     }
-    pos, quat, command = (
-        field[k].astype(np.float64) for k in ('tool_pos', 'tool_quat', 'tool_command')
-    )
-    turn = quat_mul(quat, quat_inv(quat_from_rotvec(command[ROTVEC])))  # (2, 4)
-    error = np.concatenate([pos - command[POSITION], rotvec_from_quat(turn)], -1)  # (2, 6)
-    return np.concatenate(
-        [*(value.ravel() for value in field.values()), error.ravel().astype(np.float32)]
-    )
-
-
-def observation_from_state(state):
-    """(79,) state row -> the observation dict it came from, without images, time and
-    instruction.
-    """
-    ends = np.cumsum([np.prod(shape) for shape in _FIELDS.values()])
-    parts = zip(np.split(state, ends), _FIELDS.items())
-    return {name: np.array(part).reshape(shape) for part, (name, shape) in parts}
+    pos = field['tool_pos'].astype(np.float64)
+    quat = field['tool_quat'].astype(np.float64)
+    command = field['tool_command'].astype(np.float64)
+    turn = quat_mul(quat, quat_inv(quat_from_rotvec(command[ROTVEC])))  # (arms, 4)
+    error = np.concatenate([pos - command[POSITION], rotvec_from_quat(turn)], -1)  # (arms, 6)
+    parts = [value.ravel() for value in field.values()]
+    return np.concatenate([*parts, error.ravel().astype(np.float32)])
 
 
 # -----------------------------------------------------------------------------
-# episode files
+# what a file holds
+
+SPEC_VERSION = 2  # 1 held our own robot's slots only and named no kinds
+READABLE = (1, 2)
+# A label and what was executed are further apart than this (m, rad) in rows marked as kicked only.
+MAX_JITTER = 0.02
+
+# By array its dtype and its columns: None for one value per row, 0 for as many as the robot has,
+# or the table that counts them.
+CORE_ARRAYS: dict[str, tuple[str, None | int | str]] = {
+    'time': ('float64', None),  # s
+    'state': ('float32', 'state'),
+    # What was commanded, one of these at least. tool_action: poses; of our own robot what the
+    # expert would do, seeing row t. joint_action: joints; of our own robot the joint command in
+    # force after the step that was executed.
+    'tool_action': ('float32', 'tool_action'),
+    'joint_action': ('float32', 'joint_action'),
+}
+TRUTH_ARRAYS: dict[str, tuple[str, None | int | str]] = {
+    # What the world got: the label and a jitter; something else where the row is kicked.
+    'tool_executed': ('float32', 'tool_action'),
+    'kicked': ('uint8', None),  # 1: what was executed is not the label
+    'qpos': ('float64', 0),
+    'qvel': ('float64', 0),
+    'ctrl': ('float64', 0),
+    'connections': ('int32', None),
+    'phase': ('int32', None),
+    'subtask_id': ('int32', None),
+    'goal': ('uint8', None),  # 1: the goal is reached
+    'scene': ('float32', 0),  # a training target only: World.scene, 12 columns per loose brick
+}
+CORE_KEYS = ('spec', 'task', 'instruction', 'control_hz', 'cameras', 'seed', 'success')
+TRUTH_KEYS = ('subtasks', 'metrics', 'world', 'git_rev', 'qa', 'askable', 'referents')
+# what asks for TRUTH: its arrays, its header keys, and what to do without
+NEEDS = {
+    'grounding': (
+        ('scene',),
+        ('askable', 'referents'),
+        "grounding learns from the simulator's truth; train without it: --grounding=False",
+    ),
+    'questions': (
+        ('goal', 'subtask_id'),
+        ('qa', 'subtasks'),
+        "the simulator's truth answers the questions; ask none: --question_share=0",
+    ),
+    'replay': (
+        ('tool_action', 'tool_executed', 'kicked', 'qpos', 'subtask_id'),
+        ('world', 'subtasks'),
+        'a replay repeats physics; replay what sim_rollout.py recorded',
+    ),
+}
+
+
+def lacks(use: str, arrays: Iterable[str], header: Header) -> str:
+    """What an episode lacks for a use of NEEDS and what to do then, in words; '' where nothing."""
+    needed_arrays, needed_keys, remedy = NEEDS[use]
+    missing = [name for name in needed_arrays if name not in arrays]
+    missing += [key for key in needed_keys if key not in header]
+    if use == 'grounding' and 'referents' not in missing and not _by_row(header['referents']):
+        missing.append('referents by row')
+    return f'has no {", ".join(missing)}: {remedy}' if missing else ''
+
+
+def demand(use: str, path: Path, arrays: Iterable[str], header: Header) -> None:
+    """Raise ValueError where an episode lacks what a use of NEEDS asks for."""
+    lack = lacks(use, arrays, header)
+    if lack:
+        raise ValueError(f'{path} {lack}')
+
+
+def _by_row(referents: list) -> bool:
+    """Whether referents are [first row, table] each; an older version wrote one table."""
+    return all(len(span) == 2 for span in referents)
+
+
+# -----------------------------------------------------------------------------
+# reading and writing
 
 _DTYPES = {
     'F64': 'float64',
@@ -268,7 +398,7 @@ _DTYPES = {
 }
 
 
-def write_atomic(path, content):
+def write_atomic(path: Path, content: bytes | Callable[[str], Any]) -> None:
     """Write a file so that a kill leaves either the old one or the new one, never half of it.
 
     Args:
@@ -288,14 +418,19 @@ def write_atomic(path, content):
 
 
 class JpegFrames:
-    """Pictures that are decoded where they are looked at: an array (T, h, w, 3) for whoever indexes
-    it. packed u8 (N), offset i64 (T + 1): where each picture begins in it.
+    """Pictures that are decoded where they are looked at: an array (T, h, w, 3) to whoever indexes.
+
+    Args:
+        packed: u8 (N), all pictures one after the other.
+        offset: i64 (T + 1), where each of them begins.
+        height: Pixels.
+        width: Pixels.
     """
 
     dtype = np.dtype('uint8')
     ndim = 4
 
-    def __init__(self, packed, offset, height, width):
+    def __init__(self, packed: np.ndarray, offset: np.ndarray, height: int, width: int):
         self.packed = packed
         self.offset = offset
         self.shape = (len(offset) - 1, height, width, 3)
@@ -319,7 +454,7 @@ class JpegFrames:
         except (OSError, PIL.Image.DecompressionBombError) as error:  # PIL's words for damage
             raise ValueError(f'row {at} is no jpeg that can be decoded') from error
 
-    def blob(self, at):
+    def blob(self, at: int) -> np.ndarray:
         """One picture as it was packed."""
         start, stop = self.offset[at % len(self) :][:2]
         return self.packed[start:stop]
@@ -328,25 +463,23 @@ class JpegFrames:
         return self[:]
 
 
-def encode_jpeg(frames, quality):
-    """(T, h, w, 3) -> packed u8 (N), offset i64 (T + 1). Colours at full resolution: studs are few
-    pixels.
+def encode_jpeg(frames: np.ndarray, quality: int) -> tuple[np.ndarray, np.ndarray]:
+    """(T, h, w, 3) -> packed u8 (N), offset i64 (T + 1).
+
+    Colours stay at full resolution: studs are few pixels.
     """
     blobs = []
     for frame in frames:
         blob = io.BytesIO()
         PIL.Image.fromarray(frame).save(blob, 'jpeg', quality=quality, subsampling=0)
         blobs.append(blob.getvalue())
-    return np.frombuffer(b''.join(blobs), np.uint8), np.cumsum([0, *map(len, blobs)]).astype(
-        np.int64
-    )
+    offset = np.cumsum([0, *map(len, blobs)]).astype(np.int64)
+    return np.frombuffer(b''.join(blobs), np.uint8), offset
 
 
 @functools.cache
-def git_rev():
-    """Revision of this code, '+' where files have changed; 'none' without git or outside a
-    repository.
-    """
+def git_rev() -> str:
+    """Revision of this code, '+' where files have changed; 'none' without git or a repository."""
     try:
         run = subprocess.run(
             ['git', 'describe', '--always', '--dirty=+', '--abbrev=7'],
@@ -359,26 +492,25 @@ def git_rev():
     return run.stdout.strip() or 'none'
 
 
-def write_episode(path, arrays, header, jpeg=0):
-    """Save one episode. `arrays` holds the keys of ARRAYS plus 'image/<camera>' uint8 (T, h, w,
-    3), cast to the table's dtypes; with `jpeg`, a quality in 1..95, they are packed. `header` gives
-    task, instruction, subtasks, control_hz, seed, success, metrics and world (World.metadata()),
-    and may give qa and another git_rev; spec version, slots, units and cameras are added here.
+def write_episode(path: Path, arrays: Arrays, header: Header, jpeg: int = 0) -> None:
+    """Save one episode.
+
+    Args:
+        path: The file, *.safetensors.
+        arrays: Those of CORE_ARRAYS and, where they are known, of TRUTH_ARRAYS, cast to the dtypes
+            that stand there, and 'image/<camera>' uint8 (T, h, w, 3).
+        header: task, instruction, control_hz, seed, success and `slot_keys` of state and actions;
+            without these the slots are our own robot's. Of TRUTH_KEYS those that are known: a
+            world (World.metadata()) says that all of TRUTH is there. Spec version and cameras are
+            added here.
+        jpeg: 0, or the quality, 1 to 95, in which pictures are packed.
+
+    Raises:
+        ValueError: `find_faults` finds something; nothing is written.
     """
     path = os.fspath(path)
-    arrays = {
-        k: np.ascontiguousarray(v, ARRAYS[k][0] if k in ARRAYS else None) for k, v in arrays.items()
-    }
-    header = {'qa': [], 'git_rev': git_rev(), **header, 'spec': SPEC_VERSION}
-    for key in ('state', 'tool_action', 'joint_action'):
-        header[f'{key}_slots'] = [slot.name for slot in TABLES[key]]
-        header[f'{key}_units'] = [slot.unit for slot in TABLES[key]]
-    fovy = header['world'].get('camera_fovy_deg', {})
-    header['cameras'] = {
-        k[6:]: {'height': v.shape[1], 'width': v.shape[2], 'fovy_deg': fovy.get(k[6:])}
-        for k, v in arrays.items()
-        if k.startswith('image/')
-    }
+    arrays = {name: _as_written(name, array) for name, array in arrays.items()}
+    header = _whole_header(arrays, header)
     faults = find_faults(arrays, header)
     if faults:
         raise ValueError(f'{path} not written: ' + '; '.join(faults))
@@ -388,15 +520,39 @@ def write_episode(path, arrays, header, jpeg=0):
     write_atomic(path, safetensors.numpy.save(arrays, metadata={'header': json.dumps(header)}))
 
 
-def map_bytes(path):
-    return np.memmap(path, mode='r', dtype=np.uint8).view(
-        np.ndarray
-    )  # a plain array slices 5 times faster
+def _as_written(name: str, array: Any) -> np.ndarray:
+    known = CORE_ARRAYS | TRUTH_ARRAYS
+    return np.ascontiguousarray(array, known[name][0] if name in known else None)
 
 
-def read_episode(path, map_bytes=map_bytes):
-    """-> {name: array}, header dict. Arrays are views of the mapped file: touching one row reads
-    one row. map_bytes: how to map a file, for who has thousands of them open.
+def _whole_header(arrays: Arrays, header: Header) -> Header:
+    """The header with all that follows from the arrays."""
+    given = slot_tables(header)
+    tables = {name: own for name, own in TABLES.items() if name in arrays or name == 'state'}
+    header = {**header, **slot_keys(**(tables | given)), 'spec': SPEC_VERSION}
+    fovy = {}
+    if 'world' in header:
+        header = {'qa': [], 'git_rev': git_rev(), **header}
+        fovy = header['world'].get('camera_fovy_deg', {})
+    header['cameras'] = {}
+    for name, array in arrays.items():
+        if name.startswith('image/'):
+            camera = name.removeprefix('image/')
+            height, width = array.shape[1:3]
+            header['cameras'][camera] = dict(height=height, width=width, fovy_deg=fovy.get(camera))
+    return header
+
+
+def read_episode(path: Path, map_bytes: Callable | None = None) -> tuple[Arrays, Header]:
+    """Read {name: array} and the header of an episode.
+
+    Args:
+        path: The file.
+        map_bytes: How to map a file, for who has thousands of them open; None: as numpy does,
+            which keeps the file open.
+
+    Returns:
+        Views of the mapped file, so that touching one row reads one row, and the header.
     """
     path = os.fspath(path)
     size = os.path.getsize(path)
@@ -411,110 +567,244 @@ def read_episode(path, map_bytes=map_bytes):
     end = 8 + n + max(entry['data_offsets'][1] for entry in table.values())
     if end != size:
         raise ValueError(f'{path}: {size} bytes, its own table says {end}: cut off or damaged')
-    raw = map_bytes(path)
-    arrays = {}
+    if map_bytes is None:  # a plain array slices 5 times faster than a memmap
+        raw = np.memmap(path, mode='r', dtype=np.uint8).view(np.ndarray)
+    else:
+        raw = map_bytes(path)
+    arrays: Arrays = {}
     for name, entry in table.items():
         start, stop = (8 + n + offset for offset in entry['data_offsets'])
         arrays[name] = raw[start:stop].view(_DTYPES[entry['dtype']]).reshape(entry['shape'])
     header = json.loads(metadata['header'])
-    for name in [name[:-6] for name in arrays if name.endswith('/bytes')]:
-        size = header['cameras'][name[6:]]
-        packed = arrays.pop(f'{name}/bytes'), arrays.pop(f'{name}/offset')
-        arrays[name] = JpegFrames(*packed, size['height'], size['width'])
+    for name in [name.removesuffix('/bytes') for name in arrays if name.endswith('/bytes')]:
+        camera = header['cameras'][name.removeprefix('image/')]
+        packed = arrays.pop(f'{name}/bytes')
+        offset = arrays.pop(f'{name}/offset')
+        arrays[name] = JpegFrames(packed, offset, camera['height'], camera['width'])
     return arrays, header
 
 
-def find_faults(arrays, header):
-    """Everything wrong with one episode, each fault named in words; [] when sound."""
-    faults = [f'header has no {key!r}' for key in HEADER_KEYS if key not in header]
-    faults += [f'no array {name!r}' for name in ARRAYS if name not in arrays]
+# -----------------------------------------------------------------------------
+# faults
+
+
+def check_episode(path: Path) -> list[str]:
+    """Faults of a file in words, [] when it is sound."""
+    try:
+        arrays, header = read_episode(path)
+    except (ValueError, OSError, KeyError) as error:  # a damaged file is a finding, not a crash
+        return [f'cannot be read: {error}']
+    return find_faults(arrays, header)
+
+
+def find_faults(arrays: Arrays, header: Header) -> list[str]:
+    """Everything wrong with one episode, each fault named in words; [] when sound.
+
+    CORE has to be there; TRUTH is checked where it is, and has to be whole where the header names
+    a world: then our simulator has written the file.
+    """
+    faults = _find_missing(arrays, header)
     if faults:
         return faults
-    if header['spec'] != SPEC_VERSION:
-        return [f'spec version {header["spec"]}, this code reads {SPEC_VERSION}']
-    T = len(arrays['time'])
-    if T == 0:
+    if header['spec'] not in READABLE:
+        known = ' and '.join(map(str, READABLE))
+        return [f'spec version {header["spec"]}, this code reads {known}']
+    if len(arrays['time']) == 0:
         return ['no rows']
-    expected = {
-        k: (dtype, () if columns is None else (columns,)) for k, (dtype, columns) in ARRAYS.items()
-    }
+    faults = _find_slot_faults(arrays, header)
+    faults = faults or _find_shape_faults(arrays, header)
+    faults = faults or _find_infinite(arrays)
+    if faults:
+        return sorted(faults)
+    return [
+        *_find_range_faults(arrays, header),
+        *_find_time_faults(arrays, header),
+        *_find_truth_faults(arrays, header),
+        *_find_word_faults(arrays, header),
+        *_find_picture_faults(arrays, header),
+    ]
+
+
+def _find_missing(arrays: Arrays, header: Header) -> list[str]:
+    keys = [*CORE_KEYS, 'state_slots', 'state_units']
+    names = ['time', 'state']
+    if 'world' in header:  # TRUTH is whole
+        keys += TRUTH_KEYS
+        names = [*CORE_ARRAYS, *TRUTH_ARRAYS]
+    for name in ACTIONS:
+        if name in arrays:
+            keys += [f'{name}_slots', f'{name}_units']
+    if 'subtask_id' in arrays:
+        keys.append('subtasks')
+    if 'referents' in header:
+        keys.append('askable')
+    faults = [f'header has no {key!r}' for key in dict.fromkeys(keys) if key not in header]
+    faults += [f'no array {name!r}' for name in names if name not in arrays]
+    if not faults and not any(name in arrays for name in ACTIONS):
+        faults.append(f'no action: one of the arrays {" and ".join(ACTIONS)} has to be there')
+    return faults
+
+
+def _find_slot_faults(arrays: Arrays, header: Header) -> list[str]:
+    faults = []
+    for name in TABLES:
+        if name not in arrays:
+            continue
+        names = header[f'{name}_slots']
+        units = header[f'{name}_units']
+        own = [slot.name for slot in TABLES[name]]
+        if 'world' in header and names != own:
+            faults.append(f'header {name}_slots differ from the table of episode.py')
+        twice = [x for x in names if names.count(x) > 1]
+        if twice:
+            faults.append(f'header {name}_slots name {twice[0]} twice')
+        if len(units) != len(names):
+            faults.append(f'header {name}_units are {len(units)}, {name}_slots {len(names)}')
+        elif name in ACTIONS and names != own:
+            faults += _find_kind_faults(name, header)
+    return faults
+
+
+def _find_kind_faults(name: str, header: Header) -> list[str]:
+    """What is wrong with the kinds of an action of a robot that is not our own."""
+    n = len(header[f'{name}_slots'])
+    if f'{name}_kinds' not in header:
+        return [f"header has no '{name}_kinds'"]
+    kinds = header[f'{name}_kinds']
+    if len(kinds) != n:
+        return [f'header {name}_kinds are {len(kinds)}, {name}_slots {n}']
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown:
+        return [f'header {name}_kinds: {unknown[0]!r}, expected one of {", ".join(KINDS)}']
+    faults = []
+    at = [i for i, kind in enumerate(kinds) if kind == 'pose']
+    for start in range(0, len(at), 6):
+        pose = at[start : start + 6]
+        units = [header[f'{name}_units'][i] for i in pose]
+        if units != ['m'] * 3 + ['rad'] * 3 or pose[-1] - pose[0] != 5:
+            first = header[f'{name}_slots'][pose[0]]
+            faults.append(
+                f'{name} slot {first}: the kind pose is of six slots in a row, x, y, z in m and '
+                'the rotation vector rx, ry, rz in rad'
+            )
+    return faults
+
+
+def _find_shape_faults(arrays: Arrays, header: Header) -> list[str]:
+    rows = len(arrays['time'])
+    expected: dict[str, tuple[str, tuple | None]] = {}
+    for name, (dtype, columns) in (CORE_ARRAYS | TRUTH_ARRAYS).items():
+        if isinstance(columns, str):
+            if f'{columns}_slots' in header:
+                expected[name] = (dtype, (len(header[f'{columns}_slots']),))
+        else:
+            expected[name] = (dtype, () if columns is None else None)
     for camera, size in header['cameras'].items():
         expected[f'image/{camera}'] = ('uint8', (size['height'], size['width'], 3))
-    faults += [
-        f'header names camera {k[6:]!r}, no array {k!r}' for k in expected if k not in arrays
+    faults = [
+        f'header names camera {camera!r}, no array {f"image/{camera}"!r}'
+        for camera in header['cameras']
+        if f'image/{camera}' not in arrays
     ]
-    faults += [
-        f'array {k!r} is not in the specification or the header'
-        for k in arrays
-        if k not in expected
-    ]
-    for name in arrays.keys() & expected.keys():
+    for name, array in arrays.items():
+        if name not in expected:
+            faults.append(f'array {name!r} is not in the specification or the header')
+            continue
         dtype, tail = expected[name]
-        a = arrays[name]
-        if a.dtype != dtype:
-            faults.append(f'{name} is {a.dtype}, not {dtype}')
-        if len(a) != T:
-            faults.append(f'{name} has {len(a)} rows, time has {T}')
-        elif a.ndim != 2 if tail == (0,) else a.shape[1:] != tail:
-            faults.append(f'{name} has shape {a.shape}, not {(T, *tail)}')
-    for key in ('state', 'tool_action', 'joint_action'):
-        if header[f'{key}_slots'] != [slot.name for slot in TABLES[key]]:
-            faults.append(f'header {key}_slots differ from the table of episode.py')
-    return sorted(faults) or _find_value_faults(arrays, header)
+        if array.dtype != dtype:
+            faults.append(f'{name} is {array.dtype}, not {dtype}')
+        if len(array) != rows:
+            faults.append(f'{name} has {len(array)} rows, time has {rows}')
+        elif tail is None and array.ndim != 2:
+            faults.append(f'{name} has shape {array.shape}, not ({rows}, any number)')
+        elif tail is not None and array.shape[1:] != tail:
+            faults.append(f'{name} has shape {array.shape}, not {(rows, *tail)}')
+    return faults
 
 
-def _find_value_faults(arrays, header):
-    """Second pass of find_faults: shapes are known to be right."""
+def _find_infinite(arrays: Arrays) -> list[str]:
     faults = []
-    for name, a in arrays.items():
-        if a.dtype.kind == 'f' and not np.isfinite(a).all():
-            row = np.argwhere(~np.isfinite(a.reshape(len(a), -1)))[0]
-            faults.append(f'{name} is not finite, first at row {row[0]} column {row[1]}')
-    if faults:
-        return faults
-    for name, table in TABLES.items():
-        low = np.array([s.low for s in table])
-        high = np.array([s.high for s in table])
-        for i in np.flatnonzero(((arrays[name] < low) | (arrays[name] > high)).any(0)):
-            worst = arrays[name][np.abs(arrays[name][:, i]).argmax(), i]
+    for name, array in arrays.items():
+        if array.dtype.kind == 'f' and not np.isfinite(array).all():
+            row, column = np.argwhere(~np.isfinite(array.reshape(len(array), -1)))[0]
+            faults.append(f'{name} is not finite, first at row {row} column {column}')
+    return faults
+
+
+def _find_range_faults(arrays: Arrays, header: Header) -> list[str]:
+    faults = []
+    tables = slot_tables(header)
+    if 'tool_executed' in arrays:
+        tables['tool_executed'] = tables['tool_action']
+    for name, table in tables.items():
+        if name not in arrays:
+            continue
+        low = np.array([slot.low for slot in table])
+        high = np.array([slot.high for slot in table])
+        array = arrays[name]
+        for i in np.flatnonzero(((array < low) | (array > high)).any(0)):
+            worst = array[np.abs(array[:, i]).argmax(), i]
             faults.append(
                 f'{name} slot {table[i].name}: {worst:.4g} is outside {low[i]}..{high[i]}'
             )
+    return faults
+
+
+def _find_time_faults(arrays: Arrays, header: Header) -> list[str]:
     step_s = np.diff(arrays['time'])
     dt_s = 1 / header['control_hz']
     if len(step_s) and (step_s <= 0).any():
-        faults.append(f'time does not increase at row {np.flatnonzero(step_s <= 0)[0] + 1}')
-    elif len(step_s) and np.abs(step_s - dt_s).max() > 0.01 * dt_s:
-        faults.append(
+        return [f'time does not increase at row {np.flatnonzero(step_s <= 0)[0] + 1}']
+    if len(step_s) and np.abs(step_s - dt_s).max() > 0.01 * dt_s:
+        return [
             f'time steps of {step_s.min():.4f}..{step_s.max():.4f} s, control_hz says {dt_s:.4f} s'
-        )
+        ]
+    return []
+
+
+def _find_truth_faults(arrays: Arrays, header: Header) -> list[str]:
+    faults = []
     for name in ('kicked', 'goal'):
-        if arrays[name].max() > 1:
+        if name in arrays and arrays[name].max() > 1:
             faults.append(f'{name} holds {arrays[name].max()}, not only 0 and 1')
-    if arrays['phase'].min() < 0:
+    if 'phase' in arrays and arrays['phase'].min() < 0:
         faults.append('phase is negative')
-    ids = arrays['subtask_id']
-    n = len(header['subtasks'])
-    if ids.min() < 0 or ids.max() >= n:
-        faults.append(f'subtask_id {ids.min()}..{ids.max()}, header has {n} subtasks')
-    off = np.abs(arrays['tool_executed'] - arrays['tool_action']).max(1) * (arrays['kicked'] == 0)
-    if (off > MAX_JITTER).any():
-        faults.append(f'tool_executed differs from tool_action in unkicked row {off.argmax()}')
+    if 'subtask_id' in arrays:
+        ids = arrays['subtask_id']
+        n = len(header['subtasks'])
+        if ids.min() < 0 or ids.max() >= n:
+            faults.append(f'subtask_id {ids.min()}..{ids.max()}, header has {n} subtasks')
+    if 'tool_executed' in arrays and 'kicked' in arrays:
+        off = np.abs(arrays['tool_executed'] - arrays['tool_action']).max(1)
+        off = off * (arrays['kicked'] == 0)
+        if (off > MAX_JITTER).any():
+            faults.append(f'tool_executed differs from tool_action in unkicked row {off.argmax()}')
+    return faults
+
+
+def _find_word_faults(arrays: Arrays, header: Header) -> list[str]:
     if not isinstance(header['instruction'], str) or not header['instruction']:
-        faults.append('instruction is empty')
-    elif header['askable'][:1] != [header['instruction']]:
-        faults.append('askable does not begin with the instruction')
-    elif any(len(span) != 2 for span in header['referents']):
-        faults.append('referents are not by row, as an older version wrote them: record it anew')
-    else:
-        starts = [first for first, _ in header['referents']]
-        if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] >= len(arrays['time']):
-            faults.append(f'referents start at rows {starts}, expected 0 and then later ones')
-        shapes = {np.shape(table) for _, table in header['referents']}
-        if shapes != {(len(header['askable']), 8)}:
-            faults.append(
-                f'referents are {shapes}, expected 8 for each of {len(header["askable"])} goals'
-            )
+        return ['instruction is empty']
+    if 'askable' in header and header['askable'][:1] != [header['instruction']]:
+        return ['askable does not begin with the instruction']
+    if 'referents' not in header:
+        return []
+    if not _by_row(header['referents']):
+        return ['referents are not by row, as an older version wrote them: record it anew']
+    faults = []
+    starts = [first for first, _ in header['referents']]
+    if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] >= len(arrays['time']):
+        faults.append(f'referents start at rows {starts}, expected 0 and then later ones')
+    shapes = {np.shape(table) for _, table in header['referents']}
+    if shapes != {(len(header['askable']), 8)}:
+        faults.append(
+            f'referents are {shapes}, expected 8 for each of {len(header["askable"])} goals'
+        )
+    return faults
+
+
+def _find_picture_faults(arrays: Arrays, header: Header) -> list[str]:
+    faults = []
     for camera in header['cameras']:
         try:
             frames = np.asarray(arrays[f'image/{camera}'])
@@ -529,17 +819,12 @@ def _find_value_faults(arrays, header):
     return faults
 
 
-def check_episode(path):
-    """-> list of faults of a file, [] when sound."""
-    try:
-        arrays, header = read_episode(path)
-    except (ValueError, OSError, KeyError) as error:  # a damaged file is a finding, not a crash
-        return [f'cannot be read: {error}']
-    return find_faults(arrays, header)
+# -----------------------------------------------------------------------------
+# folders
 
 
-def episode_paths(source):
-    """Folder or file, several of them in a list or separated by commas -> list of episode files."""
+def episode_paths(source: Path | Sequence) -> list[str]:
+    """Episode files of a folder or file, or of several in a list or separated by commas."""
     sources = str(source).split(',') if isinstance(source, (str, os.PathLike)) else list(source)
     paths = []
     for item in map(str, sources):
@@ -556,111 +841,88 @@ def episode_paths(source):
     return paths
 
 
-def link_episodes(paths, folder):
-    """Hard links to episodes, named after their folder: the same seed may be in several."""
-    os.makedirs(folder, exist_ok=True)
-    for path in paths:
-        at, name = os.path.split(os.path.abspath(path))
-        os.link(path, f'{folder}/{os.path.basename(at)}_{name}')
-    print(f'{folder}: {len(paths)} episodes')
-
-
-def pack_episodes(paths, folder, quality):
-    """Copies with jpeg pictures."""
-    before = 0
-    after = 0
-    for path in paths:
-        to = f'{folder}/{os.path.basename(path)}'
-        write_episode(to, *read_episode(path), jpeg=quality)
-        before = before + os.path.getsize(path)
-        after = after + os.path.getsize(to)
-    print(f'{folder}: {after / 1e9:.3f} GB, {after / before:.0%} of what it was')
-
-
 # -----------------------------------------------------------------------------
 # synthetic episodes, for config/debug.py and the tests; no simulator needed
 
+_COLOURS = {'red': (200, 40, 40), 'blue': (40, 60, 200)}
+
 
 def write_synthetic_episodes(
-    folder, count, cameras, image_size, control_hz=10, kicks=0.1, seed0=0, jpeg=0
-):
+    folder: Path,
+    count: int,
+    cameras: Sequence[str],
+    image_size: int,
+    control_hz: int = 10,
+    kicks: float = 0.1,
+    seed0: int = 0,
+    jpeg: int = 0,
+) -> None:
+    """Write `count` made-up episodes, see `synthetic_episode`, of seeds from seed0 on."""
     for seed in range(seed0, seed0 + count):
-        write_episode(
-            os.path.join(folder, f'synthetic_{seed:06d}.safetensors'),
-            *synthetic_episode(seed, cameras, image_size, control_hz, kicks),
-            jpeg,
-        )
+        path = os.path.join(folder, f'synthetic_{seed:06d}.safetensors')
+        arrays, header = synthetic_episode(seed, cameras, image_size, control_hz, kicks)
+        write_episode(path, arrays, header, jpeg)
 
 
-def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
-    """-> arrays, header. Random but learnable: the right tool goes to the square of the named
-    colour and closes.
+def synthetic_episode(
+    seed: int,
+    cameras: Sequence[str],
+    image_size: int,
+    control_hz: int = 10,
+    kicks: float = 0.1,
+) -> tuple[Arrays, Header]:
+    """Arrays and header of an episode that is made up: random but learnable.
+
+    The right tool goes to the square of the named colour and closes. kicks is the probability
+    per row that something else than the label is executed.
     """
     rng = np.random.default_rng(seed)
-    colours = {'red': (200, 40, 40), 'blue': (40, 60, 200)}
-    name = list(colours)[rng.integers(2)]
-    places = {colour: rng.uniform([0.25, -0.1, 0], [0.45, 0.1, 0]) for colour in colours}
-    command = np.zeros(15, np.float32)
-    command[POSITION] = rng.uniform([0.25, -0.1, 0.05], [0.45, 0.1, 0.15], (2, 3))
-    command[ROTVEC[:, 2]] = rng.uniform(-0.5, 0.5, 2)
-    command[[7, 14]] = 0.06
-    # grid (h, w, 2)
-    rows = []
+    name = list(_COLOURS)[rng.integers(len(_COLOURS))]
+    places = {colour: rng.uniform([0.25, -0.1, 0], [0.45, 0.1, 0]) for colour in _COLOURS}
+    right = ARMS.index('right')
+    grip = GRIPPER[right]
+    command = np.zeros(len(TOOL_ACTION), np.float32)
+    command[POSITION] = rng.uniform([0.25, -0.1, 0.05], [0.45, 0.1, 0.15], (len(ARMS), 3))
+    command[ROTVEC[:, 2]] = rng.uniform(-0.5, 0.5, len(ARMS))
+    command[GRIPPER] = 0.06
+    rows: list[dict[str, Any]] = []
     settled = 0
-    grid = np.stack(np.indices((image_size, image_size)), -1)
     while len(rows) < 60 and settled < 4:
-        pos = command[POSITION] + rng.normal(0, 0.0005, (2, 3))
-        obs = {
-            'joint_pos': np.zeros(15),
-            'joint_vel': np.zeros(15),
-            'gripper': command[[7, 14]],
-            'tool_pos': pos,
-            'tool_quat': quat_from_rotvec(command[ROTVEC]),
-            'tool_vel': np.zeros((2, 3)),
-            'tool_command': command,
-        }
-        away = places[name] - command[POSITION][1]
+        pos = command[POSITION] + rng.normal(0, 0.0005, (len(ARMS), 3))
+        away = places[name] - command[POSITION][right]
         near = np.abs(away).max() < 0.002
-        settled += bool(near and command[14] < 0.03)
+        settled += bool(near and command[grip] < 0.03)
         action = command.copy()
         kicked = not near and rng.random() < kicks
-        action[POSITION[1]] += np.clip(away, -0.03, 0.03)
-        action[14] = 0.02 if near else 0.06
+        action[POSITION[right]] += np.clip(away, -0.03, 0.03)
+        action[grip] = 0.02 if near else 0.06
         executed = action.copy()
-        executed[POSITION[1]] += kicked * rng.normal(0, 0.02, 3)
+        executed[POSITION[right]] += kicked * rng.normal(0, 0.02, 3)
         row = {
             'time': len(rows) / control_hz,
-            'state': state_vector(obs),
+            'state': _synthetic_state(command, pos),
             'tool_action': action,
             'tool_executed': executed,
-            'joint_action': np.zeros(17),
+            'joint_action': np.zeros(len(JOINT_ACTION)),
             'kicked': kicked,
             'goal': settled > 0,
             'connections': 0,
             'phase': int(near),
             'subtask_id': int(near),
-            'scene': np.ravel([[[*(p - at), 0] for p in places.values()] for at in (0, *pos)]),
+            'scene': _synthetic_scene(places, pos),
             **{k: np.zeros(3) for k in ('qpos', 'qvel', 'ctrl')},
         }
         for camera in cameras:
-            image = np.full((image_size, image_size, 3), 128, np.uint8)
-            centre = (
-                pos[ARMS.index(camera.split('/')[0])] if '/' in camera else np.array([0.35, 0, 0])
-            )
-            for colour, place in places.items():
-                at = (0.5 + (place - centre)[:2] / 0.4) * image_size
-                image[(np.abs(grid - at) < image_size * 0.06).all(-1)] = colours[colour]
-            image[0, 0] = 0  # a view with no square in it is still a picture
-            row[f'image/{camera}'] = image
+            row[f'image/{camera}'] = _synthetic_picture(camera, image_size, places, pos)
         rows.append(row)
         command = executed
     text = f'reach the {name} brick'
-    brick = list(colours).index(name)
-    return {k: np.stack([row[k] for row in rows]) for k in rows[0]}, {
+    brick = list(_COLOURS).index(name)
+    header = {
         'task': 'synthetic',
         'instruction': text,
         'askable': [text],
-        'referents': [[0, [[brick, brick, len(colours), 1, 0, 0, 0, 0]]]],
+        'referents': [[0, [[brick, brick, len(_COLOURS), 1, 0, 0, 0, 0]]]],
         'control_hz': control_hz,
         'seed': seed,
         'subtasks': [f'right hand: reach the {name} brick', f'right hand: grasp the {name} brick'],
@@ -668,87 +930,41 @@ def synthetic_episode(seed, cameras, image_size, control_hz=10, kicks=0.1):
         'metrics': {},
         'world': {},
     }
+    return {k: np.stack([row[k] for row in rows]) for k in rows[0]}, header
 
 
-# -----------------------------------------------------------------------------
-# for eyes
-
-
-def print_stats(paths):
-    """Counts, instructions, and one line per slot: mean, spread and range over all rows of all
-    files.
-    """
-    rows = 0
-    kicked = 0
-    successes = 0
-    texts = collections.Counter()
-    sums = {key: [] for key in ('state', 'tool_action', 'joint_action')}
-    for path in paths:  # one at a time: a mapped file is an open file, and many systems allow 1,024
-        arrays, header = read_episode(path)
-        rows = rows + len(arrays['kicked'])
-        kicked = kicked + int(arrays['kicked'].sum(dtype=int))
-        successes += bool(header['success'])
-        texts[header['instruction']] += 1
-        for key, parts in sums.items():
-            v = arrays[key].astype(np.float64)
-            parts.append((v.sum(0), (v**2).sum(0), v.min(0), v.max(0)))
-    print(
-        f'{len(paths)} episodes, {successes} successful, {rows} rows, '
-        f'{rows / len(paths):.1f} per episode, {kicked} kicked, '
-        f'{sum(map(os.path.getsize, paths)) / 1e9:.2f} GB'
+def _synthetic_state(command: np.ndarray, pos: np.ndarray) -> np.ndarray:
+    return state_vector(
+        {
+            'joint_pos': np.zeros(len(JOINT_NAMES)),
+            'joint_vel': np.zeros(len(JOINT_NAMES)),
+            'gripper': command[GRIPPER],
+            'tool_pos': pos,
+            'tool_quat': quat_from_rotvec(command[ROTVEC]),
+            'tool_vel': np.zeros((len(ARMS), 3)),
+            'tool_command': command,
+        }
     )
-    print(*(f'{texts[text]:6d} x {text}' for text in sorted(texts)), sep='\n')
-    for key, parts in sums.items():
-        total, square, low, high = (np.stack(part) for part in zip(*parts))  # (episodes, slots)
-        mean = total.sum(0) / rows
-        std = np.sqrt(np.maximum(square.sum(0) / rows - mean**2, 0))
-        print(f'\n{key:32s}{"unit":>6s}{"mean":>10s}{"std":>10s}{"min":>10s}{"max":>10s}')
-        for slot, *numbers in zip(TABLES[key], mean, std, low.min(0), high.max(0)):
-            dead = '  below its floor' if numbers[1] < slot.floor else ''
-            print(f'{slot.name:32s}{slot.unit:>6s}' + ''.join(f'{x:10.4f}' for x in numbers) + dead)
 
 
-def draw_episode(path, out):
-    """Contact sheet (a row per camera, 12 moments) over plots of labels and commands in force."""
-    import matplotlib
+def _synthetic_scene(places: dict[str, np.ndarray], pos: np.ndarray) -> np.ndarray:
+    """The squares as the torso and each tool (arms, 3) see them, all unturned."""
+    frames = [np.zeros(3), *pos]
+    scene = [[[*(place - at), 0] for place in places.values()] for at in frames]
+    return np.ravel(scene)
 
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
 
-    arrays, header = read_episode(path)
-    time = arrays['time']
-    n = len(header['cameras'])
-    figure, axes = plt.subplots(n + 4, 1, figsize=(18, 1.6 * n + 9), constrained_layout=True)
-    for axis, camera in zip(axes, header['cameras']):
-        moments = np.linspace(0, len(time) - 1, 12).astype(int)
-        axis.imshow(np.concatenate([arrays[f'image/{camera}'][t] for t in moments], 1))
-        axis.set(ylabel=camera, xticks=[], yticks=[])
-    curves = {
-        'tool_[xy]': 'x, y (m)',
-        'tool_z': 'z (m)',
-        'tool_rz': 'yaw (rad)',
-        'gripper': 'grip (m)',
-    }
-    for axis, (pattern, title) in zip(axes[n:], curves.items()):
-        for name in slots([f'*/{pattern}'], TOOL_ACTION_NAMES):
-            (line,) = axis.plot(
-                time, arrays['tool_action'][:, TOOL_ACTION_NAMES.index(name)], label=name
-            )
-            in_force = arrays['state'][:, STATE_NAMES.index(f'command/{name}')]
-            axis.plot(time, in_force, ':', color=line.get_color())
-        for t in np.flatnonzero(arrays['kicked']):
-            axis.axvline(time[t], color='0.8', zorder=0)
-        axis.set_ylabel(title)
-        axis.legend(loc='upper right', ncols=4, fontsize=7)
-    for t in np.flatnonzero(np.diff(arrays['subtask_id'], prepend=-1)):
-        words = header['subtasks'][arrays['subtask_id'][t]]
-        axes[n].annotate(
-            words, (time[t], axes[n].get_ylim()[0]), rotation=90, fontsize=7, va='bottom'
-        )
-    axes[-1].set_xlabel('time (s). Lines: label; dotted: command in force; grey: kicked')
-    outcome = 'success' if header['success'] else 'failure'
-    figure.suptitle(
-        f'{path}\n{header["task"]} seed {header["seed"]}: {header["instruction"]} ({outcome})'
-    )
-    figure.savefig(out, dpi=70)
-    plt.close(figure)
+def _synthetic_picture(
+    camera: str, size: int, places: dict[str, np.ndarray], pos: np.ndarray
+) -> np.ndarray:
+    """The squares from above, 0.4 m wide, around a tool or a point on the table."""
+    image = np.full((size, size, 3), 128, np.uint8)
+    centre = np.array([0.35, 0, 0])
+    if '/' in camera:
+        centre = pos[ARMS.index(camera.split('/')[0])]
+    grid = np.moveaxis(np.indices((size, size)), 0, -1)  # (h, w, 2)
+    for colour, place in places.items():
+        at = (0.5 + (place - centre)[:2] / 0.4) * size
+        image[(np.abs(grid - at) < size * 0.06).all(-1)] = _COLOURS[colour]
+    image[0, 0] = 0  # a view with no square in it is still a picture
+    return image

@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import data
 import model
-from episode import git_rev, write_synthetic_episodes
+from episode import git_rev, tables_of, write_synthetic_episodes
 from vla import checkpoint, layers, optim, parallel, pretrained, watch
 from vla.processor import FAR, Processor
 
@@ -51,10 +51,9 @@ cameras = ('overhead', 'left/wrist', 'right/wrist')
 image_size = 96  # pixels, square
 control_hz = 10  # rows per second of the episodes
 horizon = 8  # H, actions per chunk; 8 rows at 10 Hz = 0.8 s
-state_slots = ('*',)  # names or patterns out of episode.STATE_NAMES
-action_slots = (
-    '*',
-)  # out of episode.TOOL_ACTION_NAMES; the command in force is held in the others
+state_slots = ('*',)  # names or patterns: python data.py stats FOLDER lists them
+action_space = 'tool'  # the array that is learnt: 'tool' (poses) or 'joint'
+action_slots = ('*',)  # of that array; the command in force is held in the others
 rows_after_success = 3  # rows after the goal is reached for good that still start a window
 val_fraction = 0.05  # of the episodes, chosen by hash of task and seed
 noise_samples = 4  # K, (noise, time) pairs per chunk that share one reading of the images
@@ -352,9 +351,11 @@ if __name__ == '__main__':
             control_hz,
             words,
             tokens_per_camera,
+            action_space,
             template=template,
             log_scale_m=log_scale_m,
             pad_dims=pad_dims,
+            tables=tables_of(episodes),
         )
     decoders = max(1, os.cpu_count() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))  # of jpeg
     train_data = data.Dataset(
@@ -545,7 +546,7 @@ if __name__ == '__main__':
         'fingerprint': fingerprint,
         'processor': processor.to_dict(),
         'git_rev': rev,
-        'world': train_data.header(0)['world'],
+        'world': train_data.header(0).get('world', {}),  # nothing of another robot's
     }
     best = state['best'] if state else math.inf
     began = since = time.perf_counter()

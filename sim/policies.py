@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from episode import TOOL_ACTION_NAMES, read_episode
+from episode import TOOL_ACTION_NAMES, demand, read_episode
 from sim.control import TOOL_HIGH, TOOL_LOW
 from sim.expert import Expert
 from sim.kicks import Kicks
@@ -64,7 +64,9 @@ def resolve(policy: str, default: Settings) -> tuple[str, Headers, Settings]:
     headers = {}
     for file in [path] if path.is_file() else sorted(path.glob('*.safetensors')):
         try:
-            headers[file] = header = read_episode(file)[1]
+            arrays, headers[file] = read_episode(file)
+            header = headers[file]
+            demand('replay', file, arrays, header)
             if 'task' not in header['world']:
                 raise ValueError('it was made up, not recorded')
         except (ValueError, OSError) as fault:

@@ -16,6 +16,7 @@ import torch
 
 import data
 import episode
+from vla import browse
 from vla.processor import Processor
 
 CAMERAS = ('overhead', 'right/wrist')
@@ -149,13 +150,16 @@ def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
         assert np.array_equal(batch['referents'][:, 3], ~late)
     del arrays['scene'], header['referents']  # as older code recorded
     safetensors.numpy.save_file(arrays, tmp_path / 'old', {'header': json.dumps(header)})
-    with pytest.raises(ValueError, match='has no scene, referents: record it anew'):
-        data.Dataset([tmp_path / 'old'], make_processor(), None)
+    old = data.Dataset([tmp_path / 'old'], make_processor(), None)
+    with pytest.raises(ValueError, match='old has no scene, referents: grounding learns from the'):
+        old.demand('grounding')
+    old.processor.fit(old)  # all else can be learnt
+    assert not old.batch(0, 4).keys() & {'scene', 'referents'}
     arrays, header = episode.read_episode(paths[0])
     header = dict(header, referents=[[0, 0, 2, 1, 0, 0, 0, 0]])
     safetensors.numpy.save_file(arrays, tmp_path / '2.safetensors', {'header': json.dumps(header)})
-    with pytest.raises(ValueError, match='has no referents by row: record it anew'):
-        data.Dataset(tmp_path / '2.safetensors', make_processor(), None)
+    with pytest.raises(ValueError, match='has no referents by row: .* --grounding=False'):
+        data.Dataset(tmp_path / '2.safetensors', make_processor(), None).demand('grounding')
     assert episode.check_episode(tmp_path / '2.safetensors') == [
         'referents are not by row, as an older version wrote them: record it anew'
     ]
@@ -368,7 +372,7 @@ def test_batches_are_pinned_where_they_are_made_and_only_if_asked(dataset, monke
 
 @pytest.fixture(scope='module')
 def packed(folder):
-    episode.pack_episodes(episode.episode_paths(folder), f'{folder}_jpeg', 95)
+    browse.pack_episodes(episode.episode_paths(folder), f'{folder}_jpeg', 95)
     return f'{folder}_jpeg'
 
 

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 import data
 import episode
+from vla import browse
 
 CAMERAS = ('overhead', 'right/wrist')
 
@@ -158,7 +159,7 @@ def test_stats_of_more_files_than_may_be_open_are_those_of_all_their_rows(folder
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 10, limit[1]))
     try:
-        episode.print_stats(paths * 5)
+        browse.print_stats(paths * 5)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
     said = capsys.readouterr().out.splitlines()
@@ -209,7 +210,7 @@ def test_packed_pictures_are_small_nearly_the_same_and_read_like_others(tmp_path
         raw[n].nbytes for n in raw if n.startswith('image/')
     )
     draw = tmp_path / 'e.png'
-    episode.draw_episode(path, draw)
+    browse.draw_episode(path, draw)
     assert draw.stat().st_size > 10_000
 
 
@@ -280,12 +281,16 @@ def test_rotation_vectors_survive_quaternions_also_near_zero_and_pi():
 
 
 def test_state_error_is_measured_minus_commanded_in_the_torso_frame():
-    arrays, _ = episode.synthetic_episode(5, CAMERAS, 16, kicks=0.0)
-    obs = episode.observation_from_state(arrays['state'][0])
-    obs['tool_command'][:] = 0
+    obs = {
+        'joint_pos': np.zeros(15),
+        'joint_vel': np.zeros(15),
+        'gripper': np.zeros(2),
+        'tool_pos': np.array([[0, 0, 0], [0.31, -0.1, 0.04]]),
+        'tool_quat': episode.quat_from_rotvec(np.array([[0, 0, 0], [0, 0, 0.5]])),
+        'tool_vel': np.zeros((2, 3)),
+        'tool_command': np.zeros(15),
+    }
     obs['tool_command'][[8, 9, 10, 13]] = 0.3, -0.1, 0.05, 0.4
-    obs['tool_pos'][1] = 0.31, -0.1, 0.04
-    obs['tool_quat'][1] = episode.quat_from_rotvec(np.array([0, 0, 0.5]))
     state = dict(zip(episode.STATE_NAMES, episode.state_vector(obs)))
     for name, value in {'x': 0.01, 'y': 0, 'z': -0.01, 'rx': 0, 'ry': 0, 'rz': 0.1}.items():
         assert state[f'error/right/tool_{name}'] == pytest.approx(value, abs=1e-6)

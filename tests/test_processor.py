@@ -15,8 +15,11 @@ import data
 import episode
 from episode import COMMAND, POSITION, ROTVEC
 from sim import tasks
-from vla import questions
-from vla.processor import VOCABULARY_SIZE, Processor, anchor, make_tokenizer, unanchor
+from vla import browse, questions
+from vla.processor import Processor, anchor, anchors_of, fit_picture, unanchor
+from vla.tokenizer import VOCABULARY_SIZE, make_tokenizer
+
+ALEX = anchors_of(episode.TOOL_ACTION)
 
 
 def random_actions(rng, *shape):
@@ -34,7 +37,7 @@ def random_actions(rng, *shape):
 def test_unanchor_is_the_exact_inverse_of_anchor():
     rng = np.random.default_rng(1)
     actions, command = random_actions(rng, 500, 8), random_actions(rng, 500)
-    assert np.abs(unanchor(anchor(actions, command), command) - actions).max() < 1e-9
+    assert np.abs(unanchor(anchor(actions, command, ALEX), command, ALEX) - actions).max() < 1e-9
 
 
 def test_anchored_actions_do_not_depend_on_where_and_which_way_the_hand_points():
@@ -52,7 +55,7 @@ def test_anchored_actions_do_not_depend_on_where_and_which_way_the_hand_points()
                 episode.quat_mul(turn, episode.quat_from_rotvec(x[..., r]))
             )
         moved.append(y)
-    assert np.abs(anchor(*moved) - anchor(actions, command)).max() < 1e-9
+    assert np.abs(anchor(*moved, ALEX) - anchor(actions, command, ALEX)).max() < 1e-9
 
 
 def test_a_turned_hand_sees_forward_motion_in_its_own_frame():
@@ -62,7 +65,7 @@ def test_a_turned_hand_sees_forward_motion_in_its_own_frame():
     )  # its own x now points left (y)
     action[0] = command
     action[0, episode.TOOL_ACTION_NAMES.index('left/tool_y')] = 0.1
-    moved = dict(zip(episode.TOOL_ACTION_NAMES, anchor(action, command)[0]))
+    moved = dict(zip(episode.TOOL_ACTION_NAMES, anchor(action, command, ALEX)[0]))
     assert moved.pop('left/tool_x') == pytest.approx(0.1) and max(map(abs, moved.values())) < 1e-12
 
 
@@ -159,7 +162,7 @@ def test_a_slot_that_reaches_far_is_named(folder):
 
 
 def test_statistics_touch_no_picture(folder, tmp_path):
-    episode.pack_episodes(episode.episode_paths(folder), tmp_path, 90)
+    browse.pack_episodes(episode.episode_paths(folder), tmp_path, 90)
     whole, blind = (data.Dataset(tmp_path, make_processor()) for _ in range(2))
     for path in episode.episode_paths(tmp_path):
         spoil_pictures(path)
@@ -310,3 +313,86 @@ def test_processor_survives_json_and_refuses_a_world_that_differs(dataset):
     ):
         with pytest.raises(ValueError, match=words):
             processor.check_world(world | change)
+
+
+# ---- pictures, action spaces
+
+
+def test_pictures_of_any_size_become_squares_and_those_of_the_size_stay_untouched():
+    rng = np.random.default_rng(0)
+    square = rng.integers(0, 255, (16, 16, 3), np.uint8)
+    assert fit_picture(square, 16) is square
+    wide = np.full((24, 48, 3), 200, np.uint8)
+    wide[:, 24:] = 100
+    fitted = fit_picture(wide, 16)  # 8 lines of it, black above and below
+    assert fitted.shape == (16, 16, 3) and fitted.dtype == np.uint8
+    assert not fitted[:4].any() and not fitted[12:].any()
+    assert (fitted[4:12, :7] == 200).all() and (fitted[4:12, 9:] == 100).all()
+    assert np.array_equal(fit_picture(wide.transpose(1, 0, 2), 16), fitted.transpose(1, 0, 2))
+    for wrong in (square[..., 0], square.astype(np.float32), np.zeros((16, 16, 4), np.uint8)):
+        with pytest.raises(ValueError, match='expected a picture .height, width, 3. of uint8'):
+            fit_picture(wrong, 16)
+
+
+def test_a_live_picture_is_fitted_like_a_recorded_one_and_a_wrong_one_is_named(tmp_path):
+    arrays, header = episode.synthetic_episode(5, CAMERAS, 24, kicks=0.0)
+    arrays['image/overhead'] = arrays['image/overhead'][:, :18]
+    episode.write_episode(tmp_path / 'e.safetensors', arrays, header)
+    dataset = data.Dataset(tmp_path, make_processor())
+    dataset.processor.fit(dataset)
+    live = dataset.row(3) | {f'image/{c}': arrays[f'image/{c}'][3] for c in CAMERAS}
+    seen = dataset.processor.encode([live])['images'].numpy()
+    assert np.array_equal(seen, dataset.gather_images(np.array([3])))
+    with pytest.raises(ValueError, match='image/overhead is .18, 24., expected a picture'):
+        dataset.processor.encode([live | {'image/overhead': live['image/overhead'][..., 0]}])
+
+
+def joint_processor(*patterns):
+    with open('assets/tokenizer.json') as f:
+        return Processor(CAMERAS, 16, ['*'], patterns, 4, 10, f.read(), 2, action_space='joint')
+
+
+def test_joint_actions_are_learnt_as_differences_to_the_joint_command_in_force(folder):
+    processor = joint_processor('left/shoulder_y', 'right/gripper')
+    dataset = data.Dataset(folder, processor)
+    dataset.action += np.random.default_rng(0).normal(size=dataset.action.shape)  # of a zero robot
+    processor.fit(dataset)
+    rows = dataset.windows[dataset.windows > dataset.start[dataset.episode[dataset.windows]]][:9]
+    shoulder, gripper = processor.action_index
+    relative = processor.relative_actions(dataset.chunk(rows), dataset.commands(rows))
+    ahead = dataset.chunk(rows)[..., shoulder] - dataset.action[rows - 1, shoulder][:, None]
+    assert np.allclose(relative[..., 0], ahead, atol=1e-6)
+    assert np.array_equal(relative[..., 1], dataset.chunk(rows)[..., gripper])
+    normal = processor.normalise_actions(dataset.chunk(rows), dataset.commands(rows))
+    decoded = processor.decode_actions(normal, dataset.commands(rows))
+    assert np.abs(decoded - dataset.chunk(rows))[..., processor.action_index].max() < 1e-5
+    others = np.setdiff1d(np.arange(len(processor.action_names)), processor.action_index)
+    assert (decoded[..., others] == dataset.commands(rows)[:, None, others]).all()
+    again = Processor.from_dict(json.loads(json.dumps(processor.to_dict())))
+    assert again.to_dict() == processor.to_dict() and again.action_names[-1] == 'right/gripper'
+
+
+def test_slots_of_the_other_action_space_are_named_with_the_setting():
+    with pytest.raises(ValueError, match="'left/shoulder_y'.* --action_space=joint"):
+        make_processor(action=('left/shoulder_y',))
+    with pytest.raises(ValueError, match="'left/tool_x'.* --action_space=tool"):
+        joint_processor('left/tool_x')
+    with pytest.raises(ValueError, match="no slot matches 'nowhere'") as error:
+        joint_processor('nowhere')
+    assert '--action_space' not in str(error.value)
+
+
+def test_a_world_has_to_take_the_actions_that_are_given():
+    world = {
+        'cameras': CAMERAS,
+        'image_size': 16,
+        'control_hz': 10,
+        'tool_action_names': episode.TOOL_ACTION_NAMES,
+        'joint_action_names': episode.JOINT_ACTION_NAMES,
+    }
+    joint_processor('*').check_world(world | {'action_space': 'joint'})
+    make_processor().check_world(world | {'action_space': 'tool'})
+    with pytest.raises(ValueError, match='takes tool actions, the policy gives joint actions'):
+        joint_processor('*').check_world(world)
+    with pytest.raises(ValueError, match='takes joint actions, the policy gives tool actions'):
+        make_processor().check_world(world | {'action_space': 'joint'})

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import model
 import sample
-from episode import TOOL_ACTION_NAMES, read_episode
+from episode import TOOL_ACTION, TOOL_ACTION_NAMES, pose_columns, read_episode
 from vla import pretrained
 
 
@@ -104,11 +104,11 @@ def test_ways_are_drawn_where_the_camera_sees_them():
 
 
 def test_masked_rows_do_not_count():
-    recorded, predicted = np.zeros((2, 3, 15)), np.zeros((2, 3, 15))
+    recorded, predicted = np.zeros((2, 3, len(TOOL_ACTION))), np.zeros((2, 3, len(TOOL_ACTION)))
     x = TOOL_ACTION_NAMES.index('left/tool_x')
     predicted[0, 2, x], predicted[1, 2, x] = 100, 0.5
     counted = np.array([[True, True, False], [True, True, True]])
-    per_slot, distance = sample.mean_error(predicted, recorded, counted)
+    per_slot, distance = sample.mean_error(predicted, recorded, counted, pose_columns(TOOL_ACTION))
     assert per_slot[x] == 0.5 / 5 and distance[2].tolist() == [0.5, 0]
 
 

@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from episode import STATE_NAMES, TOOL_ACTION_NAMES, slots, write_atomic
+from episode import slots, write_atomic
+from vla.processor import saved_names
 
 
 def first_rank():
@@ -107,10 +108,10 @@ def overruled(settings, processor):
     processor   as meta.json has it
     """
     ours = {k: settings[k] for k in settings if k in processor}
-    ours |= {
-        'state_slots': list(slots(ours['state_slots'], STATE_NAMES)),
-        'action_slots': list(slots(ours['action_slots'], TOOL_ACTION_NAMES)),
-    }
+    state_names, action_names = saved_names(processor)
+    ours['state_slots'] = list(slots(ours['state_slots'], state_names))
+    if ours.get('action_space') == processor.get('action_space'):  # else the names are others
+        ours['action_slots'] = list(slots(ours['action_slots'], action_names))
     return {
         k: 'its own' if k == 'tokenizer' else processor[k] for k in ours if ours[k] != processor[k]
     }

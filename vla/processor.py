@@ -1,5 +1,4 @@
-"""From an observation to model input, and from a chunk back to commands: the same for training and
-acting.
+"""From an observation to model input, and from a chunk back to commands: training and acting alike.
 
 processor = Processor(cameras, 96, ('command/*',), ('*/tool_[xyz]',), 16, 10, tokenizer)
 processor.fit(dataset)                          # the normaliser, of a data.Dataset
@@ -7,63 +6,85 @@ batch = processor.encode([observation])         # live from the world, or of a r
 actions = processor.decode_actions(net.act(batch), observation['tool_command'][None])
 """
 
-# S state slots, A action slots, H horizon, B batch, N cameras, L tokens
+# B batch, N cameras, L tokens, H horizon; C all columns of a state or an action, of which the model
+# is given S and A
 import functools
 import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 import tokenizers
 import torch
 
 from episode import (
     ARMS,
-    COMMAND,
-    POSITION,
-    ROTVEC,
-    SPINE,
-    STATE,
     STATE_NAMES,
-    TOOL_ACTION,
-    TOOL_ACTION_NAMES,
-    TOOL_POSE,
+    TABLES,
+    Header,
+    Slot,
+    Table,
+    Tables,
+    pose_columns,
     quat_from_rotvec,
     quat_inv,
     quat_mul,
     quat_rotate,
     rotvec_from_quat,
+    slot_tables,
     slots,
     state_vector,
-    write_atomic,
+    table_of,
 )
+from vla.tokenizer import SPECIAL_TOKENS
 
 # -----------------------------------------------------------------------------
-# tool actions relative to the command in force when the chunk starts: small numbers around zero,
-# the same for a brick anywhere on the table. Position and rotation in the frame of the commanded
-# tool, spine as a difference, gripper absolute.
+# Actions relative to the command in force when the chunk starts are small numbers around zero, the
+# same for a brick anywhere on the table. What that means follows from the kind of a slot: a pose is
+# seen in the frame of the commanded tool, a joint as a difference, an absolute slot as it is.
+
+Batch = dict[str, torch.Tensor]  # see the table on top of data.py
+Ids = tuple[tuple[int, ...], ...]  # token ids of a user part and of an assistant part
 
 
-def anchor(actions, command):
-    """(..., H, 15) absolute tool actions, (..., 15) command in force -> (..., H, 15) relative,
-    float64.
-    """
+class Anchors(NamedTuple):
+    """Columns of an action that are relative to the command in force."""
+
+    poses: np.ndarray  # (tools, 6) x, y, z, rx, ry, rz
+    joints: np.ndarray  # (joints,)
+
+
+def anchors_of(table: Sequence[Slot]) -> Anchors:
+    """The columns of a table of slots by their kind."""
+    joints = [i for i, slot in enumerate(table) if slot.kind == 'joint']
+    return Anchors(pose_columns(table), np.array(joints, int))
+
+
+def anchor(actions: np.ndarray, command: np.ndarray, columns: Anchors) -> np.ndarray:
+    """(..., H, C) absolute actions, (..., C) command in force -> (..., H, C) relative, float64."""
     actions = np.asarray(actions, np.float64)
     command = np.asarray(command, np.float64)[..., None, :]
     out = actions.copy()
-    out[..., SPINE] -= command[..., SPINE]
-    for p, r in zip(POSITION, ROTVEC):
+    out[..., columns.joints] -= command[..., columns.joints]
+    for pose in columns.poses:
+        p = pose[:3]
+        r = pose[3:]
         back = quat_inv(quat_from_rotvec(command[..., r]))
         out[..., p] = quat_rotate(back, actions[..., p] - command[..., p])
         out[..., r] = rotvec_from_quat(quat_mul(back, quat_from_rotvec(actions[..., r])))
     return out
 
 
-def unanchor(relative, command):
-    """Exact inverse of `anchor` (rotation vectors come back with angle <= pi)."""
+def unanchor(relative: np.ndarray, command: np.ndarray, columns: Anchors) -> np.ndarray:
+    """Exact inverse of `anchor`; rotation vectors come back with an angle <= pi."""
     relative = np.asarray(relative, np.float64)
     command = np.asarray(command, np.float64)[..., None, :]
     out = relative.copy()
-    out[..., SPINE] += command[..., SPINE]
-    for p, r in zip(POSITION, ROTVEC):
+    out[..., columns.joints] += command[..., columns.joints]
+    for pose in columns.poses:
+        p = pose[:3]
+        r = pose[3:]
         turn = quat_from_rotvec(command[..., r])
         out[..., p] = command[..., p] + quat_rotate(turn, relative[..., p])
         out[..., r] = rotvec_from_quat(quat_mul(turn, quat_from_rotvec(relative[..., r])))
@@ -71,179 +92,229 @@ def unanchor(relative, command):
 
 
 # -----------------------------------------------------------------------------
-# tokenizer: byte-level BPE small enough to train from scratch; every word of our templates is one
-# token
-
-SPECIAL_TOKENS = (
-    '<|pad|>',
-    '<|image_pad|>',
-    '<|state_pad|>',
-    '<|vla|>',
-    '<|action_start|>',
-    '<|action_pad|>',
-    '<|action_pass|>',
-    '<|action_end|>',
-    '<|im_start|>',
-    '<|im_end|>',
-)
-VOCABULARY_SIZE = 1024
-TEMPLATE_WORDS = """the a of on onto in into to with and is it its both over under down up at from then now
-put press place take goes join hold keep give pull apart off reach grasp lift carry align release retreat
-wait rest hand hands left right near far front back top end corner cell row column plate baseplate brick
-bricks stud studs air lower upper red blue yellow green white orange : ; , . ? 2x2 2x3 2x4 2x6 2x8 2x10 0
-1 2 3 4 5 6 7 8 9 across after are assemble away be below beside black bridge bring build by centre clear
-close comes connect crosswise did does done edges finished flush follow for further gets gives go half has
-holds how joined lay lies lined long make many middle move nearer next one other part pass pick plan
-plugged pressed presses pulls puts quarter remove says separate set sit small something span square stack
-step table task this together tower towers turned two undo unplug unplugs went what where which wrong you
-fell broke joint nothing none yes no lengthwise pointing sideways them""".split()
+# pictures and hands
 
 
-def make_tokenizer(texts, path):
-    """Train on the words of `texts` and TEMPLATE_WORDS, each equally often: rare ones stay whole,
-    too. Writes `path`. -> the tokenizer, the words that take more than one token
+def fit_picture(picture: np.ndarray, size: int) -> np.ndarray:
+    """Bring a picture to the square that the model sees; one of that size is returned untouched.
+
+    The sides keep their ratio and black fills the rest, as in openpi's resize_with_pad.
+
+    Args:
+        picture: (h, w, 3) uint8 of any size.
+        size: Side of the square, pixels.
+
+    Returns:
+        (size, size, 3) uint8.
+
+    Raises:
+        ValueError: It is no such picture.
     """
-    words = sorted({word for text in texts for word in text.split()} | set(TEMPLATE_WORDS))
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    pieces = tokenizers.Regex(r' ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+')  # '2x4' is one piece
-    tokenizer.normalizer = tokenizers.normalizers.Prepend(
-        ' '
-    )  # the first word is spelt like the others
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Split(pieces, 'isolated'),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
-        special_tokens=list(SPECIAL_TOKENS),
-        show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    )  # any text can be encoded
-    tokenizer.train_from_iterator([' '.join(words)] * 10, trainer)
-    write_atomic(path, tokenizer.to_str(pretty=True).encode())
-    return tokenizer, [word for word in words if len(tokenizer.encode(word).ids) > 1]
+    shape = np.shape(picture)
+    if len(shape) != 3 or shape[2] != 3 or picture.dtype != np.uint8:
+        raise ValueError(f'is {shape}, expected a picture (height, width, 3) of uint8')
+    height, width = shape[:2]
+    if height == width == size:
+        return picture
+    scale = size / max(height, width)
+    height = max(1, round(height * scale))
+    width = max(1, round(width * scale))
+    image = PIL.Image.fromarray(np.ascontiguousarray(picture))
+    image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+    top = (size - height) // 2
+    left = (size - width) // 2
+    square = np.zeros((size, size, 3), np.uint8)
+    square[top : top + height, left : left + width] = np.asarray(image)
+    return square
+
+
+def hand_columns(state_names: Sequence[str]) -> np.ndarray | None:
+    """Where the measured poses of both hands stand in a state: (arms, 7) x, y, z, qw, qx, qy, qz.
+
+    None for a robot that does not measure them: only grounding asks for them.
+    """
+    axes = ('x', 'y', 'z', 'qw', 'qx', 'qy', 'qz')
+    names = [[f'{arm}/tool_{axis}' for axis in axes] for arm in ARMS]
+    if not set(state_names).issuperset(np.ravel(names)):
+        return None
+    return np.array([[state_names.index(name) for name in row] for row in names])
+
+
+def command_columns(state_names: Sequence[str], action_names: Sequence[str]) -> np.ndarray | None:
+    """Where the command in force stands in a state, (C,), as command/<slot of the action>.
+
+    None where a slot is not there: then the action of the row before takes its place.
+    """
+    names = [f'command/{name}' for name in action_names]
+    if not set(state_names).issuperset(names):
+        return None
+    return np.array([state_names.index(name) for name in names])
+
+
+def tool_frames(states: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Measured poses of the hands in the torso frame, out of states (B, C).
+
+    Returns:
+        (B, arms, 4) x, y, z, yaw; m, rad; float32.
+    """
+    pose = states[:, columns]  # (B, arms, 7)
+    w, x, y, z = np.moveaxis(pose[..., 3:], -1, 0)
+    yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+    return np.concatenate([pose[..., :3], yaw[..., None]], -1).astype(np.float32)
 
 
 # -----------------------------------------------------------------------------
 
-
-def tool_frames(states):
-    """Measured poses of the hands in the torso frame: (B, 79) -> (B, 2, 4) x, y, z, yaw; m, rad;
-    float32.
-    """
-    position, quat = (np.reshape(states[:, columns], (len(states), 2, -1)) for columns in TOOL_POSE)
-    w, x, y, z = np.moveaxis(quat, -1, 0)
-    yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
-    return np.concatenate([position, yaw[..., None]], -1).astype(np.float32)
-
-
+SPACES = ('tool', 'joint')  # which of the action arrays is learnt
 FIT_WINDOWS = 200_000  # at most so many are looked at for the normaliser
-FAR = 10  # spreads
+FAR = 10  # spreads: a slot that reaches further is named before training
+
+
+def choose_action_slots(patterns: Iterable[str], tables: Tables, space: str) -> tuple[str, ...]:
+    """Names of the action slots that patterns ask for, see `episode.slots`.
+
+    Raises:
+        ValueError: A pattern matches nothing in this action space, or the space is not there; it
+            says so where the other one would do.
+    """
+    other = SPACES[1 - SPACES.index(space)]
+    names = {key: [slot.name for slot in table] for key, table in tables.items()}
+    if f'{space}_action' not in names:
+        raise ValueError(f'the episodes hold no {space}_action: --action_space={other}')
+    try:
+        return slots(patterns, names[f'{space}_action'])
+    except ValueError as error:
+        if f'{other}_action' in names:
+            try:
+                slots(patterns, names[f'{other}_action'])
+            except ValueError:
+                raise error from None
+            raise ValueError(
+                f'{error}; in the other space they match: --action_space={other}'
+            ) from None
+        raise
 
 
 class Processor:
-    """Everything that stands between an observation and the model, and between the model and an
-    action. It lives in the checkpoint's meta.json; a rollout takes it from there and from nowhere
-    else.
+    """What stands between an observation and the model, and between the model and an action.
 
-    cameras        names, in the order the model sees them
-    image_size     pixels, square
-    state_slots    names or patterns out of STATE_NAMES
-    action_slots   names or patterns out of TOOL_ACTION_NAMES; the command in force is held in the
-                   others
-    horizon        H, rows of a chunk, at control_hz
-    tokenizer      the JSON text of a `tokenizers` file
-    log_scale_m        m, tenths of a rad: moves are linear up to about this and logarithmic beyond, so
-                   that the
-                   last millimetre before a press weighs as much in the loss as the way to it; 0:
-                   linear
-    stats          mean and spread per state slot, (S,), and per row and action slot, (H, A): see
-                   `fit`
-    stats_of       `Processor.stats_of` of the one that they were made for; None: not known
-    template       'minimal', or 'qwen': EO-1's prompt, for a tokenizer of Qwen's with EO-1's tokens
-                   added
-    pad_dims       S and A are filled up with zeros to so many, 32 in EO-1; 0: left as they are
+    It lives in the checkpoint's meta.json; a rollout takes it from there and from nowhere else.
+
+    Args:
+        cameras: Names, in the order in which the model sees them.
+        image_size: Side of the squares that the model sees, pixels.
+        state_slots: Names of state slots, or patterns.
+        action_slots: Names of slots of the action space, or patterns; in the other slots the
+            command in force is held.
+        horizon: H, rows of a chunk, at control_hz.
+        control_hz: Rows per second.
+        tokenizer: The JSON text of a `tokenizers` file.
+        tokens_per_camera: Image tokens that the model makes of a picture.
+        action_space: 'tool' learns the array tool_action, 'joint' learns joint_action.
+        template: 'minimal', or 'qwen': EO-1's prompt, for a tokenizer of Qwen's with EO-1's tokens.
+        log_scale_m: m, tenths of a rad: moves are linear up to about this and logarithmic beyond,
+            so that the last millimetre before a press weighs as much in the loss as the way to
+            it; 0: linear.
+        pad_dims: S and A are filled up with zeros to so many, 32 in EO-1; 0: left as they are.
+        stats: Mean and spread per state slot, (S,), and per row and action slot, (H, A), see `fit`.
+        stats_of: `Processor.stats_of` of the one that they were made for; None: not known.
+        tables: The slots there are, by array, see `episode.slot_tables`; None: our own robot's.
     """
 
     def __init__(
         self,
-        cameras,
-        image_size,
-        state_slots,
-        action_slots,
-        horizon,
-        control_hz,
-        tokenizer,
-        tokens_per_camera=4,
-        action_space='tool',
-        template='minimal',
-        log_scale_m=0.0,
-        pad_dims=0,
-        stats=None,
-        stats_of=None,
+        cameras: Iterable[str],
+        image_size: int,
+        state_slots: Iterable[str],
+        action_slots: Iterable[str],
+        horizon: int,
+        control_hz: float,
+        tokenizer: str,
+        tokens_per_camera: int = 4,
+        action_space: str = 'tool',
+        template: str = 'minimal',
+        log_scale_m: float = 0.0,
+        pad_dims: int = 0,
+        stats: dict[str, Any] | None = None,
+        stats_of: str | None = None,
+        tables: Tables | None = None,
     ):
         for name, value, known in (
-            ('action_space', action_space, ('tool',)),
+            ('action_space', action_space, SPACES),
             ('template', template, ('minimal', 'qwen')),
         ):
             if value not in known:
                 raise ValueError(f'{name} {value!r}, expected {" or ".join(map(repr, known))}')
         self.cameras = tuple(cameras)
         self.image_size = image_size
-        # what carries each camera: 0 torso, 1 left hand, 2 right hand
-        self.frames = tuple(
-            ARMS.index(c.split('/')[0]) + 1 if '/' in c else 0 for c in self.cameras
-        )
-        self.state_slots = slots(state_slots, STATE_NAMES)
-        self.action_slots = slots(action_slots, TOOL_ACTION_NAMES)
         self.horizon = horizon
         self.control_hz = control_hz
         self.tokens_per_camera = tokens_per_camera
         self.action_space = action_space
         self.template = template
         self.log_scale_m = log_scale_m
-        self.state_dim, self.action_dim = (
-            pad_dims or len(s) for s in (self.state_slots, self.action_slots)
-        )
         self.pad_dims = pad_dims
-        if self.state_dim < len(self.state_slots) or self.action_dim < len(self.action_slots):
+        self.frames = tuple(map(_carrier, self.cameras))
+        self._choose_slots(state_slots, action_slots, tables or TABLES)
+        self._read_tokenizer(tokenizer)
+        self._known_ids = functools.lru_cache(maxsize=100_000)(self._encode_prompt)
+        self.stats: Any = None  # {name: array}
+        if stats:
+            self.stats = {name: np.asarray(value, np.float64) for name, value in stats.items()}
+            if stats_of not in (None, self.stats_of):
+                raise ValueError(
+                    f'the normaliser was made for other numbers ({stats_of}) than these settings '
+                    f'give ({self.stats_of}): it depends on slots, horizon, rate and log_scale_m'
+                )
+
+    def _choose_slots(
+        self, state_slots: Iterable[str], action_slots: Iterable[str], tables: Tables
+    ) -> None:
+        self.action_slots = choose_action_slots(action_slots, tables, self.action_space)
+        self.state_table = tables['state']
+        self.action_table = tables[f'{self.action_space}_action']
+        self.state_names = tuple(slot.name for slot in self.state_table)
+        self.action_names = tuple(slot.name for slot in self.action_table)
+        self.state_slots = slots(state_slots, self.state_names)
+        self.state_index = np.array([self.state_names.index(n) for n in self.state_slots])
+        self.action_index = np.array([self.action_names.index(n) for n in self.action_slots])
+        self.anchors = anchors_of(self.action_table)
+        self.hands = hand_columns(self.state_names)
+        self.command_index = command_columns(self.state_names, self.action_names)
+        n_state = len(self.state_slots)
+        n_action = len(self.action_slots)
+        self.state_dim = self.pad_dims or n_state
+        self.action_dim = self.pad_dims or n_action
+        if self.state_dim < n_state or self.action_dim < n_action:
             raise ValueError(
-                f'{len(self.state_slots)} state and {len(self.action_slots)} action slots '
-                f'are more than pad_dims {pad_dims}'
+                f'{n_state} state and {n_action} action slots are more than pad_dims '
+                f'{self.pad_dims}'
             )
+        units = {'m': self.log_scale_m, 'rad': 10 * self.log_scale_m}
+        scales = []
+        for i in self.action_index:
+            slot = self.action_table[i]
+            linear = slot.kind == 'absolute' or slot.unit not in units
+            scales.append(0 if linear else units[slot.unit])
+        self.action_scale = np.array(scales)  # (A,); 0: linear
+
+    def _read_tokenizer(self, tokenizer: str) -> None:
         self.tokenizer_json = tokenizer
         self.tokenizer = tokenizers.Tokenizer.from_str(tokenizer)
-        stands_for = {'<|pad|>': '<|endoftext|>'} if template == 'qwen' else {}
-        self.token_id = {
-            name: self.tokenizer.token_to_id(stands_for[name] if name in stands_for else name)
-            for name in SPECIAL_TOKENS
+        stands_for = {'<|pad|>': '<|endoftext|>'} if self.template == 'qwen' else {}
+        self.token_id: dict[str, Any] = {
+            name: self.tokenizer.token_to_id(stands_for.get(name, name)) for name in SPECIAL_TOKENS
         }
         missing = [name for name, i in self.token_id.items() if i is None]
         if missing:
             raise ValueError(
                 f'tokenizer lacks {", ".join(missing)}; make one: python data.py tokenizer'
             )
-        self.state_index = np.array([STATE_NAMES.index(n) for n in self.state_slots])
-        self.action_index = np.array([TOOL_ACTION_NAMES.index(n) for n in self.action_slots])
-        units = {'m': log_scale_m, 'rad': 10 * log_scale_m}
-        self.action_scale = np.array(
-            [
-                0 if n.endswith('gripper') else units[TOOL_ACTION[i].unit]
-                for n, i in zip(self.action_slots, self.action_index)
-            ]
-        )  # (A,)
-        self.stats = stats and {k: np.asarray(v, np.float64) for k, v in stats.items()}
-        if stats and stats_of not in (None, self.stats_of):
-            raise ValueError(
-                f'the normaliser was made for other numbers ({stats_of}) than these settings '
-                f'give ({self.stats_of}): it depends on slots, horizon, rate and log_scale_m'
-            )
+
+    # ---- what a checkpoint keeps
 
     @property
-    def stats_of(self):
+    def stats_of(self) -> str:
         """Short hash of all that gives the normalised numbers their meaning."""
         names = (
             'state_slots',
@@ -253,110 +324,152 @@ class Processor:
             'action_space',
             'log_scale_m',
         )
-        return hashlib.sha256(repr([getattr(self, name) for name in names]).encode()).hexdigest()[
-            :16
-        ]
+        values = repr([getattr(self, name) for name in names])
+        return hashlib.sha256(values.encode()).hexdigest()[:16]
 
-    def to_dict(self):
-        plain = (
-            'cameras',
-            'image_size',
-            'state_slots',
-            'action_slots',
-            'horizon',
-            'control_hz',
-            'tokens_per_camera',
-            'action_space',
-            'template',
-            'log_scale_m',
-            'pad_dims',
-        )
+    def to_dict(self) -> dict[str, Any]:
+        """All that `from_dict` needs, for JSON."""
+        stats = None
+        if self.stats:
+            stats = {name: value.tolist() for name, value in self.stats.items()}
         return {
-            **{k: list(v) if isinstance(v := getattr(self, k), tuple) else v for k in plain},
+            'cameras': list(self.cameras),
+            'image_size': self.image_size,
+            'state_slots': list(self.state_slots),
+            'action_slots': list(self.action_slots),
+            'horizon': self.horizon,
+            'control_hz': self.control_hz,
+            'tokens_per_camera': self.tokens_per_camera,
+            'action_space': self.action_space,
+            'template': self.template,
+            'log_scale_m': self.log_scale_m,
+            'pad_dims': self.pad_dims,
             'tokenizer': self.tokenizer_json,
-            'stats': self.stats and {k: v.tolist() for k, v in self.stats.items()},
+            'stats': stats,
             'stats_of': self.stats_of,
-            'state_units': [STATE[i].unit for i in self.state_index],
-            'action_units': [TOOL_ACTION[i].unit for i in self.action_index],
+            'state_table': _as_columns(self.state_table),
+            'action_table': _as_columns(self.action_table),
         }
 
     @classmethod
-    def from_dict(cls, d):
-        if 'compand' in d:  # the name of log_scale_m in checkpoints of earlier revisions
-            d = d | {'log_scale_m': d['compand']}
-        unused = ('state_units', 'action_units', 'compand')
-        return cls(**{k: v for k, v in d.items() if k not in unused})
+    def from_dict(cls, made: dict[str, Any]) -> 'Processor':
+        """The processor that `to_dict` was asked of, also by earlier revisions."""
+        made = dict(made)
+        if 'compand' in made:  # the name of log_scale_m in checkpoints of earlier revisions
+            made['log_scale_m'] = made.pop('compand')
+        for name in ('state_units', 'action_units'):  # earlier revisions said no more than units
+            made.pop(name, None)
+        tables = saved_tables(made)
+        for name in ('state_table', 'action_table'):
+            made.pop(name, None)
+        return cls(**made, tables=tables)
 
     # ---- agreement with a simulated world or a recorded episode
-    def check_world(self, metadata):
-        """Raise ValueError, naming the differences, where a world (World.metadata()) does not
-        fit.
+
+    def check_world(self, metadata: dict[str, Any]) -> None:
+        """Raise ValueError, naming the differences, where a world does not fit.
+
+        Args:
+            metadata: World.metadata().
         """
-        size = {'height': metadata['image_size'], 'width': metadata['image_size']}
-        self._compare(
-            'the world',
-            dict.fromkeys(metadata['cameras'], size),
-            metadata['control_hz'],
-            metadata['tool_action_names'],
-        )
-
-    def check_header(self, header, path):
-        self._compare(path, header['cameras'], header['control_hz'], header['tool_action_slots'])
-
-    def _compare(self, where, cameras, control_hz, action_names):
-        faults = []
-        for name in self.cameras:
-            if name not in cameras:
-                faults.append(f'no camera {name!r} (there are: {", ".join(cameras)})')
-            elif {cameras[name]['height'], cameras[name]['width']} != {self.image_size}:
-                faults.append(
-                    f'camera {name!r} gives {cameras[name]["height"]}x{cameras[name]["width"]} px, '
-                    f'the policy sees {self.image_size} px squares'
-                )
-        if control_hz != self.control_hz:
-            faults.append(f'control rate {control_hz} Hz, the policy acts at {self.control_hz} Hz')
-        if tuple(action_names) != TOOL_ACTION_NAMES:
+        faults = self._camera_faults(metadata['cameras'])
+        size = metadata['image_size']
+        if size != self.image_size:
             faults.append(
-                f'action slots {", ".join(action_names)}, expected {", ".join(TOOL_ACTION_NAMES)}'
+                f'its cameras give {size}x{size} px, the policy sees {self.image_size} px squares'
             )
+        faults += self._rate_faults(metadata['control_hz'])
+        space = metadata.get('action_space', 'tool')  # a world that does not say takes tool actions
+        if space != self.action_space:
+            faults.append(f'it takes {space} actions, the policy gives {self.action_space} actions')
+        names = metadata[f'{self.action_space}_action_names']
+        faults += _name_faults('action', names, self.action_names)
+        faults += _name_faults('state', STATE_NAMES, self.state_names)
+        self._refuse('the world', faults)
+
+    def check_header(self, header: Header, path: str) -> None:
+        """Raise ValueError, naming the differences, where a recorded episode does not fit.
+
+        Pictures may be of any size, as `fit_picture` brings them to ours.
+        """
+        faults = self._camera_faults(header['cameras'])
+        faults += self._rate_faults(header['control_hz'])
+        tables = slot_tables(header)
+        ours = {'state': self.state_table, f'{self.action_space}_action': self.action_table}
+        for name, table in ours.items():
+            if name not in tables:
+                faults.append(f'no {name}')
+            elif tables[name] != table:
+                what = name.removeprefix(f'{self.action_space}_')
+                there = [slot.name for slot in tables[name]]
+                named = _name_faults(what, there, [slot.name for slot in table])
+                faults += named or [f'units or kinds of its {name} slots differ']
+        self._refuse(path, faults)
+
+    def _camera_faults(self, there: Iterable[str]) -> list[str]:
+        return [
+            f'no camera {name!r} (there are: {", ".join(there)})'
+            for name in self.cameras
+            if name not in there
+        ]
+
+    def _rate_faults(self, control_hz: float) -> list[str]:
+        if control_hz == self.control_hz:
+            return []
+        return [f'control rate {control_hz} Hz, the policy acts at {self.control_hz} Hz']
+
+    def _refuse(self, where: str, faults: list[str]) -> None:
         if faults:
             raise ValueError(f'{where} does not fit the policy: ' + '; '.join(faults))
 
     # ---- text
-    def prompt(self, instruction, subtask=None, question=False):
-        """-> user part, assistant part ('' without subtask): the token sequence as text. With
-        `question` the two are a question and its answer: no <|vla|>, which asks for action, and
-        <|im_end|> at the end.
+
+    def prompt(
+        self, instruction: str, subtask: str | None = None, question: bool = False
+    ) -> tuple[str, str]:
+        """The token sequence as text: user part, assistant part ('' without subtask).
+
+        With `question` the two are a question and its answer: no <|vla|>, which asks for action,
+        and <|im_end|> at the end.
         """
         for text in (instruction, subtask or ''):
             if '<|' in text:
                 raise ValueError(f'{text!r}: "<|" would forge a special token')
         image = '<|image_pad|>' * self.tokens_per_camera
-        assistant = (
-            '' if subtask is None else subtask + ('<|im_end|>' if question else '<|action_start|>')
-        )
+        assistant = ''
+        if subtask is not None:
+            assistant = subtask + ('<|im_end|>' if question else '<|action_start|>')
         if self.template == 'minimal':
             text = f'{image * len(self.cameras)}<|state_pad|>{instruction}'
             return text + ('<|im_start|>' if question else '<|vla|>'), assistant
         images = f'<|vision_start|>{image}<|vision_end|>' * len(self.cameras)
-        return (
-            '<|im_start|>system\nYou are a helpful physical assistant.<|im_end|>\n<|im_start|>user\n'
+        user = (
+            '<|im_start|>system\nYou are a helpful physical assistant.<|im_end|>\n'
+            '<|im_start|>user\n'
             f'{images}<|state_start|><|state_pad|><|state_end|>{instruction}'
             f'{"" if question else "<|vla|>"}<|im_end|>\n<|im_start|>assistant\n'
-        ), assistant
+        )
+        return user, assistant
 
-    @functools.lru_cache(maxsize=100_000)
-    def prompt_ids(self, instruction, subtask=None, question=False):
-        """-> token ids of the user part, of the assistant part."""
+    def prompt_ids(
+        self, instruction: str, subtask: str | None = None, question: bool = False
+    ) -> Ids:
+        """Token ids of the user part and of the assistant part, see `prompt`."""
+        return self._known_ids(instruction, subtask, question)
+
+    def _encode_prompt(self, instruction: str, subtask: str | None, question: bool) -> Ids:
         parts = self.prompt(instruction, subtask, question)
         return tuple(tuple(self.tokenizer.encode(part).ids) if part else () for part in parts)
 
-    def decode_text(self, ids):
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """Token ids -> text without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
-    def pad(self, prompts):
-        """[(user ids, assistant ids)] -> input_ids, labels (B, L), user_len, total_len (B,),
-        right-padded.
+    def pad(self, prompts: Sequence[Ids]) -> Batch:
+        """[(user ids, assistant ids)] -> one batch of text, padded on the right.
+
+        Returns:
+            input_ids and labels (B, L), user_len and total_len (B,).
         """
         user_len = torch.tensor([len(user) for user, _ in prompts])
         total_len = torch.tensor([len(user) + len(assistant) for user, assistant in prompts])
@@ -369,101 +482,118 @@ class Processor:
         return {'input_ids': ids, 'labels': labels, 'user_len': user_len, 'total_len': total_len}
 
     # ---- numbers
-    def normalise_state(self, states):
-        """(B, 79) -> (B, S) float32."""
+
+    def normalise_state(self, states: np.ndarray) -> np.ndarray:
+        """(B, C) states -> (B, S) float32."""
         centred = states[:, self.state_index] - self.stats['state_mean']
         return self.fill_up((centred / self.stats['state_std']).astype(np.float32))
 
-    def fill_up(self, values):
+    def fill_up(self, values: np.ndarray) -> np.ndarray:
         """(..., slots) -> (..., pad_dims), zeros behind; unchanged without pad_dims."""
         if not self.pad_dims:
             return values
-        return np.pad(
-            values, [(0, 0)] * (values.ndim - 1) + [(0, self.pad_dims - values.shape[-1])]
-        )
+        behind = self.pad_dims - values.shape[-1]
+        return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, behind)])
 
-    def relative_actions(self, actions, commands):
-        """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) anchored and
-        companded.
-        """
-        relative = anchor(actions, commands)[..., self.action_index]
+    def relative_actions(self, actions: np.ndarray, commands: np.ndarray) -> np.ndarray:
+        """(B, H, C) actions, (B, C) commands in force -> (B, H, A) anchored and log-scaled."""
+        relative = anchor(actions, commands, self.anchors)[..., self.action_index]
         scale = self.action_scale
         return np.where(scale > 0, np.arcsinh(relative / np.where(scale > 0, scale, 1)), relative)
 
-    def normalise_actions(self, actions, commands):
-        """(B, H, 15) absolute tool actions, (B, 15) command in force -> (B, H, A) float32. Or the
-        first rows of a chunk only.
+    def normalise_actions(self, actions: np.ndarray, commands: np.ndarray) -> np.ndarray:
+        """(B, H, C) absolute actions, (B, C) commands in force -> (B, H, A) float32.
+
+        It takes the first rows of a chunk, too.
         """
         relative = self.relative_actions(actions, commands)
-        mean, std = (
-            self.stats[name][: relative.shape[1]] for name in ('action_mean', 'action_std')
-        )
+        rows = relative.shape[1]
+        mean = self.stats['action_mean'][:rows]
+        std = self.stats['action_std'][:rows]
         return self.fill_up(((relative - mean) / std).astype(np.float32))
 
-    def decode_actions(self, chunk, commands):
-        """Inverse: (B, H, A) normalised, (B, 15) command in force -> (B, H, 15) absolute actions,
-        float32.
+    def decode_actions(self, chunk: np.ndarray, commands: np.ndarray) -> np.ndarray:
+        """The inverse: (B, H, A) normalised, (B, C) commands in force -> (B, H, C) absolute.
+
+        Slots that the model does not predict hold the command in force. float32.
         """
         chunk = np.asarray(chunk, np.float64)[..., : len(self.action_slots)]
         commands = np.asarray(commands, np.float64)
-        hold = np.repeat(commands[:, None], chunk.shape[1], 1)  # (B, H, 15)
-        relative = anchor(hold, commands)
+        hold = np.repeat(commands[:, None], chunk.shape[1], 1)  # (B, H, C)
+        relative = anchor(hold, commands, self.anchors)
         chunk = chunk * self.stats['action_std'] + self.stats['action_mean']
         scale = self.action_scale
         relative[..., self.action_index] = np.where(
             scale > 0, scale * np.sinh(np.clip(chunk, -9, 9)), chunk
         )
-        out = unanchor(relative, commands)
-        for columns in ROTVEC:  # an arm that predicts no rotation keeps exactly the commanded one
-            if not set(columns) & set(self.action_index):
-                out[..., columns] = hold[..., columns]
+        out = unanchor(relative, commands, self.anchors)
+        for pose in self.anchors.poses:  # a tool whose turn is not predicted keeps it exactly
+            turn = pose[3:]
+            if not set(turn) & set(self.action_index):
+                out[..., turn] = hold[..., turn]
         return out.astype(np.float32)
 
-    def encode(self, rows, subtasks=None, questions=None):
-        """Observations -> batch for the model. `rows` are observation dicts, live from the world or
-        `Dataset.row`: the images of our cameras, the state fields and the instruction are read.
-        With `subtasks`, one text per row, the batch contains the assistant part and the model acts
-        having read it. `questions`, one per row, take the place of the instructions: VLA.generate
-        answers them.
+    def encode(
+        self,
+        rows: Sequence[dict[str, Any]],
+        subtasks: Sequence[str] | None = None,
+        questions: Sequence[str] | None = None,
+    ) -> Batch:
+        """Observations -> batch for the model, see the table on top of data.py.
+
+        Args:
+            rows: Observations, live from the world or `Dataset.row`: the images of our cameras, the
+                instruction, and 'state' or the fields that `episode.state_vector` makes it of.
+            subtasks: One text per row: the batch contains the assistant part, and the model acts
+                having read it.
+            questions: One per row, in place of the instructions: VLA.generate answers them.
         """
-        for camera in self.cameras:
-            shape = np.shape(rows[0][f'image/{camera}'])
-            if shape != (self.image_size, self.image_size, 3):
-                raise ValueError(
-                    f'image/{camera} is {shape}, the model sees {self.image_size} px squares'
-                )
-        subtasks = [None] * len(rows) if subtasks is None else subtasks
-        images = np.stack([[row[f'image/{camera}'] for camera in self.cameras] for row in rows])
-        states = np.stack([state_vector(row) for row in rows])
-        prompts = [
-            self.prompt_ids(row['instruction'], subtask) for row, subtask in zip(rows, subtasks)
-        ]
-        if questions is not None:
+        texts: Sequence[str | None] = [None] * len(rows) if subtasks is None else subtasks
+        images = np.stack([self._pictures(row) for row in rows])
+        states = np.stack([row['state'] if 'state' in row else state_vector(row) for row in rows])
+        if questions is None:
+            prompts = [self.prompt_ids(row['instruction'], text) for row, text in zip(rows, texts)]
+        else:
             prompts = [self.prompt_ids(question, None, True) for question in questions]
         return self.assemble(images, states, prompts)
 
-    def assemble(self, images, states, prompts):
-        """(B, N, h, w, 3) uint8, (B, 79), prompt ids -> batch. The one place to put model inputs
-        together.
-        """
-        state = torch.from_numpy(self.normalise_state(states))
-        return {
-            'images': torch.from_numpy(images),
-            'state': state,
-            'tool': torch.from_numpy(tool_frames(states)),
-            **self.pad(prompts),
-        }
+    def _pictures(self, row: dict[str, Any]) -> np.ndarray:
+        pictures = []
+        for camera in self.cameras:
+            try:
+                pictures.append(fit_picture(row[f'image/{camera}'], self.image_size))
+            except ValueError as error:
+                raise ValueError(f'image/{camera} {error}') from None
+        return np.stack(pictures)
 
-    def fit(self, dataset):
-        """Mean and spread of exactly the tensors the loss sees: anchored, masked, the sampled
-        windows. A spread below the slot's floor becomes the floor: a slot that does not move must
-        not turn noise into signal.
-        -> {slot: what is wrong with it}: constant as far as the model is concerned, or reaching so
-        far that its spread says little
+    def assemble(self, images: np.ndarray, states: np.ndarray, prompts: Sequence) -> Batch:
+        """(B, N, h, w, 3) uint8, (B, C) states, prompt ids -> batch: the one place to make it."""
+        batch = {
+            'images': torch.from_numpy(images),
+            'state': torch.from_numpy(self.normalise_state(states)),
+        }
+        if self.hands is not None:
+            batch['tool'] = torch.from_numpy(tool_frames(states, self.hands))
+        return batch | self.pad(prompts)
+
+    # ---- the normaliser
+
+    def fit(self, dataset: Any) -> dict[str, str]:
+        """Take mean and spread of exactly the tensors that the loss sees: anchored, masked windows.
+
+        A spread below the slot's floor becomes the floor: a slot that does not move must not turn
+        noise into signal.
+
+        Args:
+            dataset: A data.Dataset.
+
+        Returns:
+            {slot: what is wrong with it}: constant as far as the model is concerned, or reaching so
+            far that its spread says little.
         """
         # of a million windows an even selection tells as much
         windows = dataset.windows[:: -(-len(dataset.windows) // FIT_WINDOWS)]
-        state = []
+        parts = []
         total = 0
         square = 0
         count = 0
@@ -471,45 +601,89 @@ class Processor:
         for start in range(0, len(windows), 65_536):
             rows = windows[start : start + 65_536]
             states = dataset.read('state', rows)
-            state.append(states[:, self.state_index])
-            relative = self.relative_actions(dataset.chunk(rows), states[:, COMMAND])
+            parts.append(states[:, self.state_index])
+            relative = self.relative_actions(dataset.chunk(rows), dataset.commands(rows, states))
             mask = dataset.chunk_mask(rows)[..., None]
             total = total + (relative * mask).sum(0)  # (H, A)
             square = square + (relative**2 * mask).sum(0)  # (H, A)
             count = count + mask.sum(0)  # (H, 1)
             furthest = np.maximum(furthest, np.abs(relative * mask).max(0))
-        state = np.concatenate(state).astype(np.float64)
+        state = np.concatenate(parts).astype(np.float64)
         mean = total / np.maximum(count, 1)
         spread = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean**2, 0))
-        state_floor = np.array([STATE[i].floor for i in self.state_index])
-        action_floor = np.array([TOOL_ACTION[i].floor for i in self.action_index])
-        action_floor /= np.where(
-            self.action_scale > 0, self.action_scale, 1
-        )  # asinh(x / s) is x / s here
+        state_floor, action_floor = self._floors()
         self.stats = {
             'state_mean': state.mean(0),
             'state_std': np.maximum(state.std(0), state_floor),
             'action_mean': mean,
             'action_std': np.maximum(spread, action_floor),
         }
-        stats = self.stats
-        table = {}
-        for name, spread, floor, reach in (
-            *zip(
-                self.state_slots,
-                state.std(0),
-                state_floor,
-                np.abs((state - stats['state_mean']) / stats['state_std']).max(0),
-            ),
-            *zip(
-                [f'action {n}' for n in self.action_slots],
-                spread.max(0),
-                action_floor,
-                ((furthest + np.abs(mean)) / stats['action_std']).max(0),
-            ),
-        ):
-            if spread < floor:
-                table[name] = f'does not move: spread {spread:.2g} is below its floor {floor:.2g}'
-            elif reach > FAR:
-                table[name] = f'reaches {reach:.0f} spreads of {spread:.2g}'
-        return table
+        reach = np.abs((state - self.stats['state_mean']) / self.stats['state_std']).max(0)
+        odd = _odd(self.state_slots, state.std(0), state_floor, reach)
+        reach = ((furthest + np.abs(mean)) / self.stats['action_std']).max(0)
+        names = [f'action {name}' for name in self.action_slots]
+        return odd | _odd(names, spread.max(0), action_floor, reach)
+
+    def _floors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the state slots (S,) and of the action slots (A,), as they are log-scaled."""
+        state_floor = np.array([self.state_table[i].floor for i in self.state_index])
+        action_floor = np.array([self.action_table[i].floor for i in self.action_index])
+        # asinh(x / scale) is x / scale where x is as small as this
+        action_floor /= np.where(self.action_scale > 0, self.action_scale, 1)
+        return state_floor, action_floor
+
+
+def _odd(
+    names: Iterable[str], spreads: np.ndarray, floors: np.ndarray, reaches: np.ndarray
+) -> dict[str, str]:
+    """{slot: what is wrong with it}, see `Processor.fit`."""
+    table = {}
+    for name, spread, floor, reach in zip(names, spreads, floors, reaches):
+        if spread < floor:
+            table[name] = f'does not move: spread {spread:.2g} is below its floor {floor:.2g}'
+        elif reach > FAR:
+            table[name] = f'reaches {reach:.0f} spreads of {spread:.2g}'
+    return table
+
+
+def _carrier(camera: str) -> int:
+    """What carries a camera: 0 the torso or the room, 1 the left hand, 2 the right hand."""
+    first, slash, _ = camera.partition('/')
+    return ARMS.index(first) + 1 if slash and first in ARMS else 0
+
+
+def _as_columns(table: Table) -> dict[str, list[str]]:
+    """Names, units and kinds of a table of slots, for JSON."""
+    return {
+        'names': [slot.name for slot in table],
+        'units': [slot.unit for slot in table],
+        'kinds': [slot.kind for slot in table],
+    }
+
+
+def saved_tables(made: dict[str, Any]) -> Tables:
+    """The slots there were for a processor that meta.json holds, by array.
+
+    Checkpoints of earlier revisions do not say: theirs are our own robot's.
+    """
+    if 'state_table' not in made:
+        return TABLES
+    tables = {}
+    space = made['action_space']
+    for name, key in (('state', 'state_table'), (f'{space}_action', 'action_table')):
+        columns = made[key]
+        tables[name] = table_of(name, columns['names'], columns['units'], columns['kinds'])
+    return tables
+
+
+def saved_names(made: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of all state and action slots there were for a processor that meta.json holds."""
+    tables = saved_tables(made)
+    action = f'{made.get("action_space", "tool")}_action'
+    return [slot.name for slot in tables['state']], [slot.name for slot in tables[action]]
+
+
+def _name_faults(what: str, there: Iterable[str], ours: Iterable[str]) -> list[str]:
+    if tuple(there) == tuple(ours):
+        return []
+    return [f'{what} slots {", ".join(there)}, expected {", ".join(ours)}']

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import torch
 
-from episode import COMMAND, write_atomic
+from episode import write_atomic
 
 # dense bfloat16 products in TFLOP/s, as in the makers' data sheets; the first name that fits counts
 PEAK_TFLOPS = {
@@ -113,7 +113,7 @@ def odd_slots(processor, dataset, far):
     reach = 0
     for rows in np.array_split(windows, len(windows) // 65_536 + 1):
         states = dataset.read('state', rows)
-        chunks = processor.normalise_actions(dataset.chunk(rows), states[:, COMMAND])
+        chunks = processor.normalise_actions(dataset.chunk(rows), dataset.commands(rows, states))
         chunks *= dataset.chunk_mask(rows)[..., None]  # (B, H, A)
         state = np.abs(processor.normalise_state(states)).max(0)
         action = np.abs(chunks).max((0, 1))

@@ -1,0 +1,71 @@
+"""The tokenizer of models that are trained from scratch: a small byte-level BPE.
+
+Every word of our templates is one token, and any other text can be spelt in bytes.
+"""
+
+import os
+from collections.abc import Iterable
+
+import tokenizers
+
+from episode import write_atomic
+
+SPECIAL_TOKENS = (
+    '<|pad|>',
+    '<|image_pad|>',
+    '<|state_pad|>',
+    '<|vla|>',
+    '<|action_start|>',
+    '<|action_pad|>',
+    '<|action_pass|>',
+    '<|action_end|>',
+    '<|im_start|>',
+    '<|im_end|>',
+)
+VOCABULARY_SIZE = 1024
+TEMPLATE_WORDS = """
+the a of on onto in into to with and is it its both over under down up at from then now put
+press place take goes join hold keep give pull apart off reach grasp lift carry align release
+retreat wait rest hand hands left right near far front back top end corner cell row column plate
+baseplate brick bricks stud studs air lower upper red blue yellow green white orange : ; , . ?
+2x2 2x3 2x4 2x6 2x8 2x10 0 1 2 3 4 5 6 7 8 9 across after are assemble away be below beside
+black bridge bring build by centre clear close comes connect crosswise did does done edges
+finished flush follow for further gets gives go half has holds how joined lay lies lined long
+make many middle move nearer next one other part pass pick plan plugged pressed presses pulls
+puts quarter remove says separate set sit small something span square stack step table task this
+together tower towers turned two undo unplug unplugs went what where which wrong you fell broke
+joint nothing none yes no lengthwise pointing sideways them""".split()
+
+
+def make_tokenizer(
+    texts: Iterable[str], path: str | os.PathLike
+) -> tuple[tokenizers.Tokenizer, list[str]]:
+    """Train a tokenizer on the words of `texts` and TEMPLATE_WORDS, and write it to `path`.
+
+    Each word is read equally often, so that rare ones stay whole, too.
+
+    Returns:
+        The tokenizer, and the words that take more than one token.
+    """
+    words = sorted({word for text in texts for word in text.split()} | set(TEMPLATE_WORDS))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    pieces = tokenizers.Regex(r' ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+')  # '2x4' is one piece
+    # the first word is spelt like the others
+    tokenizer.normalizer = tokenizers.normalizers.Prepend(' ')
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(pieces, 'isolated'),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+        # with every byte in it any text can be encoded
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator([' '.join(words)] * 10, trainer)
+    write_atomic(path, tokenizer.to_str(pretty=True).encode())
+    return tokenizer, [word for word in words if len(tokenizer.encode(word).ids) > 1]
