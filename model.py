@@ -34,6 +34,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import Tensor
 
 from vla import grounding, layers, pretrained
 from vla.folder import read_meta
@@ -55,7 +56,7 @@ from vla.layout import (
 )
 from vla.vision import STEMS, has_pictures
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]  # (B, h_kv, T, c) each
+KeysValues = tuple[Tensor, Tensor]  # (B, h_kv, T, c) each
 
 # Fields of VLAConfig in earlier revisions, with the values that are what the code does now.
 GONE = {'norm': ('rms',), 'eo1_compat': (False, True)}
@@ -164,33 +165,45 @@ class VLAConfig:
         for name, still in GONE.items():
             if name in saved and saved[name] not in still:
                 raise ValueError(f'this code knows no {name}={saved[name]!r} any more')
-        kept = {name: value for name, value in saved.items() if name in known}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
+        values: dict[str, Any] = {}
+        for name, value in saved.items():
+            if name in known:
+                values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
 
 # -----------------------------------------------------------------------------
 # decoder
 
 
+class Goal(NamedTuple):
+    """What is to be done, as grounding.py takes it from pictures and words.
+
+    scene       (B, N, n, 5), what SceneHead predicts
+    referents   (B, R), what Grounding predicts
+    embedding   (B, D), what these mean for the rows of a chunk
+    """
+
+    scene: Tensor
+    referents: Tensor
+    embedding: Tensor
+
+
 class Prefix(NamedTuple):
     """What reading the images, the state and the text leaves for words and rows to go on from.
 
-    layout           of the tokens in the cache
-    cache            keys and values of each block
-    hidden           (B, L - skip, D)
-    skip             tokens whose hidden states nobody asked for
-    scene            (B, N, n, 5), what grounding.SceneHead predicts; None without
-    referents        (B, R), what grounding.Grounding predicts; None without
-    goal_embedding   (B, D), what these mean for the rows of a chunk; None without
+    layout   of the tokens in the cache
+    cache    keys and values of each block
+    hidden   (B, L - skip, D)
+    skip     tokens whose hidden states nobody asked for
+    goal     None without grounding
     """
 
     layout: Layout
     cache: list[KeysValues]
-    hidden: torch.Tensor
+    hidden: Tensor
     skip: int
-    scene: torch.Tensor | None
-    referents: torch.Tensor | None
-    goal_embedding: torch.Tensor | None
+    goal: Goal | None
 
 
 class Block(nn.Module):
@@ -211,13 +224,13 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        bias: torch.Tensor,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        bias: Tensor,
         past: KeysValues | None = None,
         skip: int = 0,
-    ) -> tuple[torch.Tensor, KeysValues]:
+    ) -> tuple[Tensor, KeysValues]:
         """One block over tokens and what came before them.
 
         Args:
@@ -264,8 +277,8 @@ class Decoder(nn.Module):
         self.norm = layers.RMSNorm(cfg.hidden_size, eps=cfg.norm_eps)
 
     def mask_and_rope(
-        self, x: torch.Tensor, layout: Layout, past_layout: Layout | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, x: Tensor, layout: Layout, past_layout: Layout | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotary tables (cos, sin) and attention bias of tokens behind those of past_layout.
 
         Args:
@@ -283,13 +296,13 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
+        x: Tensor,
         layout: Layout,
         past: list[KeysValues] | None = None,
         past_layout: Layout | None = None,
         skip: int = 0,
-        mask_and_rope: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, list[KeysValues]]:
+        mask_and_rope: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, list[KeysValues]]:
         """All blocks over tokens x (B, T, D), described by layout.
 
         Args:
@@ -336,7 +349,7 @@ class ActionHead(nn.Module):
         else:
             self.action_out = nn.Sequential(nn.Linear(D, D), nn.Identity(), out)
 
-    def time_embedding(self, time: torch.Tensor) -> torch.Tensor:
+    def time_embedding(self, time: Tensor) -> Tensor:
         """Flow times (...) in 0..1 -> (..., D), float32: sines and cosines, log-spaced periods."""
         cfg = self.cfg
         n = cfg.hidden_size // 2
@@ -345,14 +358,14 @@ class ActionHead(nn.Module):
         angle = time.float()[..., None] * (2 * math.pi / period)
         return torch.cat([angle.sin(), angle.cos()], -1)
 
-    def embed(self, rows: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    def embed(self, rows: Tensor, time: Tensor) -> Tensor:
         """Noisy rows (..., H, A) at flow times (..., H) -> (..., H, D)."""
         x = self.action_in(rows)
         x = torch.cat([x, self.time_embedding(time).to(x.dtype)], -1)
         x = self.time_mlp_out(F.silu(self.time_mlp_in(x)))
         return x if self.row is None else x + self.row
 
-    def read(self, hidden: torch.Tensor) -> torch.Tensor:
+    def read(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> rows (..., A), float32: clean actions or velocities."""
         return self.action_out(hidden.to(self.action_in.weight.dtype)).float()
 
@@ -383,8 +396,8 @@ class VLA(nn.Module):
         D = cfg.hidden_size
         numbers = cfg.state_dim + cfg.n_cameras * cfg.scene_bricks * 5  # the state and the scene
         self.state_in = nn.Linear(numbers * (1 + 2 * cfg.state_frequencies), D)
-        self.scene_head = None
-        self.grounding = None
+        self.scene_head: Any = None  # a grounding.SceneHead
+        self.grounding: Any = None  # a grounding.Grounding
         if cfg.scene_bricks:
             features = self.vision.tokens_per_picture(cfg) * D
             self.scene_head = grounding.SceneHead(cfg.scene_frames, cfg.scene_bricks, features)
@@ -401,9 +414,9 @@ class VLA(nn.Module):
         for table in (self.image_embedding, self.head.row, lm_head):
             if table is not None:
                 nn.init.normal_(table, std=0.02)
-        for block in self.decoder.blocks:  # residual branches start small
-            for linear in (block.out, block.down):
-                nn.init.normal_(linear.weight, std=0.02 / self.cfg.n_layers**0.5)
+        for name, p in self.decoder.named_parameters():
+            if name.endswith(('.out.weight', '.down.weight')):  # residual branches start small
+                nn.init.normal_(p, std=0.02 / self.cfg.n_layers**0.5)
 
     @property
     def placeholders(self) -> list[int]:
@@ -420,11 +433,11 @@ class VLA(nn.Module):
 
     # ---- reading the batch
 
-    def picture_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+    def picture_tokens(self, ids: Tensor) -> Tensor:
         """Where tokens stand for pictures, bool (B, L)."""
         return stand_for(ids, self.cfg.image_pad_id, self.cfg.video_pad_id)
 
-    def row_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+    def row_tokens(self, ids: Tensor) -> Tensor:
         """Where tokens stand for rows of a chunk, bool (B, L); in vla/inline.py only."""
         return stand_for(ids, self.cfg.action_pad_id, self.cfg.action_pass_id)
 
@@ -435,7 +448,7 @@ class VLA(nn.Module):
         causal = self.cfg.prefix_attention == 'causal'
         return prefix_layout(document, place, user, position, causal)
 
-    def embed_pictures(self, batch: Batch) -> torch.Tensor:
+    def embed_pictures(self, batch: Batch) -> Tensor:
         """Tokens of all pictures of the batch in order of appearance, (n, D)."""
         tokens = self.vision(batch)
         if self.image_embedding is None:
@@ -444,8 +457,8 @@ class VLA(nn.Module):
         return (tokens + self.image_embedding).flatten(0, 1)
 
     def embed_prefix(
-        self, batch: Batch, rows: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, batch: Batch, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Token embeddings of the prefix, with pictures and state where the text has places.
 
         A text without such places needs neither pictures nor a state in its batch.
@@ -469,7 +482,7 @@ class VLA(nn.Module):
         state = None
         if has_pictures(batch):
             pictures = self.embed_pictures(batch)  # (n, D)
-        if self.scene_head is not None:
+        if self.scene_head is not None and pictures is not None:
             scene = self.scene_head(pictures.view(len(ids), cfg.n_cameras, -1))
         if 'state' in batch:
             state = batch['state']
@@ -485,7 +498,7 @@ class VLA(nn.Module):
         x = fill_places(x, self.row_tokens(ids), rows, action_rows)
         return x.view(*ids.shape, -1), scene
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> scores of words (..., V), float32."""
         table = self.embed_tokens if self.lm_head is None else self.lm_head
         return F.linear(hidden, table.weight).float()
@@ -511,30 +524,30 @@ class VLA(nn.Module):
             skip = int(matters.int().argmax(1).min())
         x, scene = self.embed_prefix(batch)
         hidden, cache = self.decoder(x, layout, skip=skip)
-        if self.grounding is None:
-            return Prefix(layout, cache, hidden, skip, None, None, None)
-        words = words[:, skip:, None].to(hidden.dtype)
-        referents = self.grounding((hidden * words).sum(1) / words.sum(1))
-        poses = self.scene_head.poses(scene.detach(), batch['tool'])
-        goal_embedding = self.grounding.embed(referents, poses, batch['tool'])
-        return Prefix(layout, cache, hidden, skip, scene, referents, goal_embedding)
+        goal = None
+        if scene is not None:
+            words = words[:, skip:, None].to(hidden.dtype)
+            referents = self.grounding((hidden * words).sum(1) / words.sum(1))
+            poses = self.scene_head.poses(scene.detach(), batch['tool'])
+            goal = Goal(scene, referents, self.grounding.embed(referents, poses, batch['tool']))
+        return Prefix(layout, cache, hidden, skip, goal)
 
-    def embed_rows(self, rows: torch.Tensor, time: torch.Tensor, prefix: Prefix) -> torch.Tensor:
+    def embed_rows(self, rows: Tensor, time: Tensor, prefix: Prefix) -> Tensor:
         """Noisy rows (B, ..., H, A) at flow times (B, ..., H) -> (B, ..., H, D)."""
         x = self.head.embed(rows, time)
-        if prefix.goal_embedding is not None:
+        if prefix.goal is not None:
             per_sample = [1] * (x.ndim - 2)
-            x = x + prefix.goal_embedding.view(len(x), *per_sample, -1).to(x.dtype)
+            x = x + prefix.goal.embedding.view(len(x), *per_sample, -1).to(x.dtype)
         return x.to(self.embed_tokens.weight.dtype)  # a pretrained decoder is bfloat16
 
-    def chunk_layout(self, prefix: Layout, reads: torch.Tensor) -> Layout:
+    def chunk_layout(self, prefix: Layout, reads: Tensor) -> Layout:
         """Layout (B, K*H) of noise samples behind a prefix; reads bool (B, K)."""
         causal = self.cfg.chunk_attention == 'causal'
         return chunk_layout(prefix, reads, self.cfg.horizon, causal)
 
     # ---- training
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and its parts, to be differentiated and to be logged.
 
         flow is the mean over valid rows, noise samples and dims, text the mean over supervised
@@ -547,14 +560,14 @@ class VLA(nn.Module):
         labels = batch['labels'][:, prefix.skip :]
         document = prefix.layout.document[:, prefix.skip :]
         loss, parts = self.add_text_loss(flow, prefix.hidden, labels, document, batch)
-        if self.grounding is not None:
-            scene = self.scene_head.loss(prefix.scene, batch['scene'])
-            words = self.grounding.loss(prefix.referents, batch['referents'])
+        if prefix.goal is not None:
+            scene = self.scene_head.loss(prefix.goal.scene, batch['scene'])
+            words = self.grounding.loss(prefix.goal.referents, batch['referents'])
             loss = loss + scene + words
             parts = parts | dict(scene=scene.detach(), words=words.detach())
         return loss, parts
 
-    def predict(self, batch: Batch, skip: int | None = None) -> tuple[torch.Tensor, Prefix]:
+    def predict(self, batch: Batch, skip: int | None = None) -> tuple[Tensor, Prefix]:
         """What the head says of each noise sample (B, K, H, A), and the Prefix; skip: see read."""
         noise = batch['noise']  # (B, K, H, A)
         time = self.time_of_rows(batch)
@@ -566,22 +579,22 @@ class VLA(nn.Module):
         hidden, _ = self.decoder(rows, layout, prefix.cache, prefix.layout)
         return self.head.read(hidden).view(noise.shape), prefix
 
-    def time_of_rows(self, batch: Batch) -> torch.Tensor:
+    def time_of_rows(self, batch: Batch) -> Tensor:
         """Flow times (B, K, H) of a batch that has them per row or per noise sample, (B, K)."""
         shape = batch['noise'].shape[:3]
         return batch['time'].view(*shape[:2], -1).expand(shape)
 
-    def flow_target(self, actions: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def flow_target(self, actions: Tensor, noise: Tensor) -> Tensor:
         """What the head should say: the clean action, or the velocity."""
         return actions if self.cfg.predict == 'action' else noise - actions
 
-    def row_error(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def row_error(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Error of each row: (..., H, A) twice -> (..., H)."""
         off = predicted - target
         off = off.abs() if self.cfg.action_loss == 'l1' else off.square()
         return off.mean(-1)
 
-    def flow_loss(self, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def flow_loss(self, predicted: Tensor, batch: Batch) -> Tensor:
         """Mean error of the rows that count, of all noise samples."""
         actions = batch['actions'][:, None]  # (B, 1, H, A)
         noise = batch['noise']
@@ -596,12 +609,12 @@ class VLA(nn.Module):
 
     def add_text_loss(
         self,
-        flow: torch.Tensor,
-        hidden: torch.Tensor,
-        labels: torch.Tensor,
-        document: torch.Tensor,
+        flow: Tensor,
+        hidden: Tensor,
+        labels: Tensor,
+        document: Tensor,
         batch: Batch,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow loss plus weighted text loss, and the parts.
 
         Args:
@@ -630,10 +643,10 @@ class VLA(nn.Module):
         self,
         batch: Batch,
         steps: int = 5,
-        noise: torch.Tensor | None = None,
+        noise: Tensor | None = None,
         read_text: bool = True,
-        action_prefix: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        action_prefix: Tensor | None = None,
+    ) -> Tensor:
         """Action chunk (B, H, A), normalised.
 
         Args:
@@ -685,10 +698,10 @@ class VLA(nn.Module):
         batch: Batch,
         steps: int = 5,
         max_new_tokens: int = 24,
-        noise: torch.Tensor | None = None,
-        action_prefix: torch.Tensor | None = None,
+        noise: Tensor | None = None,
+        action_prefix: Tensor | None = None,
         texts: list[list[int]] | None = None,
-    ) -> tuple[torch.Tensor, list[list[int]]]:
+    ) -> tuple[Tensor, list[list[int]]]:
         """Decode the text, then act having read it; one prefix pass serves both.
 
         Args:
@@ -714,7 +727,7 @@ class VLA(nn.Module):
         batch: Batch,
         max_new_tokens: int,
         stop: Sequence[int] | None = None,
-        pick: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        pick: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[list[list[int]], Prefix]:
         """Token ids of each text, and the Prefix that has read them.
 
@@ -756,9 +769,9 @@ class VLA(nn.Module):
         self,
         prefix: Prefix,
         steps: int,
-        noise: torch.Tensor | None,
-        action_prefix: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        noise: Tensor | None,
+        action_prefix: Tensor | None = None,
+    ) -> Tensor:
         """Euler's method from noise at t = 1 to the chunk (B, H, A) at t = 0; see act."""
         cfg = self.cfg
         kind = prefix.layout.kind
@@ -792,7 +805,7 @@ class VLA(nn.Module):
         folder: str,
         meta: dict[str, Any],
         ema: Any = None,
-        gather: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict,
+        gather: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     ) -> None:
         """Write ema.safetensors, model.safetensors and meta.json.
 
@@ -806,7 +819,7 @@ class VLA(nn.Module):
         """
         path = f'{folder}/meta.json'
 
-        def write(name: str, tensors: dict[str, torch.Tensor]) -> bool:
+        def write(name: str, tensors: dict[str, Tensor]) -> bool:
             tensors = gather(tensors)
             if not tensors:  # another rank writes
                 return False
@@ -885,11 +898,11 @@ class VLA(nn.Module):
 
 
 def pick_token(
-    logits: torch.Tensor,
+    logits: Tensor,
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Scores (B, V) -> token ids (B): the likeliest, or at a temperature a random one.
 
     That is drawn from the fewest tokens that together have the probability top_p.

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from vla import layers
 
@@ -25,7 +26,7 @@ RANGE_M = 0.06  # a carried camera is asked about bricks that are no further off
 LOG_SCALE_M = 0.004  # millimetres matter when close, decimetres do not when far
 
 
-def rotate_z(v: torch.Tensor, yaw: torch.Tensor) -> torch.Tensor:
+def rotate_z(v: Tensor, yaw: Tensor) -> Tensor:
     """Vectors (..., 3) turned about z by yaw (...)."""
     x, y, z = v.unbind(-1)
     c = yaw.cos()
@@ -33,19 +34,19 @@ def rotate_z(v: torch.Tensor, yaw: torch.Tensor) -> torch.Tensor:
     return torch.stack([c * x - s * y, s * x + c * y, z], -1)
 
 
-def half_turn(yaw: torch.Tensor) -> torch.Tensor:
+def half_turn(yaw: Tensor) -> Tensor:
     """Bring a yaw into [-pi/2, pi/2): a brick that is turned by pi looks the same."""
     return torch.remainder(yaw + math.pi / 2, math.pi) - math.pi / 2
 
 
-def in_frame(poses: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+def in_frame(poses: Tensor, frame: Tensor) -> Tensor:
     """Poses (..., 4) in the axes that `frame` (..., 4) is given in -> in that frame."""
     yaw = frame[..., 3]
     turned = half_turn(poses[..., 3:] - frame[..., 3:])
     return torch.cat([rotate_z(poses[..., :3] - frame[..., :3], -yaw), turned], -1)
 
 
-def out_of_frame(poses: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+def out_of_frame(poses: Tensor, frame: Tensor) -> Tensor:
     """The inverse of in_frame."""
     yaw = frame[..., 3]
     turned = poses[..., 3] + yaw
@@ -60,6 +61,8 @@ class SceneHead(nn.Module):
     through the decoder is not: there the answer can be guessed from what the arms do.
     """
 
+    units: Tensor  # (N, 1, 4)
+
     def __init__(self, frames: Sequence[int], n_bricks: int, features: int, middle: int = 256):
         super().__init__()
         self.frames = frames
@@ -72,7 +75,7 @@ class SceneHead(nn.Module):
                 nn.Linear(features, middle), nn.ReLU(), nn.Linear(middle, 5 * n_bricks)
             )
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, features) -> scene (B, N, n, 5), float32: poses in UNITS, logits."""
         tokens = tokens.to(next(self.parameters()).dtype)  # a pretrained stem gives bfloat16
         cameras = [
@@ -81,7 +84,7 @@ class SceneHead(nn.Module):
         ]
         return torch.stack(cameras, 1).unflatten(-1, (self.n_bricks, 5))
 
-    def loss(self, predicted: torch.Tensor, scene: torch.Tensor) -> torch.Tensor:
+    def loss(self, predicted: Tensor, scene: Tensor) -> Tensor:
         """Error of the poses of bricks in range, and of whether they are.
 
         Args:
@@ -98,13 +101,13 @@ class SceneHead(nn.Module):
         return (error * in_range).mean() + 0.3 * said
 
     @staticmethod
-    def features(predicted: torch.Tensor) -> torch.Tensor:
+    def features(predicted: Tensor) -> Tensor:
         """What the state token gets, (B, N * n * 5), without a gradient: sines make noise of it."""
         predicted = predicted.detach()
         in_range = (predicted[..., 4:] > 0).float()
         return torch.cat([predicted[..., :4] * in_range, in_range], -1).flatten(1)
 
-    def poses(self, predicted: torch.Tensor, tool: torch.Tensor) -> torch.Tensor:
+    def poses(self, predicted: Tensor, tool: Tensor) -> Tensor:
         """Every brick in the torso frame as each hand should believe it is: (B, 2, n, 4).
 
         The hand's own camera knows best, if the brick is in range; then the other hand's, then the
@@ -157,7 +160,7 @@ class Grounding(nn.Module):
             nn.Linear(2 * middle, width),
         )
 
-    def forward(self, words: torch.Tensor) -> torch.Tensor:
+    def forward(self, words: Tensor) -> Tensor:
         """Mean hidden state of the words (B, D) -> predicted referents (B, R), see `split`.
 
         They are float32: one number of eight bits cannot hold a place to a millimetre.
@@ -165,12 +168,12 @@ class Grounding(nn.Module):
         with torch.autocast(words.device.type, enabled=False):
             return self.words(words.float())
 
-    def split(self, predicted: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def split(self, predicted: Tensor) -> tuple[list[Tensor], Tensor]:
         """(B, R) -> logits [(B, classes)] of the first four referents, place (B, 4) m, rad."""
         *logits, place = predicted.split([*self.sizes, 4], -1)
         return logits, place * 10 * place.new_tensor(UNITS[0])  # places are about 0.3 m, 1 rad
 
-    def loss(self, predicted: torch.Tensor, referents: torch.Tensor) -> torch.Tensor:
+    def loss(self, predicted: Tensor, referents: Tensor) -> Tensor:
         """Mean over the samples; a question refers to nothing (-1) and adds nothing.
 
         Args:
@@ -188,9 +191,7 @@ class Grounding(nn.Module):
         return 0.6 * classes / len(predicted) + 2 * off
 
     @torch.no_grad()
-    def geometry(
-        self, predicted: torch.Tensor, poses: torch.Tensor, tool: torch.Tensor
-    ) -> torch.Tensor:
+    def geometry(self, predicted: Tensor, poses: Tensor, tool: Tensor) -> Tensor:
         """What to fetch and where to take it, (B, 14).
 
         Args:
@@ -220,9 +221,7 @@ class Grounding(nn.Module):
         way = torch.cat([way[:, :3], half_turn(way[:, 3:])], -1)
         return torch.cat([fetch.flatten(1), way, F.one_hot(hand, 2)], -1)
 
-    def embed(
-        self, predicted: torch.Tensor, poses: torch.Tensor, tool: torch.Tensor
-    ) -> torch.Tensor:
+    def embed(self, predicted: Tensor, poses: Tensor, tool: Tensor) -> Tensor:
         """The goal embedding (B, D), which is added to the rows of a chunk; see `geometry`."""
         way = self.geometry(predicted, poses, tool)
         near_counts = torch.asinh(way[:, :12] / LOG_SCALE_M) / 3

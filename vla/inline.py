@@ -18,6 +18,7 @@ A batch of text and pictures only has n = 0.
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from vla.layout import Batch, Layout
 
@@ -35,14 +36,14 @@ def layout(net: 'VLA', batch: Batch) -> Layout:
     return text._replace(order=torch.where(row, text.order - row_of_chunk, text.order))
 
 
-def clean_rows(net: 'VLA', batch: Batch) -> torch.Tensor:
+def clean_rows(net: 'VLA', batch: Batch) -> Tensor:
     """Which rows are given clean, bool (n, H)."""
     ids = batch['input_ids']
     clean = ids[net.row_tokens(ids)] == net.cfg.action_pass_id  # (n * H)
     return clean.view(batch['actions'].shape[:2])
 
 
-def embed(net: 'VLA', batch: Batch, eo1_compat: bool = False) -> torch.Tensor:
+def embed(net: 'VLA', batch: Batch, eo1_compat: bool = False) -> Tensor:
     """Embeddings (B, L, D) of text, pictures, state and noisy rows; see `loss`."""
     clean = clean_rows(net, batch)
     time = batch['time'][:, None].expand(clean.shape)  # (n, H)
@@ -53,9 +54,7 @@ def embed(net: 'VLA', batch: Batch, eo1_compat: bool = False) -> torch.Tensor:
     return net.embed_prefix(batch, rows.flatten(0, 1))[0]
 
 
-def loss(
-    net: 'VLA', batch: Batch, eo1_compat: bool = False
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def loss(net: 'VLA', batch: Batch, eo1_compat: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
     """Flow loss of the noisy rows and text loss, as VLA.forward returns them.
 
     Args:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def compute_dtype(x: torch.Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """The type that matrix products of x come out as, under autocast or not."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -43,7 +44,7 @@ def autocast_for(device: str, dtype: str = 'auto') -> torch.autocast:
     return torch.autocast(kind, getattr(torch, dtype), enabled=dtype != 'float32')
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn x (..., h, c) by the angles of cos and sin (..., 1, c), as `rotation` gives them.
 
     The first and the second half of c are the two coordinates of each rotation, which is Hugging
@@ -52,7 +53,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def rotation(angle: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def rotation(angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Angles (..., c/2) -> cosine and sine (..., 1, c), the first half of the sine negated."""
     cos = angle.cos()
     sin = angle.sin()
@@ -61,7 +62,7 @@ def rotation(angle: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, tor
     return cos.to(dtype).unsqueeze(-2), sin.to(dtype).unsqueeze(-2)
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Softmax attention of q (B, h, Tq, c) over k and v (B, h_kv, Tk, c) -> (B, h, Tq, c)."""
     grouped = q.shape[1] != k.shape[1]
     if q.device.type != 'cpu' or not torch.is_grad_enabled():
@@ -91,7 +92,7 @@ def recomputed(block: nn.Module, recompute: bool) -> Callable[..., Any]:
 # norms and activations
 
 
-def unit_rms(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def unit_rms(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Give x (..., D) in float32, scaled to a root mean square of 1, and the scale (..., 1)."""
     x = x.float()
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -103,9 +104,7 @@ class FastRMSNorm(torch.autograd.Function):
     """RMS norm with a written-out backward: 1.2 ms on CPU where PyTorch's own took 2."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         """Norm x (..., D); the result is of `dtype`."""
         ctx.dtype = x.dtype
         unit, scale = unit_rms(x, eps)
@@ -113,7 +112,7 @@ class FastRMSNorm(torch.autograd.Function):
         return (unit * weight).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x and weight."""
         unit, scale, weight = ctx.saved_tensors
         grad = grads[0].float()
@@ -127,7 +126,9 @@ class FastRMSNorm(torch.autograd.Function):
 class RMSNorm(nn.RMSNorm):
     """nn.RMSNorm, each device by its fastest way."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    eps: float
+
+    def forward(self, x: Tensor) -> Tensor:
         """Norm x (..., D)."""
         if x.device.type != 'cpu':
             # One kernel does it only if both are of one type, which they are not in FSDP.
@@ -147,20 +148,20 @@ class SquaredReLU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         """Square relu(x)."""
         x = x.relu()
         ctx.save_for_backward(x)
         return x.square()
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
         """Gradient of x."""
         (x,) = ctx.saved_tensors
         return (grads[0] * x).mul_(2)
 
 
-def group_sums(x: torch.Tensor, groups: int) -> torch.Tensor:
+def group_sums(x: Tensor, groups: int) -> Tensor:
     """Sums over the places of a map x (M, P, C): (M, G, C / G), float32."""
     return x.sum(1, dtype=torch.float32).view(len(x), groups, -1)
 
@@ -171,12 +172,12 @@ class FastGroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
         groups: int,
         eps: float,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Norm x (M, P, C) with weight and bias (C)."""
         M, P, C = x.shape
         mean = group_sums(x, groups).mean(-1, keepdim=True) / P  # (M, G, 1)
@@ -190,7 +191,7 @@ class FastGroupNorm(torch.autograd.Function):
         return torch.addcmul(shift, x, scale)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight and bias."""
         (grad,) = grads
         x, mean, inv, weight = ctx.saved_tensors
@@ -205,7 +206,7 @@ class FastGroupNorm(torch.autograd.Function):
         slope = (total_w * mean - dot_w) * inv**3 / n
         offset = -slope * mean - total_w * inv / n
 
-        def per_channel(y: torch.Tensor) -> torch.Tensor:
+        def per_channel(y: Tensor) -> Tensor:
             return y.expand(M, groups, C // groups).reshape(M, 1, C).to(x.dtype)
 
         grad_x = torch.addcmul(per_channel(offset), x, per_channel(slope))
@@ -215,7 +216,7 @@ class FastGroupNorm(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None
 
 
-def group_norm(x: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
+def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """norm(x) for a map x (M, C, height, width) stored channels last."""
     if x.device.type != 'cpu':
         return norm(x)
@@ -224,7 +225,7 @@ def group_norm(x: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
     return flat.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-def fourier_features(x: torch.Tensor, frequencies: int) -> torch.Tensor:
+def fourier_features(x: Tensor, frequencies: int) -> Tensor:
     """Numbers with their sines and cosines: (..., n) -> (..., n (1 + 2 F)).
 
     The periods are 8, 4, 2 .. (Tancik et al. 2020): a linear map of a coordinate that ranges over

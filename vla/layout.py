@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from vla import layers
 
@@ -38,18 +39,18 @@ class Layout(NamedTuple):
     reads          bool, whether the token may see the assistant part
     """
 
-    position: torch.Tensor
-    order: torch.Tensor
-    document: torch.Tensor
-    noise_sample: torch.Tensor
-    kind: torch.Tensor
-    reads: torch.Tensor
+    position: Tensor
+    order: Tensor
+    document: Tensor
+    noise_sample: Tensor
+    kind: Tensor
+    reads: Tensor
 
     def join(self, other: 'Layout') -> 'Layout':
         """Describe these tokens and the other ones behind them."""
         return Layout(*(torch.cat(pair, -1) for pair in zip(self, other)))
 
-    def after(self, *kinds: int) -> torch.Tensor:
+    def after(self, *kinds: int) -> Tensor:
         """The first position (B) that no token of these kinds has reached.
 
         Only the last document of each row counts.
@@ -60,12 +61,12 @@ class Layout(NamedTuple):
         return position.masked_fill(~member, -1).amax(1) + 1
 
     @property
-    def last_document(self) -> torch.Tensor:
+    def last_document(self) -> Tensor:
         """The number of the last document of each row, (B, 1)."""
         return self.document.amax(1, keepdim=True)
 
 
-def attention_bias(query: Layout, key: Layout) -> torch.Tensor:
+def attention_bias(query: Layout, key: Layout) -> Tensor:
     """0 where a query may look, MASKED elsewhere: float32 (B, 1, Tq, Tk)."""
     q = Layout(*(field[..., None] for field in query))
     k = Layout(*(field[..., None, :] for field in key))
@@ -77,12 +78,12 @@ def attention_bias(query: Layout, key: Layout) -> torch.Tensor:
 
 
 def rotary_tables(
-    position: torch.Tensor,
+    position: Tensor,
     head_dim: int,
     theta: float,
     mrope_section: tuple[int, ...],
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine of the rotary angles, (B, T, 1, c) each.
 
     Args:
@@ -104,7 +105,7 @@ def rotary_tables(
 # the prefix
 
 
-def documents(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def documents(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """What the tokens of a batch belong to.
 
     Rows are padded on the right to `total_len`, or the batch holds `document` (B, L), an attention
@@ -142,10 +143,10 @@ def documents(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def prefix_layout(
-    document: torch.Tensor,
-    place: torch.Tensor,
-    user: torch.Tensor,
-    position: torch.Tensor,
+    document: Tensor,
+    place: Tensor,
+    user: Tensor,
+    position: Tensor,
     causal: bool,
 ) -> Layout:
     """Layout of user and assistant parts.
@@ -166,12 +167,12 @@ def prefix_layout(
     return Layout(position, order, document, noise_sample, kind, torch.ones_like(user))
 
 
-def column_after(member: torch.Tensor) -> torch.Tensor:
+def column_after(member: Tensor) -> Tensor:
     """The column (B) after the last True of each row of bool (B, L)."""
     return (member * torch.arange(1, member.shape[1] + 1, device=member.device)).amax(1)
 
 
-def stand_for(ids: torch.Tensor, *token_ids: int | None) -> torch.Tensor:
+def stand_for(ids: Tensor, *token_ids: int | None) -> Tensor:
     """Where tokens of these ids stand, bool (B, L); None is an id that the tokenizer lacks."""
     found = torch.zeros_like(ids, dtype=torch.bool)
     for token_id in token_ids:
@@ -180,9 +181,7 @@ def stand_for(ids: torch.Tensor, *token_ids: int | None) -> torch.Tensor:
     return found
 
 
-def fill_places(
-    x: torch.Tensor, places: torch.Tensor, values: torch.Tensor | None, what: str
-) -> torch.Tensor:
+def fill_places(x: Tensor, places: Tensor, values: Tensor | None, what: str) -> Tensor:
     """Put embeddings where tokens stand for them.
 
     Args:
@@ -210,7 +209,7 @@ def fill_places(
 # what follows the prefix
 
 
-def chunk_layout(prefix: Layout, reads: torch.Tensor, horizon: int, causal: bool) -> Layout:
+def chunk_layout(prefix: Layout, reads: Tensor, horizon: int, causal: bool) -> Layout:
     """Layout of K noise samples of H rows each that follow a prefix, (B, K * H).
 
     Positions go on after the part that is read, so that training and inference, with or without
@@ -242,9 +241,7 @@ def chunk_layout(prefix: Layout, reads: torch.Tensor, horizon: int, causal: bool
     )
 
 
-def word_layout(
-    document: torch.Tensor, position: torch.Tensor, order: torch.Tensor, done: torch.Tensor
-) -> Layout:
+def word_layout(document: Tensor, position: Tensor, order: Tensor, done: Tensor) -> Layout:
     """Layout of one decoded word per row, (B, 1).
 
     Args:

@@ -13,12 +13,13 @@ size before, and `grid_positions` gives their tokens rotary positions, all as pu
 # B batch, N cameras, L tokens of a row, M pictures, n patches of all pictures, P patches of one,
 # h heads, c head width, D width
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from vla import layers
 from vla.layout import Batch
@@ -53,23 +54,24 @@ class BlockSizes(NamedTuple):
 
 
 class Stem(nn.Module):
-    """What the model asks of a vision stem; it is made as Stem(cfg).
+    """What the model asks of a vision stem.
 
     n_places   tokens of a sample, where each of them gets a learnt embedding that says where it is;
                0 where rotary positions say it
     blocks     modules that are compiled, recomputed and spread over ranks one by one
     """
 
-    def __init__(self, n_places: int = 0):
+    def __init__(self, cfg: 'VLAConfig', n_places: int = 0):
         super().__init__()
+        self.cfg = cfg
         self.n_places = n_places
-        self.blocks: Sequence[nn.Module] = ()
+        self.blocks: Iterable[nn.Module] = ()
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """The tokens of all pictures of the batch in order of appearance, (n, D)."""
         raise NotImplementedError
 
-    def positions(self, batch: Batch, picture: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    def positions(self, batch: Batch, picture: Tensor, place: Tensor) -> Tensor:
         """Rotary positions (3, B, L) of all tokens of the prefix; here they are counted as text.
 
         Args:
@@ -118,9 +120,10 @@ class ConvStem(Stem):
     GRID = 16  # places of the map on a side
     CHANNELS = 64
     COARSE = 32  # channels of the coarse map, of 8 x 8 places
+    where: Tensor  # (256, 2), x and y of the places
 
     def __init__(self, cfg: 'VLAConfig'):
-        super().__init__(cfg.n_cameras * cfg.tokens_per_camera)
+        super().__init__(cfg, cfg.n_cameras * cfg.tokens_per_camera)
         grid = self.GRID
         channels = self.CHANNELS
         coarse = self.COARSE
@@ -139,18 +142,20 @@ class ConvStem(Stem):
         at = (torch.arange(grid, device='cpu') + 0.5) / grid * 2 - 1
         where = torch.stack([at.repeat(grid), at.repeat_interleave(grid)], 1)  # (256, 2): x, y
         self.register_buffer('where', where * 3, persistent=False)  # x3: about unit variance
-        self.to(memory_format=torch.channels_last)  # makes convolutions of small maps 2x on CPU
+        # Convolutions of small maps are 2x as fast this way on CPU; PyTorch's stubs lack the call.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """Pictures (B, N, s, s, 3) of the batch -> (B * N * tokens, D)."""
         return self.encode(batch['images'].flatten(0, 1)).flatten(0, 1)
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """Pictures (M, s, s, 3), 0..255 -> (M, tokens, D).
 
         Bytes are exact in bf16: instead of the pixels, the weights that meet them are scaled to the
         range -1..1, which saves two passes over the largest tensor of the step.
         """
+        assert self.patch.bias is not None
         weight = self.patch.weight / 127.5
         bias = self.patch.bias - self.patch.weight.sum((1, 2, 3))
         pixels = images.permute(0, 3, 1, 2)  # (M, 3, s, s), channels last
@@ -208,9 +213,7 @@ class VisionBlock(nn.Module):
         self.up = nn.Linear(width, 2 * intermediate)  # gate, then up
         self.down = nn.Linear(intermediate, width)
 
-    def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, real: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, real: Tensor | None) -> Tensor:
         """Attend within each of the W groups of P patches.
 
         Args:
@@ -237,11 +240,10 @@ class QwenStem(Stem):
     """Qwen2.5-VL's tower: most blocks attend within windows, a few within the whole picture."""
 
     def __init__(self, cfg: 'VLAConfig'):
-        super().__init__()
+        super().__init__(cfg)
         width = cfg.vision_width
         cell_width = width * cfg.merge_size**2
         patch_numbers = 3 * cfg.patch_frames * cfg.patch_size**2
-        self.cfg = cfg
         self.heads = cfg.vision_heads
         self.merge = cfg.merge_size
         self.full_blocks = set(cfg.vision_full_blocks)
@@ -256,7 +258,7 @@ class QwenStem(Stem):
         self.merge_in = nn.Linear(cell_width, cell_width)
         self.merge_out = nn.Linear(cell_width, cfg.hidden_size)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """Patches (n, 3 * frames * patch^2) of all pictures and their grids -> (n / merge^2, D).
 
         A batch holds them as `preprocess` makes them, or `images` (B, N, s, s, 3), which are cut up
@@ -270,7 +272,7 @@ class QwenStem(Stem):
             patches, _ = patchify(images, cfg.patch_size, cfg.merge_size, cfg.patch_frames)
         grids = self.grids(batch)
         parts = patches.split([t * h * w for t, h, w in grids])
-        out: list[torch.Tensor] = [patches] * len(grids)  # each is replaced below
+        out: list[Tensor] = [patches] * len(grids)  # each is replaced below
         for t, h, w in dict.fromkeys(grids):
             members = [i for i, grid in enumerate(grids) if grid == (t, h, w)]
             x = torch.stack([parts[i] for i in members])
@@ -290,7 +292,7 @@ class QwenStem(Stem):
         patch = self.cfg.patch_size
         return [(1, height // patch, width // patch)] * (B * N)
 
-    def positions(self, batch: Batch, picture: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    def positions(self, batch: Batch, picture: Tensor, place: Tensor) -> Tensor:
         """Rotary positions (3, B, L): the tokens of a picture form a grid, see grid_positions."""
         index = torch.arange(place.shape[1], device=place.device).expand(place.shape)
         return grid_positions(
@@ -302,7 +304,7 @@ class QwenStem(Stem):
             index - place,
         )
 
-    def to_windows(self, x: torch.Tensor, gh: int, gw: int) -> torch.Tensor:
+    def to_windows(self, x: Tensor, gh: int, gw: int) -> Tensor:
         """(M, P, .) of gh x gw cells -> (M, W, P / W, .); the last windows may be padded."""
         s = self.window
         nh = math.ceil(gh / s)
@@ -311,7 +313,7 @@ class QwenStem(Stem):
         x = x.view(len(x), nh, s, nw, s, -1).transpose(2, 3)
         return x.reshape(len(x), nh * nw, s * s * self.merge**2, -1)
 
-    def from_windows(self, x: torch.Tensor, gh: int, gw: int) -> torch.Tensor:
+    def from_windows(self, x: Tensor, gh: int, gw: int) -> Tensor:
         """(M, W, P / W, .) -> (M, gh * gw, merge^2 * .), cells in reading order."""
         s = self.window
         nh = math.ceil(gh / s)
@@ -320,9 +322,7 @@ class QwenStem(Stem):
         x = x.reshape(len(x), nh * s, nw * s, -1)
         return x[:, :gh, :gw].flatten(1, 2)
 
-    def rotary_tables(
-        self, x: torch.Tensor, rows: int, columns: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotary_tables(self, x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """Tables (W, P / W, 1, c) that turn half of the frequencies by row, half by column."""
         m = self.merge
         gh = rows // m
@@ -335,7 +335,7 @@ class QwenStem(Stem):
         angle = (place[..., None] * 10_000.0**-ramp).flatten(2)
         return layers.rotation(angle, layers.compute_dtype(x))
 
-    def encode_frames(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    def encode_frames(self, patches: Tensor, rows: int, columns: int) -> Tensor:
         """Frames of one size, (M, P, .), patches of a cell side by side -> (M, P / merge^2, D)."""
         gh = rows // self.merge
         gw = columns // self.merge
@@ -404,8 +404,8 @@ STEMS: dict[str, type[Stem]] = {'conv': ConvStem, 'qwen': QwenStem}
 
 
 def patchify(
-    images: torch.Tensor, patch: int = 14, merge: int = 2, frames: int = 2
-) -> tuple[torch.Tensor, list[Grid]]:
+    images: Tensor, patch: int = 14, merge: int = 2, frames: int = 2
+) -> tuple[Tensor, list[Grid]]:
     """Cut pictures into flattened patches.
 
     `frames` frames become one row of time; where they do not divide T the last one is repeated, so
@@ -465,7 +465,7 @@ def smart_size(
     return h, w
 
 
-def resize(picture: torch.Tensor, h: int, w: int) -> torch.Tensor:
+def resize(picture: Tensor, h: int, w: int) -> Tensor:
     """(..., height, width, 3) bytes -> (..., h, w, 3) float32, as PIL's bicubic filter does it."""
     y = picture.view(-1, *picture.shape[-3:]).permute(0, 3, 1, 2).float()
     for size in ((y.shape[2], w), (h, w)):  # PIL rounds to bytes after either direction
@@ -481,7 +481,7 @@ def preprocess(
     patch: int = 14,
     merge: int = 2,
     frames: int = 2,
-) -> tuple[torch.Tensor, list[Grid]]:
+) -> tuple[Tensor, list[Grid]]:
     """Bring pictures of any sizes to sizes that fit, and cut them into patches.
 
     Args:
@@ -499,8 +499,9 @@ def preprocess(
     grids: list[Grid] = []
     for picture in pictures:
         x = torch.as_tensor(picture)
-        h, w = smart_size(*x.shape[-3:-1], min_pixels, max_pixels, patch * merge)
-        if (h, w) != x.shape[-3:-1]:
+        height, width = x.shape[-3:-1]
+        h, w = smart_size(height, width, min_pixels, max_pixels, patch * merge)
+        if (h, w) != (height, width):
             x = resize(x, h, w)
         parts, grid = patchify(x[None], patch, merge, frames)
         patches.append(parts)
@@ -511,13 +512,13 @@ def preprocess(
 
 
 def grid_positions(
-    at: torch.Tensor,
+    at: Tensor,
     grids: Sequence[Grid],
     merge: int = 2,
     seconds: Sequence[float] | None = None,
     per_second: float = 2,
-    start: torch.Tensor | None = None,
-) -> torch.Tensor:
+    start: Tensor | None = None,
+) -> Tensor:
     """Rotary positions (3, B, L) of token rows with pictures: time, row and column of each cell.
 
     They are counted from where the picture starts; text goes on after the largest, as in EO-1 also
