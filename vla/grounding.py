@@ -1,52 +1,52 @@
-"""What the cameras see of the bricks, what the words refer to, and both put together in the hands'
-frames.
+"""What the cameras see of the bricks, what the words refer to, and both in the hands' frames.
 
-    SceneHead    the tokens of each camera -> pose of every brick, in the frame of what carries the
+    SceneHead    tokens of each camera -> the pose of every brick, in the frame of what carries the
                  camera
     Grounding    hidden states of the words -> which bricks, which hand, which place (`referents`);
-                 then by
-                 plain geometry, nothing learnt, what to fetch and the way to its place in the
-                 hands' frames
+                 then by plain geometry, nothing learnt, what to fetch and the way to its place in
+                 the hands' frames
 Poses are (x, y, z, yaw), m and rad. Frames: 0 torso, 1 left tool, 2 right tool. A brick's yaw is
 the one its frame has to turn by for a hand to grasp it (across its long side), modulo pi.
 """
 
-# B batch, N cameras, n bricks, D width
+# B batch, N cameras, n bricks, R numbers of the predicted referents, D width
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from vla import layers
 
-UNITS = (
-    (0.03, 0.03, 0.03, 0.1),
-    (0.01, 0.01, 0.01, 0.1),
-)  # of what a fixed and a carried camera tell
+# (x, y, z, yaw) in m and rad: the size of what a fixed and a carried camera tell
+UNITS = ((0.03, 0.03, 0.03, 0.1), (0.01, 0.01, 0.01, 0.1))
 RANGE_M = 0.06  # a carried camera is asked about bricks that are no further off to the side
-COMPAND_M = 0.004  # millimetres matter when close, decimetres do not when far
+LOG_SCALE_M = 0.004  # millimetres matter when close, decimetres do not when far
 
 
-def rotate_z(v, yaw):
+def rotate_z(v: Tensor, yaw: Tensor) -> Tensor:
     """Vectors (..., 3) turned about z by yaw (...)."""
-    (x, y, z), c, s = v.unbind(-1), yaw.cos(), yaw.sin()
+    x, y, z = v.unbind(-1)
+    c = yaw.cos()
+    s = yaw.sin()
     return torch.stack([c * x - s * y, s * x + c * y, z], -1)
 
 
-def half_turn(yaw):
-    """Brought into [-pi/2, pi/2): a brick that is turned by pi looks the same."""
+def half_turn(yaw: Tensor) -> Tensor:
+    """Bring a yaw into [-pi/2, pi/2): a brick that is turned by pi looks the same."""
     return torch.remainder(yaw + math.pi / 2, math.pi) - math.pi / 2
 
 
-def in_frame(poses, frame):
-    """Poses (..., 4) in the axes that `frame` (..., 4) is in -> in that frame."""
+def in_frame(poses: Tensor, frame: Tensor) -> Tensor:
+    """Poses (..., 4) in the axes that `frame` (..., 4) is given in -> in that frame."""
     yaw = frame[..., 3]
     turned = half_turn(poses[..., 3:] - frame[..., 3:])
     return torch.cat([rotate_z(poses[..., :3] - frame[..., :3], -yaw), turned], -1)
 
 
-def out_of_frame(poses, frame):
+def out_of_frame(poses: Tensor, frame: Tensor) -> Tensor:
     """The inverse of in_frame."""
     yaw = frame[..., 3]
     turned = poses[..., 3] + yaw
@@ -54,82 +54,92 @@ def out_of_frame(poses, frame):
 
 
 class SceneHead(nn.Module):
-    """What each picture alone tells of each brick: pose (4) in the frame of what carries the
-    camera, and the logit that it is in range. Trained by itself on the tokens of that camera, it is
-    precise where the same question asked through the decoder is not: there the answer can be
-    guessed from what the arms do.
+    """What each picture alone tells of each brick.
+
+    That is its pose in the frame of what carries the camera, and the logit that it is in range.
+    Trained by itself on the tokens of that camera, it is precise where the same question asked
+    through the decoder is not: there the answer can be guessed from what the arms do.
     """
 
-    def __init__(self, frames, n_bricks, features, middle=256):
+    units: Tensor  # (N, 1, 4)
+
+    def __init__(self, frames: Sequence[int], n_bricks: int, features: int, middle: int = 256):
         super().__init__()
         self.frames = frames
         self.n_bricks = n_bricks
         units = torch.tensor([UNITS[frame > 0] for frame in frames], device='cpu')  # (N, 4)
         self.register_buffer('units', units[:, None], persistent=False)
-        self.mlp = nn.ModuleDict(
-            {
-                str(int(kind)): nn.Sequential(
-                    nn.Linear(features, middle), nn.ReLU(), nn.Linear(middle, 5 * n_bricks)
-                )
-                for kind in sorted({frame > 0 for frame in frames})
-            }
-        )  # hands share what they learn to see
+        self.mlp = nn.ModuleDict()  # '0' for fixed cameras, '1' for both hands': they share it
+        for carried in sorted({frame > 0 for frame in frames}):
+            self.mlp[str(int(carried))] = nn.Sequential(
+                nn.Linear(features, middle), nn.ReLU(), nn.Linear(middle, 5 * n_bricks)
+            )
 
-    def forward(self, tokens):
-        """(B, N, features) -> (B, N, n, 5), float32: poses in UNITS, logits"""
-        tokens = tokens.to(next(self.parameters()).dtype)  # of a pretrained tower: bfloat16
-        seen = [
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, features) -> scene (B, N, n, 5), float32: poses in UNITS, logits."""
+        tokens = tokens.to(next(self.parameters()).dtype)  # a pretrained stem gives bfloat16
+        cameras = [
             self.mlp[str(int(frame > 0))](tokens[:, i]).float()
             for i, frame in enumerate(self.frames)
         ]
-        return torch.stack(seen, 1).unflatten(-1, (self.n_bricks, 5))
+        return torch.stack(cameras, 1).unflatten(-1, (self.n_bricks, 5))
 
-    def loss(self, seen, scene):
-        """scene (B, N, n, 4) m, rad, nan for a brick that is not there; counts where in range."""
+    def loss(self, predicted: Tensor, scene: Tensor) -> Tensor:
+        """Error of the poses of bricks in range, and of whether they are.
+
+        Args:
+            predicted: (B, N, n, 5), as forward gives it.
+            scene: (B, N, n, 4) m and rad, nan for a brick that is not there.
+        """
         carried = torch.tensor(self.frames, device=scene.device)[:, None] > 0
         there = scene.isfinite().all(-1)
         scene = scene.nan_to_num()
-        near = ((scene[..., :2].abs() < RANGE_M).all(-1) | ~carried) & there  # (B, N, n)
-        error = F.smooth_l1_loss(
-            seen[..., :4], scene / self.units, reduction='none', beta=0.1
-        ).mean(-1)
-        in_range = F.binary_cross_entropy_with_logits(seen[..., 4], near.float())
-        return (error * near).mean() + 0.3 * in_range
+        in_range = ((scene[..., :2].abs() < RANGE_M).all(-1) | ~carried) & there  # (B, N, n)
+        poses = predicted[..., :4]
+        error = F.smooth_l1_loss(poses, scene / self.units, reduction='none', beta=0.1).mean(-1)
+        said = F.binary_cross_entropy_with_logits(predicted[..., 4], in_range.float())
+        return (error * in_range).mean() + 0.3 * said
 
     @staticmethod
-    def features(seen):
+    def features(predicted: Tensor) -> Tensor:
         """What the state token gets, (B, N * n * 5), without a gradient: sines make noise of it."""
-        seen = seen.detach()
-        near = (seen[..., 4:] > 0).float()
-        return torch.cat([seen[..., :4] * near, near], -1).flatten(1)
+        predicted = predicted.detach()
+        in_range = (predicted[..., 4:] > 0).float()
+        return torch.cat([predicted[..., :4] * in_range, in_range], -1).flatten(1)
 
-    def poses(self, seen, tool):
-        """Every brick in the torso frame as each hand should believe it is: (B, 2, n, 4). The
-        hand's own camera knows best, if the brick is in range; then the other hand's, then the one
-        that does not move. tool (B, 2, 4): the hands in the torso frame.
+    def poses(self, predicted: Tensor, tool: Tensor) -> Tensor:
+        """Every brick in the torso frame as each hand should believe it is: (B, 2, n, 4).
+
+        The hand's own camera knows best, if the brick is in range; then the other hand's, then the
+        one that does not move.
+
+        Args:
+            predicted: (B, N, n, 5), as forward gives it.
+            tool: (B, 2, 4), the hands in the torso frame.
         """
-        poses = seen[..., :4] * self.units
-        poses = [
-            out_of_frame(poses[:, i], tool[:, frame - 1, None]) if frame else poses[:, i]
-            for i, frame in enumerate(self.frames)
-        ]
-        near = seen[..., 4:] > 0
+        in_range = predicted[..., 4:] > 0
+        in_torso = []  # by camera, (B, n, 4) each
+        for i, frame in enumerate(self.frames):
+            poses = predicted[:, i, :, :4] * self.units[i]
+            if frame:
+                poses = out_of_frame(poses, tool[:, frame - 1, None])
+            in_torso.append(poses)
         hands = []
         for hand in (1, 2):
-            cameras = sorted(
-                range(len(poses)), key=lambda i: (self.frames[i] == 0, self.frames[i] != hand)
-            )
-            best = poses[cameras[-1]]
-            for i in reversed(cameras[:-1]):
-                best = torch.where(near[:, i], poses[i], best)
-            hands.append(best)
+            rank = [(frame == 0, frame != hand) for frame in self.frames]
+            best_first = sorted(range(len(rank)), key=rank.__getitem__)
+            believed = in_torso[best_first[-1]]
+            for i in reversed(best_first[:-1]):
+                believed = torch.where(in_range[:, i], in_torso[i], believed)
+            hands.append(believed)
         return torch.stack(hands, 1)
 
 
 class Grounding(nn.Module):
-    """A decoder this narrow passes numbers on to centimetres only, and learns slowly to subtract
-    them. Learnt here is what words single out; where that is follows, to the precision of what is
-    seen.
+    """What words single out; where that is follows, to the precision of what is seen.
+
+    A decoder this narrow passes numbers on to centimetres only, and learns slowly to subtract them.
+    So it learns classes here, and geometry does the rest.
 
     Referents (B, 8), as World.referents gives them: the bricks that the left and the right hand
     have to fetch, the brick theirs goes on (n: none of them, it is fixed), the hand that presses,
@@ -137,7 +147,7 @@ class Grounding(nn.Module):
     fixed.
     """
 
-    def __init__(self, n_bricks, width, frequencies, middle=256):
+    def __init__(self, n_bricks: int, width: int, frequencies: int, middle: int = 256):
         super().__init__()
         self.frequencies = frequencies
         self.sizes = (n_bricks, n_bricks, n_bricks + 1, 2)  # classes of the first four referents
@@ -150,44 +160,56 @@ class Grounding(nn.Module):
             nn.Linear(2 * middle, width),
         )
 
-    def forward(self, words):
-        """Mean hidden state of the words (B, D) -> answer (B, R), which `split` takes apart;
-        float32: one number of eight bits cannot hold a place to a millimetre.
+    def forward(self, words: Tensor) -> Tensor:
+        """Mean hidden state of the words (B, D) -> predicted referents (B, R), see `split`.
+
+        They are float32: one number of eight bits cannot hold a place to a millimetre.
         """
         with torch.autocast(words.device.type, enabled=False):
             return self.words(words.float())
 
-    def split(self, answer):
-        """-> logits of the first four referents [(B, classes)], place (B, 4) in m and rad."""
-        *logits, place = answer.split([*self.sizes, 4], -1)
-        return logits, place * 10 * place.new_tensor(
-            UNITS[0]
-        )  # 0.3 m, 1 rad: places are of that size
+    def split(self, predicted: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(B, R) -> logits [(B, classes)] of the first four referents, place (B, 4) m, rad."""
+        *logits, place = predicted.split([*self.sizes, 4], -1)
+        return logits, place * 10 * place.new_tensor(UNITS[0])  # places are about 0.3 m, 1 rad
 
-    def loss(self, answer, referents):
-        """Mean over the samples; a question refers to nothing (-1) and adds nothing."""
-        (logits, place), known = self.split(answer), referents[:, :1] >= 0
+    def loss(self, predicted: Tensor, referents: Tensor) -> Tensor:
+        """Mean over the samples; a question refers to nothing (-1) and adds nothing.
+
+        Args:
+            predicted: (B, R), as forward gives it.
+            referents: (B, 8).
+        """
+        logits, place = self.split(predicted)
+        known = referents[:, :1] >= 0
         classes = sum(
             F.cross_entropy(x, referents[:, i].long(), ignore_index=-1, reduction='sum')
             for i, x in enumerate(logits)
         )
         error = (place - referents[:, 4:]) / place.new_tensor(UNITS[0]) * known
-        return 0.6 * classes / len(answer) + 2 * F.smooth_l1_loss(
-            error, torch.zeros_like(error), beta=0.1
-        )
+        off = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
+        return 0.6 * classes / len(predicted) + 2 * off
 
     @torch.no_grad()
-    def geometry(self, answer, poses, tool):
-        """-> (B, 14): the brick each hand has to fetch, as a pose in its tool frame (2 x 4), the
-        way from the upper brick to its place in the frame of the hand that presses (4), which hand
-        that is (2).
+    def geometry(self, predicted: Tensor, poses: Tensor, tool: Tensor) -> Tensor:
+        """What to fetch and where to take it, (B, 14).
+
+        Args:
+            predicted: (B, R), as forward gives it.
+            poses: (B, 2, n, 4), as SceneHead.poses gives them.
+            tool: (B, 2, 4), the hands in the torso frame.
+
+        Returns:
+            the brick each hand has to fetch, as a pose in its tool frame (2 x 4); the way from the
+            upper brick to its place in the frame of the hand that presses (4); which hand that is,
+            one-hot (2).
         """
-        logits, place = self.split(answer)
+        logits, place = self.split(predicted)
         left, right, base, hand = (x.argmax(-1) for x in logits)
         rows = torch.arange(len(place), device=place.device)
         bricks = torch.stack([poses[rows, 0, left], poses[rows, 1, right]], 1)  # (B, 2, 4)
         fetch = in_frame(bricks, tool)
-        # a brick's frame is a quarter turn off the one a hand grasps it in
+        # A brick's frame is a quarter turn off the one a hand grasps it in.
         quarter = place.new_tensor([0, 0, 0, math.pi / 2])
         # Seen from a hand that has turned by more than a quarter a brick points the other way: near
         # end and far end would change places.
@@ -199,8 +221,9 @@ class Grounding(nn.Module):
         way = torch.cat([way[:, :3], half_turn(way[:, 3:])], -1)
         return torch.cat([fetch.flatten(1), way, F.one_hot(hand, 2)], -1)
 
-    def embed(self, answer, poses, tool):
-        """-> (B, D), what the rows of a chunk are given"""
-        way = self.geometry(answer, poses, tool)
-        way = torch.cat([torch.asinh(way[:, :12] / COMPAND_M) / 3, way[:, 12:]], -1)
+    def embed(self, predicted: Tensor, poses: Tensor, tool: Tensor) -> Tensor:
+        """The goal embedding (B, D), which is added to the rows of a chunk; see `geometry`."""
+        way = self.geometry(predicted, poses, tool)
+        near_counts = torch.asinh(way[:, :12] / LOG_SCALE_M) / 3
+        way = torch.cat([near_counts, way[:, 12:]], -1)
         return self.tell(layers.fourier_features(way, self.frequencies))

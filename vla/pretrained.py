@@ -10,14 +10,21 @@ A name here is a published one ("model.layers.0.mlp.up_proj.weight") unless it i
 import json
 import os
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tokenizers
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from episode import write_atomic
 from vla import vision
+from vla.layout import Batch
+
+if TYPE_CHECKING:
+    from model import VLA, VLAConfig
 
 # VLAConfig field -> Qwen2.5-VL's vision_config
 HUB_CONFIG = {
@@ -64,17 +71,34 @@ TOKEN_OF = {
     'action_pad_id': '<|action_pad|>',
     'action_pass_id': '<|action_pass|>',
 }
-HEAD = ('state_proj.', 'action_')  # what EO-1 has and Qwen2.5-VL has not
+HEAD = ('state_proj.', 'action_')  # names begin so that EO-1 has and Qwen2.5-VL has not
 
 
 # -----------------------------------------------------------------------------
 # names
 
 
-def hub_name(key):
-    """Any generation's name of a tensor -> the one in the published Qwen2.5-VL files; the head
-    keeps EO-1's. vlm_backbone.model.* (EO-1), model.language_model.* (transformers 5),
-    model.vlm_backbone.* (LeRobot).
+class Part(NamedTuple):
+    """Where a published tensor goes: into rows of one of our parameters."""
+
+    ours: str
+    rows: slice
+    shape: tuple[int, ...]  # of the published tensor
+
+
+class Found(NamedTuple):
+    """Where a published tensor lies: a file of the folder, under which key."""
+
+    file: str
+    key: str
+    shape: tuple[int, ...]
+
+
+def hub_name(key: str) -> str:
+    """Any generation's name of a tensor -> the one in the published Qwen2.5-VL files.
+
+    The head keeps EO-1's. Generations: vlm_backbone.model.* (EO-1), model.language_model.*
+    (transformers 5), model.vlm_backbone.* (LeRobot).
     """
     for pattern, start in (
         (r'.*\bvisual\.', 'visual.'),
@@ -88,7 +112,7 @@ def hub_name(key):
     return key
 
 
-def hub_names(cfg):
+def hub_names(cfg: 'VLAConfig') -> dict[str, list[str]]:
     """Our parameter -> the tensors it is made of, stacked along the first axis."""
     modules = {
         'embed_tokens': 'model.embed_tokens',
@@ -118,34 +142,36 @@ def hub_names(cfg):
         ('decoder.blocks', 'model.layers', cfg.n_layers, decoder),
         ('vision.blocks', 'visual.blocks', cfg.vision_layers, tower),
     ):
-        modules |= {
-            f'{ours}.{i}.{a}': ' '.join(f'{theirs}.{i}.{part}' for part in b.split())
-            for i in range(n)
-            for a, b in block.items()
-        }
-    return {
-        f'{ours}.{kind}': [f'{part}.{kind}' for part in theirs.split()]
-        for ours, theirs in modules.items()
-        for kind in ('weight', 'bias')
-    }
+        for i in range(n):
+            for module, parts in block.items():
+                named = [f'{theirs}.{i}.{part}' for part in parts.split()]
+                modules[f'{ours}.{i}.{module}'] = ' '.join(named)
+    names = {}
+    for module, parts in modules.items():
+        for kind in ('weight', 'bias'):
+            names[f'{module}.{kind}'] = [f'{part}.{kind}' for part in parts.split()]
+    return names
 
 
-def hub_parts(model):
-    """Name -> (our parameter's name, its rows that the tensor fills, the tensor's shape)."""
+def hub_parts(model: 'VLA') -> dict[str, Part]:
+    """Published tensor -> the rows of our parameter that it fills."""
     cfg = model.cfg
     parts = {}
     qkv = [n * cfg.head_dim for n in (cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads)]
     shapes = {name: p.shape for name, p in model.named_parameters()}
     for ours, names in hub_names(cfg).items():
-        if ours in shapes:
-            sizes = qkv if len(names) == 3 else [shapes[ours][0] // len(names)] * len(names)
-            start = 0
-            for name, size in zip(names, sizes):
-                shape = (size, *shapes[ours][1:])
-                if ours == 'vision.patch.weight':  # theirs is a convolution
-                    shape = (size, 3, cfg.patch_frames, cfg.patch_size, cfg.patch_size)
-                parts[name] = ours, slice(start, start + size), shape
-                start += size
+        if ours not in shapes:  # a bias that we have not, or a tied table
+            continue
+        sizes = [shapes[ours][0] // len(names)] * len(names)
+        if len(names) == 3:
+            sizes = qkv
+        start = 0
+        for name, size in zip(names, sizes):
+            shape = (size, *shapes[ours][1:])
+            if ours == 'vision.patch.weight':  # theirs is a convolution
+                shape = (size, 3, cfg.patch_frames, cfg.patch_size, cfg.patch_size)
+            parts[name] = Part(ours, slice(start, start + size), shape)
+            start += size
     return parts
 
 
@@ -153,9 +179,13 @@ def hub_parts(model):
 # settings
 
 
-def config_from_hf(hf):
-    """config.json of Qwen2.5-VL (flat or nested) or EO-1 -> fields of VLAConfig. Without an action
-    head in it these are the sizes EO-1 starts from.
+def config_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
+    """Fields of VLAConfig from the config.json of Qwen2.5-VL (flat or nested) or EO-1.
+
+    Without an action head in it these are the sizes EO-1 starts from.
+
+    Raises:
+        ValueError: an action head that is not EO-1's.
     """
     text = hf['text_config'] if 'text_config' in hf else hf
     tower = hf['vision_config']
@@ -169,7 +199,6 @@ def config_from_hf(hf):
         head_dim=text['hidden_size'] // text['num_attention_heads'],
         intermediate_size=text['intermediate_size'],
         mlp='swiglu',
-        norm='rms',
         norm_eps=text['rms_norm_eps'],
         rope_theta=rope['rope_theta'],
         mrope_section=tuple(rope['mrope_section']),
@@ -179,6 +208,7 @@ def config_from_hf(hf):
         video_pad_id=hf['video_token_id'],
         **{ours: tower[theirs] for ours, theirs in HUB_CONFIG.items()},
         vision_full_blocks=tuple(tower['fullatt_block_indexes']),
+        state_frequencies=0,
         prefix_attention='causal',
         chunk_attention='causal',
         predict='velocity',
@@ -194,8 +224,8 @@ def config_from_hf(hf):
     if 'action_chunk_size' in hf:
         if hf['action_act'] != 'linear' or hf['num_action_layers'] != 2:
             raise ValueError(
-                f'action head {hf["action_act"]!r} x {hf["num_action_layers"]}: '
-                'only two linear layers'
+                f'action head of {hf["num_action_layers"]} layers with {hf["action_act"]!r} '
+                "between them, expected 2 with 'linear', as EO-1 has it"
             )
         cfg |= dict(
             horizon=hf['action_chunk_size'],
@@ -204,16 +234,23 @@ def config_from_hf(hf):
             state_pad_id=hf['state_token_id'],
             action_pad_id=hf['action_token_id'],
             action_pass_id=hf['action_pass_id'],
-            eo1_compat=True,
         )
     return cfg
 
 
-def config_to_hf(cfg, model_type='qwen2_5_vl'):
-    """The other way; only for what that layout can say."""
-    ours = (cfg.vision, cfg.mlp, cfg.norm, cfg.head_layers, bool(cfg.row_embedding))
-    if ours != ('qwen', 'swiglu', 'rms', 2, False):
-        raise ValueError("only a model of Qwen2.5-VL's architecture can be written in its layout")
+def config_to_hf(cfg: 'VLAConfig', model_type: str = 'qwen2_5_vl') -> dict[str, Any]:
+    """The other way: a config.json.
+
+    Raises:
+        ValueError: that layout cannot say what this model is.
+    """
+    needed = dict(vision='qwen', mlp='swiglu', head_layers=2, row_embedding=False)
+    differ = [f'{k}={getattr(cfg, k)!r}' for k, v in needed.items() if getattr(cfg, k) != v]
+    if differ:
+        raise ValueError(
+            "only a model of Qwen2.5-VL's architecture with EO-1's head can be written in its "
+            f'layout, not one with {", ".join(differ)}'
+        )
     rope = dict(
         rope_type='default',
         type='default',
@@ -261,39 +298,63 @@ def config_to_hf(cfg, model_type='qwen2_5_vl'):
     )
 
 
-def read_config(folder):
-    """Fields of VLAConfig from config.json, and ids of tokens from tokenizer.json where there is
-    one; the two have to agree. A tokenizer without action tokens is taken to get them as EO-1 adds
-    them.
+def read_config(folder: str) -> dict[str, Any]:
+    """Fields of VLAConfig from a folder's config.json and tokenizer.json.
+
+    Ids of tokens come from tokenizer.json where there is one; the two files have to agree. A
+    tokenizer without action tokens is taken to get them as EO-1 adds them.
+
+    Raises:
+        FileNotFoundError: there is no config.json.
+        ValueError: it is another model's, or the two files differ.
     """
-    with open(f'{folder}/config.json') as f:
-        fields = config_from_hf(json.load(f))
+    path = f'{folder}/config.json'
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f'{folder} holds neither a checkpoint of train.py (meta.json) nor a published model '
+            '(config.json)'
+        )
+    with open(path) as f:
+        hf = json.load(f)
+    try:
+        fields = config_from_hf(hf)
+    except KeyError as missing:
+        raise ValueError(
+            f'{path} lacks {missing}: it is no config.json of Qwen2.5-VL or EO-1'
+        ) from None
+    except ValueError as fault:
+        raise ValueError(f'{path}: {fault}') from None
     if os.path.exists(f'{folder}/tokenizer.json'):
         tokenizer = add_action_tokens(tokenizers.Tokenizer.from_file(f'{folder}/tokenizer.json'))
         ids = {field: tokenizer.token_to_id(token) for field, token in TOKEN_OF.items()}
-        differ = [
-            f'{TOKEN_OF[k]} is {ids[k]} in tokenizer.json, {fields[k]} in config.json'
-            for k in ids
-            if fields.get(k, ids[k]) != ids[k]
-        ]
-        differ += [
-            f'{TOKEN_OF[k]} is {i}, the table has {fields["vocab_size"]} rows'
-            for k, i in ids.items()
-            if i is not None and i >= fields['vocab_size']
-        ]
-        if differ:
-            raise ValueError(f'{folder}: ' + '; '.join(differ))
+        faults = id_faults(ids, fields)
+        if faults:
+            raise ValueError(f'{folder}: ' + '; '.join(faults))
         fields |= ids
     return fields
+
+
+def id_faults(ids: dict[str, int | None], fields: dict[str, Any]) -> list[str]:
+    """What is wrong with the ids of tokenizer.json beside the fields of config.json."""
+    faults = []
+    for field, i in ids.items():
+        token = TOKEN_OF[field]
+        if field in fields and fields[field] != i:
+            faults.append(f'{token} is {i} in tokenizer.json, {fields[field]} in config.json')
+        if i is not None and i >= fields['vocab_size']:
+            faults.append(f'{token} is {i}, the table has {fields["vocab_size"]} rows')
+    return faults
 
 
 # -----------------------------------------------------------------------------
 # weights
 
 
-def find_tensors(folder):
-    """Name -> (file, key in it, shape) of a folder's tensors, in one file or shards; reads headers
-    only.
+def find_tensors(folder: str) -> dict[str, Found]:
+    """Published name -> where the tensor lies, in one file or in shards; reads headers only.
+
+    Raises:
+        FileNotFoundError: a file is missing.
     """
     files = ['model.safetensors']
     index = f'{folder}/model.safetensors.index.json'
@@ -305,18 +366,45 @@ def find_tensors(folder):
         if not os.path.exists(f'{folder}/{file}'):
             raise FileNotFoundError(f'{folder}/{file} is missing: the download is not complete')
         with safe_open(f'{folder}/{file}', 'pt') as tensors:
-            found |= {
-                hub_name(key): (file, key, tuple(tensors.get_slice(key).get_shape()))
-                for key in tensors.keys()
-            }
+            for key in tensors.keys():
+                shape = tuple(tensors.get_slice(key).get_shape())
+                found[hub_name(key)] = Found(file, key, shape)
     return found
 
 
-def fill(model, folder, dtype=None):
-    """Give a model whose Qwen2.5-VL part is on the meta device the weights of a folder. Beside the
-    weights one tensor at a time is in memory. dtype: of that part; None: as in the files. The
-    action head stays float32, as EO-1 keeps it; where the folder has none, the model's own stays as
-    it is.
+def check_fit(folder: str, found: dict[str, Found], wanted: dict[str, Part]) -> None:
+    """Raise one ValueError that names all tensors that are missing, too many or misshapen."""
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    other_shape = [
+        f'{name} {found[name].shape} for {part.shape}'
+        for name, part in wanted.items()
+        if name in found and found[name].shape != part.shape
+    ]
+    faults = []
+    for what, names in (
+        ('missing', missing),
+        ('not in the model', extra),
+        ('other shape', other_shape),
+    ):
+        if names:
+            faults.append(f'{what}: {", ".join(names)}')
+    if faults:
+        raise ValueError(
+            f'the tensors in {folder} do not fit its config.json: ' + '; '.join(faults)
+        )
+
+
+def fill(model: 'VLA', folder: str, dtype: torch.dtype | None = None) -> None:
+    """Give a model whose Qwen2.5-VL part is on the meta device the weights of a folder.
+
+    Beside the weights one tensor at a time is in memory. The action head stays float32, as EO-1
+    keeps it; where the folder has none, the model's own stays as it is.
+
+    Args:
+        model: it is changed.
+        folder: published, see find_tensors.
+        dtype: of all but the action head; None: as in the files.
     """
     found = find_tensors(folder)
     wanted = hub_parts(model)
@@ -324,38 +412,35 @@ def fill(model, folder, dtype=None):
         found.pop('lm_head.weight', None)  # a copy that some files hold
     if not any(name.startswith(HEAD) for name in found):
         wanted = {name: part for name, part in wanted.items() if not name.startswith(HEAD)}
-    faults = {
-        'missing': [name for name in wanted if name not in found],
-        'not in the model': [name for name in found if name not in wanted],
-        'other shape': [
-            f'{name} {found[name][2]} for {shape}'
-            for name, (_, _, shape) in wanted.items()
-            if name in found and found[name][2] != shape
-        ],
-    }
-    if any(faults.values()):
-        raise ValueError(
-            f'{folder} does not fit its config.json: '
-            + '; '.join(f'{what}: {", ".join(names)}' for what, names in faults.items() if names)
-        )
-    ours = {}
+    check_fit(folder, found, wanted)
+    ours: dict[str, Tensor] = {}
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    for file in dict.fromkeys(file for file, _, _ in found.values()):
+    for file in dict.fromkeys(place.file for place in found.values()):
         with safe_open(f'{folder}/{file}', 'pt') as tensors:
-            for name in (name for name in wanted if found[name][0] == file):
-                target, rows, _ = wanted[name]
-                tensor = tensors.get_tensor(found[name][1])
-                if target not in ours:
-                    kind = torch.float32 if name.startswith(HEAD) else dtype or tensor.dtype
-                    ours[target] = torch.empty(shapes[target], dtype=kind)
-                ours[target][rows] = tensor.view(-1, *shapes[target][1:])
+            for name, part in wanted.items():
+                if found[name].file != file:
+                    continue
+                tensor = tensors.get_tensor(found[name].key)
+                if part.ours not in ours:
+                    kind = dtype or tensor.dtype
+                    if name.startswith(HEAD):
+                        kind = torch.float32
+                    ours[part.ours] = torch.empty(shapes[part.ours], dtype=kind)
+                ours[part.ours][part.rows] = tensor.view(-1, *shapes[part.ours][1:])
     model.load_state_dict(ours, strict=False, assign=True)
 
 
-def save(model, folder, layout='hf'):
-    """Write model.safetensors and config.json. 'hf': as transformers' Qwen2.5-VL reads them, the
-    action head beside it under EO-1's names, which transformers calls unexpected; 'eo1': all under
-    EO-1's names.
+def save(model: 'VLA', folder: str, layout: str = 'hf') -> None:
+    """Write model.safetensors and config.json.
+
+    Args:
+        model: of Qwen2.5-VL's architecture.
+        folder: made where it is missing.
+        layout: 'hf': as transformers' Qwen2.5-VL reads them, the action head beside it under EO-1's
+            names, which transformers calls unexpected; 'eo1': all under EO-1's names.
+
+    Raises:
+        ValueError: another layout, or a model that it cannot say.
     """
     if layout not in ('hf', 'eo1'):
         raise ValueError(f"layout {layout!r}, expected 'hf' or 'eo1'")
@@ -370,12 +455,16 @@ def save(model, folder, layout='hf'):
     write_json(f'{folder}/config.json', hf)
 
 
-def write_tensors(path, tensors, metadata=None):
+def write_tensors(
+    path: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file whole or not at all."""
     tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
     write_atomic(path, lambda tmp: save_file(tensors, tmp, metadata))
 
 
-def write_json(path, value):
+def write_json(path: str, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
     write_atomic(path, json.dumps(value, indent=1).encode())
 
 
@@ -383,9 +472,13 @@ def write_json(path, value):
 # text
 
 
-def add_action_tokens(tokenizer, order='2025-12'):
-    """EO-1's tokens behind the last one of a Qwen tokenizer: they use spare rows of its table. A
-    tokenizer that has them, in whatever order, is left as it is.
+def add_action_tokens(
+    tokenizer: tokenizers.Tokenizer, order: str = '2025-12'
+) -> tokenizers.Tokenizer:
+    """Put EO-1's tokens behind the last one of a Qwen tokenizer, which is changed and returned.
+
+    They use spare rows of its table. A tokenizer that has them, in whatever order, is left as it
+    is.
     """
     if tokenizer.token_to_id('<|action_start|>') is None:
         tokenizer.add_special_tokens(list(ACTION_TOKENS[order]))
@@ -393,62 +486,76 @@ def add_action_tokens(tokenizer, order='2025-12'):
 
 
 class Chat:
-    """Prompts of a Qwen2.5-VL or EO-1 folder: text, pictures and state to the batch that VLA
-    reads.
-    """
+    """Prompts of a Qwen2.5-VL or EO-1 folder: text, pictures and state to a batch for VLA."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str):
         self.tokenizer = add_action_tokens(
             tokenizers.Tokenizer.from_file(f'{folder}/tokenizer.json')
         )
-        name = next(
-            (
-                name
-                for name in ('preprocessor_config.json', 'processor_config.json')
-                if os.path.exists(f'{folder}/{name}')
-            ),
-            None,
-        )
-        if name is None:
-            raise FileNotFoundError(
-                f'{folder} holds no preprocessor_config.json: how large are pictures?'
-            )
-        with open(f'{folder}/{name}') as f:
-            settings = json.load(f)
-        settings = settings['image_processor'] if 'image_processor' in settings else settings
+        settings = read_picture_settings(folder)
         size = settings['size'] if 'size' in settings else {}
-        self.pixels = [
-            settings[a] if a in settings else size[b]
-            for a, b in (('min_pixels', 'shortest_edge'), ('max_pixels', 'longest_edge'))
-        ]
-        self.sizes = [
-            settings[name] for name in ('patch_size', 'merge_size', 'temporal_patch_size')
-        ]
-        self.end = self.tokenizer.token_to_id('<|im_end|>')  # of an answer
+        names = (('min_pixels', 'shortest_edge'), ('max_pixels', 'longest_edge'))
+        self.pixels = [settings[a] if a in settings else size[b] for a, b in names]
+        sizes = ('patch_size', 'merge_size', 'temporal_patch_size')
+        self.sizes = [settings[name] for name in sizes]
+        self.end = self.tokenizer.token_to_id('<|im_end|>')  # closes an answer
 
-    def prompt(self, text, image_tokens=(), state=False, system='You are a helpful assistant.'):
-        """Everything up to where the answer begins. image_tokens: how many tokens each picture has.
-        EO-1 was trained with system='You are a helpful physical assistant.' and ends a task with
-        <|vla|>.
+    def prompt(
+        self,
+        text: str,
+        image_tokens: Sequence[int] = (),
+        state: bool = False,
+        system: str = 'You are a helpful assistant.',
+    ) -> str:
+        """Everything up to where the answer begins.
+
+        Args:
+            text: EO-1 ends a task with <|vla|>.
+            image_tokens: how many tokens each picture has.
+            state: whether there is a place for the state.
+            system: EO-1 was trained with 'You are a helpful physical assistant.'
         """
-        pictures = ''.join(
-            f'<|vision_start|>{"<|image_pad|>" * n}<|vision_end|>' for n in image_tokens
-        )
-        state = '<|state_start|><|state_pad|><|state_end|>' if state else ''
+        pictures = ''
+        for n in image_tokens:
+            pictures += f'<|vision_start|>{"<|image_pad|>" * n}<|vision_end|>'
+        state_text = '<|state_start|><|state_pad|><|state_end|>' if state else ''
         return (
             f'<|im_start|>system\n{system}<|im_end|>\n'
-            f'<|im_start|>user\n{pictures}{state}{text}<|im_end|>\n<|im_start|>assistant\n'
+            f'<|im_start|>user\n{pictures}{state_text}{text}<|im_end|>\n<|im_start|>assistant\n'
         )
 
-    def encode(self, pictures, text, state=None, **how):
-        """pictures: (h, w, 3) uint8 of any sizes; state (S,) or None -> batch of one sample."""
+    def encode(self, pictures: Sequence, text: str, state: Any = None, **how: str) -> Batch:
+        """A batch of one prompt.
+
+        Args:
+            pictures: (h, w, 3) uint8 of any sizes.
+            text: see prompt.
+            state: (S,), or None.
+            how: further arguments of prompt.
+        """
         patches, grids = vision.preprocess(pictures, *self.pixels, *self.sizes)
         cell = self.sizes[1] ** 2
-        prompt = self.prompt(
-            text, [t * h * w // cell for t, h, w in grids], state is not None, **how
-        )
+        image_tokens = [t * h * w // cell for t, h, w in grids]
+        prompt = self.prompt(text, image_tokens, state is not None, **how)
         ids = torch.tensor([self.tokenizer.encode(prompt, add_special_tokens=False).ids])
         length = torch.tensor([ids.shape[1]])
-        batch = dict(input_ids=ids, user_len=length, total_len=length)
-        batch |= dict(patches=patches, grids=grids) if grids else {}
-        return batch | (dict(state=torch.as_tensor(state)[None]) if state is not None else {})
+        batch: Batch = dict(input_ids=ids, user_len=length, total_len=length)
+        if grids:
+            batch |= dict(patches=patches, grids=grids)
+        if state is not None:
+            batch['state'] = torch.as_tensor(state)[None]
+        return batch
+
+
+def read_picture_settings(folder: str) -> dict[str, Any]:
+    """How a folder's processor prepares pictures.
+
+    Raises:
+        FileNotFoundError: the folder does not say.
+    """
+    for name in ('preprocessor_config.json', 'processor_config.json'):
+        if os.path.exists(f'{folder}/{name}'):
+            with open(f'{folder}/{name}') as f:
+                settings = json.load(f)
+            return settings['image_processor'] if 'image_processor' in settings else settings
+    raise FileNotFoundError(f'{folder} holds no preprocessor_config.json: how large are pictures?')

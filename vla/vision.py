@@ -1,76 +1,199 @@
 """Pictures to tokens: a convolutional stem that learns from scratch, and Qwen2.5-VL's tower.
 
-    ConvStem      (M, s, s, 3) bytes -> (M, few tokens, D)
-    QwenVision    flattened patches of pictures of any size, and their grids -> (tokens, D) in
-                  reading order
-    preprocess    pictures and videos of any size -> what QwenVision reads, as Qwen2.5-VL's
-                  processor makes it
-    patchify      (M, h, w, 3) bytes -> the same, without resizing
-    grid_positions   the rotary positions of token rows that hold pictures
-A grid is (frames, rows, columns) of patches; merge x merge patches become one token, a `cell`.
+    stem = STEMS[cfg.vision](cfg)
+    tokens = stem(batch)         # (n, D): of all pictures of the batch, in order of appearance
+`Stem` says what the model asks of a stem: its tokens, their positions, its blocks and its cost.
+Nobody else asks which one it is, so that another stem is one class and one line in STEMS.
+
+Qwen2.5-VL reads flattened patches. A grid is (frames, rows, columns) of patches; merge x merge
+patches become one token, a `cell`. `patchify` cuts pictures up, `preprocess` brings them to a fit
+size before, and `grid_positions` gives their tokens rotary positions, all as published.
 """
 
-# M pictures, n patches of all pictures, P patches of one, h heads, c head width, D width
+# B batch, N cameras, L tokens of a row, M pictures, n patches of all pictures, P patches of one,
+# h heads, c head width, D width
 import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from vla import layers
+from vla.layout import Batch
+
+if TYPE_CHECKING:
+    from model import VLAConfig
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of pixels in 0..1
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+Grid = tuple[int, int, int]
+
+
+class BlockSizes(NamedTuple):
+    """Sizes of a stack of transformer blocks, from which follows what a backward pass keeps.
+
+    depth       number of blocks
+    width       of the residual stream
+    attention   numbers per token that attention keeps
+    mlp         numbers per token that the MLP keeps
+    heads       of attention
+    keys        tokens that a token attends to
+    tokens      of one sample
+    """
+
+    depth: int
+    width: int
+    attention: int
+    mlp: int
+    heads: int
+    keys: int
+    tokens: int
+
+
+class Stem(nn.Module):
+    """What the model asks of a vision stem.
+
+    n_places   tokens of a sample, where each of them gets a learnt embedding that says where it is;
+               0 where rotary positions say it
+    blocks     modules that are compiled, recomputed and spread over ranks one by one
+    """
+
+    def __init__(self, cfg: 'VLAConfig', n_places: int = 0):
+        super().__init__()
+        self.cfg = cfg
+        self.n_places = n_places
+        self.blocks: Iterable[nn.Module] = ()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The tokens of all pictures of the batch in order of appearance, (n, D)."""
+        raise NotImplementedError
+
+    def positions(self, batch: Batch, picture: Tensor, place: Tensor) -> Tensor:
+        """Rotary positions (3, B, L) of all tokens of the prefix; here they are counted as text.
+
+        Args:
+            batch: a batch with input_ids (B, L).
+            picture: bool (B, L), where tokens stand for pictures.
+            place: (B, L), the number of the token in its document.
+        """
+        return place.expand(3, -1, -1)
+
+    @staticmethod
+    def check(cfg: 'VLAConfig') -> None:
+        """Raise ValueError where the sizes do not fit this stem."""
+
+    @staticmethod
+    def tokens_per_picture(cfg: 'VLAConfig') -> int:
+        """Tokens of one picture of image_size x image_size pixels."""
+        raise NotImplementedError
+
+    @staticmethod
+    def cost(cfg: 'VLAConfig') -> int:
+        """Multiply-adds for one picture of image_size x image_size pixels."""
+        raise NotImplementedError
+
+    @staticmethod
+    def block_sizes(cfg: 'VLAConfig') -> list[BlockSizes]:
+        """Sizes of the transformer blocks of which the memory of a step is estimated."""
+        return []
+
+
+def has_pictures(batch: Batch) -> bool:
+    """Whether a batch holds pictures; a text need not have any."""
+    return 'images' in batch or 'patches' in batch
 
 
 # -----------------------------------------------------------------------------
 # from scratch
 
 
-class ConvStem(nn.Module):
-    """(M, s, s, 3) -> (M, tokens, D). Keypoints (where does each feature fire) beside a flattened
-    coarse map: from scratch this learns positions from few samples; patch tokens were ignored for
-    the whole budget.
+class ConvStem(Stem):
+    """(M, s, s, 3) -> (M, tokens, D) by keypoints beside a flattened coarse map.
+
+    A keypoint says where a feature fires. From scratch this learns positions from few samples;
+    patch tokens were ignored for the whole budget.
     """
 
-    def __init__(self, image_size, tokens, width, channels=64, coarse=32):
-        super().__init__()
-        self.tokens = tokens
-        grid = 16
-        self.patch = nn.Conv2d(3, channels, image_size // grid, stride=image_size // grid)
+    GRID = 16  # places of the map on a side
+    CHANNELS = 64
+    COARSE = 32  # channels of the coarse map, of 8 x 8 places
+    where: Tensor  # (256, 2), x and y of the places
+
+    def __init__(self, cfg: 'VLAConfig'):
+        super().__init__(cfg, cfg.n_cameras * cfg.tokens_per_camera)
+        grid = self.GRID
+        channels = self.CHANNELS
+        coarse = self.COARSE
+        self.tokens = cfg.tokens_per_camera
+        patch = cfg.image_size // grid
+        coarse_features = coarse * (grid // 2) ** 2
+        self.patch = nn.Conv2d(3, channels, patch, stride=patch)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.norm = nn.GroupNorm(8, channels)
         self.coarse = nn.Conv2d(channels, coarse, 3, stride=2, padding=1)
-        self.coarse_norm = nn.LayerNorm(coarse * (grid // 2) ** 2)
-        self.sharpness = nn.Parameter(
-            torch.full((1,), 2.0)
-        )  # inverse temperature of the spatial softmax
-        self.proj = nn.Linear(2 * channels + coarse * (grid // 2) ** 2, tokens * width)
-        # cell centres in -1..1; real also in a model that is made on the meta device
+        self.coarse_norm = nn.LayerNorm(coarse_features)
+        # the inverse temperature of the spatial softmax
+        self.sharpness = nn.Parameter(torch.full((1,), 2.0))
+        self.proj = nn.Linear(2 * channels + coarse_features, self.tokens * cfg.hidden_size)
+        # Cell centres in -1..1; they are real also in a model that is made on the meta device.
         at = (torch.arange(grid, device='cpu') + 0.5) / grid * 2 - 1
         where = torch.stack([at.repeat(grid), at.repeat_interleave(grid)], 1)  # (256, 2): x, y
         self.register_buffer('where', where * 3, persistent=False)  # x3: about unit variance
-        self.to(memory_format=torch.channels_last)  # convolutions of small maps: 2x on CPU
+        # Convolutions of small maps are 2x as fast this way on CPU; PyTorch's stubs lack the call.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, images):
-        """images (M, h, w, 3), 0..255. Bytes are exact in bf16: instead of the pixels, the weights
-        that meet them are scaled to the range -1..1, which saves two passes over the largest tensor
-        of the step.
+    def forward(self, batch: Batch) -> Tensor:
+        """Pictures (B, N, s, s, 3) of the batch -> (B * N * tokens, D)."""
+        return self.encode(batch['images'].flatten(0, 1)).flatten(0, 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (M, s, s, 3), 0..255 -> (M, tokens, D).
+
+        Bytes are exact in bf16: instead of the pixels, the weights that meet them are scaled to the
+        range -1..1, which saves two passes over the largest tensor of the step.
         """
+        assert self.patch.bias is not None
         weight = self.patch.weight / 127.5
         bias = self.patch.bias - self.patch.weight.sum((1, 2, 3))
-        pixels = images.permute(0, 3, 1, 2).to(
-            layers.compute_dtype(weight)
-        )  # (M, 3, h, w), channels last
+        pixels = images.permute(0, 3, 1, 2)  # (M, 3, s, s), channels last
+        pixels = pixels.to(layers.compute_dtype(weight))
         x = F.relu(F.conv2d(pixels, weight, bias, stride=self.patch.stride))  # (M, 64, 16, 16)
         x = layers.group_norm(x + self.conv(x), self.norm)
-        heat = x.permute(0, 2, 3, 1).flatten(1, 2) * self.sharpness.to(x.dtype)  # (M, 256, 64)
+        heat = x.permute(0, 2, 3, 1).flatten(1, 2)  # (M, 256, 64)
+        heat = heat * self.sharpness.to(x.dtype)
         keypoints = (self.where.to(x.dtype).t() @ heat.softmax(1)).flatten(1)  # (M, 128)
         coarse = self.coarse(F.relu(x)).permute(0, 2, 3, 1).flatten(1)  # (M, 2048)
-        features = torch.cat(
-            [keypoints.to(coarse.dtype), self.coarse_norm(coarse).to(coarse.dtype)], -1
-        )
-        return self.proj(features).view(len(x), self.tokens, -1)
+        features = [keypoints.to(coarse.dtype), self.coarse_norm(coarse).to(coarse.dtype)]
+        return self.proj(torch.cat(features, -1)).view(len(x), self.tokens, -1)
+
+    @staticmethod
+    def check(cfg: 'VLAConfig') -> None:
+        """Raise ValueError where image_size is no multiple of the grid."""
+        if cfg.image_size % ConvStem.GRID:
+            raise ValueError(
+                f'image_size {cfg.image_size} must be a multiple of {ConvStem.GRID} '
+                'for the conv stem'
+            )
+
+    @staticmethod
+    def tokens_per_picture(cfg: 'VLAConfig') -> int:
+        """Tokens of one picture; the configuration is free to choose."""
+        return cfg.tokens_per_camera
+
+    @staticmethod
+    def cost(cfg: 'VLAConfig') -> int:
+        """Multiply-adds for one picture."""
+        places = ConvStem.GRID**2
+        coarse_places = places // 4
+        channels = ConvStem.CHANNELS
+        patch = 3 * (cfg.image_size // ConvStem.GRID) ** 2
+        features = 2 * channels + ConvStem.COARSE * coarse_places
+        maps = places * channels * (patch + 9 * channels)
+        coarse = coarse_places * 9 * channels * ConvStem.COARSE
+        return maps + coarse + features * cfg.tokens_per_camera * cfg.hidden_size
 
 
 # -----------------------------------------------------------------------------
@@ -78,7 +201,9 @@ class ConvStem(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    def __init__(self, width, heads, intermediate):
+    """Pre-norm block of Qwen2.5-VL's tower: attention within groups of patches, then a SwiGLU."""
+
+    def __init__(self, width: int, heads: int, intermediate: int):
         super().__init__()
         self.heads = heads
         self.norm1 = nn.RMSNorm(width, eps=1e-6)
@@ -88,231 +213,344 @@ class VisionBlock(nn.Module):
         self.up = nn.Linear(width, 2 * intermediate)  # gate, then up
         self.down = nn.Linear(intermediate, width)
 
-    def forward(self, x, cos, sin, real):
-        """x (M, W, P, D): attention within each of the W groups of P patches. cos and sin (W, P, 1,
-        c); real bool (W, P) or None: False for padding, which nobody sees.
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, real: Tensor | None) -> Tensor:
+        """Attend within each of the W groups of P patches.
+
+        Args:
+            x: (M, W, P, D).
+            cos: (W, P, 1, c), as sin.
+            sin: see layers.rotate.
+            real: bool (W, P), False for padding, which nobody sees; None without padding.
         """
         M, W, P, D = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(M, W, P, 3, self.heads, -1).unbind(3)
-        q, k, v = (
-            y.flatten(0, 1).transpose(1, 2)
-            for y in (layers.rotate(q, cos, sin), layers.rotate(k, cos, sin), v)
-        )
-        mask = None if real is None else real.expand(M, W, P).reshape(M * W, 1, 1, P)
+        q = layers.rotate(q, cos, sin)
+        k = layers.rotate(k, cos, sin)
+        q, k, v = (y.flatten(0, 1).transpose(1, 2) for y in (q, k, v))  # (M * W, h, P, c)
+        mask = None
+        if real is not None:
+            mask = real.expand(M, W, P).reshape(M * W, 1, 1, P)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (M * W, h, P, c)
         x = x + self.proj(y.transpose(1, 2).reshape(M, W, P, D))
         gate, up = self.up(self.norm2(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
 
 
-class QwenVision(nn.Module):
-    """Patches attend within windows of window x window pixels, in a few blocks within the whole
-    picture.
-    """
+class QwenStem(Stem):
+    """Qwen2.5-VL's tower: most blocks attend within windows, a few within the whole picture."""
 
-    def __init__(
-        self,
-        width,
-        layers,
-        heads,
-        intermediate,
-        out,
-        full_blocks,
-        patch=14,
-        merge=2,
-        frames=2,
-        window=112,
-        recompute=False,
-    ):
-        super().__init__()
-        self.recompute = recompute
-        self.heads = heads
-        self.merge = merge
-        self.full_blocks = set(full_blocks)
-        self.window = window // patch // merge  # cells on a side
-        self.patch = nn.Linear(
-            3 * frames * patch * patch, width, bias=False
-        )  # a convolution without overlap
-        self.blocks = nn.ModuleList(VisionBlock(width, heads, intermediate) for _ in range(layers))
+    def __init__(self, cfg: 'VLAConfig'):
+        super().__init__(cfg)
+        width = cfg.vision_width
+        cell_width = width * cfg.merge_size**2
+        patch_numbers = 3 * cfg.patch_frames * cfg.patch_size**2
+        self.heads = cfg.vision_heads
+        self.merge = cfg.merge_size
+        self.full_blocks = set(cfg.vision_full_blocks)
+        self.window = cfg.vision_window // cfg.patch_size // cfg.merge_size  # cells on a side
+        # a convolution without overlap
+        self.patch = nn.Linear(patch_numbers, width, bias=False)
+        self.blocks = nn.ModuleList(
+            VisionBlock(width, cfg.vision_heads, cfg.vision_intermediate)
+            for _ in range(cfg.vision_layers)
+        )
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.merge_in = nn.Linear(width * merge**2, width * merge**2)
-        self.merge_out = nn.Linear(width * merge**2, out)
+        self.merge_in = nn.Linear(cell_width, cell_width)
+        self.merge_out = nn.Linear(cell_width, cfg.hidden_size)
 
-    def forward(self, patches, grids):
-        """patches (n, 3 * frames * patch^2), picture after picture; grids: (frames, rows, columns)
-        of each.
-        -> (n / merge^2, D). Pictures of one size go through together.
+    def forward(self, batch: Batch) -> Tensor:
+        """Patches (n, 3 * frames * patch^2) of all pictures and their grids -> (n / merge^2, D).
+
+        A batch holds them as `preprocess` makes them, or `images` (B, N, s, s, 3), which are cut up
+        here. Pictures of one size go through together.
         """
-        grids = [tuple(grid) for grid in grids]
+        if 'patches' in batch:
+            patches = batch['patches']
+        else:
+            cfg = self.cfg
+            images = batch['images'].flatten(0, 1)
+            patches, _ = patchify(images, cfg.patch_size, cfg.merge_size, cfg.patch_frames)
+        grids = self.grids(batch)
         parts = patches.split([t * h * w for t, h, w in grids])
-        out = [None] * len(grids)
+        out: list[Tensor] = [patches] * len(grids)  # each is replaced below
         for t, h, w in dict.fromkeys(grids):
             members = [i for i, grid in enumerate(grids) if grid == (t, h, w)]
-            x = torch.stack([parts[i] for i in members]).view(len(members) * t, h * w, -1)
-            x = self.encode(x.to(self.patch.weight.dtype), h, w)
+            x = torch.stack([parts[i] for i in members])
+            x = x.view(len(members) * t, h * w, -1).to(self.patch.weight.dtype)
+            x = self.encode_frames(x, h, w)
             for i, tokens in zip(members, x.view(len(members), -1, x.shape[-1])):
                 out[i] = tokens
         return torch.cat(out)
 
-    def encode(self, patches, rows, columns):
-        """Frames of one size, (M, P, .) with the patches of a cell side by side -> (M, P / merge^2,
-        D).
-        """
-        m = self.merge
+    def grids(self, batch: Batch) -> list[Grid]:
+        """(frames, rows, columns) of patches of each picture of the batch."""
+        if 'grids' in batch:
+            return [tuple(grid) for grid in batch['grids']]
+        if 'images' not in batch:
+            return []
+        B, N, height, width, _ = batch['images'].shape
+        patch = self.cfg.patch_size
+        return [(1, height // patch, width // patch)] * (B * N)
+
+    def positions(self, batch: Batch, picture: Tensor, place: Tensor) -> Tensor:
+        """Rotary positions (3, B, L): the tokens of a picture form a grid, see grid_positions."""
+        index = torch.arange(place.shape[1], device=place.device).expand(place.shape)
+        return grid_positions(
+            picture,
+            self.grids(batch),
+            self.merge,
+            batch['grid_seconds'] if 'grid_seconds' in batch else None,
+            self.cfg.tokens_per_second,
+            index - place,
+        )
+
+    def to_windows(self, x: Tensor, gh: int, gw: int) -> Tensor:
+        """(M, P, .) of gh x gw cells -> (M, W, P / W, .); the last windows may be padded."""
         s = self.window
+        nh = math.ceil(gh / s)
+        nw = math.ceil(gw / s)
+        x = F.pad(x.view(len(x), gh, gw, -1), (0, 0, 0, nw * s - gw, 0, nh * s - gh))
+        x = x.view(len(x), nh, s, nw, s, -1).transpose(2, 3)
+        return x.reshape(len(x), nh * nw, s * s * self.merge**2, -1)
+
+    def from_windows(self, x: Tensor, gh: int, gw: int) -> Tensor:
+        """(M, W, P / W, .) -> (M, gh * gw, merge^2 * .), cells in reading order."""
+        s = self.window
+        nh = math.ceil(gh / s)
+        nw = math.ceil(gw / s)
+        x = x.view(len(x), nh, nw, s, s, -1).transpose(2, 3)
+        x = x.reshape(len(x), nh * s, nw * s, -1)
+        return x[:, :gh, :gw].flatten(1, 2)
+
+    def rotary_tables(self, x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Tables (W, P / W, 1, c) that turn half of the frequencies by row, half by column."""
+        m = self.merge
+        gh = rows // m
+        gw = columns // m
+        c = x.shape[-1] // self.heads
+        place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        place = place.view(gh, m, gw, m, 2).transpose(1, 2).reshape(1, -1, 2).float()
+        place = self.to_windows(place, gh, gw)[0].to(x.device)  # (W, P / W, 2): row, column
+        ramp = torch.arange(0, c // 2, 2, device=x.device, dtype=torch.float32) / (c // 2)
+        angle = (place[..., None] * 10_000.0**-ramp).flatten(2)
+        return layers.rotation(angle, layers.compute_dtype(x))
+
+    def encode_frames(self, patches: Tensor, rows: int, columns: int) -> Tensor:
+        """Frames of one size, (M, P, .), patches of a cell side by side -> (M, P / merge^2, D)."""
         gh = rows // self.merge
         gw = columns // self.merge
-        # windows; the last may stick out: padding
-        nh = -(-gh // s)
-        nw = -(-gw // s)
-
-        def to_windows(x):  # (M, P, .) -> (M, W, P / W, .)
-            x = F.pad(x.view(len(x), gh, gw, -1), (0, 0, 0, nw * s - gw, 0, nh * s - gh))
-            x = x.view(len(x), nh, s, nw, s, -1).transpose(2, 3)
-            return x.reshape(len(x), nh * nw, s * s * m * m, -1)
-
-        x = to_windows(self.patch(patches))
-        c = x.shape[-1] // self.heads
-        whole = (1, nh * nw * s * s * m * m)
-        place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(
-            gh, m, gw, m, 2
-        )
-        place = place.transpose(1, 2).reshape(1, -1, 2).float()
-        place = to_windows(place)[0].to(x.device)  # (W, P / W, 2): row, column
-        frequency = 10_000.0 ** (
-            -torch.arange(0, c // 2, 2, device=x.device, dtype=torch.float32) / (c // 2)
-        )
-        tables = layers.rotation((place[..., None] * frequency).flatten(2), layers.compute_dtype(x))
-        real = None  # nothing sticks out; else (W, P / W)
-        if gh % s or gw % s:
-            real = to_windows(x.new_ones(1, rows * columns, 1))[0, :, :, 0].bool()
+        x = self.to_windows(self.patch(patches), gh, gw)  # (M, W, P / W, D)
+        M, W, P, D = x.shape
+        cos, sin = self.rotary_tables(x, rows, columns)
+        whole = (1, W * P)  # the windows of a picture, taken as one
+        whole_cos = cos.reshape(*whole, 1, -1)
+        whole_sin = sin.reshape(*whole, 1, -1)
+        real = None  # no window sticks out
+        whole_real = None
+        if gh % self.window or gw % self.window:
+            real = self.to_windows(x.new_ones(1, rows * columns, 1), gh, gw)[0, :, :, 0].bool()
+            whole_real = real.view(whole)
         for i, block in enumerate(self.blocks):
-            run = layers.recomputed(block, self.recompute)
+            run = layers.recomputed(block, self.cfg.recompute)
             if i in self.full_blocks:
-                cos, sin = (y.reshape(*whole, 1, c) for y in tables)
-                seen = None if real is None else real.view(whole)
-                x = run(x.view(len(x), *whole, -1), cos, sin, seen).view(x.shape)
+                x = run(x.view(M, *whole, D), whole_cos, whole_sin, whole_real).view(M, W, P, D)
             else:
-                x = run(x, *tables, real)
-        x = (
-            self.norm(x)
-            .view(len(x), nh, nw, s, s, -1)
-            .transpose(2, 3)
-            .reshape(len(x), nh * s, nw * s, -1)
-        )
-        x = x[:, :gh, :gw].flatten(1, 2)  # (M, cells, merge^2 * width)
+                x = run(x, cos, sin, real)
+        x = self.from_windows(self.norm(x), gh, gw)  # (M, cells, merge^2 * width)
         return self.merge_out(F.gelu(self.merge_in(x)))
 
+    @staticmethod
+    def tokens_per_picture(cfg: 'VLAConfig') -> int:
+        """Cells of one picture."""
+        return (cfg.image_size // cfg.patch_size) ** 2 // cfg.merge_size**2
 
-def patchify(images, patch=14, merge=2, frames=2):
-    """Pictures (M, h, w, 3) or videos (M, T, h, w, 3), 0..255, sides multiples of patch * merge ->
-    patches (n, 3 * frames * patch^2) float32, grids [(time, rows, columns)]. `frames` frames become
-    one row of time; where they do not divide T the last one is repeated, so that a picture is shown
-    as equal frames.
+    @staticmethod
+    def cost(cfg: 'VLAConfig') -> int:
+        """Multiply-adds for one picture."""
+        width = cfg.vision_width
+        cell = cfg.merge_size**2
+        patches = (cfg.image_size // cfg.patch_size) ** 2
+        window = (cfg.vision_window // cfg.patch_size) ** 2
+        full = len(cfg.vision_full_blocks)
+        keys = cfg.vision_layers * window + full * (patches - window)  # of all blocks together
+        per_patch = cfg.vision_layers * (4 * width + 3 * cfg.vision_intermediate) + 2 * keys
+        per_patch += 3 * cfg.patch_frames * cfg.patch_size**2
+        merger = width * cell * (width * cell + cfg.hidden_size)
+        return patches * width * per_patch + QwenStem.tokens_per_picture(cfg) * merger
+
+    @staticmethod
+    def block_sizes(cfg: 'VLAConfig') -> list[BlockSizes]:
+        """Sizes of the tower: it has more tokens than the decoder, each patch is one."""
+        width = cfg.vision_width
+        patches = (cfg.image_size // cfg.patch_size) ** 2
+        return [
+            BlockSizes(
+                depth=cfg.vision_layers,
+                width=width,
+                attention=7 * width,
+                mlp=4 * cfg.vision_intermediate,
+                heads=cfg.vision_heads,
+                keys=patches,
+                tokens=cfg.n_cameras * patches,
+            )
+        ]
+
+
+STEMS: dict[str, type[Stem]] = {'conv': ConvStem, 'qwen': QwenStem}
+
+
+# -----------------------------------------------------------------------------
+# pictures as Qwen2.5-VL's processor prepares them
+
+
+def patchify(
+    images: Tensor, patch: int = 14, merge: int = 2, frames: int = 2
+) -> tuple[Tensor, list[Grid]]:
+    """Cut pictures into flattened patches.
+
+    `frames` frames become one row of time; where they do not divide T the last one is repeated, so
+    that a picture is shown as equal frames.
+
+    Args:
+        images: pictures (M, h, w, 3) or videos (M, T, h, w, 3), 0..255.
+        patch: pixels on a side.
+        merge: patches of a cell on a side.
+        frames: of one row of time.
+
+    Returns:
+        patches (n, 3 * frames * patch^2) float32, and the grids.
+
+    Raises:
+        ValueError: the sides of the pictures are no multiples of patch * merge.
     """
     x = images[:, None] if images.ndim == 4 else images
     M, T, h, w, _ = x.shape
-    if h % (patch * merge) or w % (patch * merge):
-        raise ValueError(
-            f'pictures are {h} x {w} px; both sides must be multiples of {patch * merge}'
-        )
-    mean, std = (255 * torch.tensor(v, device=images.device) for v in (PIXEL_MEAN, PIXEL_STD))
-    t = -(-T // frames)
-    gh = h // patch // merge
-    gw = w // patch // merge
+    cell = patch * merge
+    if h % cell or w % cell:
+        raise ValueError(f'pictures are {h} x {w} px; both sides must be multiples of {cell}')
+    mean = 255 * torch.tensor(PIXEL_MEAN, device=images.device)
+    std = 255 * torch.tensor(PIXEL_STD, device=images.device)
+    t = math.ceil(T / frames)
     x = (x.float() - mean) / std
     x = torch.cat([x, x[:, -1:].expand(-1, t * frames - T, -1, -1, -1)], 1)
-    x = x.view(M, t, frames, gh, merge, patch, gw, merge, patch, 3)
+    x = x.view(M, t, frames, h // cell, merge, patch, w // cell, merge, patch, 3)
     x = x.permute(0, 1, 3, 6, 4, 7, 9, 2, 5, 8)  # (M, t, gh, gw, merge, merge, 3, frames, p, p)
-    return x.reshape(-1, 3 * frames * patch * patch), [(t, h // patch, w // patch)] * M
+    grids = [(t, h // patch, w // patch)] * M
+    return x.reshape(-1, 3 * frames * patch * patch), grids
 
 
-def smart_size(height, width, min_pixels, max_pixels, cell=28):
-    """Size in pixels that a picture is brought to: sides that are multiples of a cell, the aspect
-    ratio about kept, the area within bounds. Qwen2.5-VL's rule; EO-1's bounds are 64 and 128
-    cells.
+def smart_size(
+    height: int, width: int, min_pixels: int, max_pixels: int, cell: int = 28
+) -> tuple[int, int]:
+    """The size in pixels that a picture is brought to, by Qwen2.5-VL's rule.
+
+    Sides are multiples of a cell, the aspect ratio is about kept, the area lies within bounds;
+    EO-1's bounds are 64 and 128 cells.
+
+    Raises:
+        ValueError: the picture is narrower than 1 to 200.
     """
     if max(height, width) > 200 * min(height, width):
         raise ValueError(f'a picture of {height} x {width} px is too narrow: at most 1 to 200')
-    h, w = (max(cell, round(side / cell) * cell) for side in (height, width))
+    h = max(cell, round(height / cell) * cell)
+    w = max(cell, round(width / cell) * cell)
     if h * w > max_pixels:
         shrink = (height * width / max_pixels) ** 0.5
-        return tuple(max(cell, math.floor(side / shrink / cell) * cell) for side in (height, width))
-    if h * w < min_pixels:
+        h = max(cell, math.floor(height / shrink / cell) * cell)
+        w = max(cell, math.floor(width / shrink / cell) * cell)
+    elif h * w < min_pixels:
         grow = (min_pixels / (height * width)) ** 0.5
-        return tuple(math.ceil(side * grow / cell) * cell for side in (height, width))
+        h = math.ceil(height * grow / cell) * cell
+        w = math.ceil(width * grow / cell) * cell
     return h, w
 
 
+def resize(picture: Tensor, h: int, w: int) -> Tensor:
+    """(..., height, width, 3) bytes -> (..., h, w, 3) float32, as PIL's bicubic filter does it."""
+    y = picture.view(-1, *picture.shape[-3:]).permute(0, 3, 1, 2).float()
+    for size in ((y.shape[2], w), (h, w)):  # PIL rounds to bytes after either direction
+        y = F.interpolate(y, size, mode='bicubic', antialias=True)
+        y = y.add(0.5).floor().clamp(0, 255)
+    return y.permute(0, 2, 3, 1).view(*picture.shape[:-3], h, w, 3)
+
+
 def preprocess(
-    pictures, min_pixels=56 * 56, max_pixels=28 * 28 * 1280, patch=14, merge=2, frames=2
-):
-    """[(h, w, 3) pictures or (T, h, w, 3) videos], uint8, of any sizes -> patches, grids for
-    QwenVision.
+    pictures: Sequence,
+    min_pixels: int = 56 * 56,
+    max_pixels: int = 28 * 28 * 1280,
+    patch: int = 14,
+    merge: int = 2,
+    frames: int = 2,
+) -> tuple[Tensor, list[Grid]]:
+    """Bring pictures of any sizes to sizes that fit, and cut them into patches.
+
+    Args:
+        pictures: (h, w, 3) pictures or (T, h, w, 3) videos, uint8.
+        min_pixels: see smart_size, as for max_pixels.
+        max_pixels: of a picture.
+        patch: see patchify, as for merge and frames.
+        merge: patches of a cell on a side.
+        frames: of one row of time.
+
+    Returns:
+        patches and grids of all pictures, for a batch that QwenStem reads.
     """
     patches = []
-    grids = []
+    grids: list[Grid] = []
     for picture in pictures:
         x = torch.as_tensor(picture)
-        h, w = smart_size(*x.shape[-3:-1], min_pixels, max_pixels, patch * merge)
-        if (h, w) != x.shape[-3:-1]:
-            y = x.view(-1, *x.shape[-3:]).permute(0, 3, 1, 2).float()
-            for size in ((y.shape[2], w), (h, w)):  # PIL rounds to bytes after either direction
-                y = (
-                    F.interpolate(y, size, mode='bicubic', antialias=True)
-                    .add(0.5)
-                    .floor()
-                    .clamp(0, 255)
-                )
-            x = y.permute(0, 2, 3, 1).view(*x.shape[:-3], h, w, 3)
+        height, width = x.shape[-3:-1]
+        h, w = smart_size(height, width, min_pixels, max_pixels, patch * merge)
+        if (h, w) != (height, width):
+            x = resize(x, h, w)
         parts, grid = patchify(x[None], patch, merge, frames)
         patches.append(parts)
         grids += grid
-    return torch.cat(patches) if patches else torch.empty(0, 3 * frames * patch * patch), grids
+    if not patches:
+        return torch.empty(0, 3 * frames * patch * patch), grids
+    return torch.cat(patches), grids
 
 
-def grid_positions(at, grids, merge=2, seconds=None, per_second=2, start=None):
-    """Rotary positions (3, B, L) of token rows with pictures: time, row and column of each cell,
-    counted from where the picture starts; text goes on after the largest, as in EO-1 also after
-    videos. at bool (B, L): tokens of pictures; grids: of the pictures as they appear; seconds: of
-    each, from one row of time to the next (1), every second taking per_second positions; start (B,
-    L): where the token's document begins, from which positions count (0).
+def grid_positions(
+    at: Tensor,
+    grids: Sequence[Grid],
+    merge: int = 2,
+    seconds: Sequence[float] | None = None,
+    per_second: float = 2,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Rotary positions (3, B, L) of token rows with pictures: time, row and column of each cell.
+
+    They are counted from where the picture starts; text goes on after the largest, as in EO-1 also
+    after videos.
+
+    Args:
+        at: bool (B, L), tokens of pictures.
+        grids: of the pictures as they appear.
+        merge: patches of a cell on a side.
+        seconds: of each picture, from one row of time to the next; None: 1.
+        per_second: positions that a second takes.
+        start: (B, L), the column where the token's document begins and positions count from 0;
+            None: column 0.
     """
     advance = torch.ones_like(at, dtype=torch.int64)
     offset = torch.zeros(3, *at.shape, dtype=torch.int64, device=at.device)
     if grids:
         cells = []
         steps = []
-        for (t, h, w), s in zip(grids, seconds or [1] * len(grids)):
-            times = [int(row * s * per_second) for row in range(t)]
-            axes = [torch.tensor(times), torch.arange(h // merge), torch.arange(w // merge)]
-            cells.append(torch.stack(torch.meshgrid(*axes, indexing='ij')).flatten(1))  # (3, cells)
-            step = torch.zeros(cells[-1].shape[1], dtype=torch.int64)
-            step[-1] = max(times[-1], h // merge - 1, w // merge - 1) + 1  # at the last cell
+        for (t, h, w), pause in zip(grids, seconds or [1] * len(grids)):
+            times = [int(row * pause * per_second) for row in range(t)]
+            rows = h // merge
+            columns = w // merge
+            axes = [torch.tensor(times), torch.arange(rows), torch.arange(columns)]
+            cell = torch.stack(torch.meshgrid(*axes, indexing='ij')).flatten(1)  # (3, cells)
+            step = torch.zeros(cell.shape[1], dtype=torch.int64)
+            step[-1] = max(times[-1], rows - 1, columns - 1) + 1  # text goes on after the last cell
+            cells.append(cell)
             steps.append(step)
         advance = advance.masked_scatter(at, torch.cat(steps).to(at.device))
         offset = offset.masked_scatter(at.expand(3, -1, -1), torch.cat(cells, 1).to(at.device))
     before = advance.cumsum(1) - advance
-    return before + offset - (0 if start is None else before.gather(1, start))
-
-
-# -----------------------------------------------------------------------------
-# arithmetic
-
-
-def macs(cfg):
-    """(multiply-adds, image tokens) of the pictures of one sample."""
-    D = cfg.hidden_size
-    N = cfg.n_cameras
-    if cfg.vision == 'conv':
-        conv = 256 * (3 * (cfg.image_size // 16) ** 2 * 64 + 64 * 64 * 9) + 64 * 64 * 32 * 9
-        return N * (conv + (128 + 2048) * cfg.tokens_per_camera * D), N * cfg.tokens_per_camera
-    w = cfg.vision_width
-    cell = cfg.merge_size**2
-    picture = (cfg.image_size // cfg.patch_size) ** 2
-    window = (cfg.vision_window // cfg.patch_size) ** 2
-    tokens = N * picture // cell
-    seen = cfg.vision_layers * window + len(cfg.vision_full_blocks) * (picture - window)
-    block = cfg.vision_layers * (4 * w + 3 * cfg.vision_intermediate) + 2 * seen
-    tower = picture * w * (block + 3 * cfg.patch_frames * cfg.patch_size**2)
-    return N * tower + tokens * w * cell * (w * cell + D), tokens
+    if start is not None:
+        before = before - before.gather(1, start)
+    return before + offset
