@@ -89,9 +89,7 @@ class VLAConfig:
     patch_frames: int = 2
     tokens_per_second: float = 2  # rotary positions that a second of video takes
     # state
-    state_frequencies: int = (
-        0  # sines and cosines per state slot, periods 8, 4, 2 .. spreads; EO-1: 0
-    )
+    state_frequencies: int = 6  # sines and cosines per state slot, periods 8, 4, 2 .. spreads; EO-1: 0
     # action head
     prefix_attention: str = 'bidirectional'  # user part; 'causal' = EO-1
     chunk_attention: str = 'bidirectional'  # rows of one chunk; 'causal' = EO-1

@@ -183,6 +183,7 @@ def config_from_hf(hf):
         chunk_attention='causal',
         predict='velocity',
         row_embedding=False,
+        state_frequencies=0,
         head_layers=2,
         time_period_min=4e-3,
         time_period_max=4.0,
