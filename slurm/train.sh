@@ -25,8 +25,9 @@ source slurm/setup.sh
 
 # queued again, a job keeps its id and whoever depends on it waits: once is enough
 if [ -n "${VLA_EVAL:-}" ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
-  settings="exec(open('train.py').read().split('# ' + '-' * 77)[1])" # between its rulers, without its imports
-  ckpt=$("${inside[@]}" python -c "__file__ = 'train.py'; $settings; print(out_dir)" "$@" | tail -n 1)
+  # out_dir, by all of train.py but its main body
+  script="exec(open('train.py').read().split('if __name__ ==')[0])"
+  ckpt=$("${inside[@]}" python -c "__file__ = 'train.py'; $script; print(out_dir)" "$@" | tail -n 1)
   (unset "${!SLURM_MEM@}"                # sbatch would hand this job's memory on to steps of the other
    sbatch --dependency="afterok:$SLURM_JOB_ID" --kill-on-invalid-dep=yes \
      slurm/eval.sh --ckpt="$ckpt" --episodes="$VLA_EVAL")
