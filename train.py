@@ -126,17 +126,10 @@ MAY_CHANGE = """
     rollout_episodes max_minutes timeout_minutes requeue_signal wandb_project wandb_artifacts
     dry_run
 """.split()
-# Settings of the processor, of all reading of episodes, and of the samples that training draws.
-PROCESSING = (
-    *('cameras', 'image_size', 'control_hz', 'horizon'),
-    *('state_slots', 'action_slots', 'log_scale_m'),
-)
-READING = ('val_fraction', 'rows_after_success', 'noise_samples', 'read_text')
-SAMPLING = (
-    *READING,
-    *('gain', 'brightness', 'crop', 'weights', 'pure_noise'),
-    *('reask_share', 'question_share', 'prefix_rows'),
-)
+# Settings of the processor; of all reading of episodes; and of the samples that training draws.
+PROCESSING = 'cameras image_size control_hz horizon state_slots action_slots log_scale_m'.split()
+READING = 'val_fraction rows_after_success noise_samples read_text'.split()
+SAMPLING = 'gain brightness crop weights pure_noise reask_share question_share prefix_rows'.split()
 BETA1 = 0.9  # of AdamW
 GRAD_CLIP = 1.0  # largest norm of a step's gradient
 
@@ -307,7 +300,7 @@ if __name__ == '__main__':
         processor = or_exit(Processor, **pick(config, PROCESSING), **start.prompt)
     decoders = max(1, (os.cpu_count() or 1) // local_world_size)  # threads that decode jpeg
     load = functools.partial(or_exit, data.Dataset, episodes, processor, workers=decoders)
-    train_data = load('train', **pick(config, SAMPLING))
+    train_data = load('train', **pick(config, READING + SAMPLING))
     val_data = load('val', **pick(config, READING)) if val_fraction else None
     odd = {}  # slots whose numbers do not suit the normaliser
     if start.kind == 'inherited':
@@ -319,7 +312,7 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # model
-    cfg = model_config(config, start, processor, train_data)
+    cfg = or_exit(model_config, config, start, processor, train_data)
     fast = autocast.fast_dtype
     build = functools.partial(or_exit, parallel.build, cfg, start.first_model(cfg), device, fast)
     net = build(rates, sharded, offload, compile_model, allocate=not dry_run)
@@ -366,7 +359,7 @@ if __name__ == '__main__':
     step = start.step
     best = start.best
     stop = 0
-    saved_bytes = 0
+    saved = False
     began = time.perf_counter()
     # Sums since the last log line; some of these steps may lie before a restart.
     meter = watch.Meter(*start.unlogged())
@@ -442,9 +435,9 @@ if __name__ == '__main__':
                 size = checkpoint.save(
                     out_dir, net, optimizers, average_weights, about, state, keep_checkpoints
                 )
-                if master and not saved_bytes:
+                if master and not saved:
                     print(watch.saved_text(out_dir, size, saving), flush=True)
-                saved_bytes += size
+                saved = True
         if stop:
             break
 
