@@ -1,23 +1,34 @@
-# Overrides the settings of the script that runs it, from config files and the command line, in order:
+# ruff: noqa: D100 -- a docstring here would replace the __doc__ of the script that runs this file.
 #
-# python train.py config/demo.py --batch_size=32 --out_dir out/small       # --key=value and --key value
-# python bench.py --clutch                                                 # --key alone sets a bool to True
-# python train.py --help                                                   # the settings, with their comments
+# Overrides the settings of that script, from config files and the command line, in order:
 #
-# A script calls `exec(open('configurator.py').read())` right below its settings. Settings are its lowercase
-# globals of type bool, int, float, str, tuple or None; imports, functions and UPPERCASE facts are not.
-# Afterwards the globals hold the new values, and `config` holds all settings as a dict, for log and
-# checkpoint. (Comments, because a docstring here would replace the __doc__ of the script.)
+# python train.py config/demo.py --batch_size=32 --out_dir out/small    # --key=value, --key value
+# python bench.py --clutch                       # --key alone sets a bool to True
+# python train.py --help                         # the settings, with their comments
+#
+# A script runs this line right below its settings:
+#
+#     exec((Path(__file__).parent / 'configurator.py').read_text())
+#
+# Settings are the script's lowercase globals of type bool, int, float, str, tuple or None; imports,
+# functions and UPPERCASE facts are not. Afterwards the globals hold the new values, and `config`
+# holds all settings as a dict, for log and checkpoint. A config file is looked for where its name
+# says, else beside the script.
 
 
 def _configure(settings, doc, script, argv):
-    """-> settings as a new dict. Each is checked against `settings`, the defaults; mistakes exit."""
+    """Return the settings as a new dict; each is checked against `settings`, the defaults.
+
+    A mistake ends the program with one line that says what is wrong.
+    """
     import ast
     import difflib
+    import io
     import os
-    import re
     import sys
     import textwrap
+    import tokenize
+    from pathlib import Path
 
     result = dict(settings)
 
@@ -25,7 +36,8 @@ def _configure(settings, doc, script, argv):
         if name not in settings:
             near = difflib.get_close_matches(name, settings, 1, 0)
             sys.exit(
-                f'{where}: unknown setting {name!r}; did you mean {near[0]!r}? (--help lists them all)'
+                f'{where}: unknown setting {name!r}; did you mean {near[0]!r}? '
+                '(--help lists them all)'
             )
         default = settings[name]
         if isinstance(default, float) and type(value) is int:
@@ -38,7 +50,7 @@ def _configure(settings, doc, script, argv):
         result[name] = value
 
     def parse(name, text):
-        """Text of the command line -> value. What is no Python literal stays text, for the type check."""
+        """Read a value from the command line; what is no Python literal stays text."""
         default = settings.get(name)
         if isinstance(default, str):
             return text
@@ -47,18 +59,46 @@ def _configure(settings, doc, script, argv):
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            return (
-                tuple(part for part in text.split(',') if part)
-                if isinstance(default, tuple)
-                else text
-            )
+            if isinstance(default, tuple):
+                return tuple(part for part in text.split(',') if part)
+            return text
+
+    def help_lines():
+        """Yield the script's headings and settings in their order, with all of their comments."""
+        source = Path(script).read_text()
+        comments = {}  # number of a line -> its comment
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT and not token.string.startswith('# ---'):
+                comments[token.start[0]] = token.string
+        done = None  # the last line that is dealt with; None before the first setting
+        for node in ast.parse(source).body:
+            if 'configurator.py' in ast.unparse(node):
+                break
+            name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ''
+            if done is None and name not in settings:
+                last_before = node.end_lineno
+                continue
+            done = last_before if done is None else done
+            for number in range(done + 1, node.lineno):  # headings, and comments that go on
+                if number in comments:
+                    yield f'  {comments[number]}'
+            done = node.end_lineno
+            numbers = range(node.lineno, done + 1)
+            own = [comments[n].lstrip('# ') for n in numbers if n in comments]
+            if name in settings:
+                comment = f'  # {" ".join(own)}' if own else ''
+                yield f'  --{name}={settings[name]!r}{comment}'
+
+    def find(word):
+        for path in (Path(word), Path(script).parent / word):
+            if path.is_file():
+                return path
+        sys.exit(f'{word}: no such config file (settings are given as --name=value)')
 
     if '--help' in argv or '-h' in argv:
-        print(textwrap.dedent(doc or '').strip() + '\n\nsettings (a config file or --name=value):')
-        for line in open(script).read().split('exec(open(')[0].splitlines():
-            found = re.match(r'(\w+) *= *(.*)', line)
-            if found and found[1] in settings:
-                print(f'  --{found[1]}={found[2]}')
+        print(textwrap.dedent(doc or '').strip())
+        print('\nsettings (a config file or --name=value):')
+        print('\n'.join(help_lines()))
         sys.exit(0)
     words = list(argv)
     while words:
@@ -73,21 +113,17 @@ def _configure(settings, doc, script, argv):
                 text = words.pop(0)
             assign(name, parse(name, text), 'command line')
             continue
-        if not os.path.isfile(word):
-            sys.exit(f'{word}: no such config file (settings are given as --name=value)')
-        namespace = dict(
-            result
-        )  # a copy: a config file sees the settings and nothing else of the script
-        with open(word) as f:
-            exec(
-                compile(f.read(), word, 'exec'), namespace
-            )  # compiled with its name: tracebacks show it
+        # A config file sees a copy of the settings and nothing else of the script. It is compiled
+        # under its name, which tracebacks show.
+        namespace = dict(result)
+        exec(compile(find(word).read_text(), word, 'exec'), namespace)
         for name, value in namespace.items():
-            if name != '__builtins__' and not (name in result and value is result[name]):
+            is_new = name not in result or value is not result[name]
+            if name != '__builtins__' and is_new:
                 assign(name, value, word)
     if os.environ.get('RANK', '0') == '0':
-        pairs = [f'{k}={v!r}' + ('' if v == settings[k] else '*') for k, v in result.items()]
-        text = 'settings (* changed): ' + ', '.join(pairs)
+        changed = [f'{k}={v!r}' for k, v in result.items() if v != settings[k]]
+        text = 'settings that were changed: ' + (', '.join(changed) or 'none')
         print(textwrap.fill(text, 110, subsequent_indent='  ', break_long_words=False))
     return result
 

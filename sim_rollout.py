@@ -50,8 +50,8 @@ from tqdm import tqdm
 
 from episode import write_episode
 from sim import film, labels, ledger, policies
-from sim.workers import WorkerError, dispatch, setup, start_workers, stop_workers
 from sim.judge import PHASES
+from sim.workers import WorkerError, dispatch, setup, start_workers, stop_workers
 from sim.world import RENDER_MODES, World
 
 # -----------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-# 27 M parameters for all tasks at once; 1 GPU, 4 GB by estimate. Not trained yet: no result to
-# state
+# 27 M parameters for all tasks at once; 1 GPU, 4 GB by estimate. Not trained yet, so there is no
+# result to state.
 # python train.py config/base.py
 out_dir = 'out/base'
 episodes = 'episodes/join'  # python sim_rollout.py config/join_collect.py

@@ -1,4 +1,4 @@
-# does everything run? 1 CPU core, about 20 s; makes its own synthetic episodes, no simulator needed
+# Does everything run? 1 CPU core, about 20 s; it makes up its own episodes and needs no simulator.
 # python train.py config/debug.py
 out_dir = 'out/debug'
 episodes = 'episodes/debug'

@@ -1,24 +1,22 @@
-# the brick of the named colour onto the named corner, turned as asked for, by either arm; DUPLO,
-# from pixels: 100 of 100 held-out scenes (0 with the instruction blanked), 34 min, commit d85174f
-# torchrun --standalone --nproc_per_node=2 train.py config/demo.py      # 2 CPU cores, after the
-# first lesson
+# The brick of the named colour onto the named corner, turned as asked for, by either arm; DUPLO,
+# from pixels: 100 of 100 held-out scenes (0 with the instruction blanked), 34 min, commit d85174f.
+# After the first lesson (config/demo_start.py), on 2 CPU cores:
+# torchrun --standalone --nproc_per_node=2 train.py config/demo.py
 out_dir = 'out/demo'
-init_from = 'out/demo_start'  # torchrun ... train.py config/demo.py config/demo_start.py
-# python sim_rollout.py config/demo_collect.py; python sim_rollout.py config/demo_coach.py
+init_from = 'out/demo_start'
+# The first are recorded by python sim_rollout.py config/demo_collect.py
+# and the others by python sim_rollout.py config/demo_coach.py
 episodes = 'episodes/demo,episodes/demo_coached'
 # What is commanded, how far down a press has got, and the grip. The rest of the tracking error is
 # left out on purpose: it shows which way the arm is moving, and a policy that sees it copies that
 # instead of looking.
 state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_z', '*/gripper')
-action_slots = (
-    '*/tool_[xyz]',
-    '*/tool_rz',
-    '*/gripper',
-)  # hands stay top-down, the spine stays put
+# Hands stay top-down, the spine stays put.
+action_slots = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')
 horizon = 4  # 0.4 s at 10 Hz; the first row is executed, then the policy looks again
 row_decay = 0.5  # so the first row counts most
-noise_samples = 4  # of (noise, time) per reading of the images
-read_text = 0.25  # of the draws see the subtask text; the others have to look and read
+noise_samples = 4  # (noise, time) pairs per reading of the images
+read_text = 0.25  # of the noise samples see the subtask text; the others have to look and read
 reask_share = 0.15  # of the samples ask for another goal of the same scene
 batch_size = 128  # chunks per step
 max_steps = 1_700  # 128 x 1,700 = 218k chunks

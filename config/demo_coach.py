@@ -1,7 +1,7 @@
-# The policy of the first lesson drives, the expert says what it would do (DAgger): 2 CPU cores, 5-7
-# min, 3 GB
-# python sim_rollout.py config/demo_coach.py       (kill it and type it again: it goes on where it
-# was)
+# The policy of the first lesson drives, the expert says what it would do (DAgger): 2 CPU cores,
+# 5-7 min, 3 GB.
+# python sim_rollout.py config/demo_coach.py
+# Killed and typed again, it goes on where it was.
 policy = 'out/demo_start'
 seed0 = 100_000
 episodes = 700  # seeds tried; only successes are written

@@ -1,5 +1,5 @@
-# First lesson: a policy that is good enough to be coached, from demonstrations alone; 9 min on 2
-# CPU cores
+# First lesson: a policy that is good enough to be coached, from demonstrations alone; 9 min on
+# 2 CPU cores.
 # torchrun --standalone --nproc_per_node=2 train.py config/demo.py config/demo_start.py
 out_dir = 'out/demo_start'
 init_from = ''

@@ -1,6 +1,7 @@
-# Demonstrations of `join` (joined in the air, then laid down), DUPLO scale, with kicks: 2 CPU cores
-# python sim_rollout.py config/join_collect.py       (kill it and type it again: it goes on where it
-# was)
+# Demonstrations of `join` (joined in the air, then laid down), DUPLO scale, with kicks: 2 CPU
+# cores.
+# python sim_rollout.py config/join_collect.py
+# Killed and typed again, it goes on where it was.
 policy = 'expert'
 task = 'join'
 brick_scale = 2.0  # DUPLO: twice LEGO, and so is the tolerance of a press

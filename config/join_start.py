@@ -1,4 +1,4 @@
-# First lesson: a policy that is good enough to be coached, from demonstrations alone; 2 CPU cores
+# First lesson: a policy that is good enough to be coached, from demonstrations alone; 2 CPU cores.
 # torchrun --standalone --nproc_per_node=2 train.py config/join.py config/join_start.py
 out_dir = 'out/join_start'
 init_from = ''

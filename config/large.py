@@ -1,5 +1,5 @@
-# 1.2 B parameters, for many tasks at once; 8 GPUs, 7 GB of each by estimate. Not trained yet: no
-# result
+# 1.2 B parameters, for many tasks at once; 8 GPUs, 7 GB of each by estimate. Not trained yet, so
+# there is no result to state.
 # torchrun --standalone --nproc_per_node=8 train.py config/large.py
 out_dir = 'out/large'
 episodes = 'episodes/join'  # python sim_rollout.py config/join_collect.py

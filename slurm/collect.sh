@@ -1,5 +1,6 @@
 #!/bin/bash
-# Collect demonstrations on many CPU nodes: array task i takes seeds i*SEEDS .. (i+1)*SEEDS-1. From the repository root:
+# Collect demonstrations on many CPU nodes: array task i takes seeds i*SEEDS .. (i+1)*SEEDS-1.
+# From the repository root:
 #   sbatch slurm/collect.sh config/demo_collect.py
 #   SEEDS=500 sbatch --array=0-63 slurm/collect.sh config/join_collect.py
 # Partition and account: export SBATCH_PARTITION=... SBATCH_ACCOUNT=...
@@ -19,4 +20,5 @@ source slurm/setup.sh
 seeds=${SEEDS:-250}
 first=$((SLURM_ARRAY_TASK_ID * seeds))
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it from sbatch (SLURM 22.05)
-exec srun "${inside[@]}" python sim_rollout.py "$@" --seeds="$first:$((first + seeds))" --workers="$SLURM_CPUS_PER_TASK"
+exec srun "${inside[@]}" python sim_rollout.py "$@" --seeds="$first:$((first + seeds))" \
+  --workers="$SLURM_CPUS_PER_TASK"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Score a checkpoint in closed loop. From the repository root:
 #   sbatch slurm/eval.sh --ckpt=out/demo --episodes=100 --seed0=1000000
-#   sbatch --dependency=afterok:1234567 slurm/eval.sh --ckpt=out/demo     # when that job has trained it
+#   sbatch --dependency=afterok:1234567 slurm/eval.sh --ckpt=out/demo     # once that job has run
 # Partition and account: export SBATCH_PARTITION=... SBATCH_ACCOUNT=...
 #SBATCH --job-name=vla-eval
 #SBATCH --nodes=1

@@ -142,7 +142,7 @@ def test_a_kill_while_weights_are_put_in_place_never_mixes_two_steps(tmp_path, m
     again."""
 
     def save(out, step):
-        checkpoint.save_weights(out, Net(), step, None, dict)
+        checkpoint.save_weights(out, Net(), step, None)
         checkpoint.keep_last(out, step, 2)
 
     for last in range(1, 100):

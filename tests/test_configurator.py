@@ -16,15 +16,24 @@ SCRIPT = '''"""Does nothing well.
 python script.py
 """
 import json
-FACT = 3
+from pathlib import Path
+
+FACT = 3  # not a setting
 # what
-count = 3              # how many
-rate = 0.1             # 1/s
+count = 3              # how many, and this says
+# a second line about it
+rate = (
+    0.1  # 1/s
+)
 fast = False
+# -----------------
+# how
+OTHER = 4  # nor is this
 name = 'a'
-words = ('x', 'y')
+words = ('x',  # first
+         'y')  # and second
 limit = None           # s
-exec(open('configurator.py').read())
+exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides
 if __name__ == '__main__':
     assert count == config['count'] and rate == config['rate'] and limit == config['limit']
     print(json.dumps({'config': config, 'globals': sorted(k for k in globals() if k[0] != '_')}))
@@ -33,13 +42,14 @@ if __name__ == '__main__':
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs the script above with arguments -> exit code, what it printed as JSON or None, stdout, stderr."""
-    script = tmp_path / 'script.py'
-    script.write_text(SCRIPT)
+    """Runs the script above with arguments -> exit code, what it printed as JSON or None, stdout,
+    stderr."""
+    script = write(tmp_path / 'script.py', SCRIPT)
+    (tmp_path / 'configurator.py').symlink_to(os.path.abspath('configurator.py'))
 
-    def go(*words, env=None):
+    def go(*words, **kwargs):
         done = subprocess.run(
-            [sys.executable, script, *map(str, words)], env=env, capture_output=True, text=True
+            [sys.executable, script, *map(str, words)], **kwargs, capture_output=True, text=True
         )
         last = done.stdout.strip().splitlines()[-1:]
         printed = json.loads(last[0]) if done.returncode == 0 and last[0][0] == '{' else None
@@ -65,6 +75,8 @@ def test_defaults_are_in_config_and_facts_and_imports_are_not(run):
     }
     assert out['globals'] == [  # nothing leaks
         'FACT',
+        'OTHER',
+        'Path',
         'config',
         'count',
         'fast',
@@ -156,19 +168,43 @@ def test_missing_values_and_files_exit(run):
     assert 'no such config file' in run('config/none.py')[3]
 
 
-def test_help_prints_the_docstring_and_the_settings_with_their_comments(run):
+def test_help_prints_the_docstring_and_the_settings_under_their_headings_with_whole_comments(run):
     code, _, out, _ = run('--help')
-    assert code == 0 and 'FACT' not in out
-    assert all(words in out for words in ('Does nothing well.', '--count=3', '# how many'))
+    assert code == 0 and out.startswith('Does nothing well.\n\npython script.py\n\nsettings ')
+    assert out.splitlines()[5:] == [
+        '  # what',
+        '  --count=3  # how many, and this says',
+        '  # a second line about it',
+        '  --rate=0.1  # 1/s',
+        '  --fast=False',
+        '  # how',
+        "  --name='a'",
+        "  --words=('x', 'y')  # first # and second",
+        '  --limit=None  # s',
+    ]
 
 
-def test_only_rank_zero_prints_the_settings_once(run):
-    assert run('--count=4')[2].count('count=4*') == 1
-    assert 'count=4' not in run('--count=4', env={**os.environ, 'RANK': '1'})[2]
+def test_rank_zero_prints_the_settings_that_were_changed_and_no_others(run):
+    line = "settings that were changed: count=4, words=('q',)"
+    assert run('--count=4', '--words=q,', '--fast=False')[2].splitlines()[0] == line
+    assert run('--count=3')[2].splitlines()[0] == 'settings that were changed: none'
+    assert 'settings' not in run('--count=4', env={**os.environ, 'RANK': '1'})[2]
+
+
+def test_a_config_file_is_found_as_given_else_beside_the_script(run, tmp_path):
+    elsewhere = tmp_path / 'elsewhere'
+    for folder, count in ((tmp_path / 'config', 5), (elsewhere / 'config', 6)):
+        folder.mkdir(parents=True)
+        write(folder / 'both.py', f'count = {count}\n')
+    write(tmp_path / 'config' / 'ours.py', 'count = 7\n')
+    found = [run(f'config/{name}.py', cwd=elsewhere)[1] for name in ('both', 'ours')]
+    assert [out['config']['count'] for out in found] == [6, 7]
+    assert 'no such config file' in run('config/none.py', cwd=elsewhere)[3]
 
 
 def test_an_importing_program_keeps_its_arguments(tmp_path):
     write(tmp_path / 'script.py', SCRIPT)
+    (tmp_path / 'configurator.py').symlink_to(os.path.abspath('configurator.py'))
     code = (
         f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import script; '
         'print(script.count, script.config["count"])'

@@ -864,9 +864,9 @@ def test_flops_of_the_tower_agree_with_the_profiler():
 
 def configured(path, **known_by_data):
     """A model of the size train.py makes by a config file, on the meta device."""
-    settings = {}
+    settings = {'__file__': 'train.py'}
     with open('train.py') as f:
-        exec(f.read().split("exec(open('configurator.py')")[0], settings)
+        exec(f.read().split("exec((HERE / 'configurator.py')")[0], settings)
     with open(path) as f:
         exec(f.read(), settings)
     with open(settings['tokenizer']) as f:
@@ -911,8 +911,37 @@ def test_named_sizes_are_what_they_are_called(name, millions, tolerance):
     )
 
 
+QWEN_3B = dict(  # what Qwen2.5-VL-3B-Instruct's config.json says
+    hidden_size=2048,
+    intermediate_size=11_008,
+    num_attention_heads=16,
+    num_hidden_layers=36,
+    num_key_value_heads=2,
+    rms_norm_eps=1e-6,
+    rope_theta=1_000_000.0,
+    rope_scaling=dict(type='mrope', mrope_section=[16, 24, 24]),
+    tie_word_embeddings=True,
+    vocab_size=151_936,
+    image_token_id=151_655,
+    video_token_id=151_656,
+    vision_config=dict(
+        depth=32,
+        fullatt_block_indexes=[7, 15, 23, 31],
+        hidden_size=1280,
+        intermediate_size=3420,
+        num_heads=16,
+        out_hidden_size=2048,
+        patch_size=14,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        tokens_per_second=2,
+        window_size=112,
+    ),
+)
+
+
 def test_the_largest_config_is_eo1_3b_to_the_parameter():
-    net = configured('config/eo1_3b.py', vocab_size=151_936, state_dim=32, action_dim=32)
+    net = configured('config/eo1_3b.py', **pretrained.config_from_hf(QWEN_3B))
     assert net.n_parameters == 3_771_607_072
     with open(
         'tests/fixtures/eo1_3b_keys.json'

@@ -17,14 +17,15 @@ import time
 
 import launch
 import pytest
+import test_pretrained
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import data
 import model
 import train
 from episode import git_rev, write_synthetic_episodes
-from vla import checkpoint, layers, watch
+from vla import checkpoint, layers, pretrained, watch
 from vla.processor import FAR, Processor
 
 TINY = (
@@ -399,12 +400,10 @@ def test_data_that_a_normaliser_was_not_made_of_is_compared_with_it(whole, episo
     assert odd.keys() == {*own, name} and odd[name].startswith('reaches ')
 
 
-def test_the_debug_config_runs_as_it_is_and_learns(tmp_path):
-    """In a folder that looks like ours: it writes to out/ and episodes/."""
-    for name in ('config', 'assets', 'configurator.py', 'train.py'):
-        (tmp_path / name).symlink_to(pathlib.Path(name).resolve())
+def test_the_debug_config_runs_as_it_is_from_any_folder_and_learns(tmp_path):
+    """It writes to out/ and episodes/ there, and finds its config and tokenizer beside the code."""
     done = subprocess.run(
-        [sys.executable, 'train.py', 'config/debug.py'],
+        [sys.executable, pathlib.Path('train.py').resolve(), 'config/debug.py'],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -413,6 +412,136 @@ def test_the_debug_config_runs_as_it_is_and_learns(tmp_path):
     assert 'torch.float32 on ' in done.stdout
     lines = read_log(tmp_path / 'out/debug')
     assert lines[-1]['step'] == 100 and lines[-1]['loss'] < 0.5 * lines[0]['loss']
+
+
+def test_help_is_to_be_had_from_any_folder():
+    done = subprocess.run(
+        [sys.executable, pathlib.Path('train.py').resolve(), '--help'],
+        cwd='/',
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'python train.py config/debug.py' in done.stdout
+    lines = done.stdout.splitlines()
+    headings = ['where and what', 'data', 'model: these', 'optimizer', 'running']
+    found = [line[4:] for line in lines if any(line.startswith(f'  # {h}') for h in headings)]
+    assert [len(found), found[0], found[-1]] == [5, 'where and what', 'running']
+    assert f'  --hidden_size={model.VLAConfig.hidden_size}' in lines
+    settings = [line for line in lines if line.startswith('  --')]
+    assert len(settings) == len(train.config)
+
+
+def publish(folder):
+    """A tiny folder of Qwen2.5-VL: no action head, no action tokens."""
+    folder.mkdir()
+    tokenizer = test_pretrained.write_qwen_tokenizer(folder)
+    published = pathlib.Path(test_pretrained.FOLDER)
+    hf = json.loads((published / 'config.json').read_text())
+    hf = {k: v for k, v in hf.items() if 'action' not in k and k != 'state_token_id'}
+    hf['image_token_id'] = tokenizer.token_to_id('<|image_pad|>')
+    hf['video_token_id'] = tokenizer.token_to_id('<|video_pad|>')
+    (folder / 'config.json').write_text(json.dumps(hf))
+    tensors = load_file(published / 'model.safetensors')
+    of_head = [k for k in tensors if pretrained.hub_name(k).startswith(pretrained.HEAD)]
+    save_file({k: v for k, v in tensors.items() if k not in of_head}, folder / 'model.safetensors')
+    return folder
+
+
+TRAIN_CONFIGS = [
+    path.stem
+    for path in sorted(pathlib.Path('config').glob('*.py'))
+    if 'train.py' in path.read_text()
+]
+
+
+@pytest.mark.parametrize('name', TRAIN_CONFIGS)
+def test_every_config_starts_as_typed_on_small_data(tmp_path, name):
+    """It names what it starts from: a run of another config, or a published model."""
+    config = f'config/{name}.py'
+    words = [config]
+    size = 224 if name == 'eo1_3b' else 32 if name == 'debug' else 96
+    cameras = ('overhead', 'left/wrist', 'right/wrist')
+    write_synthetic_episodes(tmp_path / 'e', 3, cameras, size)
+    small = [f'--episodes={tmp_path}/e', '--val_fraction=0', '--batch_size=8']
+    if name.endswith('_start'):
+        words = [f'config/{name.removesuffix("_start")}.py', config]
+    if name == 'eo1_3b':
+        words.append(f'--init_from={publish(tmp_path / "published")}')
+    elif 'init_from' in pathlib.Path(config).read_text() and not name.endswith('_start'):
+        first = 'config/join.py' if name == 'join' else 'config/demo.py'
+        start = f'--out_dir={tmp_path}/start'
+        launch.run('train.py', first, '--init_from=', *small, start, '--max_steps=1')
+        words = ['config/demo.py', *words] if name == 'qa' else words
+        words.append(f'--init_from={tmp_path}/start')
+    said = launch.run('train.py', *words, *small, f'--out_dir={tmp_path}/run', '--dry_run=True')
+    assert f'first batch: {tmp_path}/run/batch.png' in said
+    assert 'GB = ' in said and 'Traceback' not in said
+
+
+def test_a_published_folder_decides_sizes_tokens_and_prompt(tmp_path):
+    folder = publish(tmp_path / 'published')
+    write_synthetic_episodes(tmp_path / 'e', 3, ('overhead', 'left/wrist'), 56)
+    words = ('train.py', 'config/eo1_3b.py', f'--init_from={folder}', f'--episodes={tmp_path}/e')
+    words += ('--image_size=56', '--cameras=overhead,left/wrist', '--batch_size=4')
+    words += (f'--out_dir={tmp_path}/run', '--max_steps=2', '--val_fraction=0', '--dtype=float32')
+    said = launch.run(*words, '--hidden_size=64', fails=True)
+    assert 'was trained with other settings' in said and 'hidden_size 64 here, 128 there' in said
+    said = launch.run(*words, '--image_size=60', fails=True)
+    assert f'image_size 60: {folder} takes multiples of 28 pixels' in said
+    said = launch.run(*words, '--max_minutes=1e-6')
+    assert f'the settings of {folder} are used: hidden_size 192 here, 128 there; ' in said
+    meta = json.loads((tmp_path / 'run/meta.json').read_text())
+    fields = pretrained.read_config(str(folder))
+    ours = {'horizon': 16, 'state_dim': 32, 'action_dim': 32, 'text_weight': 1.0}
+    ours |= {k: meta['model'][k] for k in ('image_pad_id', 'state_pad_id', 'action_start_id')}
+    for key, value in (fields | ours).items():
+        assert meta['model'][key] == (list(value) if isinstance(value, tuple) else value), key
+    assert meta['model']['predict'] == 'velocity' and meta['model']['tokens_per_camera'] == 4
+    assert [meta['processor'][k] for k in ('template', 'pad_dims')] == ['qwen', 32]
+    assert meta['settings']['hidden_size'] == 128
+    assert 'starting at step 1' in launch.run(*words)  # the same command goes on
+
+
+OLD = {new: old for old, new in checkpoint.RENAMED.items()}
+
+
+def make_old(folder, **settings):
+    """Turn a run's state into one of the time when settings had other names, and more of them."""
+    facts = checkpoint.read_facts(folder)
+    old = checkpoint.GONE | checkpoint.GONE_TO_THE_FOLDER | facts['settings'] | settings
+    facts['settings'] = {OLD.get(name, name): value for name, value in old.items()}
+    facts['processor'] = {OLD.get(name, name): v for name, v in facts['processor'].items()}
+    assert 'draws' in facts['settings'] and 'compand' in facts['processor']
+    (folder / 'state.json').write_text(json.dumps(facts))
+
+
+def test_a_run_of_a_time_with_other_settings_goes_on(episodes, tmp_path):
+    words = (*SHORT, '--checkpoint_interval=3', '--gain=0.2')
+    run(episodes, tmp_path / 'whole', *words)
+    assert 'stopped at step 1' in run(episodes, tmp_path / 'old', *words, '--max_minutes=1e-6')
+    make_old(tmp_path / 'old', times='uniform')
+    said = run(episodes, tmp_path / 'old', *words, fails=True)
+    assert "holds a run with other settings (times 'uniform' -> 'beta'): " in said
+    make_old(tmp_path / 'old', times='beta', head_layers=2)
+    assert '(head_layers 2 -> 1): ' in run(episodes, tmp_path / 'old', *words, fails=True)
+    make_old(tmp_path / 'old', head_layers=1, threads=2)
+    said = run(episodes, tmp_path / 'old', *words)
+    assert 'going on with other settings: max_minutes 1e-06 -> 0.0, threads 2 -> 1' in said
+    assert 'starting at step 1' in said and same(tmp_path / 'whole', tmp_path / 'old')
+    run(episodes, tmp_path / 'old', *words, '--noise_samples=3', fails=True)
+
+
+def test_weights_of_a_time_with_other_names_come_with_their_normaliser(whole, episodes, tmp_path):
+    for name in ('model.safetensors', 'meta.json'):
+        shutil.copy(whole[0] / name, tmp_path)
+    meta = json.loads((tmp_path / 'meta.json').read_text())
+    meta['processor']['compand'] = meta['processor'].pop('log_scale_m')
+    (tmp_path / 'meta.json').write_text(json.dumps(meta))
+    where = (f'--init_from={tmp_path}', '--max_steps=1', '--val_fraction=0')
+    said = run(episodes, tmp_path / 'run', *where, '--log_scale_m=0.1', fails=True)
+    assert '(log_scale_m 0.1 here, 0.004 there): ' in said
+    assert 'starting' in run(episodes, tmp_path / 'run', *where)
 
 
 @pytest.mark.mujoco

@@ -3,227 +3,592 @@
     out/<run>/model.safetensors, ema.safetensors, meta.json     the newest weights: model.VLA.load
     out/<run>/best/          the same three, of the lowest held-out loss
     out/<run>/step_<n>/      the same three, of the last few checkpoints
-    out/<run>/state/<n>/     optimizer, weights and average as they are spread over the ranks, a
-    file per rank
+    out/<run>/state/<n>/     optimizer, weights and average as they are spread over the ranks, one
+                             file per rank
     out/<run>/state.json     which of these is whole, and all else that going on takes
+
 Everything is safetensors and JSON: reading it runs no code. state.json is replaced when all that it
-names is on disk, so a kill at any moment leaves the old state or the new one.
+names is on disk, so a kill at any moment leaves the old state or the new one. How a run starts,
+afresh or from something on disk, is `find_start`.
 """
 
+import dataclasses
+import functools
 import json
+import math
 import os
 import shutil
 import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
+import tokenizers
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import nn
 
+import model
 from episode import slots, write_atomic
+from vla import parallel, pretrained
+from vla.optim import EMA
 from vla.processor import saved_names
 
+# -----------------------------------------------------------------------------
+# settings of earlier runs
 
-def first_rank():
-    return not dist.is_initialized() or dist.get_rank() == 0
+# Settings and fields of a processor that had another name once: old name -> name.
+RENAMED = {
+    'draws': 'noise_samples',
+    'tail': 'rows_after_success',
+    'ask': 'reask_share',
+    'questions': 'question_share',
+    'keep': 'keep_checkpoints',
+    'compand': 'log_scale_m',
+    'ground': 'grounding',
+}
+# Settings that are none any more, with the value that is built in now. A run that had another one
+# cannot be gone on with.
+GONE = {
+    'times': 'beta',
+    'shift': 0,
+    'state_noise': 0.0,
+    'action_loss': 'mse',
+    'beta1': 0.9,
+    'grad_clip': 1.0,
+    'threads': 1,
+}
+# The same, of settings that a published folder decides: they count where a run has none.
+GONE_TO_THE_FOLDER = {
+    'template': 'minimal',
+    'pad_dims': 0,
+    'norm': 'rms',
+    'vision': 'conv',
+    'vision_width': 1280,
+    'vision_layers': 32,
+    'vision_heads': 16,
+    'vision_intermediate': 3420,
+    'vision_full_blocks': [7, 15, 23, 31],
+    'vision_window': 112,
+    'state_frequencies': 6,
+    'prefix_attention': 'bidirectional',
+    'chunk_attention': 'bidirectional',
+    'head_layers': 1,
+    'row_embedding': True,
+    'time_period_min': 0.06,
+    'rope_theta': 10_000.0,
+    'tie_embeddings': False,
+}
 
 
-def wait_for_all():
-    if dist.is_initialized():
-        dist.barrier()
+def rename(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give settings of an earlier run the names that they have now."""
+    return {RENAMED.get(name, name): value for name, value in settings.items()}
 
 
-def tensors_of(net, optimizers, average_weights):
-    """{name: tensor} of all that training changes, by reference: loading writes into these."""
+def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON gives them back: tuples are lists."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+
+
+def settings_that_differ(
+    old: Mapping[str, Any], new: Mapping[str, Any], may_change: Collection[str]
+) -> tuple[str, str]:
+    """Name the settings that differ from those of the run to go on with.
+
+    Returns:
+        Two texts: those that may change and those that may not, '' where there are none.
+    """
+    may: list[str] = []
+    may_not: list[str] = []
+    for name, value in new.items():
+        if old[name] != value:
+            kind = may if name in may_change else may_not
+            kind.append(f'{name} {old[name]!r} -> {value!r}')
+    return ', '.join(may), ', '.join(may_not)
+
+
+def overruled(settings: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the settings in whose place a run takes those of another run's processor.
+
+    Args:
+        settings: As JSON has them, but for the tokenizer: its text.
+        processor: As meta.json has it.
+
+    Returns:
+        Each such setting with its value in the processor.
+    """
+    ours = {k: settings[k] for k in settings if k in processor}
+    state_names, action_names = saved_names(dict(processor))
+    ours['state_slots'] = list(slots(ours['state_slots'], state_names))
+    if ours.get('action_space') == processor.get('action_space'):  # else the names are others
+        ours['action_slots'] = list(slots(ours['action_slots'], action_names))
+    differ = {k: processor[k] for k in ours if ours[k] != processor[k]}
+    if 'tokenizer' in differ:
+        differ['tokenizer'] = 'its own'
+    return differ
+
+
+# -----------------------------------------------------------------------------
+# where a run starts
+
+# Fields of VLAConfig that the data and the processor give, whatever the weights come from; and
+# those that say how it is trained and are the run's own.
+GIVEN_BY_DATA = {
+    'state_dim',
+    'action_dim',
+    'horizon',
+    'image_size',
+    'n_cameras',
+    'tokens_per_camera',
+    'scene_bricks',
+    'scene_frames',
+    'image_pad_id',
+    'state_pad_id',
+    'action_start_id',
+}
+TRAINING = {'action_loss', 'row_decay', 'text_weight', 'recompute'}
+
+
+@dataclasses.dataclass
+class Start:
+    """Where a run's weights, normaliser and sizes come from.
+
+    Attributes:
+        kind: 'fresh'; 'resumed': gone on with; 'finished': there is nothing left to do;
+            'inherited': from the weights of another run; 'published': from a folder of Qwen2.5-VL
+            or EO-1.
+        folder: That the first weights are read from; '' for the other kinds.
+        state: What state.json holds, of a run that is gone on with.
+        processor: Of whom this run goes on from, as meta.json has it; None: make a new one.
+        prompt: Arguments of a new Processor that belong together with the weights: tokenizer,
+            template, tokens_per_camera, pad_dims.
+        fields: Those of VLAConfig that the folder decides.
+        overruled: Settings in whose place those of the folder are taken, with its values.
+        note: To be printed; '' where there is nothing to say.
+    """
+
+    kind: str
+    folder: str = ''
+    state: dict[str, Any] | None = None
+    processor: dict[str, Any] | None = None
+    prompt: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    overruled: dict[str, Any] = dataclasses.field(default_factory=dict)
+    note: str = ''
+
+    @property
+    def step(self) -> int:
+        """Steps that have been taken."""
+        return self.state['step'] if self.state else 0
+
+    @property
+    def best(self) -> float:
+        """Lowest held-out loss so far."""
+        return self.state['best'] if self.state else math.inf
+
+    @property
+    def wandb_id(self) -> str | None:
+        """Id of the run at W&B."""
+        return self.state['wandb_id'] if self.state else None
+
+    def unlogged(self) -> tuple[dict[str, float], int]:
+        """Return this process's sums since the last log line, and over how many steps they go."""
+        if self.state is None:
+            return {}, 0
+        return parallel.own(self.state['sums']), self.state['summed']
+
+    def first_model(self, cfg: model.VLAConfig) -> Callable[[], model.VLA] | None:
+        """Return what makes the model with its first weights; None where a state is loaded."""
+        if self.state:
+            return None
+        return functools.partial(_first_model, self, cfg)
+
+
+def _first_model(start: Start, cfg: model.VLAConfig) -> model.VLA:
+    if start.kind == 'published':
+        fields = dataclasses.asdict(cfg)
+        return model.VLA.from_pretrained(start.folder, torch.float32, **fields)
+    net = model.VLA(cfg)
+    if start.kind == 'inherited':
+        net.load_state_dict(model.VLA.load(start.folder)[0].state_dict())
+    return net
+
+
+def find_start(
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    may_change: Collection[str],
+    world_size: int,
+    tokenizer: str,
+) -> Start:
+    """Find out where a run starts: afresh, where it stopped, or from the weights of a folder.
+
+    Args:
+        settings: Of the run, as JSON has them.
+        defaults: Of the script, as JSON has them: what runs had before a setting was there. A
+            setting with its default value counts as one that was not given.
+        may_change: Settings that a resumed run may change.
+        world_size: Number of processes.
+        tokenizer: JSON text of the tokenizer that a fresh run uses.
+
+    Raises:
+        ValueError: The run cannot start like this; the text says what to do instead.
+    """
+    if settings['resume'] not in ('auto', 'never'):
+        raise ValueError(f"resume {settings['resume']!r}, expected 'auto' or 'never'")
+    out_dir = settings['out_dir']
+    folder = settings['init_from']
+    state = read_facts(out_dir) if settings['resume'] == 'auto' else None
+    if state and state['step'] < settings['max_steps']:
+        start = Start('resumed', state=state, processor=rename(state['processor']))
+    elif state:
+        start = Start('finished', state=state)
+    else:
+        start = Start('fresh')
+    meta = _meta_of_run(folder) if folder else None
+    is_published = bool(folder) and meta is None
+    if state:
+        start.note = _going_on(settings, defaults, state, may_change, world_size, is_published)
+    if start.kind == 'finished':
+        return start
+    if is_published and not os.path.exists(f'{folder}/config.json'):
+        raise ValueError(
+            f'init_from {folder!r} holds neither a checkpoint (meta.json) nor a published model '
+            '(config.json): train it first (README, First run), or --init_from= starts from scratch'
+        )
+    start.prompt = {
+        'tokenizer': tokenizer,
+        'template': 'minimal',
+        'tokens_per_camera': settings['tokens_per_camera'],
+        'pad_dims': 0,
+    }
+    fields: Mapping[str, Any] = {}
+    if is_published:
+        fields = pretrained.read_config(folder)
+        start.prompt = _published_prompt(folder, fields, settings['image_size'])
+    elif meta:
+        fields = meta['model']
+    not_decided = GIVEN_BY_DATA | TRAINING
+    if not is_published:
+        not_decided.add('vocab_size')  # a published table has more rows than there are words
+    known = {field.name for field in dataclasses.fields(model.VLAConfig)}
+    for name, value in fields.items():
+        if name in known - not_decided:
+            start.fields[name] = tuple(value) if isinstance(value, list) else value
+    if folder and not state:
+        start.kind = 'published' if is_published else 'inherited'
+        start.folder = folder
+        start.processor = rename(meta['processor']) if meta else None
+    _overrule(start, settings, defaults, folder)
+    return start
+
+
+def _meta_of_run(folder: str) -> dict[str, Any] | None:
+    """Return meta.json of one of our runs; a published folder may hold a file of that name, too."""
+    if not os.path.exists(f'{folder}/meta.json'):
+        return None
+    with open(f'{folder}/meta.json') as f:
+        meta = json.load(f)
+    return meta if 'processor' in meta else None
+
+
+def _published_prompt(folder: str, fields: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """Return how a published model is spoken to: EO-1's prompt, state and actions padded."""
+    side = fields['patch_size'] * fields['merge_size']  # pixels of a token
+    if image_size % side:
+        raise ValueError(f'image_size {image_size}: {folder} takes multiples of {side} pixels')
+    read = tokenizers.Tokenizer.from_file(f'{folder}/tokenizer.json')
+    return {
+        'tokenizer': pretrained.add_action_tokens(read).to_str(),
+        'template': 'qwen',
+        'tokens_per_camera': (image_size // side) ** 2,
+        'pad_dims': fields['state_dim'],
+    }
+
+
+def _going_on(
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    state: Mapping[str, Any],
+    may_change: Collection[str],
+    world_size: int,
+    is_published: bool,
+) -> str:
+    """Return what a resumed run does otherwise; raise where it would not be the same run."""
+    out_dir = settings['out_dir']
+    gone = GONE if is_published else GONE | GONE_TO_THE_FOLDER
+    old = dict(defaults) | gone | rename(state['settings'])
+    may, may_not = settings_that_differ(old, dict(settings) | gone, may_change)
+    if may_not:
+        raise ValueError(
+            f'{out_dir} holds a run with other settings ({may_not}): --resume=never starts over, '
+            f'another --out_dir keeps both, --init_from={out_dir} starts from its weights'
+        )
+    changes = [may] if may else []
+    if state['world_size'] != world_size:
+        changes.append(f'processes {state["world_size"]} -> {world_size}: the same batches')
+    return f'going on with other settings: {", ".join(changes)}' if changes else ''
+
+
+def _overrule(
+    start: Start, settings: Mapping[str, Any], defaults: Mapping[str, Any], folder: str
+) -> None:
+    """Let the folder's settings count, unless others were asked for, which is refused."""
+    theirs = {k: v for k, v in as_json(start.fields).items() if k in settings}
+    differ = {k: v for k, v in theirs.items() if settings[k] != v}
+    if start.processor:
+        texts = dict(settings) | {'tokenizer': start.prompt['tokenizer']}
+        differ |= overruled(texts, start.processor)
+    elif start.prompt['tokens_per_camera'] != settings['tokens_per_camera']:
+        differ['tokens_per_camera'] = start.prompt['tokens_per_camera']
+    start.overruled = differ
+    if start.state or not differ:
+        return
+    said = '; '.join(f'{k} {settings[k]!r} here, {its!r} there' for k, its in differ.items())
+    if any(settings[k] != defaults[k] for k in differ):
+        raise ValueError(
+            f'{folder} was trained with other settings, on which its weights depend ({said}): '
+            f'give these as there, or not at all; --init_from= starts from scratch'
+        )
+    start.note = f'not the defaults but the settings of {folder} are used: {said}'
+
+
+def check_data(start: Start, settings: Mapping[str, Any], fingerprint: str) -> None:
+    """Raise ValueError where a run would go on with other episodes than it was started with."""
+    out_dir = settings['out_dir']
+    if start.state and start.state['fingerprint'] != fingerprint:
+        raise ValueError(
+            f'{settings["episodes"]} has changed since {out_dir} was started, going on would not '
+            f'be the same run: --resume=never starts over, --init_from={out_dir} starts from its '
+            'weights'
+        )
+
+
+# -----------------------------------------------------------------------------
+# state to go on from
+
+
+def tensors_of(
+    net: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average_weights: EMA | None
+) -> dict[str, torch.Tensor]:
+    """Return all that training changes by name, by reference: loading writes into these."""
     names = {p: name for name, p in net.named_parameters()}
-    tensors = {f'model/{name}': p.detach() for name, p in net.named_parameters()}
+    tensors = {f'model/{name}': p.detach() for p, name in names.items()}
     for optimizer in optimizers:
-        tensors |= {
-            f'optimizer/{names[p]}/{key}': value
-            for p, values in optimizer.state.items()
-            for key, value in values.items()
-        }
+        p: Any
+        for p, values in optimizer.state.items():
+            for key, value in values.items():
+                tensors[f'optimizer/{names[p]}/{key}'] = value
     if average_weights is not None:
-        tensors |= {
-            f'average/{name}': value for name, value in average_weights.state_dict(net).items()
-        }
+        for name, value in average_weights.state_dict(net).items():
+            tensors[f'average/{name}'] = value
     return tensors
 
 
-def quietly(action, *args, **kwargs):
+def _quietly(action: Callable, *args: Any, **kwargs: Any) -> None:
     with warnings.catch_warnings():  # one process is what is meant where there is one
         warnings.filterwarnings('ignore', message='torch.distributed is disabled')
-        return action(*args, **kwargs)
+        action(*args, **kwargs)
 
 
-def save_state(folder, tensors, facts):
-    """Called by all ranks. facts: a dict for JSON, with the step. -> bytes written by all"""
+def first_rank() -> bool:
+    """Tell whether this process is the one that writes and speaks."""
+    return parallel.rank_and_size()[0] == 0
+
+
+def save_state(folder: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> int:
+    """Write what going on takes; called by all ranks.
+
+    Args:
+        folder: Of the run.
+        tensors: See tensors_of.
+        facts: A dict for JSON, with the step.
+
+    Returns:
+        Bytes written by all ranks; 0 on ranks but the first.
+    """
     step = f'{facts["step"]:09d}'
     path = f'{folder}/state/{step}'
     if first_rank():
         shutil.rmtree(path, ignore_errors=True)  # of a run that was killed while it wrote
         os.makedirs(path)
-    wait_for_all()
+    parallel.wait_for_all()
     writer = dcp.HuggingFaceStorageWriter(path, save_distributed=True)
-    quietly(
-        dcp.save,
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        storage_writer=writer,
-    )
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    _quietly(dcp.save, contiguous, storage_writer=writer)
     if not first_rank():
         return 0
     size = sum(entry.stat().st_size for entry in os.scandir(path))
-    write_atomic(f'{folder}/state.json', json.dumps(facts | {'folder': step}, indent=1).encode())
+    text = json.dumps(dict(facts) | {'folder': step}, indent=1)
+    write_atomic(f'{folder}/state.json', text.encode())
     for other in os.listdir(f'{folder}/state'):
         if other != step:
             shutil.rmtree(f'{folder}/state/{other}')
     return size
 
 
-def read_facts(folder):
-    """state.json of a run, None where there is none."""
+def read_facts(folder: str) -> dict[str, Any] | None:
+    """Return state.json of a run, None where there is none."""
     if not os.path.exists(f'{folder}/state.json'):
         return None
-    with open(f'{folder}/state.json') as f:  # sums: not kept by early runs
+    with open(f'{folder}/state.json') as f:
+        # Early runs did not keep the sums since the last log line.
         return {'sums': [{}], 'summed': 0} | json.load(f)
 
 
-def as_json(settings):
-    """Settings as JSON gives them back."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+def load_state(
+    folder: str,
+    facts: Mapping[str, Any],
+    net: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    average_weights: EMA | None,
+) -> None:
+    """Read the state into a model, its optimizers and its average; called by all ranks.
 
-
-def settings_that_differ(old, new, may_change):
-    """Texts naming the settings that differ from those of the run to go on with: (may, may not)."""
-    changed = [k for k in new if old[k] != new[k]]
-    return [
-        ', '.join(f'{k} {old[k]!r} -> {new[k]!r}' for k in changed if (k in may_change) is allowed)
-        for allowed in (True, False)
-    ]
-
-
-def overruled(settings, processor):
-    """Settings in whose place a run takes those of another's processor -> {name: value there}.
-
-    settings    as JSON has them, but for the tokenizer: its text
-    processor   as meta.json has it
+    It is spread over however many ranks there are now.
     """
-    ours = {k: settings[k] for k in settings if k in processor}
-    state_names, action_names = saved_names(processor)
-    ours['state_slots'] = list(slots(ours['state_slots'], state_names))
-    if ours.get('action_space') == processor.get('action_space'):  # else the names are others
-        ours['action_slots'] = list(slots(ours['action_slots'], action_names))
-    return {
-        k: 'its own' if k == 'tokenizer' else processor[k] for k in ours if ours[k] != processor[k]
-    }
-
-
-def load_state(folder, facts, net, optimizers, average_weights):
-    """Into a model, its optimizers and its average, spread over however many ranks there are now;
-    called by all of them.
-    """
-    for (
-        optimizer
-    ) in optimizers:  # a step makes what an optimizer keeps; it changes what is loaded next
-        for p in (
-            p for group in optimizer.param_groups for p in group['params'] if p.requires_grad
-        ):
-            p.grad = torch.zeros_like(p)
+    # A step makes what an optimizer keeps. It also changes weights, which are loaded next.
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for p in group['params']:
+                if p.requires_grad:
+                    p.grad = torch.zeros_like(p)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     reader = dcp.HuggingFaceStorageReader(f'{folder}/state/{facts["folder"]}')
     tensors = tensors_of(net, optimizers, average_weights)
-    quietly(dcp.load, tensors, storage_reader=reader)
+    _quietly(dcp.load, tensors, storage_reader=reader)
     if average_weights is not None:
         average_weights.step = facts['average_step']
 
 
-def save(folder, net, optimizers, average_weights, meta, facts, gather, keep_checkpoints=0):
-    """Weights to act, state to go on, in this order: a kill in between has the step taken and
-    saved again.
+def save(
+    folder: str,
+    net: model.VLA,
+    optimizers: Sequence[torch.optim.Optimizer],
+    average_weights: EMA | None,
+    meta: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    keep_checkpoints: int = 0,
+) -> int:
+    """Write the weights that act, then the state to go on from; called by all ranks.
 
-    meta     what model.VLA.save writes beside the weights
-    facts    what else going on takes, see save_state
-    keep_checkpoints     so many of the newest weights stay
-    -> bytes of the state, written by all ranks
+    After a kill between the two the step is taken and saved again.
+
+    Args:
+        folder: Of the run.
+        net: Whole or sharded.
+        optimizers: Of the run.
+        average_weights: Of the run, None where it has none.
+        meta: What model.VLA.save writes beside the weights.
+        facts: What else going on takes, see save_state.
+        keep_checkpoints: So many of the newest weights stay.
+
+    Returns:
+        Bytes of the state, written by all ranks.
     """
-    save_weights(folder, net, meta, average_weights, gather)
+    save_weights(folder, net, meta, average_weights)
     if first_rank() and keep_checkpoints:
         keep_last(folder, facts['step'], keep_checkpoints)
-    facts = facts | {'average_step': average_weights.step if average_weights else 0}
+    average_step = average_weights.step if average_weights else 0
+    facts = dict(facts) | {'average_step': average_step}
     return save_state(folder, tensors_of(net, optimizers, average_weights), facts)
 
 
-def clear(folder):
-    """Before a run starts over: nothing of the last one may be taken for its own. The weights in
-    the folder itself stay until the first checkpoint replaces them, but for an average, which this
-    run may not have.
+def not_finite(folder: str, step: int, means: Mapping[str, Any]) -> str:
+    """Return what a run says that ends because its numbers are not finite."""
+    facts = read_facts(folder)
+    kept = f'there is no checkpoint in {folder} yet'
+    if facts:
+        kept = f'the checkpoint of step {facts["step"]} in {folder} is sound'
+    return (
+        f'step {step}: loss {means["loss"]:.4g}, gradient norm {means["grad_norm"]:.4g}; '
+        f'they or weights are not finite and not saved: {kept}'
+    )
+
+
+# -----------------------------------------------------------------------------
+# weights that act
+
+WEIGHT_FILES = ('model.safetensors', 'ema.safetensors', 'meta.json')
+
+
+def clear(folder: str) -> None:
+    """Remove, before a run starts over, what could be taken for its own.
+
+    The weights in the folder itself stay until the first checkpoint replaces them, but for an
+    average, which this run may not have.
     """
-    halves = [name for name in _names(folder) if name.endswith('.tmp')]  # left by a kill
-    for name in ['state.json', 'state', 'best', 'ema.safetensors', *_steps(folder), *halves]:
+    left_by_a_kill = [name for name in _names(folder) if name.endswith('.tmp')]
+    old = ['state.json', 'state', 'best', 'ema.safetensors', *_steps(folder), *left_by_a_kill]
+    for name in old:
         if os.path.isdir(f'{folder}/{name}'):
             shutil.rmtree(f'{folder}/{name}')
         elif os.path.exists(f'{folder}/{name}'):
             os.remove(f'{folder}/{name}')
 
 
-def _names(folder):
+def _names(folder: str) -> list[str]:
     return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
-def _steps(folder):
+def _steps(folder: str) -> list[str]:
     return [name for name in _names(folder) if name.startswith('step_')]
 
 
-def size_of(folder):
-    """Bytes of the weights that act, and the others beside them."""
+def size_of(folder: str) -> int:
+    """Return the bytes of the weights in a folder: those that act and the others beside them."""
     return sum(
         entry.stat().st_size for entry in os.scandir(folder) if entry.name.endswith('.safetensors')
     )
 
 
-def save_weights(folder, net, meta, average_weights, gather):
-    """The three files that act, by model.VLA.save; called by all ranks. They are written elsewhere
-    and put in place together: a kill leaves the old ones or the new ones. Between two renames it
-    leaves them without meta.json, from which nothing loads; never new weights under an old
-    description.
+def save_weights(
+    folder: str, net: model.VLA, meta: Mapping[str, Any], average_weights: EMA | None
+) -> None:
+    """Write the three files that act, by model.VLA.save; called by all ranks.
+
+    They are written elsewhere and put in place together: a kill leaves the old ones or the new
+    ones. Between two renames it leaves them without meta.json, from which nothing loads; never new
+    weights under an old description.
     """
     new = f'{folder}/new.tmp'
     old = f'{folder}/meta.json'
     if first_rank():
         shutil.rmtree(new, ignore_errors=True)  # of a run that was killed while it wrote
-    net.save(new, meta, average_weights, gather)
+    net.save(new, meta, average_weights, parallel.gather)
     if first_rank():
         if os.path.exists(old):
             os.remove(old)
-        for name in sorted(os.listdir(new), key='meta.json'.__eq__):  # which comes last
-            os.replace(f'{new}/{name}', f'{folder}/{name}')
+        for name in WEIGHT_FILES:  # the description comes last
+            if os.path.exists(f'{new}/{name}'):
+                os.replace(f'{new}/{name}', f'{folder}/{name}')
         os.rmdir(new)
 
 
-def link(folder, to):
-    """The three files that act, once more under another name: hard links, they take no room
-    twice.
-    """
+def link(folder: str, to: str) -> None:
+    """Give the three files that act another name: hard links, which take no room twice."""
     os.makedirs(to)
-    for name in ('model.safetensors', 'ema.safetensors', 'meta.json'):
+    for name in WEIGHT_FILES:
         if os.path.exists(f'{folder}/{name}'):
             os.link(f'{folder}/{name}', f'{to}/{name}')
 
 
-def keep_last(folder, step, count):
-    """Keep the newest weights as <folder>/step_<n>, and so many of them. A folder of that name is
-    whole: it comes and goes by one rename.
+def keep_last(folder: str, step: int, count: int) -> None:
+    """Keep the newest weights as <folder>/step_<n>, and `count` of these folders.
+
+    A folder of that name is whole: it comes and goes by one rename.
     """
     new = f'{folder}/step.tmp'
     old = f'{folder}/old.tmp'
     to = f'{folder}/step_{step:09d}'
 
-    def discard(path):
+    def discard(path: str) -> None:
         os.replace(path, old)
         shutil.rmtree(old)
 
-    for half in (new, old):  # left by a kill
-        shutil.rmtree(half, ignore_errors=True)
+    for left_by_a_kill in (new, old):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
     link(folder, new)
     if os.path.exists(to):  # the same step again, after a kill
         discard(to)

@@ -1,22 +1,29 @@
 """Several processes train one model: each holds a copy (DDP), or all hold one between them (FSDP2).
 
-    net = shard(net, 'cuda:0', torch.bfloat16)     # on the meta device: every parameter becomes a
-    DTensor
-    materialise(net, 'cuda:0')                     # now there is room for this rank's part
-    fill(net, weights)                             # rank 0 hands out what it has read or drawn
-    tensors = gather(net.state_dict())             # ordinary tensors on rank 0, {} elsewhere
-Under FSDP a block's weights are put together just before it runs and dropped after; weights,
-gradients, Adam's moments and the running average are cut into as many parts as there are ranks.
-Whatever puts weights together (forward, act, gather) is called on all ranks, or those that call it
-wait for the others.
+    device = parallel.join('auto', local_rank, world_size, timeout_minutes=10)
+    net = parallel.build(cfg, first_model, device, sharded=True)
+    forward = parallel.wrap(net, local_rank, device)     # DDP, where every process holds a copy
+    tensors = parallel.gather(net.state_dict())          # ordinary tensors on rank 0, {} elsewhere
+
+Under FSDP `build` cuts a model without memory into parts (shard), gives this rank's part memory
+(materialise) and has rank 0 hand out the weights (fill). A block's weights are put together just
+before it runs and dropped after; weights, gradients, Adam's moments and the running average are cut
+into as many parts as there are ranks. Whatever puts weights together (forward, act, gather) is
+called on all ranks, or those that call it wait for the others.
 """
 
+import contextlib
 import ctypes
+import datetime
 import platform
+import signal
 import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -27,171 +34,403 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+import model
+from vla import optim
+
+# Why a run stops early; of several ranks' reasons the highest counts.
+LEAVE = 1
+REQUEUE = 2
+
+# -----------------------------------------------------------------------------
+# the processes
 
 
-def keep_freed_memory():
-    """Tell glibc not to hand freed memory back to the kernel: every step asks for the same tens of
-    MB again, and mapping and clearing those pages took 10-20 % of a CPU step. Other C libraries are
-    left as they are.
+def join(device: str, local_rank: int, world_size: int, timeout_minutes: float) -> str:
+    """Choose this process's device and meet the other processes.
+
+    Args:
+        device: 'auto' (cuda where there is one), 'cpu' or 'cuda'.
+        local_rank: Number of this process on its machine.
+        world_size: Number of processes on all machines.
+        timeout_minutes: A process that the others wait for so long ends the run: it hangs.
+
+    Returns:
+        'cpu' or 'cuda:<local_rank>'.
+    """
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device == 'cuda':
+        device = f'cuda:{local_rank}'
+        torch.cuda.set_device(device)
+    if world_size > 1:
+        # gloo is for what is in main memory: flags, averages for the log, offloaded parts.
+        backend = 'cpu:gloo,cuda:nccl' if device.startswith('cuda') else 'gloo'
+        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+    return device
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Return the number of this process and how many there are; (0, 1) where there is one."""
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def wait_for_all() -> None:
+    """Wait until every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc not to hand freed memory back to the kernel.
+
+    Every step asks for the same tens of MB again, and mapping and clearing those pages took 10-20 %
+    of a CPU step. Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL('libc.so.6')
-        for parameter, value in (
-            (-4, 0),
-            (-1, 2**31 - 1),
-        ):  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-            libc.mallopt(parameter, value)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX of malloc.h
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def local(tensor):
-    """This rank's part of a tensor."""
+class StopRequest:
+    """Whether somebody wants the run to stop early: finish the step, save, leave.
+
+    SIGTERM asks for that (LEAVE). The requeue signal asks for the job to be queued again as well
+    (REQUEUE): slurm/train.sh does so. Signals may come at any moment and to one process only, so
+    all processes agree once a step.
+    """
+
+    def __init__(self, requeue_signal: str):
+        if requeue_signal not in signal.Signals.__members__:
+            raise ValueError(
+                f'requeue_signal {requeue_signal!r} is no signal, expected e.g. SIGUSR1'
+            )
+        self.reason = 0
+        self.requeue_signal = signal.Signals[requeue_signal]
+        signal.signal(signal.SIGTERM, self._hear)
+        signal.signal(self.requeue_signal, self._hear)
+
+    def _hear(self, number: int, frame: Any) -> None:
+        self.ask(REQUEUE if number == self.requeue_signal else LEAVE)
+
+    def ask(self, reason: int) -> None:
+        """Ask for a stop from within the run."""
+        self.reason = max(self.reason, reason)
+
+    def agreed(self) -> int:
+        """Return the reason that all processes act on: 0, LEAVE or REQUEUE. All have to ask."""
+        return highest(self.reason)
+
+
+# -----------------------------------------------------------------------------
+# the model in parts
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor):
-    """The whole of a tensor, on every rank; every rank has to ask for it."""
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the whole of a tensor, on every rank; every rank has to ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def blocks_of(net):
-    """What is put together and dropped as one: the blocks of the decoder and of Qwen's vision
-    tower.
-    """
+def blocks_of(net: model.VLA) -> list[nn.Module]:
+    """Return what is put together and dropped as one: blocks of the decoder and of Qwen's tower."""
     return [*net.decoder.blocks, *getattr(net.vision, 'blocks', ())]
 
 
-def shard(net, device, dtype=torch.float32, offload=False):
-    """Cut a model that was made on the meta device into one part per rank. Only rank 0 ever holds
-    all of the weights, in main memory: a new model's until `fill` has handed them out, and what
-    `gather` is to write.
+def build(
+    cfg: model.VLAConfig,
+    first_model: Callable[[], model.VLA] | None,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    rates: Sequence[str] = (),
+    sharded: bool = False,
+    offload: bool = False,
+    compiled: bool = False,
+    allocate: bool = True,
+) -> model.VLA:
+    """Make a run's model where it is trained, whole or this rank's part of it.
 
-    device    of this rank, 'cpu' or 'cuda:<i>'
-    dtype     that blocks are sent around and multiplied in; parameters and sums of gradients stay
-              float32,
-              and so does what is outside the blocks, whose heads need it (autocast takes care of
-              the rest)
-    offload   parts of parameters, gradients and optimizer live in main memory: slower, less of the
-              GPU's
+    Args:
+        cfg: Its sizes.
+        first_model: Makes it with its first weights, in main memory; under FSDP on rank 0 only,
+            which sends the others their parts. None: the weights stay unset, because a checkpoint
+            is loaded into them later.
+        device: Of this process, 'cpu' or 'cuda:<i>'.
+        dtype: That products are done in, see shard.
+        rates: See optim.freeze.
+        sharded: One model over all ranks (FSDP2).
+        offload: See shard.
+        compiled: torch.compile will be used: by blocks under FSDP, here; else by `wrap`.
+        allocate: False: for a look at its sizes only, nothing is put into memory.
+
+    Returns:
+        The model, in training mode.
+    """
+    rank, _ = rank_and_size()
+    if not allocate:
+        first_model = None
+    net = None
+    weights = None
+    if first_model is not None and (rank == 0 or not sharded):
+        net = first_model()
+        weights = net.state_dict()
+    if sharded or net is None:
+        with torch.device('meta'):
+            net = model.VLA(cfg)
+    optim.freeze(net, rates)  # FSDP and DDP have to know before they start what has no gradient
+    if compiled:  # a block runs in eight ways: on prefix or rows, last or not, to learn or not
+        torch._dynamo.config.recompile_limit = 32
+    if sharded:
+        if compiled:
+            for block in blocks_of(net):
+                block.compile()
+        net = shard(net, device, dtype, offload)
+    if allocate and (sharded or first_model is None):
+        materialise(net, device, offload)
+    if sharded and first_model is not None:
+        fill(net, weights)
+    elif allocate and not sharded:
+        net = net.to(device)
+    return net.train()
+
+
+def shard(
+    net: model.VLA, device: str, dtype: torch.dtype = torch.float32, offload: bool = False
+) -> model.VLA:
+    """Cut a model that was made on the meta device into one part per rank.
+
+    Only rank 0 ever holds all of the weights, in main memory: a new model's until `fill` has handed
+    them out, and what `gather` is to write.
+
+    Args:
+        net: A VLA on the meta device; every parameter of it becomes a DTensor.
+        device: Of this rank, 'cpu' or 'cuda:<i>'.
+        dtype: That blocks are sent around and multiplied in. Parameters and sums of gradients stay
+            float32, and so does what is outside the blocks, whose heads need it (autocast takes
+            care of the rest).
+        offload: Parts of parameters, gradients and optimizer live in main memory: slower, but it
+            takes less of the GPU's.
+
+    Returns:
+        The same model.
     """
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     low = dtype if dtype != torch.float32 else None
-    policies = {
-        True: MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False),
-        False: MixedPrecisionPolicy(cast_forward_inputs=False),
-    }
-    net.to(memory_format=torch.contiguous_format)  # convolutions: FSDP takes no other layout
+    in_blocks = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
+    outside = MixedPrecisionPolicy(cast_forward_inputs=False)
+    # Convolutions are channels-last; FSDP takes no other layout than the plain one.
+    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     place = CPUOffloadPolicy(pin_memory=mesh.device_type != 'cpu') if offload else OffloadPolicy()
-    for module in [*blocks_of(net), net]:
-        fully_shard(module, mesh=mesh, mp_policy=policies[module is not net], offload_policy=place)
+    for block in blocks_of(net):
+        fully_shard(block, mesh=mesh, mp_policy=in_blocks, offload_policy=place)
+    fully_shard(net, mesh=mesh, mp_policy=outside, offload_policy=place)
     register_fsdp_forward_method(net, 'act')
-    # a block returns keys and values that are views; nothing is done to them in place
+    # A block returns keys and values that are views; nothing is done to them in place.
     warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view')
     return net
 
 
-def materialise(net, device, offload=False):
-    """Memory for the parameters of a model on the meta device, not filled; its buffers keep their
-    values.
+def materialise(net: model.VLA, device: str, offload: bool = False) -> model.VLA:
+    """Give a model on the meta device memory for its parameters, which stay unset.
+
+    Its buffers keep their values.
     """
     buffers = dict(net.named_buffers())
     net.to_empty(device='cpu' if offload else device)
     for name, buffer in buffers.items():  # to_empty has emptied these as well
-        owner, _, own = name.rpartition('.')
-        setattr(net.get_submodule(owner), own, buffer.to(device))
+        owner, _, own_name = name.rpartition('.')
+        setattr(net.get_submodule(owner), own_name, buffer.to(device))
     return net
 
 
 @torch.no_grad()
-def fill(net, weights):
-    """Give a sharded model its weights: {name: tensor} on rank 0, None elsewhere; one parameter at
-    a time.
+def fill(net: nn.Module, weights: Mapping[str, torch.Tensor] | None) -> None:
+    """Give a sharded model its weights, one parameter at a time; called by all ranks.
+
+    Args:
+        net: Sharded and materialised.
+        weights: Whole tensors by name on rank 0, None elsewhere.
     """
+    p: Any
     for name, p in net.named_parameters():
-        tensor = (
-            torch.empty(p.shape, dtype=p.dtype) if weights is None else weights[name].contiguous()
-        )
+        if weights is None:
+            tensor = torch.empty(p.shape, dtype=p.dtype)
+        else:
+            tensor = weights[name].contiguous()
         tensor = tensor.to(p.device_mesh.device_type)
         p.to_local().copy_(distribute_tensor(tensor, p.device_mesh, p.placements).to_local())
 
 
 @torch.no_grad()
-def gather(tensors):
-    """{name: tensor} -> the same, whole and in main memory, on rank 0; {} on the others, who have
-    to ask.
-    """
+def gather(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors whole and in main memory on rank 0, {} on the others, who have to ask."""
     out = {}
-    first = not dist.is_initialized() or dist.get_rank() == 0
+    rank, _ = rank_and_size()
     for name, tensor in tensors.items():
         tensor = whole(tensor.detach())
-        if first:
+        if rank == 0:
             out[name] = tensor.cpu()
     return out
 
 
-def reshard(net):
-    """Drop what a forward without a backward has left put together: weights can be changed
-    again.
+def reshard(net: nn.Module) -> None:
+    """Drop what a forward without a backward has left put together.
+
+    Only then can weights be changed again.
     """
     if isinstance(net, FSDPModule):
         net.reshard()
 
 
-def of_each(values):
-    """A dict of numbers -> those of every process, as floats: a list of dicts."""
+# -----------------------------------------------------------------------------
+# the model in copies
+
+
+def wrap(net: model.VLA, local_rank: int, device: str, compiled: bool = False) -> nn.Module:
+    """Return what is called in a training step instead of `net`: compiled, averaged by DDP.
+
+    A model that is sharded looks after itself and comes back as it is.
+    """
+    if isinstance(net, FSDPModule):
+        return net
+    forward: Any = torch.compile(net) if compiled else net
+    _, world_size = rank_and_size()
+    if world_size > 1:
+        device_ids = [local_rank] if device.startswith('cuda') else None
+        forward = DistributedDataParallel(forward, device_ids, gradient_as_bucket_view=True)
+    return forward
+
+
+def accumulating(forward: nn.Module, is_last: bool) -> contextlib.AbstractContextManager:
+    """Return the context of one of a step's backward passes.
+
+    DDP averages gradients in the last one only; the others add up what this process has.
+    """
+    if isinstance(forward, DistributedDataParallel) and not is_last:
+        return forward.no_sync()
+    return contextlib.nullcontext()
+
+
+# -----------------------------------------------------------------------------
+# numbers that all processes know
+
+
+def of_each(values: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Return a dict of numbers as floats, one for every process; all have to ask."""
     values = {name: float(whole(v)) for name, v in values.items()}
     if not dist.is_initialized():
         return [values]
-    each = [None] * dist.get_world_size()
+    each: list = [None] * dist.get_world_size()
     dist.all_gather_object(each, values)
     return each
 
 
-def mean(each):
-    """Of what of_each gives."""
+def mean(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean over processes of what of_each gives."""
     return {name: sum(values[name] for values in each) / len(each) for name in each[0]}
 
 
-def average(values):
-    """Mean over processes of a dict of numbers, as floats."""
+def average(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the mean over processes of a dict of numbers, as floats; all have to ask."""
     return mean(of_each(values))
 
 
-def own(each):
-    """This process's part of what of_each gave in an earlier run; the mean where there were more or
-    fewer.
+def own(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return this process's part of what of_each gave in an earlier run.
+
+    Where that had more or fewer processes it is the mean.
     """
-    rank, n = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, n = rank_and_size()
     return dict(each[rank]) if len(each) == n else mean(each)
 
 
-def highest(value):
-    """The highest of all processes' small integers."""
+def highest(value: int) -> int:
+    """Return the highest of all processes' small integers; all have to ask."""
     if not dist.is_initialized():
         return value
-    value = torch.tensor(value)  # in main memory: no waiting for the GPU
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value)
+    tensor = torch.tensor(value)  # in main memory, so that nobody waits for the GPU
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
 
 
-def all_finite(tensors):
-    """Whether none of these numbers is infinite or NaN, on any process; every one of them has to
-    ask.
-    """
+def all_finite(tensors: Iterable[Any]) -> bool:
+    """Tell whether none of these numbers is infinite or NaN on any process; all have to ask."""
     here = all(bool(torch.isfinite(local(torch.as_tensor(t))).all()) for t in tensors)
     return not highest(int(not here))
 
 
-def memory_gb(net, device, ema, samples, tokens, dtype, offload=False):
-    """What a step will need on this rank: {where: {kind: GB}}, to within a third (a test compares
-    with what autograd keeps). `samples` are worked on at a time, each a row of `tokens`; matrix
-    products are done in `dtype`. Where: 'memory' of the device, and with offload 'main memory' for
-    what waits there.
+# -----------------------------------------------------------------------------
+# memory
+
+
+def memory_gb(
+    net: model.VLA,
+    device: str,
+    ema: float,
+    samples: int,
+    tokens: int,
+    dtype: torch.dtype,
+    offload: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Estimate what a step will need on this rank, to within a third.
+
+    A test compares the estimate with what autograd keeps.
+
+    Args:
+        net: Whole or sharded; it may be on the meta device.
+        device: Of this rank.
+        ema: Decay of the averaged weights; 0: there are none.
+        samples: Worked on at a time.
+        tokens: In the row that a sample is.
+        dtype: That matrix products are done in.
+        offload: See shard.
+
+    Returns:
+        {where: {kind: GB}}. Where: 'memory' of the device, and with offload 'main memory' for what
+        waits there.
     """
-    cfg = net.cfg
     numbers = sum(local(p).numel() for p in net.parameters())
     learnt = sum(local(p).numel() for p in net.parameters() if p.requires_grad)
-    sharded = isinstance(net, FSDPModule)
     wide = dtype.itemsize
+    sharded = isinstance(net, FSDPModule)
+    if sharded:
+        # Put together are this block, the next and a gradient; and all that is outside of blocks,
+        # with its gradient.
+        sizes = [sum(p.numel() for p in block.parameters()) for block in blocks_of(net)]
+        copies = wide * 3 * max(sizes) + 8 * (net.n_parameters - sum(sizes))
+    else:
+        copies = wide * numbers * (wide < 4)
+    waiting = {
+        'weights': 4 * numbers / 1e9,
+        'gradients': 4 * learnt / 1e9,
+        'optimizer': 8 * learnt / 1e9,
+        'average': 4 * numbers * bool(ema) / 1e9,
+    }
+    working = {
+        'copies to multiply with': copies / 1e9,
+        'activations': samples * activation_bytes(net.cfg, device, tokens, wide) / 1e9,
+    }
+    if sharded and offload:
+        return {'memory': working, 'main memory': waiting}
+    return {'memory': waiting | working}
+
+
+def activation_bytes(cfg: model.VLAConfig, device: str, tokens: int, wide: int) -> int:
+    """Estimate what autograd keeps of one sample; `wide` are the bytes of a number in a product."""
     decoder = (
         cfg.n_layers,
         cfg.hidden_size,
@@ -204,45 +443,21 @@ def memory_gb(net, device, ema, samples, tokens, dtype, offload=False):
     work = [decoder]
     if cfg.vision == 'qwen':  # it has more tokens than the decoder: a patch is a quarter of one
         patches = (cfg.image_size // cfg.patch_size) ** 2
-        work.append(
-            (
-                cfg.vision_layers,
-                cfg.vision_width,
-                7 * cfg.vision_width,
-                4 * cfg.vision_intermediate,
-                cfg.vision_heads,
-                patches,
-                cfg.n_cameras * patches,
-            )
+        tower = (
+            cfg.vision_layers,
+            cfg.vision_width,
+            7 * cfg.vision_width,
+            4 * cfg.vision_intermediate,
+            cfg.vision_heads,
+            patches,
+            cfg.n_cameras * patches,
         )
-    # which are written out there
+        work.append(tower)
     kept = 0
+    # On CPUs attention scores are written out, and so kept.
     scores = torch.device(device).type == 'cpu'
     for n, width, attention, mlp, heads, seen, rows in work:
-        block = (
-            (8 + 2 * wide) * width + wide * (attention + mlp) + scores * (4 + wide) * heads * seen
-        )
+        block = (8 + 2 * wide) * width + wide * (attention + mlp)
+        block += scores * (4 + wide) * heads * seen
         kept += rows * (n * 4 * width + block if cfg.recompute else n * block)
-    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks_of(net)]
-    # put together: this block, the next, a gradient; and with its gradient all that is outside of
-    # blocks
-    copies = (
-        wide * 3 * max(sizes) + 8 * (net.n_parameters - sum(sizes))
-        if sharded
-        else wide * numbers * (wide < 4)
-    )
-    parts = {
-        'weights': 4 * numbers,
-        'gradients': 4 * learnt,
-        'optimizer': 8 * learnt,
-        'average': 4 * numbers * bool(ema),
-        'copies to multiply with': copies,
-        'activations': samples * kept,
-    }
-    parts = {name: size / 1e9 for name, size in parts.items()}
-    if not (sharded and offload):
-        return {'memory': parts}
-    return {
-        'memory': {name: parts.pop(name) for name in ('copies to multiply with', 'activations')},
-        'main memory': parts,
-    }
+    return kept

@@ -1,19 +1,25 @@
-"""What a run says of itself: log.jsonl and W&B, memory and the share of the peak that it uses,
-pictures.
-"""
+"""What a run says of itself: first lines, a line per interval, log.jsonl and W&B, pictures."""
 
+import contextlib
 import json
 import os
 import platform
 import resource
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from data import Dataset
 from episode import write_atomic
+from model import VLA
+from vla import parallel
+from vla.checkpoint import size_of
+from vla.processor import Processor
 
-# dense bfloat16 products in TFLOP/s, as in the makers' data sheets; the first name that fits counts
+# Dense bfloat16 products in TFLOP/s, by the makers' data sheets; the first name that fits counts.
 PEAK_TFLOPS = {
     'B200': 2250,
     'H200': 989,
@@ -25,46 +31,332 @@ PEAK_TFLOPS = {
     '4090': 165,
 }
 
+# -----------------------------------------------------------------------------
+# before the first step
 
-class Log:
-    """One JSON object per line in <folder>/log.jsonl; the same to W&B where a project is named,
-    under the id of the run that is gone on with. Lines after step `start` are of steps to be taken
-    again: they go.
+
+def odd_slots(processor: Processor, dataset: Dataset, far: float) -> dict[str, str]:
+    """Name the slots in which data do not fit a normaliser that was made of other data.
+
+    Args:
+        processor: With the normaliser.
+        dataset: The data it is to be used with.
+        far: Reaching more than so many of its spreads is odd.
+
+    Returns:
+        {slot: what is wrong with it}: all that Processor.fit says of these data by themselves, and
+        what reaches too far.
+    """
+    table = type(processor).from_dict(processor.to_dict() | {'stats': None}).fit(dataset)
+    windows = dataset.windows[:: len(dataset.windows) // 200_000 + 1]
+    n_state = len(processor.state_slots)
+    n_action = len(processor.action_slots)
+    reach = np.zeros(n_state + n_action)
+    for rows in np.array_split(windows, len(windows) // 65_536 + 1):
+        states = dataset.read('state', rows)
+        chunks = processor.normalise_actions(dataset.chunk(rows), dataset.commands(rows, states))
+        chunks *= dataset.chunk_mask(rows)[..., None]  # (B, H, A)
+        state = np.abs(processor.normalise_state(states)).max(0)
+        action = np.abs(chunks).max((0, 1))
+        reach = np.maximum(reach, np.concatenate([state[:n_state], action[:n_action]]))
+    names = [*processor.state_slots, *(f'action {name}' for name in processor.action_slots)]
+    for name, spreads in zip(names, reach):
+        if spreads > far:
+            table[name] = f'reaches {spreads:.0f} spreads of the normaliser that is taken over'
+    return table
+
+
+def describe_model(
+    net: VLA,
+    config: Mapping[str, Any],
+    first: Mapping[str, torch.Tensor],
+    rev: str,
+    device: str,
+    dtype: torch.dtype,
+) -> str:
+    """Return the first lines on the model: revision, size, shares of a batch, memory.
+
+    Args:
+        net: Whole or sharded.
+        config: Settings of train.py.
+        first: This process's part of the first batch.
+        rev: Git revision of the code.
+        device: Of this process.
+        dtype: That products are done in.
+    """
+    line = f'rev {rev}, {net.n_parameters / 1e6:.2f} M parameters'
+    mine = sum(parallel.local(p).numel() for p in net.parameters())
+    if mine < net.n_parameters:
+        line += f', {mine / 1e6:.2f} M of them per process'
+    lines = [f'{line}, {dtype} on {device}']
+    _, world_size = parallel.rank_and_size()
+    accumulate = config['accumulate']
+    batch_size = config['batch_size']
+    draws = config['noise_samples']
+    part = batch_size // world_size // accumulate
+    tokens = first['input_ids'].shape[1] + draws * net.cfg.horizon
+    lines.append(
+        f'{world_size} processes x {part} x {accumulate} accumulated = {batch_size} chunks per '
+        f'step, {draws} noise samples of each; {batch_size * tokens} tokens'
+    )
+    memory = parallel.memory_gb(net, device, config['ema'], part, tokens, dtype, config['offload'])
+    for where, parts in memory.items():
+        terms = ' + '.join(f'{gb:.2f} {kind}' for kind, gb in parts.items() if gb > 0.005)
+        total = sum(parts.values())
+        lines.append(f'{where} per process, estimated: {total:.2f} GB = {terms}')
+    return '\n'.join(lines)
+
+
+def describe_data(
+    processor: Processor,
+    train_data: Dataset,
+    val_data: Dataset | None,
+    config: Mapping[str, Any],
+    odd: Mapping[str, str],
+) -> str:
+    """Return the first lines on the data: episodes, epochs, slots and what is odd about them.
+
+    Args:
+        processor: Of the run.
+        train_data: Trained on.
+        val_data: Held out, if any are.
+        config: Settings of train.py.
+        odd: See odd_slots and Processor.fit.
+    """
+    held_out = len(val_data.paths) if val_data else 0
+    chunks = config['max_steps'] * config['batch_size']
+    lines = [
+        f'{len(train_data.paths)} episodes, {len(train_data)} windows, '
+        f'{chunks / len(train_data):.1f} epochs; {held_out} episodes held out',
+        f'slots: {len(processor.state_slots)} state, {len(processor.action_slots)} action',
+    ]
+    lines += [f'  {name:32} {fault}' for name, fault in odd.items()]
+    return '\n'.join(lines)
+
+
+def draw_batch(
+    batch: Mapping[str, torch.Tensor], processor: Processor, out: str, count: int = 6
+) -> None:
+    """Draw the first samples of a batch as the model gets them, as PNG.
+
+    A sample is its pictures (a column per camera), its text and its chunk of actions over the rows.
+
+    Args:
+        batch: After data.augment.
+        processor: That made it.
+        out: Path of the picture.
+        count: Samples at most.
+    """
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    images = batch['images'].float().clamp(0, 255).byte().cpu()
+    actions = batch['actions'].float().cpu()
+    image_pad = processor.token_id['<|image_pad|>']
+    count = min(count, len(images))
+    figure, axes = plt.subplots(
+        count,
+        2,
+        figsize=(16, 2.6 * count),
+        constrained_layout=True,
+        squeeze=False,
+        width_ratios=(images.shape[1], 2),
+    )
+    for i, (left, right) in enumerate(axes):
+        ids = [token for token in batch['input_ids'][i].tolist() if token != image_pad]
+        text = processor.tokenizer.decode(ids, skip_special_tokens=False)
+        rows = int(batch['action_mask'][i].sum())
+        left.imshow(torch.cat(list(images[i]), 1))
+        left.set(xticks=[], yticks=[])
+        left.set_title(text, fontsize=8, wrap=True)
+        right.plot(actions[i])
+        right.set(xlabel='row', ylabel='normalised', title=f'{rows} rows count')
+    figure.savefig(out, dpi=70)
+    plt.close(figure)
+
+
+# -----------------------------------------------------------------------------
+# while it runs
+
+
+class Meter:
+    """Sums since the last log line, and the time that these steps took.
+
+    Some of the steps may lie before a restart: their losses count in the line's means, and the
+    clock does not know them.
     """
 
-    def __init__(self, folder, start, project='', run_id=None, **about):
+    def __init__(self, sums: Mapping[str, float], steps: int):
+        """Go on from sums over so many steps that were taken before a restart."""
+        self.sums: dict[str, Any] = dict(sums)
+        self.steps = steps
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self.timed_steps = 0
+        self.waited_s = 0.0  # for data
+        self.since = time.perf_counter()
+
+    def add(self, values: Mapping[str, Any], parts: int = 1) -> None:
+        """Add the numbers of one of so many parts of a step."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value / parts
+
+    def end_step(self, values: Mapping[str, Any]) -> None:
+        """Count a step, and add the numbers that belong to the whole of it."""
+        self.add(values)
+        self.steps += 1
+        self.timed_steps += 1
+
+    def own_means(self) -> dict[str, Any]:
+        """Return the means over steps, in this process alone."""
+        return {name: value / self.steps for name, value in self.sums.items()}
+
+    def speed(
+        self, batch_size: int, flops_per_sample: float, peak_flops: float
+    ) -> dict[str, float]:
+        """Return the numbers of a log line that depend on the clock.
+
+        Args:
+            batch_size: Samples in a step.
+            flops_per_sample: That a sample takes by count.
+            peak_flops: Per second that all processes reach at most.
+
+        Returns:
+            samples_per_s; gflops per second; mfu, the share of the peak; data_wait, the share of
+            the time spent waiting for data.
+        """
+        seconds = time.perf_counter() - self.since
+        rate = self.timed_steps * batch_size / seconds
+        flops = rate * flops_per_sample
+        return {
+            'samples_per_s': rate,
+            'gflops': flops / 1e9,
+            'mfu': flops / peak_flops,
+            'data_wait': self.waited_s / seconds,
+        }
+
+    def clear(self) -> None:
+        """Start anew, after a line."""
+        self.sums = {}
+        self.steps = 0
+        self._restart_clock()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside a `with` block as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self.waited_s += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock inside a `with` block."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
+
+
+def step_text(line: Mapping[str, Any], max_steps: int, batch_size: int) -> str:
+    """Return a line of the log as it is printed, with the time that is left."""
+    eta_s = (max_steps - line['step']) * batch_size / line['samples_per_s']
+    return (
+        f'step {line["step"]:6d}/{max_steps}  loss {line["loss"]:.4f}  flow {line["flow"]:.4f}  '
+        f'text {line["text"]:.4f}  lr {line["lr"]:.2e}  grad {line["grad_norm"]:5.2f}  '
+        f'{line["samples_per_s"]:5.0f} samples/s  MFU {100 * line["mfu"]:4.1f}%  '
+        f'data {100 * line["data_wait"]:4.1f}%  {line["memory_gb"]:5.2f} GB  '
+        f'eta {eta_s / 60:5.1f} min'
+    )
+
+
+def scores_text(scores: Mapping[str, float], step: int) -> str:
+    """Return held-out scores as they are printed; those of single rows are left to the log."""
+    shown = [f'{k.removeprefix("val_")} {v:.4g}' for k, v in scores.items() if '@' not in k]
+    return f'held out at {step}:  ' + '  '.join(shown)
+
+
+def saved_text(folder: str, state_bytes: int, began: float) -> str:
+    """Return what a checkpoint takes, and how long since `began` it took, as it is printed."""
+    act_mb = size_of(folder) / 1e6
+    seconds = time.perf_counter() - began
+    return (
+        f'checkpoint: {act_mb:.0f} MB to act, {state_bytes / 1e6:.0f} MB to go on, {seconds:.1f} s'
+    )
+
+
+class Log:
+    """One JSON object per line in <folder>/log.jsonl, and the same to W&B where a project is named.
+
+    Lines after step `start` are of steps that will be taken again: they go. W&B goes on under the
+    id of the run that is gone on with.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        start: int,
+        project: str,
+        run_id: str | None,
+        config: Mapping[str, Any],
+        job: str = '',
+        array_job: str = '',
+    ):
+        """Open the log.
+
+        Args:
+            folder: Of the run; its name is the run's name at W&B.
+            start: Steps that have been taken.
+            project: At W&B; '': none.
+            run_id: Of the run at W&B that is gone on with.
+            config: What W&B is told of the run.
+            job: Id of the SLURM job, for the name.
+            array_job: Id of the SLURM array, which groups runs.
+        """
         os.makedirs(folder, exist_ok=True)
         self.path = f'{folder}/log.jsonl'
-        self.run = None
+        self.run: Any = None
         kept = []
         if start and os.path.exists(self.path):
             with open(self.path) as f:
-                kept = [
-                    line for line in f if line.endswith('\n') and json.loads(line)['step'] <= start
-                ]
+                whole = [line for line in f if line.endswith('\n')]  # a kill may leave half a line
+            kept = [line for line in whole if json.loads(line)['step'] <= start]
         write_atomic(self.path, ''.join(kept).encode())
         if project:
             import wandb
 
-            self.run = wandb.init(project=project, id=run_id, resume='allow', dir=folder, **about)
+            name = os.path.basename(folder)
+            self.run = wandb.init(
+                project=project,
+                id=run_id,
+                resume='allow',
+                dir=folder,
+                config=dict(config),
+                name=f'{name}-{job}' if job else name,
+                group=array_job or name,
+            )
             self.run.define_metric('*', step_metric='step')  # W&B's own counter never goes back
         self.run_id = self.run.id if self.run else None
 
-    def write(self, line, films=()):
-        line = {
-            k: v for k, v in line.items() if v == v
-        }  # a mean of nothing is nan, which JSON has not
+    def write(self, line: Mapping[str, Any], films: Sequence[str] = ()) -> None:
+        """Append a line; the films go to W&B beside it."""
+        line = {k: v for k, v in line.items() if v == v}  # JSON has no nan, the mean of nothing
         with open(self.path, 'a') as f:
             f.write(json.dumps(line) + '\n')
         if self.run:
             import wandb
 
-            self.run.log(
-                line | ({'films': [wandb.Video(str(film)) for film in films]} if films else {})
-            )
+            if films:
+                line['films'] = [wandb.Video(str(film)) for film in films]
+            self.run.log(line)
 
-    def close(self, weights=''):
-        """weights: a folder whose files go to W&B as the next version of the run's artifact."""
+    def close(self, weights: str = '') -> None:
+        """End the run at W&B.
+
+        Args:
+            weights: A folder whose files go there as the next version of the run's artifact.
+        """
         if self.run and weights:
             import wandb
 
@@ -77,17 +369,19 @@ class Log:
             self.run.finish()
 
 
-def memory_used_gb(device):
-    """The most that this process has had so far, on its device."""
+def memory_used_gb(device: str) -> float:
+    """Return the most memory that this process has had so far, on its device."""
     if torch.device(device).type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if platform.system() == 'Darwin' else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def peak_flops(device, dtype, size=1024, seconds=0.2):
-    """FLOP/s that one process reaches at most in products of `dtype`: a GPU's data sheet, for
-    bfloat16; measured on a CPU and on unknown GPUs.
+def peak_flops(device: str, dtype: torch.dtype, size: int = 1024, seconds: float = 0.2) -> float:
+    """Return the FLOP/s that one process reaches at most in products of `dtype`.
+
+    For bfloat16 on a known GPU that is its data sheet's; on a CPU and on unknown GPUs products of
+    size x size matrices are timed for so many seconds.
     """
     if torch.device(device).type == 'cuda' and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
@@ -95,7 +389,7 @@ def peak_flops(device, dtype, size=1024, seconds=0.2):
         if known:
             return known[0] * 1e12
     a = torch.randn(size, size, device=device).to(dtype)
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 3:
         began = time.perf_counter()
@@ -104,35 +398,8 @@ def peak_flops(device, dtype, size=1024, seconds=0.2):
     return 2 * size**3 / min(times)
 
 
-def odd_slots(processor, dataset, far):
-    """What Processor.fit says of the data it is made of, for data that a normaliser comes to later:
-    {slot: what is wrong with it}, with those that reach more than `far` of its spreads.
-    """
-    table = type(processor).from_dict(processor.to_dict() | {'stats': None}).fit(dataset)
-    windows = dataset.windows[:: len(dataset.windows) // 200_000 + 1]
-    reach = 0
-    for rows in np.array_split(windows, len(windows) // 65_536 + 1):
-        states = dataset.read('state', rows)
-        chunks = processor.normalise_actions(dataset.chunk(rows), dataset.commands(rows, states))
-        chunks *= dataset.chunk_mask(rows)[..., None]  # (B, H, A)
-        state = np.abs(processor.normalise_state(states)).max(0)
-        action = np.abs(chunks).max((0, 1))
-        reach = np.maximum(
-            reach,
-            np.concatenate(
-                [state[: len(processor.state_slots)], action[: len(processor.action_slots)]]
-            ),
-        )
-    names = [*processor.state_slots, *(f'action {name}' for name in processor.action_slots)]
-    return table | {
-        name: f'reaches {r:.0f} spreads of the normaliser that is taken over'
-        for name, r in zip(names, reach)
-        if r > far
-    }
-
-
-def plot_losses(log_path, out):
-    """Training and held-out curves of a log.jsonl as PNG."""
+def plot_losses(log_path: str, out: str) -> None:
+    """Draw training and held-out curves of a log.jsonl as PNG."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -140,12 +407,10 @@ def plot_losses(log_path, out):
 
     with open(log_path) as f:
         entries = [json.loads(line) for line in f]
-    panels = {
-        'flow': 'flow loss',
-        'text': 'text loss',
-        'position_mm': 'error (mm)',
-        'lr': 'AdamW rate',
-    }
+    error = {'joint_rad': 'error (rad)'}
+    if any('val_position_mm' in entry for entry in entries):
+        error = {'position_mm': 'error (mm)'}  # a robot with tool poses
+    panels = {'flow': 'flow loss', 'text': 'text loss', **error, 'lr': 'AdamW rate'}
     figure, axes = plt.subplots(1, len(panels), figsize=(18, 4), constrained_layout=True)
     for axis, (name, title) in zip(axes, panels.items()):
         for key, label in ((name, 'training'), (f'val_{name}', 'held out')):
@@ -155,40 +420,7 @@ def plot_losses(log_path, out):
         if name != 'lr':
             axis.set_yscale('log')
         axis.set(title=title, xlabel='step')
-        axis.legend()
+        if axis.lines:  # nothing may be held out
+            axis.legend()
     figure.savefig(out, dpi=80)
-    plt.close(figure)
-
-
-def draw_batch(batch, texts, out, count=6):
-    """The first samples of a batch as the model gets them: pictures (a column per camera), text,
-    the chunk of actions over its rows. batch: after data.augment; texts: one per sample.
-    """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    images = batch['images'].float().clamp(0, 255).byte().cpu()
-    actions = batch['actions'].float().cpu()
-    count = min(count, len(images))
-    figure, axes = plt.subplots(
-        count,
-        2,
-        figsize=(16, 2.6 * count),
-        constrained_layout=True,
-        squeeze=False,
-        width_ratios=(images.shape[1], 2),
-    )
-    for i, (left, right) in enumerate(axes):
-        left.imshow(torch.cat(list(images[i]), 1))
-        left.set(xticks=[], yticks=[])
-        left.set_title(texts[i], fontsize=8, wrap=True)
-        right.plot(actions[i])
-        right.set(
-            xlabel='row',
-            ylabel='normalised',
-            title=f'{int(batch["action_mask"][i].sum())} rows count',
-        )
-    figure.savefig(out, dpi=70)
     plt.close(figure)
