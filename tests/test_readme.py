@@ -63,20 +63,21 @@ def test_the_new_task_is_done_by_the_expert_and_has_configs_for_every_stage(fork
     assert "task = 'ends'" in (fork / 'config' / 'ends_collect.py').read_text()
 
 
-def test_own_episodes_are_converted_and_pass_the_check(fork):
-    (fork / 'logs').mkdir()
+def test_own_episodes_are_converted_checked_and_trained_on(fork):
+    logs = fork / 'logs' / 'arm'
+    logs.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for i in range(2):
+    for i in range(3):
         np.savez(
-            fork / 'logs' / f'{i}.npz',
-            qpos=rng.normal(size=(30, 8)),
-            command=rng.normal(size=(30, 8)),
+            logs / f'{i}.npz',
+            position=rng.normal(size=(30, 7)),
+            target=rng.normal(size=(30, 7)),
             front=rng.integers(0, 256, (30, 48, 64, 3), dtype=np.uint8),
-            instruction='pick up the cup',
+            instruction='reach the cup',
         )
     (fork / 'convert.py').write_text(block('python', 'write_episode'))
     said('python convert.py', fork)
-    check, train = block('bash', 'data.py check episodes/mine').splitlines()
-    assert '2 files' in said(check, fork)
+    check, train = block('bash', 'config/own.py').splitlines()
+    assert '3 episodes, 0 with faults' in said(check.partition('#')[0], fork)
     small = '--max_steps=2 --batch_size=4 --n_layers=1 --val_fraction=0 --dtype=float32'
     assert '2 steps in' in said(f'{train} {small}', fork)
