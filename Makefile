@@ -1,18 +1,25 @@
-# make demo   from a bare machine to a policy that builds: set-up, demonstrations, training, score, video
-# make join   the same for the two-arm task
-# make test | bench | setup | clean
+# make demo     from a bare machine to a policy that builds: set-up, demonstrations, training, score, video
+# make join     the same for a task that needs both hands; make NAME, for your own config/NAME{,_collect,_start,_coach}.py
+# make setup    .venv with the packages of requirements.txt, and OpenGL where it is missing (the default)
+# make test     the test suite, on all cores
+# make lint     ruff format, ruff check, mypy; and for information syntax nodes per line
+# make bench    speed of every part on this machine
+# make clean    what `make demo` and the like have made; the installed packages stay (rm -rf .venv)
+# make help     these lines
 # Every stage is one plain command, printed before it runs. Kill it whenever you like: the next make goes on from there.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: setup demo join test bench clean
+# Runs that have configs for all four stages: demo, join, and yours.
+RUNS := $(patsubst config/%_collect.py,%,$(wildcard config/*_collect.py))
+.PHONY: setup test lint bench clean help $(RUNS)
 .SECONDARY:
 
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-# Set-up leaves it to the first import to compile packages; without that every start would take 5 s longer
+# Set-up leaves it to the first import to compile packages. If that were forbidden, every start would take 5 s longer.
 unexport PYTHONDONTWRITEBYTECODE
-# nproc would obey OMP_NUM_THREADS
+# nproc obeys OMP_NUM_THREADS, which says nothing about the machine.
 CORES := $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 1)
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c . || true)
 # One training process per GPU; two on CPUs, each with half the cores. The numbers do not depend on how many.
@@ -45,8 +52,8 @@ $(VENV)/.ready: requirements.txt
 	@du -sh $(VENV)
 	@touch $@
 
-# A stage: print the command, run it, keep what it says in out/<run>/<stage>.txt, note the minutes (of failed tries too).
-# $(1) stage, $(2) command; $* is the run
+# A stage prints its command, runs it, keeps its output in out/<run>/<stage>.txt and notes the minutes, also those of
+# failed tries. $(1) is the stage, $(2) the command, $* the run.
 define stage
 @mkdir -p out/$*; began=$$(date +%s); echo; echo "== $* $(1): $(2)"; \
 failed=0; $(2) | tee -i out/$*/$(1).txt || failed=$$?; \
@@ -67,7 +74,7 @@ out/%/score.done: out/%/train.done
 out/%/blank.done: out/%/train.done
 	$(call stage,blank,$(PY) sim_rollout.py --ckpt=out/$* --episodes=100 --instruction= --out=out/$*/blank)
 
-demo join: %: out/%/score.done out/%/blank.done
+$(RUNS): %: out/%/score.done out/%/blank.done
 	@echo; echo "== $*"
 	@echo "with the instruction:     $$(grep -m 1 '95% CI' out/$*/score.txt)"
 	@echo "instruction blanked:      $$(grep -m 1 '95% CI' out/$*/blank.txt)"
@@ -78,9 +85,18 @@ demo join: %: out/%/score.done out/%/blank.done
 test: setup
 	$(PY) -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
+lint: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	@$(PY) tests/nodes.py
+
 bench: setup
 	$(PY) bench.py
 
-# what `make demo` and `make join` made; the installed packages stay (rm -rf $(VENV))
 clean:
-	rm -rf out/{demo,join}{,_start} episodes/{demo,join}{,_coached} .pytest_cache __pycache__ tests/__pycache__
+	rm -rf $(foreach run,$(RUNS),out/$(run) out/$(run)_start episodes/$(run) episodes/$(run)_coached)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache __pycache__ {sim,vla,assets,tests}/__pycache__
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile

@@ -1,54 +1,52 @@
-"""Check MJCF and URDF files without loading them: are the files there, will they be on another
-machine?
+"""Check MJCF and URDF files without loading them: is every file there, and will it be elsewhere?
 
-python assets/lint.py                      # the files beside this one
-python assets/lint.py robots/ scene.xml    # folders (recursively: *.xml *.mjcf *.urdf) and files
+    python assets/lint.py                      # the files beside this one
+    python assets/lint.py robots/ scene.xml    # folders (all *.xml *.mjcf *.urdf below) and files
 
-One line per finding, `file:line: ERROR|WARNING: what`; exit status 1 if there is an ERROR, 2 for a
-path that does not exist and for an unknown option. Needs only the standard library. In folders, XML
-that is neither MJCF nor URDF is passed over.
+It prints one line per finding, `file:line: ERROR|WARNING: what`. The exit status is 1 if there is
+an ERROR, and 2 for a path that does not exist or an unknown option. It needs only the standard
+library. In folders, XML that is neither MJCF nor URDF is passed over.
 
 ERROR: malformed XML; an absolute path; a missing file; a file included twice, or without an
-element; a file named here that is neither MJCF nor URDF. WARNING: a file that is there, but not
-where MuJoCo looks; duplicate names; a mesh scale or size out of proportion; a geom of the visual
-group 2 with a mass of its own; a hinge or slide without limits.
+element; a file named here that is neither MJCF nor URDF.
+WARNING: a file that is there, but not where MuJoCo looks; duplicate names; a mesh scale or size out
+of proportion; a geom of the visual group 2 with a mass of its own; a hinge or slide without limits.
 
-How MuJoCo 4.0 finds files (tried out on it, main file by its absolute path; documented in
+How MuJoCo 4.0 finds files (tried out with main files given by absolute paths; documented in
 mujoco.readthedocs.io/en/stable/XMLreference.html#compiler):
-- <include> puts the other file's elements in its own place before anything is read. It is looked
-for beside
-  the main file, then beside the file that includes. So one <compiler> counts for all; the last
-  value wins.
+
+- <include> puts the other file's elements in its own place before anything is read. The file is
+  looked for beside the main file, then beside the file that includes it. So one <compiler> counts
+  for all files; the last value wins.
 - mesh, hfield, skin, flexcomp: <main folder>/<meshdir>/<file>, else beside the included file that
-names it,
-  without meshdir. texture: the same with texturedir. assetdir sets both, strippath keeps the last
-  part only.
+  names it, without meshdir. texture: the same with texturedir. assetdir sets both; strippath keeps
+  the last part of a path only.
 - ".." is taken out of a path before anything is opened: x/../m.obj needs no folder x.
-- <model> (for <attach>): beside the main file, else beside the included file that names it; it is
-then a
-  main file itself, with a <compiler> of its own.
+- <model> (for <attach>): beside the main file, else beside the included file that names it. It is
+  then a main file itself, with a <compiler> of its own.
+
 A file that another one includes is therefore checked as part of that one.
 """
 
+from __future__ import annotations
+
 import bisect
 import functools
+import io
 import math
 import os
 import re
 import struct
 import sys
-from collections import namedtuple
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 SUFFIXES = ('.xml', '.mjcf', '.urdf')
 CUBE_FACES = ('fileright', 'fileleft', 'fileup', 'filedown', 'filefront', 'fileback')
 DIRECTORIES = ('assetdir', 'meshdir', 'texturedir')
-BODIES = (
-    'worldbody',
-    'body',
-    'frame',
-    'replicate',
-)  # what a geom or joint of the kinematic tree stands in
+# Elements that hold the geoms and joints of the kinematic tree.
+BODIES = ('worldbody', 'body', 'frame', 'replicate')
 NAMED = (
     'body',
     'geom',
@@ -68,26 +66,51 @@ NAMED = (
     'text',
     'tuple',
 )
-NAMED_BY_FILE = ('mesh', 'texture', 'hfield')  # those without a name are called like their file
-# every child of these sections is named in one space of names
-SECTIONS = {'actuator': 'actuator', 'sensor': 'sensor', 'tendon': 'tendon', 'equality': 'equality'}
-SCALE_RANGE = (
-    1e-4,
-    99.0,
-)  # millimetres are .001, inches .0254; beyond this range a power of ten got lost
-SIZE_RANGE_M = 1e-3, 100.0  # longest edge of a mesh's bounding box
+NAMED_BY_FILE = ('mesh', 'texture', 'hfield')  # Those without a name are called like their file.
+# All children of one of these sections share a space of names.
+SECTIONS = ('actuator', 'sensor', 'tendon', 'equality')
+# A mesh in millimetres has the scale .001, one in inches .0254; beyond this range a power of ten
+# got lost.
+SCALE_RANGE = (1e-4, 99.0)
+SIZE_RANGE_M = (1e-3, 100.0)  # the longest edge of a mesh's bounding box
 VISUAL_GROUP = '2'
 
-# file: where the element is written; folders: of the files that include each other down to it, main
-# file first; ancestors, parent: tags around it once includes are resolved; classes: of the defaults
-# around it
-Element = namedtuple('Element', 'tag attributes line file children', defaults=((),))
-Placed = namedtuple('Placed', 'tag attributes line file folders parent ancestors classes')
-Finding = namedtuple('Finding', 'file line severity text')
+
+class Element(NamedTuple):
+    """An XML element as it is written in a file."""
+
+    tag: str
+    attributes: dict[str, str]
+    line: int
+    file: Path
+    children: list[Element]
 
 
-# -- XML as MuJoCo reads it ----------------------------------------------------------------------------------
-# MuJoCo's parser (tinyxml2) takes what the standard does not: "--" in comments, a bare & or <, any
+class Placed(NamedTuple):
+    """An element in its model, once includes are resolved."""
+
+    tag: str
+    attributes: dict[str, str]
+    line: int
+    file: Path
+    folders: tuple[Path, ...]  # of the files that include each other down to it, main file first
+    parent: str  # tag
+    ancestors: tuple[str, ...]  # tags, outermost first
+    classes: tuple[str, ...]  # of the defaults around it, outermost first
+
+
+class Finding(NamedTuple):
+    """What is wrong, and where."""
+
+    file: Path
+    line: int
+    severity: str  # ERROR or WARNING
+    text: str
+
+
+# -----------------------------------------------------------------------------
+# XML as MuJoCo reads it
+# MuJoCo's parser (tinyxml2) takes what the standard forbids: "--" in comments, a bare & or <, any
 # encoding. A strict parser would condemn models that load.
 _NAME = r'[A-Za-z_:\x80-\U0010ffff][\w:.\-\x80-\U0010ffff]*'
 _TOKEN = re.compile(
@@ -99,29 +122,32 @@ _TOKEN = re.compile(
 _ATTRIBUTE = re.compile(rf'\s*({_NAME})\s*=\s*("[^"]*"|\'[^\']*\')')
 _CLOSE = re.compile(r'\s*(/?)>')
 _ENTITY = re.compile(r'&(?:(lt|gt|quot|apos|amp)|#x0*([0-9A-Fa-f]{1,5})|#0*([0-9]{1,6}));')
-DEEPEST = (
-    498  # open elements inside each other; one more and MuJoCo says XML_ELEMENT_DEPTH_EXCEEDED
-)
+# Open elements inside each other; with one more MuJoCo says XML_ELEMENT_DEPTH_EXCEEDED.
+DEEPEST = 498
 
 
 class Malformed(ValueError):
     """XML that MuJoCo's parser refuses. `line` counts from 1."""
 
-    def __init__(self, text, line):
+    def __init__(self, text: str, line: int):
         super().__init__(text)
         self.line = line
 
 
-def parse(text, file):
-    """Text of an XML file -> root Element, None where there is none. Raises Malformed."""
+def parse(text: str, file: Path) -> Element | None:
+    """Return the root element of an XML file's text, None where there is none.
+
+    Raises:
+        Malformed: MuJoCo's parser would refuse the text.
+    """
     text = text.lstrip('\ufeff').split('\0')[0]
     starts = [0, *(m.end() for m in re.finditer('\n', text))]
 
-    def line(offset):
+    def line(offset: int) -> int:
         return bisect.bisect_right(starts, offset)
 
-    stack = []
-    top = []
+    stack: list[Element] = []
+    top: list[Element] = []
     at = 0
     seen = False
     while (at := text.find('<', at)) >= 0:
@@ -135,33 +161,19 @@ def parse(text, file):
             raise Malformed('a <?...?> declaration after the beginning of the file', line(begin))
         seen = seen or token['declaration'] is None
         if token['end']:
-            if not stack:  # MuJoCo reads no further
+            if not stack:  # MuJoCo reads no further.
                 break
             if token['end'] != stack[-1].tag:
                 opened = f'<{stack[-1].tag}> of line {stack[-1].line}'
-                raise Malformed(
-                    f'</{token["end"]}> closes nothing: {opened} is still open', line(begin)
-                )
+                problem = f'</{token["end"]}> closes nothing: {opened} is still open'
+                raise Malformed(problem, line(begin))
             stack.pop()
         elif token['start']:
             element = Element(token['start'], {}, line(begin), file, [])
-            while found := _ATTRIBUTE.match(text, at):
-                name = found[1]
-                at = found.end()
-                if name in element.attributes:
-                    raise Malformed(
-                        f'{name} appears twice in <{element.tag}>', line(found.start(1))
-                    )
-                element.attributes[name] = _unescape(found[2][1:-1])
-            close = _CLOSE.match(text, at)
-            if close is None:
-                where = f'{text[at : at + 30].strip().splitlines()[:1] or ["end of file"]}'
-                raise Malformed(
-                    f'in <{element.tag}>: expected name="value", > or />, got {where}', line(at)
-                )
-            at = close.end()
-            (stack[-1].children if stack else top).append(element)
-            if not close[1]:
+            at, is_open = _parse_attributes(text, at, element, line)
+            siblings = stack[-1].children if stack else top
+            siblings.append(element)
+            if is_open:
                 stack.append(element)
                 if len(stack) > DEEPEST:
                     raise Malformed(f'more than {DEEPEST} elements inside each other', line(begin))
@@ -170,16 +182,44 @@ def parse(text, file):
     return top[0] if top else None
 
 
-def _unescape(value):
+def _parse_attributes(
+    text: str, at: int, element: Element, line: Callable[[int], int]
+) -> tuple[int, bool]:
+    """Fill in an element's attributes from offset `at` on.
+
+    Returns:
+        The offset behind the tag, and whether children or an end tag follow.
+    """
+    while found := _ATTRIBUTE.match(text, at):
+        name = found[1]
+        at = found.end()
+        if name in element.attributes:
+            raise Malformed(f'{name} appears twice in <{element.tag}>', line(found.start(1)))
+        element.attributes[name] = _unescape(found[2][1:-1])
+    close = _CLOSE.match(text, at)
+    if close is None:
+        where = text[at : at + 30].strip().splitlines()[:1] or ['end of file']
+        problem = f'in <{element.tag}>: expected name="value", > or />, got {where}'
+        raise Malformed(problem, line(at))
+    return close.end(), not close[1]
+
+
+def _unescape(value: str) -> str:
     named = {'lt': '<', 'gt': '>', 'quot': '"', 'apos': "'", 'amp': '&'}
-    return _ENTITY.sub(
-        lambda m: named[m[1]] if m[1] else chr(int(m[2], 16) if m[2] else int(m[3])), value
-    )
+
+    def character(entity: re.Match[str]) -> str:
+        if entity[1]:
+            return named[entity[1]]
+        return chr(int(entity[2], 16) if entity[2] else int(entity[3]))
+
+    return _ENTITY.sub(character, value)
 
 
-def read(file):
-    """(text, None) of a file, or ('', why it cannot be read). Other encodings keep their bytes in
-    names."""
+def read(file: Path) -> tuple[str, str | None]:
+    """Return (text, None) of a file, or ('', the reason why it cannot be read).
+
+    Bytes that are not UTF-8 are kept as surrogates, so that names in other encodings stay apart.
+    """
     try:
         return file.read_bytes().decode('utf-8', errors='surrogateescape'), None
     except OSError as error:
@@ -187,8 +227,11 @@ def read(file):
 
 
 @functools.cache
-def load(file):
-    """(root Element or None, Finding or None) of a file; read once."""
+def load(file: Path) -> tuple[Element | None, Finding | None]:
+    """Return a file's root element and what makes it unreadable; one of them may be None.
+
+    A file is read once.
+    """
     text, why = read(file)
     if why:
         return None, Finding(file, 1, 'ERROR', f'cannot be read: {why}')
@@ -196,39 +239,52 @@ def load(file):
         root = parse(text, file)
     except Malformed as error:
         return None, Finding(file, error.line, 'ERROR', f'malformed XML: {error}')
-    return root, None if root else Finding(file, 1, 'ERROR', 'malformed XML: no element in it')
+    if root is None:
+        return None, Finding(file, 1, 'ERROR', 'malformed XML: no element in it')
+    return root, None
 
 
-def kind(root):
-    """'model', 'part' (a fragment that only makes sense included), 'urdf', or None for other
-    XML."""
+def kind(root: Element | None) -> str | None:
+    """Return 'model', 'part', 'urdf', or None for other XML.
+
+    A part is a fragment that makes sense only where another file includes it.
+    """
     kinds = {'mujoco': 'model', 'mujocoinclude': 'part', 'robot': 'urdf'}
     return kinds.get(root.tag.lower()) if root else None
 
 
-# -- paths ---------------------------------------------------------------------------------------------------
-def is_absolute(path):
+# -----------------------------------------------------------------------------
+# paths
+def is_absolute(path: str) -> bool:
+    """Tell whether a path counts from the root of a file system, on Linux or on Windows."""
     return bool(re.match(r'[/\\]|[A-Za-z]:[/\\]|file:', path))
 
 
-def is_checkable(path):
-    """False for a resource provider's address (scheme:...) and for a template some program fills
-    in."""
-    return not re.match(r'[A-Za-z][\w+.-]+:', path) and not re.search(r'[{}$<>]|%[sd(]', path)
+def is_checkable(path: str) -> bool:
+    """Tell whether a path can be looked up.
+
+    A resource provider's address (scheme:...) cannot, nor a template that some program fills in.
+    """
+    is_address = re.match(r'[A-Za-z][\w+.-]+:', path)
+    is_template = re.search(r'[{}$<>]|%[sd(]', path)
+    return not is_address and not is_template
 
 
-def first_file(folders, *parts):
-    """The first folder/parts that is a file, or None. MuJoCo takes both kinds of slashes, and takes
-    ".." out without looking whether the folder before it exists."""
+def first_file(folders: Iterable[Path], name: str) -> Path | None:
+    """Return the first folder/name that is a file.
+
+    MuJoCo takes both kinds of slashes, and takes ".." out without looking whether the folder before
+    it exists.
+    """
     for folder in folders:
-        path = os.path.normpath(os.path.join(folder, *(part.replace('\\', '/') for part in parts)))
+        path = os.path.normpath(os.path.join(folder, name.replace('\\', '/')))
         if os.path.isfile(path):
             return Path(path)
     return None
 
 
-def included_files(file):
-    """Elements <include> of one file."""
+def included_files(file: Path) -> list[Element]:
+    """Return the <include> elements of one file, in the order of the document."""
     root, _ = load(file)
     found = []
     todo = list(reversed(root.children)) if root else []
@@ -241,24 +297,29 @@ def included_files(file):
     return found
 
 
-# -- one model: the main file with everything it includes ----------------------------------------------------
+# -----------------------------------------------------------------------------
+# one model: the main file with everything it includes
 class Model:
-    """The elements of a main file and of what it includes, and what is wrong with them
-    (`findings`). is_part: it only makes sense inside another file that is not known: what it names
-    may be elsewhere."""
+    """The elements of a main file and of the files it includes, and what is wrong with them.
 
-    def __init__(self, main):
+    Args:
+        main: The file. It has a root element. Where that makes it a part (`is_part`), the file that
+            includes it is not known, so that what it names may lie elsewhere.
+    """
+
+    def __init__(self, main: Path):
         self.main = main
-        self.findings = []
-        self._unsure = []
+        self.findings: list[Finding] = []
+        self._unsure: list[tuple[Placed, str]] = []
         self._paths = {os.path.normpath(main)}
         self._files = {main.resolve()}
         root, _ = load(main)
+        assert root is not None, f'{main}: the caller has to load it and look at its kind'
         self.is_part = kind(root) == 'part'
         self.elements = list(self._place(root.children))
         self.defaults = self._read_defaults()
-        self.compiler = {}
-        self.own_compiler = {}
+        self.compiler: dict[str, str] = {}
+        self.own_compiler: dict[Path, dict[str, str]] = {}
         for e in self.elements:
             if e.tag == 'compiler':
                 for settings in (self.compiler, self.own_compiler.setdefault(e.file, {})):
@@ -268,8 +329,10 @@ class Model:
         self.findings.append(Finding(element.file, element.line, severity, text))
 
     def _place(self, elements):
-        """Elements in document order with includes resolved; not recursive: files inside files get
-        deep."""
+        """Yield the elements in document order with includes resolved.
+
+        This is a loop and not a recursion because files inside files get deep.
+        """
         todo = [(e, (self.main.parent,), ('mujoco',), ()) for e in reversed(elements)]
         while todo:
             e, folders, ancestors, classes = todo.pop()
@@ -289,7 +352,7 @@ class Model:
             todo.extend((child, folders, ancestors, classes) for child in reversed(children))
 
     def _include(self, e, folders):
-        """(elements to put in the place of <include>, folders they count from)."""
+        """Return what to put in the place of an <include>, and the folders that it counts from."""
         name = e.attributes.get('file', '')
         nothing = ((), folders)
         if is_absolute(name):
@@ -300,20 +363,17 @@ class Model:
             )
         elif not is_checkable(name):
             return nothing
-        error = 'WARNING' if self.is_part else 'ERROR'  # another main file may find another one
+        # Another main file may find another file under the name that a part gives.
+        error = 'WARNING' if self.is_part else 'ERROR'
         target = first_file((folders[0], folders[-1]), name)
         if target is None:
             if not is_absolute(name):
                 self._missing(e, 'include', name, [Path(folders[0], name), Path(folders[-1], name)])
             return nothing
-        if (
-            target.resolve() in self._files
-        ):  # MuJoCo goes by the path: it loads a second one by a link
-            self._say(
-                e,
-                error if str(target) in self._paths else 'WARNING',
-                f'{name} is included twice; MuJoCo takes a file once per model',
-            )
+        if target.resolve() in self._files:
+            # MuJoCo goes by the path: it loads a file a second time by way of a link.
+            severity = error if str(target) in self._paths else 'WARNING'
+            self._say(e, severity, f'{name} is included twice; MuJoCo takes a file once per model')
             return nothing
         self._paths.add(str(target))
         self._files.add(target.resolve())
@@ -333,8 +393,8 @@ class Model:
         else:
             self._say(e, 'ERROR', f'missing file: {attribute}="{name}" is not at {looked}')
 
-    def check(self):
-        """All findings."""
+    def check(self) -> list[Finding]:
+        """Return all findings."""
         for e in self.elements:
             if 'default' not in e.ancestors:
                 self._check_files(e)
@@ -377,8 +437,11 @@ class Model:
                 self._check_file(e, attribute, 'texturedir')
 
     def _check_file(self, e, attribute, directory):
-        """directory: the compiler's attribute that says where such files are, None: they ignore
-        it."""
+        """Check that the file an attribute names is where MuJoCo looks.
+
+        `directory` is the attribute of <compiler> that says where such files are; None where there
+        is none for them.
+        """
         name = e.attributes.get(attribute, '')
         if not name:
             return
@@ -397,7 +460,7 @@ class Model:
         asked = re.split(r'[/\\]', name)[-1] if strip else name
         where = self.compiler.get(directory, '')
         if is_absolute(where) or not is_checkable(where):
-            return  # the first is a finding of its own
+            return  # An absolute one is a finding of its own.
         places = [Path(e.folders[0], where.replace('\\', '/')), *e.folders[1:][-1:]]
         found = first_file(places, asked)
         if found is None:
@@ -433,7 +496,8 @@ class Model:
     def _check_size(self, e, scale, size):
         if len(scale) != 3:
             return
-        longest, (low, high) = max(abs(s * x) for s, x in zip(scale, size)), SIZE_RANGE_M
+        longest = max(abs(s * x) for s, x in zip(scale, size))
+        low, high = SIZE_RANGE_M
         if not low < longest < high:
             self._say(
                 e,
@@ -448,17 +512,16 @@ class Model:
         for e in self.elements:
             if 'default' in e.ancestors and e.tag != 'default':
                 continue
-            space = SECTIONS.get(e.parent) or {'freejoint': 'joint', 'worldbody': ''}.get(
-                e.tag, e.tag
-            )
+            own_space = {'freejoint': 'joint', 'worldbody': ''}.get(e.tag, e.tag)
+            space = e.parent if e.parent in SECTIONS else own_space
             name = e.attributes.get('class' if e.tag == 'default' else 'name', '')
             if not name and e.tag in NAMED_BY_FILE:
                 name = Path(e.attributes.get('file', '').replace('\\', '/')).stem
             if not name or not (space in NAMED or e.parent in SECTIONS or e.tag == 'default'):
                 continue
-            if e.tag == 'joint' and e.parent not in BODIES:  # of a tendon or of an equality
-                continue
-            key = space, name
+            if e.tag == 'joint' and e.parent not in BODIES:
+                continue  # A tendon or an equality refers to a joint.
+            key = (space, name)
             if key in first:
                 other = first[key]
                 at = f'line {other.line}' if other.file == e.file else f'{other.file}:{other.line}'
@@ -471,37 +534,39 @@ class Model:
         for e in self.elements:
             if e.parent not in BODIES or e.tag not in ('geom', 'joint'):
                 continue
-            a = self._with_defaults(e)
-            label = f'{e.tag} "{a["name"]}"' if a.get('name') else e.tag
+            attributes = self._with_defaults(e)
+            name = attributes.get('name')
+            label = f'{e.tag} "{name}"' if name else e.tag
             if e.tag == 'joint':
-                limited = a.get('limited', 'auto')
-                free = (
-                    limited == 'false'
-                    or limited == 'auto'
-                    and not ('range' in a and limited_by_range)
-                )
-                if free and a.get('type', 'hinge') in ('hinge', 'slide'):
+                limited = attributes.get('limited', 'auto')
+                if limited == 'auto':
+                    limited = 'true' if 'range' in attributes and limited_by_range else 'false'
+                if limited == 'false' and attributes.get('type', 'hinge') in ('hinge', 'slide'):
                     self._say(e, 'WARNING', f'{label} has no limits: give it a range')
-            elif a.get('group') == VISUAL_GROUP:
-                heavy = [
-                    n for n in ('mass', 'density') if any(x > 0 for x in numbers(a.get(n, '0')))
-                ]
-                if heavy and not (heavy == ['density'] and 'mass' in a):
-                    self._say(
-                        e,
-                        'WARNING',
-                        f'{label} is in the visual group {VISUAL_GROUP} and has '
-                        f'{heavy[0]}="{a[heavy[0]]}": a picture weighs nothing (mass="0")',
-                    )
+            elif attributes.get('group') == VISUAL_GROUP:
+                self._check_weight(e, attributes, label)
+
+    def _check_weight(self, e, attributes, label):
+        heavy = []
+        for key in ('mass', 'density'):
+            if any(x > 0 for x in numbers(attributes.get(key, '0'))):
+                heavy.append(key)
+        density_is_overruled = heavy == ['density'] and 'mass' in attributes
+        if heavy and not density_is_overruled:
+            self._say(
+                e,
+                'WARNING',
+                f'{label} is in the visual group {VISUAL_GROUP} and has '
+                f'{heavy[0]}="{attributes[heavy[0]]}": a picture weighs nothing (mass="0")',
+            )
 
     def _with_defaults(self, e):
-        """Attributes of an element, those of its class where it has none of its own."""
+        """Return an element's attributes; those it does not set come from its class."""
         own = e.attributes.get('class') or (e.classes[-1] if e.classes else 'main')
         return {**self.defaults.get(own, self.defaults['main']).get(e.tag, {}), **e.attributes}
 
     def _read_defaults(self):
-        """{class: {'geom': attributes, 'joint': .., 'mesh': ..}} with what nested classes
-        inherit."""
+        """Return {class: {'geom': attributes, 'joint': .., 'mesh': ..}}, inherited ones too."""
         made = {'main': {}}
         for e in self.elements:
             if e.tag == 'default':
@@ -515,8 +580,10 @@ class Model:
 
 
 def _compiler_settings(e):
-    """What one <compiler> element changes; assetdir stands for meshdir and texturedir that are not
-    given."""
+    """Return what one <compiler> element sets.
+
+    assetdir stands for meshdir and texturedir where these are not given.
+    """
     found = {k: v for k, v in e.attributes.items() if k in ('strippath', 'autolimits')}
     for name in ('meshdir', 'texturedir'):
         if name in e.attributes or 'assetdir' in e.attributes:
@@ -524,8 +591,8 @@ def _compiler_settings(e):
     return found
 
 
-def numbers(text):
-    """Floats of an attribute; () where some word is not a number."""
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the floats of an attribute, none of them where some word is not a number."""
     try:
         return tuple(float(word) for word in text.split())
     except ValueError:
@@ -533,15 +600,15 @@ def numbers(text):
 
 
 @functools.cache
-def mesh_size(file):
-    """Edges (m, unscaled) of the bounding box of a binary STL file; None for other files."""
+def mesh_size(file: Path) -> tuple[float, ...] | None:
+    """Return the edges (m, unscaled) of the bounding box of a binary STL file, None for others."""
     if file.suffix.lower() != '.stl' or file.stat().st_size < 84 or not os.access(file, os.R_OK):
         return None
     with open(file, 'rb') as f:
         n = struct.unpack('<80xI', f.read(84))[0]
         if n == 0 or file.stat().st_size != 84 + 50 * n:
-            return None  # ASCII, or a pointer to a file stored elsewhere
-        step = max(1, n // 2000)  # a sample of the triangles shows the order of magnitude
+            return None  # It is ASCII, or a pointer to a file stored elsewhere.
+        step = max(1, n // 2000)  # A sample of the triangles shows the order of magnitude.
         low = [math.inf] * 3
         high = [-math.inf] * 3
         content = f.read()
@@ -553,46 +620,43 @@ def mesh_size(file):
     return tuple(b - a for a, b in zip(low, high))
 
 
-# -- URDF ----------------------------------------------------------------------------------------------------
-def check_urdf(file):
-    """Findings of a URDF file. A mesh that is not found is only a warning: every program has its
-    own way to look for packages, and MuJoCo throws visual meshes away."""
-    root = load(file)[0]
-    findings = []
-    meshdir = ''
+# -----------------------------------------------------------------------------
+# URDF
+def check_urdf(file: Path) -> list[Finding]:
+    """Return the findings of a URDF file.
 
-    def walk(element):
-        nonlocal meshdir
+    A mesh that is not found is only a warning: every program looks for packages in its own way, and
+    MuJoCo throws visual meshes away.
+    """
+    root, _ = load(file)
+    assert root is not None, f'{file}: the caller has to load it and look at its kind'
+    findings: list[Finding] = []
+    if any(name.startswith('xmlns:xacro') for name in root.attributes):
+        return findings  # It is a template for xacro.
+    meshdir = ''
+    todo = [root]
+    while todo:
+        element = todo.pop()
         if element.tag == 'compiler':
             meshdir = element.attributes.get('meshdir', element.attributes.get('assetdir', meshdir))
         if element.tag == 'mesh' and 'filename' in element.attributes:
             severity, text = _urdf_mesh(file, element.attributes['filename'], meshdir)
             if severity:
                 findings.append(Finding(file, element.line, severity, text))
-        for child in element.children:
-            walk(child)
-
-    if not any(name.startswith('xmlns:xacro') for name in root.attributes):  # a template for xacro
-        walk(root)
+        todo.extend(reversed(element.children))
     return findings
 
 
 def _urdf_mesh(file, name, meshdir):
+    """Return (severity, text) of what is wrong with a mesh, (None, '') where nothing is."""
     if is_absolute(name):
         return 'ERROR', f'absolute path: filename="{name}"; write it relative to the file'
-    if package := re.match(r'(?:package|model)://([^/]+)/(.*)', name):
-        roots = [
-            p
-            for p in (
-                folder if folder.name == package[1] else folder / package[1]
-                for folder in file.resolve().parents
-            )
-            if os.path.isdir(p)
-        ]
-        if not roots:
-            return None, ''  # a package that is not here: nothing to be said
+    package = re.match(r'(?:package|model)://([^/]+)/(.*)', name)
+    if package:
+        places = _package_folders(file, package[1])
+        if not places:
+            return None, ''  # Nothing can be said of a package that is not here.
         name = package[2]
-        places = roots
     elif not is_checkable(name):
         return None, ''
     else:
@@ -607,43 +671,60 @@ def _urdf_mesh(file, name, meshdir):
     return 'WARNING', f'missing file: filename="{name}" is not in {places[0]}'
 
 
-# -- many files ----------------------------------------------------------------------------------------------
-def collect(paths):
-    """Files to check: those named, and those in the folders named."""
+def _package_folders(file, package):
+    """Return the folders above a file that are this ROS package, or hold it."""
+    found = []
+    for folder in file.resolve().parents:
+        place = folder if folder.name == package else folder / package
+        if os.path.isdir(place):
+            found.append(place)
+    return found
+
+
+# -----------------------------------------------------------------------------
+# many files
+def collect(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the files to check: those named, and those in the folders named."""
     for path in paths:
-        if os.path.isdir(path):
-            yield from sorted(
-                p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES and os.path.isfile(p)
-            )
-        else:
+        if not os.path.isdir(path):
             yield path
+            continue
+        for file in sorted(path.rglob('*')):
+            if file.suffix.lower() in SUFFIXES and os.path.isfile(file):
+                yield file
 
 
-def neighbours(file):
-    """MJCF files that may include one named by itself: in its folder, the one above, that one's
-    folders."""
+def neighbours(file: Path) -> Iterator[Path]:
+    """Yield the files that may include one named by itself.
+
+    They lie in its folder, in the one above, and in the other folders of that one.
+    """
     around = file.absolute().parent.parent
     for pattern in ('*.xml', '*/*.xml'):
         yield from (p for p in around.glob(pattern) if os.path.isfile(p))
 
 
-def lint(paths):
-    """Findings (file, line, severity, text) of files and folders, sorted by file and line.
-    Raises FileNotFoundError for a path that does not exist."""
+def lint(paths: list[Path]) -> list[Finding]:
+    """Return the findings of files and folders, sorted by file and line.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
+    """
     for path in paths:
         if not os.path.exists(path):
             raise FileNotFoundError(f'{path}: no such file or folder')
     asked = list(dict.fromkeys(collect(paths)))
     named = {p for p in paths if not os.path.isdir(p)}
-    models = {f.resolve(): f for f in asked if kind(load(f)[0]) in ('model', 'part')}
+    models = {f.resolve(): f for f in asked if _is_mjcf(f)}
     around = dict(models)
     for path in named:
-        if load(path)[0] and kind(load(path)[0]) != 'urdf':
+        root, _ = load(path)
+        if root and kind(root) != 'urdf':
             for file in neighbours(path):
-                if kind(load(file)[0]) in ('model', 'part'):
+                if _is_mjcf(file):
                     around.setdefault(file.resolve(), file)
     includers = _includers(around)
-    findings = set()
+    findings: set[Finding] = set()
     for file in asked:
         root, broken = load(file)
         if broken and _might_be_a_model(file):
@@ -652,30 +733,40 @@ def lint(paths):
             findings |= set(check_urdf(file))
         elif kind(root) is None and file in named and file.resolve() not in includers:
             findings.add(Finding(file, 1, 'ERROR', 'not MJCF or URDF'))
-    check = functools.cache(lambda main: Model(around[main]).check())
+
+    @functools.cache
+    def check(main: Path) -> list[Finding]:
+        return Model(around[main]).check()
+
     for main, parts in _mains(models, includers, check).items():
-        findings |= {
-            f._replace(file=models.get(f.file.resolve(), f.file))
-            for f in check(main)
-            if f.file.resolve() in parts or main in models
-        }
+        for finding in check(main):
+            file = finding.file.resolve()
+            if file in parts or main in models:
+                findings.add(finding._replace(file=models.get(file, finding.file)))
     return sorted(findings, key=lambda f: (str(f.file), f.line, f.severity, f.text))
 
 
+def _is_mjcf(file):
+    return kind(load(file)[0]) in ('model', 'part')
+
+
 def _might_be_a_model(file):
-    """False for broken XML that is something else altogether."""
+    """Tell whether broken XML may be meant as a model; it may be something else altogether."""
     text, why = read(file)
-    first = re.search(
-        r'<\s*([A-Za-z_:][\w:.-]*)', re.sub(r'<!--.*?-->|<[?!].*?>', '', text, flags=re.S)
-    )
-    if why or first is None:
-        return bool(why) or file.suffix.lower() in SUFFIXES
+    if why:
+        return True
+    text = re.sub(r'<!--.*?-->|<[?!].*?>', '', text, flags=re.S)
+    first = re.search(r'<\s*([A-Za-z_:][\w:.-]*)', text)
+    if first is None:
+        return file.suffix.lower() in SUFFIXES
     return first[1].lower() in ('mujoco', 'mujocoinclude', 'robot')
 
 
 def _includers(files):
-    """{file: files that include it}, all resolved; a file is looked for as from every main file
-    above it."""
+    """Return {file: main files above it}, all resolved.
+
+    An included file is looked for from every main file, as MuJoCo does.
+    """
     includers = {}
     for main in files:
         todo = [(main, main.parent)]
@@ -684,7 +775,10 @@ def _includers(files):
             file, folder = todo.pop()
             for e in included_files(file):
                 target = first_file((main.parent, folder), e.attributes.get('file', ''))
-                if target and (target := target.resolve()) not in seen and target != main:
+                if target is None:
+                    continue
+                target = target.resolve()
+                if target not in seen and target != main:
                     seen.add(target)
                     includers.setdefault(target, set()).add(main)
                     todo.append((target, target.parent))
@@ -692,24 +786,25 @@ def _includers(files):
 
 
 def _mains(models, includers, check):
-    """{main file: those of `models` to check as parts of it}: every model they are part of. Where
-    none of these was asked about, the one in which the file fares best, be it the file by
-    itself."""
+    """Return {main file: those of `models` to check as parts of it}.
+
+    A file is checked in every model it is part of. Where none of these was asked about, it is
+    checked in the one in which it fares best, which may be the file by itself.
+    """
     mains = {}
     for file, path in models.items():
         above = sorted(f for f in includers.get(file, ()) if not includers.get(f)) or [file]
-        alone = [file] if kind(load(path)[0]) == 'model' else []
-        asked = [main for main in above if main in models] or [
-            min(
-                above + alone,
-                key=lambda main: sum(
-                    f.severity == 'ERROR' and f.file.resolve() == file for f in check(main)
-                ),
-            )
-        ]
+        asked = [main for main in above if main in models]
+        if not asked:
+            alone = [file] if kind(load(path)[0]) == 'model' else []
+            asked = [min(above + alone, key=functools.partial(_count_errors, check, file))]
         for main in asked:
             mains.setdefault(main, set()).add(file)
     return mains
+
+
+def _count_errors(check, file, main):
+    return sum(f.severity == 'ERROR' and f.file.resolve() == file for f in check(main))
 
 
 if __name__ == '__main__':
@@ -718,7 +813,8 @@ if __name__ == '__main__':
         print(__doc__.strip())
         sys.exit()
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors='backslashreplace')  # names of files need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')  # Names of files need not be UTF-8.
     try:
         for word in words:
             if word.startswith('-'):

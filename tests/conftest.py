@@ -1,5 +1,4 @@
-"""What test files share: the repository root as working folder, one thread per process, reasons for
-skips.
+"""What test files share: the root as working folder, one thread per process, reasons for skips.
 
 make test                       everything but `slow`
 python -m pytest --slow         everything
@@ -8,7 +7,8 @@ python -m pytest -m smoke       the quick selection
 
 import os
 
-# before torch or numpy load: tests start processes, and threads would fight over cores
+# This stands before torch and numpy are loaded: tests start processes, and threads would fight over
+# the cores.
 os.environ['OMP_NUM_THREADS'] = '1'
 
 import importlib.util
@@ -19,9 +19,8 @@ import launch
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-os.chdir(
-    ROOT
-)  # scripts and relative paths run from the root, and so do the processes that tests start
+# Scripts and relative paths count from the root, and so do the processes that tests start.
+os.chdir(ROOT)
 
 
 def pytest_addoption(parser):
@@ -39,11 +38,9 @@ def has_renderer():
         return 'mujoco is not installed'
     from sim.gl import gl_backend
 
-    return (
-        'no GL backend renders: apt-get install libegl1 libgl1 libgl1-mesa-dri libopengl0'
-        if gl_backend() == 'disable'
-        else None
-    )
+    if gl_backend() == 'disable':
+        return 'no GL backend renders: apt-get install libegl1 libgl1 libgl1-mesa-dri libopengl0'
+    return None
 
 
 def has_display():
@@ -56,13 +53,12 @@ def has_display():
 def has_gloo():
     import torch.distributed as dist
 
-    return (
-        None if dist.is_available() and dist.is_gloo_available() else 'torch was built without gloo'
-    )
+    has_it = dist.is_available() and dist.is_gloo_available()
+    return None if has_it else 'torch was built without gloo'
 
 
-# by far the longest files; `make test` hands files out in this order, so that none of these comes
-# last
+# The longest files by far. `make test` hands files out in this order, so that none of these comes
+# last.
 FIRST = (
     'test_parallel',
     'test_expert',
@@ -76,10 +72,9 @@ REQUIRES = {'gpu': has_gpu, 'mujoco': has_renderer, 'viewer': has_display, 'dist
 
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(
-        key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST)
-    )
-    reasons = {}  # each question is asked once, and only if a test needs the answer
+    place = {name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(FIRST)))
+    reasons = {}  # Each question is asked once, and only if a test needs the answer.
     for item in items:
         if 'slow' in item.keywords and not config.getoption('--slow'):
             item.add_marker(pytest.mark.skip(reason='slow: run with --slow'))
@@ -89,8 +84,8 @@ def pytest_collection_modifyitems(config, items):
             if mark not in reasons:
                 reasons[mark] = question()
             if reasons[mark] is not None:
-                # where we set the machine up a missing renderer is a broken install, not a reason
-                # to skip
+                # Where we set the machine up, a missing renderer is a broken install and no reason
+                # to skip.
                 assert mark != 'mujoco' or not os.environ.get('CI'), reasons[mark]
                 item.add_marker(pytest.mark.skip(reason=f'{mark}: {reasons[mark]}'))
 
@@ -106,7 +101,7 @@ def recorded(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def checkpoint(tmp_path_factory):
-    """Hardly trained, on made-up episodes, but a checkpoint."""
+    """A checkpoint that is hardly trained, on made-up episodes."""
     folder = tmp_path_factory.mktemp('out') / 'tiny'
     launch.run(
         'train.py',

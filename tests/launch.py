@@ -1,9 +1,9 @@
-"""Runs our scripts as `python` and torchrun do, without waiting 3 s for the imports of each
-process: a server imports torch, mujoco and our modules once, every process is forked from it.
+"""Runs our scripts as `python` and torchrun do, without 3 s of imports for each process.
 
     said = launch.run('train.py', 'config/debug.py', processes=2)
-    process = launch.Script('train.py', 'config/debug.py')     # to be listened to, signalled,
-    killed
+    process = launch.Script('train.py', 'config/debug.py')  # to be listened to, signalled, killed
+
+A server imports torch, mujoco and our modules once; every process is forked from it.
 """
 
 import itertools
@@ -18,7 +18,7 @@ import threading
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SERVER = multiprocessing.get_context('forkserver')
-# what our scripts import, some of it when they come to need it
+# What our scripts import, some of it when they come to need it.
 SERVER.set_forkserver_preload(
     [
         'train',
@@ -30,12 +30,12 @@ SERVER.set_forkserver_preload(
         'matplotlib.backends.backend_agg',
     ]
 )
-PORTS = itertools.count(
-    20_000 + os.getpid() % 10_000
-)  # below those that systems give to whoever asks
+# These ports lie below those that systems give to whoever asks.
+PORTS = itertools.count(20_000 + os.getpid() % 10_000)
 
 
 def free_port():
+    """A port of this machine on which nobody listens."""
     for port in PORTS:
         with socket.socket() as probe:
             if probe.connect_ex(('localhost', port)):
@@ -43,8 +43,10 @@ def free_port():
 
 
 def begin(work, words, env, out):
-    """In the new process: run a script with these words, or call a function; all it says goes into
-    a pipe."""
+    """In the new process: run a script with these words, or call a function.
+
+    All that it says goes into the pipe `out`.
+    """
     for number in (1, 2):
         os.dup2(out.fileno(), number)
     out.close()
@@ -57,17 +59,20 @@ def begin(work, words, env, out):
 
 
 class Script:
-    """A script, or a function of a test file, in so many processes; to be handled like a
-    subprocess.Popen."""
+    """A script, or a function of a test file, in so many processes.
+
+    It is handled like a subprocess.Popen.
+    """
 
     def __init__(self, work, *words, processes=1, timeout=300):
         mine, theirs = SERVER.Pipe(duplex=False)
-        self.stdout, env = os.fdopen(os.dup(mine.fileno())), {}  # and what would go to stderr
+        self.stdout = os.fdopen(os.dup(mine.fileno()))  # What would go to stderr comes here, too.
         mine.close()
+        env = {}
         if processes > 1:
-            env = dict(
-                MASTER_ADDR='localhost', MASTER_PORT=str(free_port()), WORLD_SIZE=str(processes)
-            )
+            env['MASTER_ADDR'] = 'localhost'
+            env['MASTER_PORT'] = str(free_port())
+            env['WORLD_SIZE'] = str(processes)
         words = words if callable(work) else [str(word) for word in words]
         self.ranks = []
         for i in range(processes):
@@ -77,13 +82,15 @@ class Script:
         theirs.close()
         self.watchdog = threading.Timer(timeout, self.kill)
         self.watchdog.daemon = True
-        self.watchdog.start()  # a rank may wait forever for one that has died
+        self.watchdog.start()  # A rank may wait forever for one that has died.
 
     @property
     def returncode(self):
         """The first of its processes' exit codes that is not 0; None while one of them runs."""
         codes = [rank.exitcode for rank in self.ranks]
-        return None if None in codes else next(filter(None, codes), 0)
+        if None in codes:
+            return None
+        return next(filter(None, codes), 0)
 
     def poll(self):
         return self.returncode
@@ -97,7 +104,7 @@ class Script:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self):
-        """Wait for its end -> what it still had to say, None as that went to stdout, too."""
+        """Wait for its end; return what it still had to say, and None for stderr, as Popen does."""
         with self.stdout:
             said = self.stdout.read()
         for rank in self.ranks:
@@ -107,7 +114,7 @@ class Script:
 
 
 def run(work, *words, processes=1, fails=False):
-    """-> what it said."""
+    """Run a script, or a function of a test file, to its end; return what it said."""
     script = Script(work, *words, processes=processes)
     said, _ = script.communicate()
     assert bool(script.returncode) == fails, f'exit code {script.returncode}: {said}'

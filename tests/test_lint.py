@@ -371,8 +371,8 @@ def test_a_named_file_that_is_no_model_is_an_error(at):
 
 def test_urdf_meshes_are_found_by_package_and_by_folder(at):
     robot = (
-        '<robot name="r"><link name="a">\n<{0}><geometry><mesh filename="{1}"/></geometry></{0}></link>'
-        '</robot>'
+        '<robot name="r"><link name="a">\n'
+        '<{0}><geometry><mesh filename="{1}"/></geometry></{0}></link></robot>'
     )
     at('pkg/meshes/m.stl', b''), at('pkg/urdf/meshes/n.stl', b'')
     for name in (
@@ -409,7 +409,7 @@ def test_warnings_name_the_line(at):
     <mesh name="d" file="mm.stl" scale=".001 .001 1"/></asset>
   <worldbody>
     <body name="x"><geom name="g" size="1" mass="1"/><joint name="free"/></body>
-    <body name="y" childclass="limited"><joint name="j"/><joint name="s" type="slide"/><geom size="1"/>
+ <body name="y" childclass="limited"><joint name="j"/><joint name="s" type="slide"/><geom size="1"/>
       <geom class="visual" size="1"/>
       <geom class="visual" size="1" mass=".1"/></body>
     <body name="x"><freejoint/><geom size="1"/><joint type="ball"/></body>

@@ -118,8 +118,9 @@ def test_task_survives_random_actions(task, dt):
         world=world.metadata(),
     )
     print(
-        f'{task} at {1e3 * dt:g} ms: deepest contact {metrics["penetration_mm"]:.2f} mm, robot-brick '
-        f'{typical:.2f} mm (median of {len(depths)}), kinetic energy up to {metrics["energy_j"]:.1f} J'
+        f'{task} at {1e3 * dt:g} ms: deepest contact {metrics["penetration_mm"]:.2f} mm, '
+        f'robot-brick {typical:.2f} mm (median of {len(depths)}), '
+        f'kinetic energy up to {metrics["energy_j"]:.1f} J'
     )
 
 

@@ -1,4 +1,4 @@
-"""Keeps the house style: who may import whom, and that every command we print can be typed.
+"""Protects the house style: who may import whom, hints on what is public, commands that exist.
 
 python -m pytest tests/test_style.py
 """
@@ -20,7 +20,10 @@ PYTHON = [*TOP, *WINGS]
 SCRIPTS = [p for p in TOP if p.stem in SCRIPT_NAMES]
 NOUNS = [p for p in PYTHON if p not in SCRIPTS and p.stem != 'configurator']
 CONFIGS = sorted(ROOT.glob('config/*.py'))
+ASSETS = sorted(ROOT.glob('assets/*.py'))
 SHELL = sorted([*ROOT.glob('slurm/*.sh'), ROOT / '.ci' / 'run'])
+README = ROOT / 'README.md'
+DOCS = sorted(ROOT.glob('docs/*.md'))
 ids = dict(ids=lambda p: str(p.relative_to(ROOT)) if isinstance(p, pathlib.Path) else None)
 
 
@@ -82,16 +85,43 @@ def test_nouns_import_no_script(path):
     assert not scripts, f'{path.name} imports the script {sorted(scripts)}'
 
 
-@pytest.mark.parametrize(
-    'wing, never',
-    [('sim', 'torch'), ('vla', 'mujoco'), ('episode', 'torch'), ('episode', 'mujoco')],
-)
-def test_a_wing_does_not_load_what_the_other_needs(wing, never):
-    """Whatever it imports may not import it either: each module is loaded by a fresh Python."""
-    names = [module(p) for p in PYTHON if module(p).split('.')[0] == wing]
-    code = f'import {", ".join(names)}; import sys; raise SystemExit({never!r} in sys.modules)'
-    run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, f'{wing}: {never} was imported. {run.stderr}'
+IMPORT_EACH = """
+import importlib, sys
+names = sys.argv[1:]
+sys.argv[1:] = ['--surprise=1']
+for name in names:  # each by itself: the others are forgotten
+    for other in names:
+        sys.modules.pop(other, None)
+    importlib.import_module(name)
+print(*sorted({'torch', 'mujoco'} & sys.modules.keys()))
+"""
+# Each group of modules is loaded by a fresh Python, with what else they load.
+LOADS = {
+    'episode': ([ROOT / 'episode.py'], set()),
+    'sim': (sorted(ROOT.glob('sim/*.py')), {'mujoco'}),
+    'vla': ([ROOT / 'data.py', ROOT / 'model.py', *sorted(ROOT.glob('vla/*.py'))], {'torch'}),
+}
+
+
+@pytest.mark.parametrize('paths, expected', LOADS.values(), ids=LOADS)
+def test_a_wing_loads_only_what_it_may_and_prints_nothing(paths, expected):
+    """Nor does it load the other wing's package by way of a module that it imports."""
+    names = [module(path) for path in paths]
+    run = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', IMPORT_EACH, *names],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stderr) == (0, '')
+    *said, loaded = run.stdout.splitlines()
+    assert said == [], f'importing prints {said}'
+    assert set(loaded.split()) == expected
+
+
+def test_every_noun_is_in_one_of_these_groups():
+    assert sorted(NOUNS) == sorted(path for paths, _ in LOADS.values() for path in paths)
 
 
 @pytest.mark.parametrize('path', SCRIPTS, **ids)
@@ -116,32 +146,35 @@ def test_nouns_read_no_argv_and_no_environment(path):
             )
 
 
-IMPORT_EACH = """
-import importlib, sys
-nouns, sys.argv[1:] = sys.argv[1:], ['--surprise=1']
-for name in nouns: # each by itself: the others are forgotten
-    for other in nouns:
-        sys.modules.pop(other, None)
-    print(name, flush=True)
-    print(name, file=sys.stderr, flush=True)
-    importlib.import_module(name)
-"""
+def public_functions(path):
+    """(name, node) of every function and method that others may call."""
+    for node in tree(path).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
+            yield node.name, node
+        if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and not method.name.startswith('_'):
+                    yield f'{node.name}.{method.name}', method
 
 
-def test_nouns_print_nothing_when_imported():
-    names = sorted(map(module, NOUNS))
-    run = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', IMPORT_EACH, *names],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    expected = ''.join(f'{name}\n' for name in names)
-    assert (run.returncode, run.stdout, run.stderr) == (0, expected, expected)
+def without_hint(function):
+    """Names of the arguments of a function that have no type hint, and 'return'."""
+    signature = function.args
+    arguments = [*signature.posonlyargs, *signature.args, *signature.kwonlyargs]
+    missing = [a.arg for a in arguments if a.annotation is None and a.arg not in ('self', 'cls')]
+    if function.returns is None:
+        missing.append('return')
+    return missing
 
 
-@pytest.mark.parametrize('path', PYTHON, **ids)
+@pytest.mark.parametrize('path', [*NOUNS, *ASSETS], **ids)
+def test_public_functions_have_type_hints(path):
+    missing = {name: without_hint(node) for name, node in public_functions(path)}
+    missing = {name: arguments for name, arguments in missing.items() if arguments}
+    assert not missing, f'{path.name}: no type hints on {missing}'
+
+
+@pytest.mark.parametrize('path', [*PYTHON, *ASSETS], **ids)
 def test_no_error_is_swallowed(path):
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ExceptHandler):
@@ -187,10 +220,12 @@ def commands(path):
 
 
 SPEAKERS = [
-    ROOT / 'README.md',
+    README,
     ROOT / 'Makefile',
+    *DOCS,
     *SHELL,
     *PYTHON,
+    *ASSETS,
     *CONFIGS,
     *sorted(ROOT.glob('assets/**/*.md')),
 ]
@@ -215,7 +250,7 @@ def test_every_command_names_files_and_settings_that_exist(path):
 
 def test_slurm_scripts_say_commands_that_exist():
     """`sbatch slurm/x.sh arguments` hands its arguments to the one script in x.sh."""
-    for path in [*SHELL, ROOT / 'README.md']:
+    for path in [*SHELL, README, *DOCS]:
         for line in path.read_text().splitlines():
             match = re.search(r'sbatch\b.*?(slurm/\w+\.sh)([^`]*)', line)
             if match is None:
@@ -251,21 +286,59 @@ def test_configs_set_only_what_their_script_has(path):
             )
 
 
-def test_make_targets_in_the_readme_exist():
-    targets = set(re.search(r'^\.PHONY: (.*)', (ROOT / 'Makefile').read_text(), re.M)[1].split())
-    said = set(re.findall(r'(?:^|`)make ([\w-]+)', (ROOT / 'README.md').read_text(), re.M))
-    unknown = sorted(said - targets)
-    assert said and not unknown, f'README names {unknown}; the Makefile has {sorted(targets)}'
-    for run in ('demo', 'join'):  # the Makefile composes these names
+def test_make_targets_in_the_papers_exist():
+    makefile = (ROOT / 'Makefile').read_text()
+    targets = set(re.search(r'^\.PHONY: ([^$]*)', makefile, re.M)[1].split())
+    runs = {path.stem.removesuffix('_collect') for path in ROOT.glob('config/*_collect.py')}
+    assert runs >= {'demo', 'join'}
+    for run in runs:  # the Makefile composes these names
         for name in (f'config/{run}{part}.py' for part in ('', '_collect', '_start', '_coach')):
             assert (ROOT / name).exists(), f'make {run} needs {name}'
+    for path in (README, *DOCS):
+        said = set(re.findall(r'(?:^|`)make ([\w-]+)', path.read_text(), re.M))
+        unknown = said - targets - runs - {'ends'}  # the new task of README
+        assert not unknown, (
+            f'{path.name} names {sorted(unknown)}; the Makefile has {targets | runs}'
+        )
+    helped = set(re.findall(r'^# make ([\w-]+) ', makefile, re.M))
+    assert helped - runs == targets, 'make help prints the lines on top of the Makefile'
 
 
-def test_file_tree_in_the_readme_exists():
-    tree_text = re.search(r'## Files\n+```\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)[1]
+# -----------------------------------------------------------------------------
+# the papers of the house
+
+
+def test_readme_is_at_most_150_lines_of_120_columns():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 150
+    wide = [number for number, line in enumerate(lines, 1) if len(line) > 120]
+    assert not wide, f'lines {wide} are wider than 120 columns'
+
+
+@pytest.mark.parametrize('path', [*DOCS, *sorted(ROOT.glob('assets/**/*.md'))], **ids)
+def test_prose_keeps_to_120_columns(path):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        in_table = line.startswith('|')  # a row cannot be wrapped
+        assert in_table or len(line) <= 120, f'{path.name}:{number} is {len(line)} columns wide'
+
+
+def test_links_in_the_papers_lead_somewhere():
+    for path in (README, *DOCS):
+        for target in re.findall(r'\]\(([^)#]+)[^)]*\)', path.read_text()):
+            there = target.startswith('https://') or (path.parent / target).exists()
+            assert there, f'{path.name} links to {target}, which does not exist'
+
+
+def test_file_tree_in_the_readme_is_complete():
+    tree_text = re.search(r'## Files\n+```\n(.*?)```', README.read_text(), re.S)[1]
+    listed = set()
     for line in tree_text.splitlines():
-        name = line.split()[0]
-        assert (ROOT / name).exists(), f'README lists {name}, which does not exist'
-    listed = {line.split()[0] for line in tree_text.splitlines()}
+        names, _, reason = line.partition('  ')
+        assert reason.strip(), f'README lists {names} without saying what it is for'
+        folder = names.split()[0].rpartition('/')[0]
+        for name in names.split():
+            path = pathlib.Path(name if '/' in name or not folder else f'{folder}/{name}')
+            assert (ROOT / path).exists(), f'README lists {path}, which does not exist'
+            listed.add(str(path))
     missing = {str(p.relative_to(ROOT)) for p in PYTHON if p.stem != '__init__'} - listed
     assert not missing, f'README does not say what {sorted(missing)} are for'
