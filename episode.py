@@ -116,7 +116,7 @@ ARRAYS = {
     'phase': ('int32', None),
     'subtask_id': ('int32', None),
     'goal': ('uint8', None),
-    # ground truth, a training target only: World.scene, 12 columns per loose brick
+    # ground truth, a training target only: labels.scene of sim/, 12 columns per loose brick
     'scene': ('float32', 0),
 }
 HEADER_KEYS = (

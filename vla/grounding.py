@@ -131,7 +131,7 @@ class Grounding(nn.Module):
     them. Learnt here is what words single out; where that is follows, to the precision of what is
     seen.
 
-    Referents (B, 8), as World.referents gives them: the bricks that the left and the right hand
+    Referents (B, 8), as sim/labels.py gives them: the bricks that the left and the right hand
     have to fetch, the brick theirs goes on (n: none of them, it is fixed), the hand that presses,
     and the place: pose of the upper brick in the frame of that brick, of the torso where it is
     fixed.
