@@ -83,10 +83,11 @@ def brick_xml(brick: Brick, scale: float, pos: Sequence[float] = (0, 0, 0)) -> s
                 f' mass="0" contype="0" conaffinity="0" group="2"'
                 f' pos="{x:.6g} {y:.6g} {slab_z}"/>'
             )
+    box_z = f'{(height + BOTTOM_GAP_M) / 2:.6g}'
     joint = '' if brick.fixed else '<freejoint/>'
     return (
         f'<body name="{name}" pos="{pos[0]} {pos[1]} {pos[2]}">{joint}'
-        f'<geom name="{name}/box" type="box" size="{box}" pos="0 0 {(height + BOTTOM_GAP_M) / 2:.6g}"'
+        f'<geom name="{name}/box" type="box" size="{box}" pos="0 0 {box_z}"'
         f' rgba="{brick.rgba}" mass="{(1 - SLAB_MASS) * mass:.6g}" {CONTACT}/>{studs}'
         f'<body name="{name}/slab">'
         f'<geom name="{name}/slab" type="box" size="{slab}" pos="0 0 {slab_z}"'

@@ -37,10 +37,12 @@ def _renders(backend: str) -> bool:
 
 
 def gl_backend() -> str:
-    """Name of the rendering backend: 'egl', 'osmesa', 'glfw', ... or 'disable' where nothing
-    renders.
+    """Name of the rendering backend, or 'disable' where nothing renders.
 
-    Sets MUJOCO_GL, which child processes inherit, so that the probe runs once per command.
+    It sets MUJOCO_GL, which child processes inherit, so that the probe runs once per command.
+
+    Returns:
+        'egl', 'osmesa', 'glfw', 'disable', ..., or 'default' where MuJoCo chooses by itself.
     """
     asked = os.environ.get('MUJOCO_GL', '').lower().strip()
     if asked in OFF:

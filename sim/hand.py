@@ -156,7 +156,10 @@ class Hand:
         self.new[XY] = c[XY] + way * min(1, speed * dt / length)
         self.new[Z] = c[Z] + np.clip(z - c[Z], -z_speed * dt, z_speed * dt)
         # The way that stays within the wrist's range, not the shortest.
-        v = np.array([*self.lean(), turn]) if np.ndim(turn) == 0 else matrix_to_rotvec(turn)
+        if isinstance(turn, np.ndarray):
+            v = matrix_to_rotvec(turn)
+        else:
+            v = np.array([*self.lean(), turn])
         self.new[ROTVEC] = c[ROTVEC] + np.clip(v - c[ROTVEC], -TURN_RAD_S * dt, TURN_RAD_S * dt)
 
     def turn(self, yaw: float) -> float:

@@ -5,8 +5,11 @@ film and the facts of the machine stay in out/smoke.
 """
 
 import json
+import os
 import pathlib
 import platform
+import subprocess
+import sys
 
 import imageio.v2 as imageio
 import numpy as np
@@ -122,6 +125,22 @@ def test_task_survives_random_actions(task, dt):
         f'robot-brick {typical:.2f} mm (median of {len(depths)}), '
         f'kinetic energy up to {metrics["energy_j"]:.1f} J'
     )
+
+
+def test_a_world_renders_where_mujoco_was_imported_first():
+    """MuJoCo chooses its backend on import; ours is chosen after that, and holds."""
+    code = """
+import mujoco
+from sim.world import World
+obs, _ = World('place', image_size=32).reset(0)
+assert obs['image/overhead'].shape == (32, 32, 3)
+assert all(obs[key].std() > 10 for key in obs if key.startswith('image/'))
+"""
+    environment = {key: value for key, value in os.environ.items() if key != 'MUJOCO_GL'}
+    run = subprocess.run(
+        [sys.executable, '-c', code], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize('task', TASKS)

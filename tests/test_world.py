@@ -8,7 +8,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from episode import ARM_JOINTS, ARM_TOOL, TOOL_ACTION_NAMES
+from episode import (
+    ARM_JOINTS,
+    ARM_TOOL,
+    JOINT_ACTION_NAMES,
+    JOINT_GRIPPER,
+    JOINT_NAMES,
+    TOOL_ACTION_NAMES,
+)
+from sim import tasks
+from sim.control import CLOSED_M
 from sim.expert import Expert
 from sim.gl import mujoco
 from sim.judge import goal_at_work
@@ -29,6 +38,13 @@ def worlds():
     yield get
     for w in made.values():
         w.close()
+
+
+@pytest.fixture(scope='module')
+def joint_world():
+    world = World('join', cameras=(), action_space='joint')
+    yield world
+    world.close()
 
 
 def run_expert(world, steps):
@@ -67,6 +83,105 @@ def test_a_command_moves_its_own_hand_only(worlds, slot):
         @ rotvec_to_matrix(action[ARM_TOOL[HANDS[mine]]][3:6].astype(float)).T
     )
     assert np.linalg.norm(matrix_to_rotvec(R)) < 0.01, 'and orientation'
+
+
+def joint_run(world, seed, actions):
+    """Execute joint actions -> qpos after each step, the last info."""
+    world.reset(seed)
+    qpos = []
+    for action in actions:
+        *_, info = world.step(action)
+        qpos.append(world.data.qpos.copy())
+    return np.array(qpos), info
+
+
+@pytest.mark.parametrize('task', ['place', 'join'])
+def test_joint_commands_of_a_tool_run_repeat_it(worlds, task):
+    world, expert = worlds(task), Expert()
+    world.reset(4)
+    exact, rounded, qpos = [], [], []
+    while not world.judge.success and world.steps < world.max_steps:
+        obs, *_ = world.step(expert.act(world.truth())[0])
+        exact.append(world.joint_command.copy())
+        rounded.append(obs['joint_command'])  # what an episode file keeps
+        qpos.append(world.data.qpos.copy())
+    joint_world = World(task, cameras=(), action_space='joint')
+    again, info = joint_run(joint_world, 4, exact)
+    assert (
+        np.array_equal(again, qpos) and info['success'] and info['metrics'] == world.judge.metrics
+    )
+    obs = joint_world.observe()
+    assert np.array_equal(obs['joint_command'], rounded[-1])
+    from_file, info = joint_run(joint_world, 4, rounded)
+    assert info['success'] and np.abs(from_file - qpos).max() < 0.01
+    assert joint_world.metadata()['action_space'] == 'joint'
+    assert world.metadata()['action_space'] == 'tool'
+
+
+@pytest.mark.parametrize('slot', range(len(JOINT_ACTION_NAMES)))
+def test_a_joint_command_moves_its_own_slot_only(joint_world, slot):
+    obs, _ = joint_world.reset(3)
+    for _ in range(3):  # random starts settle
+        obs, *_ = joint_world.step(obs['joint_command'])
+    before, action = obs, obs['joint_command'].copy()
+    by = -0.02 if slot in JOINT_GRIPPER.values() else 0.03
+    action[slot] += by
+    for _ in range(4):
+        obs, *_ = joint_world.step(action)
+    moved = np.concatenate([obs['joint_pos'], obs['gripper']])
+    moved -= np.concatenate([before['joint_pos'], before['gripper']])
+    assert moved[slot] == pytest.approx(by, abs=2e-3)
+    # arms sag by little when the torso swings round
+    assert np.abs(np.delete(moved, slot)).max() < (5e-3 if slot == 0 else 1e-3)
+    assert np.array_equal(obs['joint_command'], action)
+    # the tool command in force is where the joint command takes the tools
+    for i, hand in enumerate(HANDS):
+        arm = obs['tool_command'][ARM_TOOL[hand]].astype(float)
+        assert np.abs(obs['tool_pos'][i] - arm[:3]).max() < 2e-3
+        R = joint_world.truth().tool_pose(hand)[1] @ rotvec_to_matrix(arm[3:6]).T
+        assert np.linalg.norm(matrix_to_rotvec(R)) < 0.01
+        assert arm[6] == action[JOINT_GRIPPER[hand]]
+        mine = ARM_JOINTS[hand].start <= slot < ARM_JOINTS[hand].stop
+        changed = obs['tool_command'][ARM_TOOL[hand]] != before['tool_command'][ARM_TOOL[hand]]
+        assert changed[:6].any() == mine and changed[6] == (slot == JOINT_GRIPPER[hand])
+    assert (obs['tool_command'][0] != before['tool_command'][0]) == (slot == 0)
+
+
+def test_joint_commands_stay_within_ranges_and_velocity_limits(joint_world):
+    joint_world.reset(0)
+    rng = np.random.default_rng(0)
+    names = JOINT_NAMES
+    low, high = np.array([joint_world.model.joint(name).range for name in names]).T
+    speed = np.array([joint_world.model.joint(name).user[0] for name in names])
+    speed[speed == 0] = np.inf
+    held_back = np.zeros(2, bool)
+    for _ in range(30):
+        before = joint_world.joint_command[:15].copy()
+        wild = rng.uniform(-4, 4, 17)
+        obs, *_ = joint_world.step(wild)
+        now = joint_world.joint_command[:15]
+        assert (now >= low).all() and (now <= high).all()
+        moved = np.abs(now - before) * joint_world.control_hz
+        assert (moved <= speed * (1 + 1e-9)).all()
+        assert ((-0.02 <= obs['joint_command'][15:]) & (obs['joint_command'][15:] <= 0.0801)).all()
+        held_back |= [(moved > 0.999 * speed).any(), ((now == low) | (now == high)).any()]
+    assert held_back.all()
+
+
+def test_metadata_tells_a_driver_how_hands_close_and_open(worlds):
+    for scale in (1.0, 2.0):
+        world = worlds('place', scale)
+        shut, opened = world.metadata()['gripper_m']
+        assert (shut, opened) == (CLOSED_M, world.max_opening_m)
+        obs, _ = world.reset(0)
+        for opening, measured in ((shut, 0.0), (opened, opened)):
+            action = obs['tool_command'].copy()
+            action[ARM_TOOL['left']][2] = 0.2
+            action[ARM_TOOL['left']][-1] = opening
+            for _ in range(6):
+                obs, *_ = world.step(action)
+            # nothing is in between: the fingers give by a few millimetres
+            assert obs['gripper'][0] == pytest.approx(measured, abs=5e-3)
 
 
 def test_same_seed_same_bits_in_two_worlds():
@@ -197,9 +312,16 @@ def test_bad_input_names_what_is_wrong(worlds):
             World(brick_scale=scale)
     world = worlds()
     world.reset(0)
-    for bad in (np.zeros(14), np.full(15, np.nan)):
+    for bad in (np.zeros(14), np.zeros(17), np.full(15, np.nan)):
         with pytest.raises(ValueError, match='15 finite numbers'):
             world.step(bad)
+    with pytest.raises(ValueError, match="action_space='velocity'.*joint.*tool"):
+        World(action_space='velocity')
+    joint_world = World(action_space='joint', cameras=())
+    joint_world.reset(0)
+    for bad in (np.zeros(15), np.full(17, np.inf)):
+        with pytest.raises(ValueError, match=r"17 finite numbers \('spine_z', 'left/shoulder_y'"):
+            joint_world.step(bad)
 
 
 def test_joined_bricks_have_to_be_laid_down_and_let_go_of(worlds):
@@ -290,6 +412,41 @@ def test_the_ranges_of_poses_and_places_can_be_narrowed():
         World('build', distractors=3)
     with pytest.raises(ValueError, match='pose_range=2'):
         World('place', cameras=(), pose_range=2).reset(0)
+
+
+def test_a_narrow_generator_narrows_places_leaves_choices_and_refuses_the_rest():
+    wide, narrow = (np.random.default_rng(0) for _ in range(2))
+    narrow = tasks.Narrow(narrow, 0.25)
+    assert narrow.uniform(2, 6) == 4 + 0.25 * (wide.uniform(2, 6) - 4)
+    low, high = np.array([0, -1]), np.array([2, 3])
+    middle = np.array([1, 1])
+    expected = middle + 0.25 * (wide.uniform(low, high, (5, 2)) - middle)
+    assert np.array_equal(narrow.uniform(low, high, (5, 2)), expected)
+    assert np.array_equal(
+        narrow.uniform([0, -1], [2, 3]), middle + 0.25 * (wide.uniform(low, high) - middle)
+    )
+    assert np.allclose(narrow.normal(3, 2, 7), 3 + 0.25 * (wide.normal(3, 2, 7) - 3))
+    assert narrow.integers(0, 1000) == wide.integers(0, 1000)
+    assert narrow.choice(['a', 'b', 'c']) == wide.choice(['a', 'b', 'c'])
+    assert narrow.permutation(9).tolist() == wide.permutation(9).tolist()
+    mixed, other = list(range(9)), list(range(9))
+    narrow.shuffle(mixed), wide.shuffle(other)
+    assert mixed == other
+    for kind in ('random', 'triangular', 'standard_normal', 'beta'):
+        with pytest.raises(AttributeError, match=f'no draw .{kind}'):
+            getattr(narrow, kind)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_every_sampler_can_be_narrowed(task):
+    spec, spread = TASKS[task], {}
+    for share in (1.0, 0.8):
+        at = []
+        for seed in range(60):
+            poses, _ = tasks.vary(spec, np.random.default_rng(seed), 2.0, pose_range=share)
+            at.append([pose[0] for _, pose in sorted(poses.items()) if not isinstance(pose, Goal)])
+        spread[share] = np.ptp(np.concatenate(at))
+    assert spread[0.8] < spread[1.0]
 
 
 def test_bricks_of_build_leave_room_for_a_hand_whatever_the_seed():

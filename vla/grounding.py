@@ -141,7 +141,7 @@ class Grounding(nn.Module):
     A decoder this narrow passes numbers on to centimetres only, and learns slowly to subtract them.
     So it learns classes here, and geometry does the rest.
 
-    Referents (B, 8), as World.referents gives them: the bricks that the left and the right hand
+    Referents (B, 8), as sim/labels.py gives them: the bricks that the left and the right hand
     have to fetch, the brick theirs goes on (n: none of them, it is fixed), the hand that presses,
     and the place: pose of the upper brick in the frame of that brick, of the torso where it is
     fixed.
