@@ -12,7 +12,6 @@ it is read without torch or a simulator. It has two parts:
 Grounding, questions and replays ask for TRUTH and say what they miss (`demand`); nothing else does.
 """
 
-import collections
 import fnmatch
 import functools
 import io

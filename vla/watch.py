@@ -140,10 +140,12 @@ def plot_losses(log_path, out):
 
     with open(log_path) as f:
         entries = [json.loads(line) for line in f]
+    # a robot without tool poses has errors of joints
+    tools = any('val_position_mm' in entry for entry in entries)
     panels = {
         'flow': 'flow loss',
         'text': 'text loss',
-        'position_mm': 'error (mm)',
+        'position_mm' if tools else 'joint_rad': 'error (mm)' if tools else 'error (rad)',
         'lr': 'AdamW rate',
     }
     figure, axes = plt.subplots(1, len(panels), figsize=(18, 4), constrained_layout=True)
@@ -155,7 +157,8 @@ def plot_losses(log_path, out):
         if name != 'lr':
             axis.set_yscale('log')
         axis.set(title=title, xlabel='step')
-        axis.legend()
+        if axis.lines:  # nothing may be held out
+            axis.legend()
     figure.savefig(out, dpi=80)
     plt.close(figure)
 
