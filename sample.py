@@ -258,7 +258,7 @@ def draw_curves(axis, title, table, columns, chunks, spread, mask):
 
 
 def curve_groups(processor):
-    """{(title, unit): columns} of the slots that share a panel: heights, an arm's joints, others."""
+    """{(title, unit): columns} of the slots that share a panel: heights, joints, grippers."""
     table = processor.action_table
     heights = pose_columns(table)[:, 2].tolist()
     groups = {('tool height', 'm'): heights} if heights else {}
@@ -267,7 +267,9 @@ def curve_groups(processor):
         if slot.kind == 'pose':
             continue
         prefix, _, name = slot.name.rpartition('/')
-        title = f'{prefix} joints'.strip() if slot.kind == 'joint' else name
+        title = 'gripper' if name.endswith('gripper') else slot.kind
+        if slot.kind == 'joint':
+            title = f'{prefix} joints'.strip()
         groups.setdefault((title, slot.unit), []).append(i)
     return groups
 
