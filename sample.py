@@ -258,17 +258,19 @@ def draw_curves(axis, title, table, columns, chunks, spread, mask):
 
 
 def curve_groups(processor):
-    """{title: columns} of the slots that share a panel: heights, joints of an arm, the others."""
+    """{(title, unit): columns} of the slots that share a panel: heights, joints, grippers."""
     table = processor.action_table
     heights = pose_columns(table)[:, 2].tolist()
-    groups = {'tool height': heights} if heights else {}
+    groups = {('tool height', 'm'): heights} if heights else {}
     for i in sorted(processor.action_index):
         slot = table[i]
         if slot.kind == 'pose':
             continue
-        prefix, _, _ = slot.name.rpartition('/')
-        title = f'{prefix} {slot.kind}' if slot.kind == 'joint' and prefix else slot.kind
-        groups.setdefault(f'{title}, {slot.unit}' if slot.unit else title, []).append(i)
+        prefix, _, name = slot.name.rpartition('/')
+        title = 'gripper' if name.endswith('gripper') else slot.kind
+        if slot.kind == 'joint':
+            title = f'{prefix} joints'.strip()
+        groups.setdefault((title, slot.unit), []).append(i)
     return groups
 
 
@@ -297,7 +299,7 @@ def draw(processor, obs, recorded, predicted, spread, mask, views, title, path):
     axes = bottom.subplots(1, len(tools) + len(groups), squeeze=False)[0]
     for axis, columns in zip(axes, tools):
         draw_from_above(axis, tool_name(table, columns), columns, command, chunks, spread)
-    for axis, (name, columns) in zip(axes[len(tools) :], groups.items()):
+    for axis, ((name, _), columns) in zip(axes[len(tools) :], groups.items()):
         draw_curves(axis, name, table, columns, chunks, spread, mask)
     fig.suptitle(title)
     fig.savefig(path, dpi=80)
@@ -421,7 +423,8 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # picture
     path = Path(out or Path(ckpt) / 'sample.png')
-    title = f'{obs["instruction"]}\nrecorded: {dataset.subtask(row)}   decoded: {text}'
+    shown = ''.join(c for c in text if c.isprintable())  # fonts lack the others
+    title = f'{obs["instruction"]}\nrecorded: {dataset.subtask(row)}   decoded: {shown}'
     world = dataset.header(dataset.episode[row]).get('world', {})  # only our simulator says
     poses = world['camera_pose'] if 'camera_pose' in world else {}  # older files do not say
     views = {name: (pose, world['camera_fovy_deg'][name]) for name, pose in poses.items()}
