@@ -246,7 +246,8 @@ class Block(nn.Module):
         """
         B, T, _ = x.shape
         h, h_kv, _ = self.heads
-        qkv = self.qkv(self.norm1(x)).view(B, T, -1, self.head_dim)  # (B, T, h + 2 h_kv, c)
+        qkv = self.qkv(self.norm1(x))
+        qkv = qkv.view(B, T, -1, self.head_dim)  # (B, T, h + 2 h_kv, c)
         qk, v = qkv.split([h + h_kv, h_kv], 2)
         qk = layers.rotate(qk, cos, sin).transpose(1, 2)
         q, k = qk.split([h, h_kv], 1)  # (B, h or h_kv, T, c)
@@ -254,8 +255,11 @@ class Block(nn.Module):
         if past is not None:
             k = torch.cat([past[0], k], 2)
             v = torch.cat([past[1], v], 2)
-        y = layers.attend(q[:, :, skip:], k, v, bias[:, :, skip:])  # (B, h, T - skip, c)
-        x = x[:, skip:] + self.out(y.transpose(1, 2).flatten(2))
+        q = q[:, :, skip:]
+        bias = bias[:, :, skip:]
+        y = layers.attend(q, k, v, bias)  # (B, h, T - skip, c)
+        y = y.transpose(1, 2).flatten(2)
+        x = x[:, skip:] + self.out(y)
         y = self.up(self.norm2(x))
         if self.mlp == 'swiglu':
             gate, y = y.chunk(2, -1)
@@ -514,7 +518,8 @@ class VLA(nn.Module):
         ids = batch['input_ids']
         layout = self.prefix_layout(batch)
         words = layout.kind == USER
-        matters = words & ~F.pad(words[:, 1:], (0, 1))  # the last token foretells the answer
+        word_follows = F.pad(words[:, 1:], (0, 1))
+        matters = words & ~word_follows  # the last one foretells the answer
         if self.grounding is not None:
             words = words & ~torch.isin(ids, ids.new_tensor(self.placeholders))
             matters = words
@@ -527,7 +532,8 @@ class VLA(nn.Module):
         goal = None
         if scene is not None:
             words = words[:, skip:, None].to(hidden.dtype)
-            referents = self.grounding((hidden * words).sum(1) / words.sum(1))
+            mean = (hidden * words).sum(1) / words.sum(1)  # (B, D)
+            referents = self.grounding(mean)
             poses = self.scene_head.poses(scene.detach(), batch['tool'])
             goal = Goal(scene, referents, self.grounding.embed(referents, poses, batch['tool']))
         return Prefix(layout, cache, hidden, skip, goal)
@@ -537,7 +543,8 @@ class VLA(nn.Module):
         x = self.head.embed(rows, time)
         if prefix.goal is not None:
             per_sample = [1] * (x.ndim - 2)
-            x = x + prefix.goal.embedding.view(len(x), *per_sample, -1).to(x.dtype)
+            goal = prefix.goal.embedding.view(len(x), *per_sample, -1)
+            x = x + goal.to(x.dtype)
         return x.to(self.embed_tokens.weight.dtype)  # a pretrained decoder is bfloat16
 
     def chunk_layout(self, prefix: Layout, reads: Tensor) -> Layout:
@@ -625,11 +632,12 @@ class VLA(nn.Module):
             batch: n_tokens in it is the count to divide by.
         """
         labels = labels[:, 1:]  # what comes after each
-        labels = labels.masked_fill(document.diff(dim=1) != 0, -100)  # but not in another document
-        labels = labels.flatten()
+        other_document = document.diff(dim=1) != 0
+        labels = labels.masked_fill(other_document, -100).flatten()
         at = (labels != -100).nonzero().squeeze(1)
         labels = labels[at]
-        logits = self.logits(hidden[:, :-1].flatten(0, 1)[at])
+        hidden = hidden[:, :-1].flatten(0, 1)
+        logits = self.logits(hidden[at])
         n_tokens = batch['n_tokens'] if 'n_tokens' in batch else max(len(at), 1)
         text = F.cross_entropy(logits, labels, reduction='sum') / n_tokens
         hits = (logits.detach().argmax(-1) == labels).sum() / n_tokens
@@ -745,7 +753,8 @@ class VLA(nn.Module):
         position = layout.after(USER)  # (B), of the next word
         order = column_after(layout.kind == USER)
         samples = torch.arange(len(order), device=order.device)
-        logits = self.logits(prefix.hidden[samples, order - 1 - prefix.skip])  # (B, V)
+        last_word = order - 1 - prefix.skip
+        logits = self.logits(prefix.hidden[samples, last_word])  # (B, V)
         done = torch.zeros_like(order, dtype=torch.bool)
         texts: list[list[int]] = [[] for _ in samples]
         for i in range(max_new_tokens + to_act):
@@ -863,7 +872,9 @@ class VLA(nn.Module):
         name = 'ema' if averaged else 'model'
         weights = load_file(f'{folder}/{name}.safetensors')
         # Numbers by themselves were saved without an axis by early revisions.
-        weights = {k: v.view(-1) if v.ndim == 0 else v for k, v in weights.items()}
+        for key, tensor in weights.items():
+            if tensor.ndim == 0:
+                weights[key] = tensor.view(1)
         model.load_state_dict(weights)
         return model.eval(), meta
 
@@ -909,9 +920,12 @@ def pick_token(
     """
     if not temperature:
         return logits.argmax(-1)
-    p, token = (logits / temperature).softmax(-1).sort(-1, descending=True)
-    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)
-    return token.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
+    p = (logits / temperature).softmax(-1)
+    p, token = p.sort(-1, descending=True)
+    likelier = p.cumsum(-1) - p
+    p = p.masked_fill(likelier >= top_p, 0)
+    drawn = torch.multinomial(p, 1, generator=generator)
+    return token.gather(-1, drawn).squeeze(-1)
 
 
 def flops_per_sample(cfg: VLAConfig, prefix_len: int, noise_samples: int) -> float:
@@ -934,6 +948,7 @@ def flops_per_sample(cfg: VLAConfig, prefix_len: int, noise_samples: int) -> flo
     queries = cfg.n_layers * T - image_tokens - 1
     keys_values = cfg.n_layers * T * D * c * (cfg.n_heads + 2 * cfg.n_kv_heads)
     mlp = D * cfg.intermediate_size * (3 if cfg.mlp == 'swiglu' else 2)
-    decoder = keys_values + queries * (D * c * cfg.n_heads + mlp + 2 * T * cfg.n_heads * c)
+    attention = D * c * cfg.n_heads + 2 * T * cfg.n_heads * c
+    decoder = keys_values + queries * (attention + mlp)
     head = rows * (2 * cfg.action_dim * D + 3 * D * D)
     return 6 * (decoder + cfg.n_cameras * stem.cost(cfg) + head)

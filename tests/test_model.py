@@ -13,7 +13,8 @@ import torch
 
 import model
 from model import VLA, VLAConfig
-from vla import layers, optim
+from vla import inline, layers, layout, optim, vision
+from vla.folder import read_meta
 from vla.optim import EMA
 
 torch.set_num_threads(1)
@@ -40,6 +41,7 @@ def config(**changes):
         image_size=32,
         n_cameras=2,
         tokens_per_camera=2,
+        state_frequencies=0,
     )
     return VLAConfig(**{**small, **changes})
 
@@ -119,10 +121,8 @@ def test_time_one_is_noise_and_time_zero_is_data(predict):
     assert torch.equal(net.predict(at_zero)[0], net.predict(dict(other, time=at_zero['time']))[0])
 
 
-@pytest.mark.parametrize(
-    'predict,solver', [('action', 'euler'), ('velocity', 'euler'), ('velocity', 'midpoint')]
-)
-def test_a_perfect_head_carries_noise_to_the_action(predict, solver):
+@pytest.mark.parametrize('predict', ['action', 'velocity'])
+def test_a_perfect_head_carries_noise_to_the_action(predict):
     net, batch = network(predict=predict), make_batch()
     noise, actions = batch['noise'][:, 0], batch['actions']
 
@@ -132,8 +132,8 @@ def test_a_perfect_head_carries_noise_to_the_action(predict, solver):
 
     net.head.action_out = Oracle()
     for steps in (1, 2, 5):
-        assert close(net.act(batch, steps, noise, solver), actions)
-    assert not close(net.act(batch, 5, noise + 1, solver), noise)
+        assert close(net.act(batch, steps, noise), actions)
+    assert not close(net.act(batch, 5, noise + 1), noise)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,9 @@ def test_loss_is_zero_for_the_right_answer_only(predict, action_loss, half_off):
         if predict == 'action'
         else batch['noise'] - batch['actions'][:, None]
     )
-    net.predict = lambda batch, skip: (target.expand(3, 2, H, A), net.read(batch, skip))
+    net.predict = lambda batch: (target.expand(3, 2, H, A), net.read(batch))
     assert net(batch)[1]['flow'] == 0
-    net.predict = lambda batch, skip: (target.expand(3, 2, H, A) + 0.5, net.read(batch, skip))
+    net.predict = lambda batch: (target.expand(3, 2, H, A) + 0.5, net.read(batch))
     assert close(net(batch)[1]['flow'], torch.tensor(half_off))
 
 
@@ -223,7 +223,7 @@ def test_rows_are_told_where_the_hands_are():
     assert (net.predict(dict(batch, tool=batch['tool'] + 0.01))[0] - before).abs().amin() > 0
 
 
-def test_a_flow_time_per_row_equals_one_per_draw_when_constant():
+def test_a_flow_time_per_row_equals_one_per_noise_sample_when_constant():
     net, batch = network(), make_batch()
     rows = dict(batch, time=batch['time'][..., None].expand(3, 2, H))
     assert torch.equal(net(batch)[0], net(rows)[0])
@@ -257,7 +257,7 @@ def test_parts_of_a_batch_add_up_when_told_the_global_counts():
 
 
 @pytest.mark.parametrize('chunk', ['bidirectional', 'causal'])
-def test_draws_do_not_see_each_other(chunk):
+def test_noise_samples_do_not_see_each_other(chunk):
     net, batch = network(chunk_attention=chunk), make_batch(K=3)
     before = net.predict(batch)[0]
     batch['noise'][:, 1] += 1
@@ -266,7 +266,7 @@ def test_draws_do_not_see_each_other(chunk):
     assert (before[:, 1] - after[:, 1]).abs().amin() > 0
 
 
-def test_only_draws_that_read_text_see_the_assistant_part():
+def test_only_noise_samples_that_read_text_see_the_assistant_part():
     net, batch = network(), make_batch()
     before = net.predict(batch)[0]
     for b in range(3):
@@ -327,13 +327,14 @@ def test_padding_contents_do_not_matter():
 
 def test_equal_positions_on_three_axes_are_plain_rotary_positions():
     place = torch.randint(0, 50, (2, 7))
-    plain = model.rotary_tables(place, 16, 1e4, (2, 3, 3), torch.float32)
-    axes = model.rotary_tables(place.expand(3, -1, -1), 16, 1e4, (2, 3, 3), torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(plain, axes))
-    moved = model.rotary_tables(
+    angle = place[..., None] * 1e4 ** -(torch.arange(8) / 8)
+    cos, sin = layout.rotary_tables(place.expand(3, -1, -1), 16, 1e4, (2, 3, 3), torch.float32)
+    assert close(cos[:, :, 0, :8], angle.cos()) and close(cos[:, :, 0, 8:], angle.cos())
+    assert close(sin[:, :, 0, :8], -angle.sin()) and close(sin[:, :, 0, 8:], angle.sin())
+    moved, _ = layout.rotary_tables(
         torch.stack([place, place + 1, place]), 16, 1e4, (2, 3, 3), torch.float32
     )
-    differs = (moved[0] != plain[0])[..., :8].flatten(0, 2).any(0)
+    differs = (moved != cos)[..., :8].flatten(0, 2).any(0)
     assert differs.tolist() == [False] * 2 + [True] * 3 + [False] * 3
 
 
@@ -365,13 +366,11 @@ def test_cached_act_equals_the_training_forward(predict, read):
     net, batch = network(predict=predict), make_batch(K=1)
     batch['read_text'] = torch.full((3, 1), read)
     x = noise = batch['noise'][:, 0]
-    for i in range(
-        4
-    ):  # t = 1 - i/4; (noise, time) and action are chosen so that the draw's x_t is x
+    for i in range(4):
         t = 1 - i / 4
-        out = net.predict(dict(batch, noise=x[:, None], actions=x, time=torch.full((3, 1), t)))[0][
-            :, 0
-        ]
+        # noise and action are chosen so that x_t is x at any time
+        there = dict(batch, noise=x[:, None], actions=x, time=torch.full((3, 1), t))
+        out = net.predict(there)[0][:, 0]
         x = x - ((x - out) / t if predict == 'action' else out) / 4
     assert close(net.act(batch, 4, noise, read_text=read), x)
 
@@ -467,8 +466,8 @@ def test_acting_compiles_into_one_graph(changes):
         batch |= dict(images=torch.randint(0, 256, (1, 1, 56, 56, 3), dtype=torch.uint8))
     act = torch.compile(net.act, fullgraph=True, backend='eager', dynamic=False)
     noise, prefix = batch['noise'][:, 0], batch['actions'][:, :2]
-    expected = net.act(batch, 3, noise, 'midpoint', action_prefix=prefix)
-    assert close(act(batch, 3, noise, 'midpoint', action_prefix=prefix), expected)
+    expected = net.act(batch, 3, noise, action_prefix=prefix)
+    assert close(act(batch, 3, noise, action_prefix=prefix), expected)
 
 
 @pytest.mark.parametrize('attention', ['bidirectional', 'causal'])
@@ -493,6 +492,33 @@ def test_padding_may_as_well_be_on_the_left(attention):
     assert close(net.plan_and_act(left, 2, texts=texts)[0], actions)
 
 
+def test_a_prompt_that_cannot_be_acted_on_is_refused_by_name():
+    net, batch = network(action_pad_id=38, action_pass_id=39), make_batch()
+    batch['input_ids'] = batch['input_ids'].clamp(max=37)
+    net.act(batch, 1)
+    ways = (
+        lambda batch: net.act(batch, 1),
+        lambda batch: net.act(batch, 1, read_text=False),
+        lambda batch: net.plan_and_act(batch, 1, 2),
+        lambda batch: net.plan_and_act(batch, 1, texts=[[5], [6], [7]]),
+        net.generate,
+    )
+    for place in (38, 39):  # rows that stand inside the text, noisy or clean
+        ids = batch['input_ids'].clone()
+        ids[:, 5] = place  # in the user part
+        for way in ways:
+            with pytest.raises(ValueError, match='3 places for rows of action chunks'):
+                way(dict(batch, input_ids=ids))
+    for names in (['user_len'], ['total_len'], ['user_len', 'total_len']):
+        without = {k: v for k, v in batch.items() if k not in names}
+        for way in ways:
+            with pytest.raises(ValueError, match=f'the batch lacks {" and ".join(names)}'):
+                way(without)
+    for name, what in (('images', '12 places for pictures'), ('state', '3 places for a state')):
+        with pytest.raises(ValueError, match=f'{what}, the batch brings 0'):
+            net.act({k: v for k, v in batch.items() if k != name}, 1)
+
+
 def test_acting_leaves_the_noise_alone():
     net, batch = network(), make_batch()
     noise = batch['noise'][:, 0].clone()
@@ -508,7 +534,7 @@ def test_acting_leaves_the_noise_alone():
     'changes',
     [
         {},
-        dict(norm='layer', mlp='gelu', predict='velocity', row_embedding=False),
+        dict(mlp='gelu', predict='velocity', row_embedding=False),
         dict(mlp='swiglu', tie_embeddings=True),
     ],
 )
@@ -560,10 +586,17 @@ def test_recomputing_activations_saves_memory_and_changes_nothing(share, changes
 
 
 def test_a_batch_of_words_alone_has_a_text_loss_alone():
-    net, batch = network(), make_batch()
+    net, batch = network(action_pad_id=38, action_pass_id=39), make_batch()
     text = {k: batch[k] for k in ('input_ids', 'labels', 'user_len', 'total_len')}
-    text['input_ids'] = text['input_ids'].clamp(min=GO)  # no place for a picture or a state
-    loss, parts = net(text)
+    text['input_ids'] = text['input_ids'].clamp(GO, 37)  # no place for a picture, a state, a row
+    text['labels'] = text['labels'].clamp(max=37)
+    none = dict(
+        actions=torch.empty(0, H, A),
+        noise=torch.empty(0, H, A),
+        time=torch.empty(0),
+        action_mask=torch.empty(0, H, dtype=torch.bool),
+    )
+    loss, parts = inline.loss(net, text | none)
     logits = net.logits(net.decoder(net.embed_prefix(text)[0], net.prefix_layout(text))[0][:, :-1])
     expected = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), text['labels'][:, 1:].flatten()
@@ -596,6 +629,50 @@ def test_one_batch_is_learnt_by_heart():
     assert (net.act(batch, 5, read_text=False) - batch['actions']).abs().mean() < 0.2
 
 
+class LinearPatches(vision.Stem):
+    """The four quarters of a picture, a linear map of each: a third stem."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg, n_places=4 * cfg.n_cameras)
+        self.half = cfg.image_size // 2
+        self.proj = torch.nn.Linear(3 * self.half**2, cfg.hidden_size)
+
+    def forward(self, batch):
+        x = batch['images'].flatten(0, 1).float() / 255  # (M, s, s, 3)
+        x = x.unflatten(2, (2, self.half)).unflatten(1, (2, self.half)).transpose(2, 3)
+        return self.proj(x.flatten(3).flatten(0, 2))  # (M * 4, D)
+
+    @staticmethod
+    def tokens_per_picture(cfg):
+        return 4
+
+    @staticmethod
+    def cost(cfg):
+        return 3 * cfg.image_size**2 * cfg.hidden_size
+
+
+def test_another_vision_stem_is_one_class_and_one_line(monkeypatch):
+    monkeypatch.setitem(vision.STEMS, 'linear', LinearPatches)
+    torch.manual_seed(0)
+    net, batch = VLA(config(vision='linear')), make_batch(B=2)
+    words, n = batch['input_ids'], 2 * 4
+    batch['input_ids'] = torch.cat([torch.full((2, n - 4), IMAGE), words], 1)
+    batch['labels'] = torch.cat([torch.full((2, n - 4), -100), batch['labels']], 1)
+    batch |= dict(user_len=batch['user_len'] + 4, total_len=batch['total_len'] + 4)
+    losses = []
+    for _ in range(2):
+        loss, _ = net(batch)
+        net.zero_grad()
+        loss.backward()
+        assert net.vision.proj.weight.grad.abs().sum() > 0
+        for optimizer in optim.configure_optimizers(net, 1e-3, 0.002):
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0] and model.flops_per_sample(net.cfg, 20, 2) > 0
+    other = net.act(batch | dict(images=255 - batch['images']), 2)
+    assert not close(net.act(batch, 2), other, 1e-6)
+
+
 def fit(steps):
     """Loss and its parts after so many steps on one batch with the same noise and times."""
     torch.manual_seed(0)
@@ -612,7 +689,7 @@ def fit(steps):
     return loss, parts
 
 
-def test_draws_that_stay_the_same_are_fitted_to_a_thousandth():
+def test_noise_samples_that_stay_the_same_are_fitted_to_a_thousandth():
     assert fit(150)[0] < 1e-3
 
 
@@ -701,6 +778,14 @@ def test_a_saved_model_comes_back_the_same(tmp_path):
     assert torch.equal(VLA.load(folder, ema=False)[0](batch)[0], net(batch)[0])
     files = sorted(p.name for p in (tmp_path / 'run').iterdir())
     assert files == ['ema.safetensors', 'meta.json', 'model.safetensors']
+    early = json.loads(json.dumps(meta)) | {'git_rev': 'abc1234'}
+    early['model'] |= dict(norm='rms', eo1_compat=False)  # fields of early revisions
+    (tmp_path / 'run' / 'meta.json').write_text(json.dumps(early))
+    assert torch.equal(VLA.load(folder, ema=False)[0](batch)[0], net(batch)[0])
+    early['model']['norm'] = 'layer'
+    (tmp_path / 'run' / 'meta.json').write_text(json.dumps(early))
+    with pytest.raises(ValueError, match="run/meta.json: .* no norm='layer' any more; .* abc1234"):
+        VLA.load(folder)
     meta['model']['geometry_dim'], meta['git_rev'] = 7, 'abc1234'
     (tmp_path / 'run' / 'meta.json').write_text(json.dumps(meta))
     with pytest.raises(ValueError, match='knows no geometry_dim; .* made by revision abc1234'):
@@ -712,8 +797,22 @@ def test_wrong_settings_are_refused_by_name(tmp_path):
         config(predict='noise')
     with pytest.raises(ValueError, match='mrope_section'):
         config(mrope_section=(1, 1, 1))
+    with pytest.raises(ValueError, match='image_size 40'):
+        config(image_size=40)
     with pytest.raises(FileNotFoundError, match='meta.json'):
         VLA.load(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='neither a checkpoint .* nor a published model'):
+        VLA.from_pretrained(str(tmp_path))
+
+
+def test_somebody_elses_meta_json_is_no_checkpoint(tmp_path):
+    for other in ('{"name": "a model card"}', '[1, 2]', '{"model": "vit"}', 'not JSON'):
+        (tmp_path / 'meta.json').write_text(other)
+        assert read_meta(str(tmp_path)) is None
+        with pytest.raises(FileNotFoundError, match='no meta.json that train.py has written'):
+            VLA.load(str(tmp_path))
+    network().save(str(tmp_path), {'step': 3})
+    assert read_meta(str(tmp_path))['step'] == 3
 
 
 def test_flops_agree_with_the_profiler():

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import model
 from model import VLA
-from vla import pretrained, vision
+from vla import inline, layout, pretrained, vision
 from vla.processor import Processor
 
 torch.set_num_threads(1)
@@ -85,12 +85,9 @@ def hidden_states(net, batch):
     return net.decoder(net.embed_prefix(batch)[0], net.prefix_layout(batch))[0]
 
 
-def with_rows(net, batch):
-    """The batch with its chunks noised as EO-1 does it."""
-    ids, actions, time = batch['input_ids'], batch['actions'], batch['time'][:, None, None]
-    clean = (ids[net.row_tokens(ids)] == net.cfg.action_pass_id).view(*actions.shape[:2], 1)
-    x_t = torch.where(clean, actions, time * batch['noise'] + (1 - time) * actions)
-    return batch | dict(rows=x_t, row_time=batch['time'][:, None].expand(-1, net.cfg.horizon))
+def hidden_inline(net, batch):
+    """Hidden states of text with chunks inside, noised as EO-1 does it."""
+    return net.decoder(inline.embed(net, batch, eo1_compat=True), inline.layout(net, batch))[0]
 
 
 # -----------------------------------------------------------------------------
@@ -100,12 +97,12 @@ def with_rows(net, batch):
 @pytest.mark.parametrize('name', ['vla_right_pad', 'interleaved_pass'])
 def test_forward_matches_eo1(net, name):
     inputs, expected = load(name)
-    batch, real = with_rows(net, as_batch(inputs)), inputs['attention_mask'].bool()
-    assert torch.equal(
-        net.prefix_layout(batch).position[:, real], expected['position_ids'][:, real]
-    )
-    assert distance(net.embed_prefix(batch)[0][real], expected['inputs_embeds'][real]) < TOLERANCE
-    hidden = hidden_states(net, batch)
+    batch, real = as_batch(inputs), inputs['attention_mask'].bool()
+    position = inline.layout(net, batch).position
+    assert torch.equal(position[:, real], expected['position_ids'][:, real])
+    embedded = inline.embed(net, batch, eo1_compat=True)
+    assert distance(embedded[real], expected['inputs_embeds'][real]) < TOLERANCE
+    hidden = hidden_inline(net, batch)
     assert distance(hidden[real], expected['last_hidden_state'][real]) < TOLERANCE
     velocity = net.head.action_out(hidden[net.row_tokens(batch['input_ids'])])
     assert distance(velocity, expected['v_t']) < TOLERANCE
@@ -114,7 +111,7 @@ def test_forward_matches_eo1(net, name):
 @pytest.mark.parametrize('name', ['vla_right_pad', 'interleaved_pass'])
 def test_losses_and_gradients_match_eo1(net, name):
     inputs, expected = load(name)
-    loss, parts = net(as_batch(inputs))
+    loss, parts = inline.loss(net, as_batch(inputs), eo1_compat=True)
     assert distance(parts['flow'], expected['fm_loss']) < TOLERANCE
     assert distance(parts['text'], expected['ar_loss']) < TOLERANCE
     assert distance(loss, expected['loss']) < TOLERANCE
@@ -140,20 +137,24 @@ def test_sampling_matches_eo1(net):
     assert distance(actions, expected['actions']) < TOLERANCE
 
 
+def test_acting_on_a_row_that_still_holds_its_chunk_is_refused(net):
+    batch = as_batch(load('sample_b1_0')[0])
+    with pytest.raises(ValueError, match='6 places for rows of action chunks'):
+        net.act(batch, 10)
+
+
 def test_without_the_switch_the_mean_is_over_denoised_rows_and_clean_rows_have_time_zero(net):
+    def flow(batch, eo1_compat):
+        return inline.loss(net, batch, eo1_compat)[1]['flow']
+
     batch = as_batch(load('vla_right_pad')[0])
-    clean = VLA.from_pretrained(FOLDER, action_start_id=GO, eo1_compat=False)
-    diluted, honest = (n.forward_inline(batch)[1]['flow'] for n in (net, clean))
-    assert distance(honest, diluted * 12 / 10) < 1e-5  # 2 of 12 rows are padding
+    # 2 of 12 rows are padding
+    assert distance(flow(batch, False), flow(batch, True) * 12 / 10) < 1e-5
     batch = as_batch(load('interleaved_pass')[0])
-    before = clean.forward_inline(batch)[1]
-    others = batch | dict(
-        time=torch.tensor([0.9, batch['time'][1], 0.7])
-    )  # of the two clean chunks
-    assert torch.equal(before['flow'], clean.forward_inline(others)[1]['flow'])
-    assert not torch.equal(
-        net.forward_inline(batch)[1]['flow'], net.forward_inline(others)[1]['flow']
-    )
+    # other times of the two clean chunks
+    others = batch | dict(time=torch.tensor([0.9, batch['time'][1], 0.7]))
+    assert torch.equal(flow(batch, False), flow(others, False))
+    assert not torch.equal(flow(batch, True), flow(others, True))
 
 
 def test_padding_on_the_left_changes_nothing(net):
@@ -164,9 +165,9 @@ def test_padding_on_the_left_changes_nothing(net):
     for key in ('input_ids', 'labels'):
         left[key] = torch.stack([row.roll(n) for row, n in zip(right[key], shift)])
     left['document'] = torch.stack([row.roll(n) for row, n in zip(mask.long(), shift)]) - 1
-    a, b = hidden_states(net, with_rows(net, left)), hidden_states(net, with_rows(net, right))
+    a, b = hidden_inline(net, left), hidden_inline(net, right)
     assert distance(a[left['document'] == 0], b[mask.bool()]) < 1e-5
-    assert distance(net(left)[0], expected['loss']) < TOLERANCE
+    assert distance(inline.loss(net, left, eo1_compat=True)[0], expected['loss']) < TOLERANCE
     # decoding and acting, from prompts that end with <|action_start|>
     parts = split(right)
     cuts = [part['input_ids'][0].tolist().index(GO) for part in parts]
@@ -203,7 +204,7 @@ def test_padding_on_the_left_changes_nothing(net):
 def test_documents_packed_into_a_row_equal_separate_ones(net):
     """Attention is block-diagonal and causal, positions begin anew; the third document is text
     only."""
-    parts = split(with_rows(net, as_batch(load('vla_right_pad')[0])))
+    parts = split(as_batch(load('vla_right_pad')[0]))
     words = torch.tensor([[601, 40, 41, 42, 43, 44, 602]])
     rows = [
         parts[0]['input_ids'],
@@ -216,7 +217,7 @@ def test_documents_packed_into_a_row_equal_separate_ones(net):
     ]
     packed = {
         k: torch.cat([part[k] for part in parts])
-        for k in ('patches', 'state', 'actions', 'noise', 'time', 'action_mask', 'rows', 'row_time')
+        for k in ('patches', 'state', 'actions', 'noise', 'time', 'action_mask')
     }
     packed |= dict(
         input_ids=torch.cat(rows, 1),
@@ -232,19 +233,24 @@ def test_documents_packed_into_a_row_equal_separate_ones(net):
             1,
         ),
     )
-    layout = net.prefix_layout(packed)
-    hidden = hidden_states(net, packed)
+    described = inline.layout(net, packed)
+    hidden = hidden_inline(net, packed)
     text = dict(input_ids=words, user_len=torch.tensor([7]), total_len=torch.tensor([7]))
-    for i, part in ((0, parts[0]), (1, text), (2, parts[1])):
+    for i, part, forward in (
+        (0, parts[0], hidden_inline),
+        (1, text, hidden_states),
+        (2, parts[1], hidden_inline),
+    ):
         at = document[0] == i
-        assert torch.equal(layout.position[:, :, at], net.prefix_layout(part).position)
-        assert distance(hidden[:, at], hidden_states(net, part)) < 1e-5
-    seen = model.attention_bias(layout, layout)[0, 0] == 0
+        assert torch.equal(described.position[:, :, at], net.prefix_layout(part).position)
+        assert distance(hidden[:, at], forward(net, part)) < 1e-5
+    seen = layout.attention_bias(described, described)[0, 0] == 0
     index = torch.arange(seen.shape[0])
     assert torch.equal(seen, (document[0] == document[0][:, None]) & (index <= index[:, None]))
     # nor is the first word of a document asked of the last token of the one before it
     packed['labels'][0, :1], packed['labels'][0, rows[0].shape[1]] = 601, 601
-    assert distance(net(packed)[0], net(as_batch(load('vla_right_pad')[0]))[0]) < 1e-5
+    apart = as_batch(load('vla_right_pad')[0])
+    assert distance(inline.loss(net, packed)[0], inline.loss(net, apart)[0]) < 1e-5
 
 
 @pytest.mark.parametrize('bidirectional', [False, True])
@@ -261,20 +267,11 @@ def test_an_action_prefix_stays_and_is_seen_clean(net, bidirectional):
         inputs['init_noise'],
         torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(1)),
     )
-    for steps, solver in ((3, 'euler'), (2, 'midpoint')):
-        chunk = other.act(batch, steps, noise, solver, action_prefix=prefix)
-        assert torch.equal(chunk[:, :2], prefix)
-        assert distance(chunk[:, 2:], other.act(batch, steps, noise, solver)[:, 2:]) > 1e-3
-        assert torch.equal(
-            chunk,
-            other.act(
-                batch,
-                steps,
-                noise.clone().index_fill(1, torch.tensor([0, 1]), 7.0),
-                solver,
-                action_prefix=prefix,
-            ),
-        )
+    chunk = other.act(batch, 3, noise, action_prefix=prefix)
+    assert torch.equal(chunk[:, :2], prefix)
+    assert distance(chunk[:, 2:], other.act(batch, 3, noise)[:, 2:]) > 1e-3
+    elsewhere = noise.clone().index_fill(1, torch.tensor([0, 1]), 7.0)
+    assert torch.equal(chunk, other.act(batch, 3, elsewhere, action_prefix=prefix))
     # one Euler step by way of the training forward, which takes a flow time per row
     time = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0]).view(1, 1, 6)
     actions = torch.cat([prefix, torch.zeros(1, 4, 16)], 1)
@@ -336,6 +333,17 @@ def test_a_checkpoint_of_ours_is_read_by_the_same_call(net, tmp_path):
         assert all(
             torch.equal(a.to(dtype), b) for a, b in zip(net.parameters(), again.parameters())
         )
+
+
+def test_somebody_elses_meta_json_does_not_hide_a_published_folder(net, tmp_path):
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    (tmp_path / 'meta.json').write_text('{"model": "EO-1", "licence": "MIT"}')
+    again = VLA.from_pretrained(str(tmp_path), action_start_id=GO)
+    assert again.cfg == net.cfg
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+    (tmp_path / 'config.json').write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(ValueError, match='config.json lacks .*: it is no config.json of Qwen2.5'):
+        VLA.from_pretrained(str(tmp_path), action_start_id=GO)
 
 
 @pytest.mark.parametrize('layout', ['hf', 'eo1'])
@@ -519,8 +527,10 @@ def test_tokens_are_added_to_qwen_as_eo1_adds_them(tmp_path):
 
 
 @pytest.mark.parametrize('bricks', [0, 2])
-def test_a_vision_language_model_gets_a_new_head_and_a_path_with_draws(net, tmp_path, bricks):
-    """No action tensors in the folder; uniform pictures as bytes; K draws behind the prefix."""
+def test_a_vision_language_model_gets_a_new_head_and_learns_from_noise_samples(
+    net, tmp_path, bricks
+):
+    """No action tensors in the folder, pictures of one size as bytes, K noise samples."""
     net.save_pretrained(str(tmp_path))
     tensors = load_file(tmp_path / 'model.safetensors')
     save_file(
@@ -541,8 +551,8 @@ def test_a_vision_language_model_gets_a_new_head_and_a_path_with_draws(net, tmp_
         head_layers=1,
         row_embedding=True,
         predict='action',
-        eo1_compat=False,
     )
+    assert fresh.cfg.state_frequencies == 0
     ids = torch.tensor([[603] + [605] * 4 + [604, 603] + [605] * 4 + [604, 612, 40, 41, GO]] * 2)
     batch = dict(
         input_ids=ids,
@@ -810,7 +820,8 @@ def test_a_prompt_is_the_chat_template_of_qwen(tmp_path):
     batch = chat.encode([torch.zeros(60, 90, 3, dtype=torch.uint8)], 'what?')
     assert batch['grids'] == [(1, 4, 6)] and batch['patches'].shape == (24, 1176)
     assert tokenizer.decode(batch['input_ids'][0].tolist(), skip_special_tokens=False) == (
-        '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>'
+        '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n'
+        '<|im_start|>user\n<|vision_start|>'
         + '<|image_pad|>' * 6
         + '<|vision_end|>what?<|im_end|>\n<|im_start|>assistant\n'
     )
@@ -831,10 +842,6 @@ def test_a_prompt_is_the_chat_template_of_qwen(tmp_path):
 def test_flops_of_the_tower_agree_with_the_profiler():
     from torch.utils.flop_counter import FlopCounterMode
 
-    tower = vision.QwenVision(48, 3, 2, 96, 24, full_blocks=(1,), window=56)
-    patches, grids = vision.patchify(torch.rand(2, 112, 112, 3) * 255)
-    with FlopCounterMode(display=False) as counter:
-        tower(patches, grids)
     cfg = model.VLAConfig(
         vocab_size=4,
         state_dim=1,
@@ -849,13 +856,17 @@ def test_flops_of_the_tower_agree_with_the_profiler():
         image_size=112,
         vision_width=48,
         vision_layers=3,
+        vision_heads=2,
         vision_intermediate=96,
         vision_full_blocks=(1,),
         vision_window=56,
     )
-    macs, tokens = vision.macs(cfg)
-    attention = 2 * 128 * 48 * (16 + 64 + 16)  # fused on CPU, where the profiler does not see it
-    assert tokens == 32 and counter.get_total_flops() == 2 * (macs - attention)
+    tower = vision.QwenStem(cfg)
+    with FlopCounterMode(display=False) as counter:
+        tokens = tower(dict(images=torch.rand(1, 2, 112, 112, 3) * 255))
+    attention = 2 * 64 * 48 * (16 + 64 + 16)  # fused on CPU, where the profiler does not see it
+    assert len(tokens) == 2 * tower.tokens_per_picture(cfg) == 32
+    assert counter.get_total_flops() == 2 * 2 * (tower.cost(cfg) - attention)
 
 
 # -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model import VLAConfig
 from vla import layers, vision
 
 torch.set_num_threads(1)
@@ -15,6 +16,13 @@ torch.set_num_threads(1)
 
 def close(a, b, tolerance=1e-5):
     return (a - b).abs().max().item() <= tolerance
+
+
+def config(**changes):
+    """Sizes of a stem; the ids of tokens do not matter."""
+    sizes = dict(vocab_size=8, state_dim=1, action_dim=1, horizon=1, hidden_size=12, image_size=32)
+    ids = dict(image_pad_id=1, state_pad_id=2, action_start_id=3)
+    return VLAConfig(**{**sizes, **ids, **changes})
 
 
 def test_group_norm_equals_the_library():
@@ -35,17 +43,17 @@ def test_group_norm_equals_the_library():
 
 def test_stem_folds_the_pixel_range_into_its_weights():
     torch.manual_seed(0)
-    stem = vision.ConvStem(32, 2, 12)
-    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    stem = vision.ConvStem(config(tokens_per_camera=2))
+    images = torch.randint(0, 256, (1, 3, 32, 32, 3), dtype=torch.uint8)
     seen = []
     stem.conv.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    stem(images)
-    assert close(seen[0], F.relu(stem.patch(images.permute(0, 3, 1, 2) / 127.5 - 1)))
-    assert close(stem(images), stem(images.float()))
+    tokens = stem(dict(images=images))
+    assert close(seen[0], F.relu(stem.patch(images[0].permute(0, 3, 1, 2) / 127.5 - 1)))
+    assert close(tokens, stem(dict(images=images.float()))) and tokens.shape == (6, 12)
 
 
 def test_stem_keypoints_say_where_a_feature_fires():
-    stem = vision.ConvStem(32, 2, 12)
+    stem = vision.ConvStem(config())
     corner = torch.tensor([3 * 15 / 16, -3 * 15 / 16])  # x right, y down
     assert close(stem.where.view(16, 16, 2)[0, 15], corner)
 
@@ -83,7 +91,13 @@ def test_positions_walk_the_grid_and_go_on_after_its_longer_side():
 
 def test_pictures_of_one_batch_do_not_see_each_other():
     torch.manual_seed(0)
-    tower = vision.QwenVision(32, 2, 2, 48, 16, full_blocks=(1,), window=56)
+    sizes = dict(vision_width=32, vision_layers=2, vision_heads=2, vision_intermediate=48)
+    shape = dict(vision='qwen', hidden_size=16, vision_full_blocks=(1,), vision_window=56)
+    stem = vision.QwenStem(config(**sizes, **shape))
+
+    def tower(patches, grids):
+        return stem(dict(patches=patches, grids=grids))
+
     small, large = torch.rand(2, 28, 56, 3) * 255, torch.rand(1, 84, 140, 3) * 255
     (a, grid_a), (b, grid_b) = vision.patchify(small), vision.patchify(large)
     together = tower(torch.cat([a[:8], b, a[8:]]), [grid_a[0], grid_b[0], grid_a[1]])

@@ -31,26 +31,31 @@ def rotate_z(v: Tensor, yaw: Tensor) -> Tensor:
     x, y, z = v.unbind(-1)
     c = yaw.cos()
     s = yaw.sin()
-    return torch.stack([c * x - s * y, s * x + c * y, z], -1)
+    turned_x = c * x - s * y
+    turned_y = s * x + c * y
+    return torch.stack([turned_x, turned_y, z], -1)
 
 
 def half_turn(yaw: Tensor) -> Tensor:
     """Bring a yaw into [-pi/2, pi/2): a brick that is turned by pi looks the same."""
-    return torch.remainder(yaw + math.pi / 2, math.pi) - math.pi / 2
+    quarter = math.pi / 2
+    return torch.remainder(yaw + quarter, math.pi) - quarter
 
 
 def in_frame(poses: Tensor, frame: Tensor) -> Tensor:
     """Poses (..., 4) in the axes that `frame` (..., 4) is given in -> in that frame."""
-    yaw = frame[..., 3]
-    turned = half_turn(poses[..., 3:] - frame[..., 3:])
-    return torch.cat([rotate_z(poses[..., :3] - frame[..., :3], -yaw), turned], -1)
+    offset = poses - frame
+    turned = half_turn(offset[..., 3:])
+    moved = rotate_z(offset[..., :3], -frame[..., 3])
+    return torch.cat([moved, turned], -1)
 
 
 def out_of_frame(poses: Tensor, frame: Tensor) -> Tensor:
     """The inverse of in_frame."""
-    yaw = frame[..., 3]
-    turned = poses[..., 3] + yaw
-    return torch.cat([rotate_z(poses[..., :3], yaw) + frame[..., :3], turned[..., None]], -1)
+    turned = poses[..., 3:] + frame[..., 3:]
+    moved = rotate_z(poses[..., :3], frame[..., 3])
+    moved = moved + frame[..., :3]
+    return torch.cat([moved, turned], -1)
 
 
 class SceneHead(nn.Module):
@@ -78,10 +83,11 @@ class SceneHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, features) -> scene (B, N, n, 5), float32: poses in UNITS, logits."""
         tokens = tokens.to(next(self.parameters()).dtype)  # a pretrained stem gives bfloat16
-        cameras = [
-            self.mlp[str(int(frame > 0))](tokens[:, i]).float()
-            for i, frame in enumerate(self.frames)
-        ]
+        cameras = []
+        for i, frame in enumerate(self.frames):
+            carried = int(frame > 0)
+            camera = self.mlp[str(carried)](tokens[:, i])
+            cameras.append(camera.float())
         return torch.stack(cameras, 1).unflatten(-1, (self.n_bricks, 5))
 
     def loss(self, predicted: Tensor, scene: Tensor) -> Tensor:
@@ -94,18 +100,21 @@ class SceneHead(nn.Module):
         carried = torch.tensor(self.frames, device=scene.device)[:, None] > 0
         there = scene.isfinite().all(-1)
         scene = scene.nan_to_num()
-        in_range = ((scene[..., :2].abs() < RANGE_M).all(-1) | ~carried) & there  # (B, N, n)
+        near = (scene[..., :2].abs() < RANGE_M).all(-1)
+        in_range = (near | ~carried) & there  # (B, N, n)
         poses = predicted[..., :4]
-        error = F.smooth_l1_loss(poses, scene / self.units, reduction='none', beta=0.1).mean(-1)
+        error = F.smooth_l1_loss(poses, scene / self.units, reduction='none', beta=0.1)
+        error = error.mean(-1)
         said = F.binary_cross_entropy_with_logits(predicted[..., 4], in_range.float())
         return (error * in_range).mean() + 0.3 * said
 
     @staticmethod
     def features(predicted: Tensor) -> Tensor:
         """What the state token gets, (B, N * n * 5), without a gradient: sines make noise of it."""
-        predicted = predicted.detach()
-        in_range = (predicted[..., 4:] > 0).float()
-        return torch.cat([predicted[..., :4] * in_range, in_range], -1).flatten(1)
+        poses, logit = predicted.detach().split([4, 1], -1)
+        in_range = (logit > 0).float()
+        features = torch.cat([poses * in_range, in_range], -1)
+        return features.flatten(1)
 
     def poses(self, predicted: Tensor, tool: Tensor) -> Tensor:
         """Every brick in the torso frame as each hand should believe it is: (B, 2, n, 4).
@@ -151,9 +160,8 @@ class Grounding(nn.Module):
         super().__init__()
         self.frequencies = frequencies
         self.sizes = (n_bricks, n_bricks, n_bricks + 1, 2)  # classes of the first four referents
-        self.words = nn.Sequential(
-            nn.Linear(width, middle), nn.GELU(), nn.Linear(middle, sum(self.sizes) + 4)
-        )
+        answers = sum(self.sizes) + 4
+        self.words = nn.Sequential(nn.Linear(width, middle), nn.GELU(), nn.Linear(middle, answers))
         self.tell = nn.Sequential(
             nn.Linear(14 * (1 + 2 * frequencies), 2 * middle),
             nn.GELU(),
@@ -182,11 +190,11 @@ class Grounding(nn.Module):
         """
         logits, place = self.split(predicted)
         known = referents[:, :1] >= 0
-        classes = sum(
-            F.cross_entropy(x, referents[:, i].long(), ignore_index=-1, reduction='sum')
-            for i, x in enumerate(logits)
-        )
-        error = (place - referents[:, 4:]) / place.new_tensor(UNITS[0]) * known
+        classes = place.new_zeros(())
+        for x, right in zip(logits, referents.unbind(1)):
+            classes += F.cross_entropy(x, right.long(), ignore_index=-1, reduction='sum')
+        units = place.new_tensor(UNITS[0])
+        error = (place - referents[:, 4:]) / units * known
         off = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
         return 0.6 * classes / len(predicted) + 2 * off
 
@@ -205,9 +213,11 @@ class Grounding(nn.Module):
             one-hot (2).
         """
         logits, place = self.split(predicted)
-        left, right, base, hand = (x.argmax(-1) for x in logits)
+        left, right, base, hand = [x.argmax(-1) for x in logits]
         rows = torch.arange(len(place), device=place.device)
-        bricks = torch.stack([poses[rows, 0, left], poses[rows, 1, right]], 1)  # (B, 2, 4)
+        left_brick = poses[rows, 0, left]
+        right_brick = poses[rows, 1, right]
+        bricks = torch.stack([left_brick, right_brick], 1)  # (B, 2, 4)
         fetch = in_frame(bricks, tool)
         # A brick's frame is a quarter turn off the one a hand grasps it in.
         quarter = place.new_tensor([0, 0, 0, math.pi / 2])
@@ -217,13 +227,17 @@ class Grounding(nn.Module):
         lying = torch.cat([at, half_turn(yaw)], -1)
         under = F.pad(lying + quarter, (0, 0, 0, 1))  # (B, n + 1, 4)
         place = out_of_frame(place, under[rows, base]) - quarter
-        way = in_frame(place, tool[rows, hand]) - fetch[rows, hand]
-        way = torch.cat([way[:, :3], half_turn(way[:, 3:])], -1)
-        return torch.cat([fetch.flatten(1), way, F.one_hot(hand, 2)], -1)
+        way = in_frame(place, tool[rows, hand])
+        way = way - fetch[rows, hand]
+        way, turn = way.split([3, 1], -1)
+        way = torch.cat([way, half_turn(turn)], -1)
+        presses = F.one_hot(hand, 2)
+        return torch.cat([fetch.flatten(1), way, presses], -1)
 
     def embed(self, predicted: Tensor, poses: Tensor, tool: Tensor) -> Tensor:
         """The goal embedding (B, D), which is added to the rows of a chunk; see `geometry`."""
         way = self.geometry(predicted, poses, tool)
-        near_counts = torch.asinh(way[:, :12] / LOG_SCALE_M) / 3
-        way = torch.cat([near_counts, way[:, 12:]], -1)
+        way, presses = way.split([12, 2], -1)
+        way = torch.asinh(way / LOG_SCALE_M) / 3
+        way = torch.cat([way, presses], -1)
         return self.tell(layers.fourier_features(way, self.frequencies))

@@ -33,7 +33,8 @@ def layout(net: 'VLA', batch: Batch) -> Layout:
         return text
     row = net.row_tokens(batch['input_ids'])
     row_of_chunk = (row.cumsum(1) - 1) % net.cfg.horizon
-    return text._replace(order=torch.where(row, text.order - row_of_chunk, text.order))
+    order = torch.where(row, text.order - row_of_chunk, text.order)
+    return text._replace(order=order)
 
 
 def clean_rows(net: 'VLA', batch: Batch) -> Tensor:
@@ -65,10 +66,13 @@ def loss(net: 'VLA', batch: Batch, eo1_compat: bool = False) -> tuple[Tensor, di
             over rows that are denoised, and clean rows have time 0.
     """
     described = layout(net, batch)
-    hidden, _ = net.decoder(embed(net, batch, eo1_compat), described)  # (B, L, D)
+    x = embed(net, batch, eo1_compat)
+    hidden, _ = net.decoder(x, described)  # (B, L, D)
     actions = batch['actions']
-    predicted = net.head.read(hidden[net.row_tokens(batch['input_ids'])]).view(actions.shape)
-    error = net.row_error(predicted, net.flow_target(actions, batch['noise']))  # (n, H)
+    rows = net.row_tokens(batch['input_ids'])
+    predicted = net.head.read(hidden[rows]).view(actions.shape)
+    target = net.flow_target(actions, batch['noise'])
+    error = net.row_error(predicted, target)  # (n, H)
     valid = batch['action_mask'] & ~clean_rows(net, batch)
     count = valid.numel() if eo1_compat else int(valid.sum())
     flow = (error * valid).sum() / max(count, 1)

@@ -50,16 +50,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     The first and the second half of c are the two coordinates of each rotation, which is Hugging
     Face's layout.
     """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    half = x.shape[-1] // 2
+    other = x.roll(half, -1)
+    return torch.addcmul(x * cos, other, sin)
 
 
 def rotation(angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Angles (..., c/2) -> cosine and sine (..., 1, c), the first half of the sine negated."""
     cos = angle.cos()
     sin = angle.sin()
-    cos = torch.cat([cos, cos], -1)
-    sin = torch.cat([-sin, sin], -1)
-    return cos.to(dtype).unsqueeze(-2), sin.to(dtype).unsqueeze(-2)
+    cos = torch.cat([cos, cos], -1).to(dtype)
+    sin = torch.cat([-sin, sin], -1).to(dtype)
+    return cos.unsqueeze(-2), sin.unsqueeze(-2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -74,7 +76,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         v = v.repeat_interleave(repeats, 1)
     # Written out, the backward is 2-3x faster than SDPA's on CPU, where softmax is 3x faster in
     # float32 than in bf16.
-    scores = torch.add(bias, q @ k.transpose(-1, -2), alpha=q.shape[-1] ** -0.5)
+    scale = q.shape[-1] ** -0.5
+    scores = torch.add(bias, q @ k.transpose(-1, -2), alpha=scale)
     return scores.softmax(-1).to(v.dtype) @ v
 
 
@@ -96,7 +99,8 @@ def unit_rms(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Give x (..., D) in float32, scaled to a root mean square of 1, and the scale (..., 1)."""
     x = x.float()
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = (length.square_() / x.shape[-1]).add_(eps).rsqrt_()
+    mean_square = length.square_() / x.shape[-1]
+    scale = mean_square.add_(eps).rsqrt_()
     return x * scale, scale
 
 
@@ -117,7 +121,8 @@ class FastRMSNorm(torch.autograd.Function):
         unit, scale, weight = ctx.saved_tensors
         grad = grads[0].float()
         along = grad * unit
-        mean = (along @ weight.float())[..., None] / unit.shape[-1]
+        D = unit.shape[-1]
+        mean = (along @ weight.float())[..., None] / D
         grad_x = torch.addcmul(grad * weight, unit, mean, value=-1).mul_(scale)
         grad_weight = along.flatten(0, -2).sum(0)
         return grad_x.to(ctx.dtype), grad_weight.to(weight.dtype), None, None
@@ -132,7 +137,8 @@ class RMSNorm(nn.RMSNorm):
         """Norm x (..., D)."""
         if x.device.type != 'cpu':
             # One kernel does it only if both are of one type, which they are not in FSDP.
-            return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+            weight = self.weight.to(x.dtype)
+            return F.rms_norm(x, self.normalized_shape, weight, self.eps)
         if not torch.is_grad_enabled():
             # For a few rows half of the time went into calling the autograd function.
             unit, _ = unit_rms(x, self.eps)
@@ -180,8 +186,10 @@ class FastGroupNorm(torch.autograd.Function):
     ) -> Tensor:
         """Norm x (M, P, C) with weight and bias (C)."""
         M, P, C = x.shape
-        mean = group_sums(x, groups).mean(-1, keepdim=True) / P  # (M, G, 1)
-        square = group_sums(x * x, groups).mean(-1, keepdim=True) / P
+        total = group_sums(x, groups)  # (M, G, C / G)
+        mean = total.mean(-1, keepdim=True) / P  # (M, G, 1)
+        square = group_sums(x * x, groups)
+        square = square.mean(-1, keepdim=True) / P
         inv = (square - mean * mean + eps).rsqrt_()
         scale = inv * weight.view(groups, -1)  # (M, G, C / G)
         shift = bias.view(groups, -1) - mean * scale
@@ -203,11 +211,14 @@ class FastGroupNorm(torch.autograd.Function):
         total = group_sums(grad, groups)
         dot_w = (dot * w).sum(-1, keepdim=True)  # (M, G, 1)
         total_w = (total * w).sum(-1, keepdim=True)
-        slope = (total_w * mean - dot_w) * inv**3 / n
-        offset = -slope * mean - total_w * inv / n
+        slope = total_w * mean - dot_w
+        slope = slope * inv**3 / n
+        offset = -slope * mean
+        offset = offset - total_w * inv / n
 
         def per_channel(y: Tensor) -> Tensor:
-            return y.expand(M, groups, C // groups).reshape(M, 1, C).to(x.dtype)
+            y = y.expand(M, groups, C // groups)
+            return y.reshape(M, 1, C).to(x.dtype)
 
         grad_x = torch.addcmul(per_channel(offset), x, per_channel(slope))
         grad_x.addcmul_(grad, per_channel(inv * w))
@@ -220,9 +231,10 @@ def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """norm(x) for a map x (M, C, height, width) stored channels last."""
     if x.device.type != 'cpu':
         return norm(x)
+    M, _, height, width = x.shape
     flat = x.permute(0, 2, 3, 1).flatten(1, 2)  # (M, P, C)
     flat = FastGroupNorm.apply(flat, norm.weight, norm.bias, norm.num_groups, norm.eps)
-    return flat.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+    return flat.view(M, height, width, -1).permute(0, 3, 1, 2)
 
 
 def fourier_features(x: Tensor, frequencies: int) -> Tensor:
@@ -233,6 +245,8 @@ def fourier_features(x: Tensor, frequencies: int) -> Tensor:
     """
     if not frequencies:
         return x
-    rate = 2 * math.pi / 8 * 2.0 ** torch.arange(frequencies, device=x.device)
-    angle = (rate * x.float()[..., None]).flatten(-2)
+    octave = torch.arange(frequencies, device=x.device)
+    rate = 2 * math.pi / 8 * 2.0**octave
+    angle = rate * x.float()[..., None]
+    angle = angle.flatten(-2)
     return torch.cat([x, angle.sin(), angle.cos()], -1)

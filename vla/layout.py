@@ -48,7 +48,8 @@ class Layout(NamedTuple):
 
     def join(self, other: 'Layout') -> 'Layout':
         """Describe these tokens and the other ones behind them."""
-        return Layout(*(torch.cat(pair, -1) for pair in zip(self, other)))
+        fields = [torch.cat(pair, -1) for pair in zip(self, other)]
+        return Layout(*fields)
 
     def after(self, *kinds: int) -> Tensor:
         """The first position (B) that no token of these kinds has reached.
@@ -56,8 +57,8 @@ class Layout(NamedTuple):
         Only the last document of each row counts.
         """
         position = self.position.amax(0)  # (B, T)
-        member = self.document == self.last_document
-        member = member & (sum(self.kind == kind for kind in kinds) > 0)
+        member = stand_for(self.kind, *kinds)
+        member = member & (self.document == self.last_document)
         return position.masked_fill(~member, -1).amax(1) + 1
 
     @property
@@ -93,16 +94,22 @@ def rotary_tables(
         mrope_section: how many of the c/2 frequencies each axis turns (M-RoPE of Qwen2-VL).
         dtype: of the tables; the angles are float32.
     """
-    ramp = torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32) / head_dim
-    axes = [
-        position[axis, ..., None].expand(-1, -1, count) for axis, count in enumerate(mrope_section)
-    ]
+    pairs = torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32)
+    ramp = pairs / head_dim
+    axes = []
+    for axis, count in zip(position, mrope_section):
+        axes.append(axis[..., None].expand(-1, -1, count))
     turning = torch.cat(axes, -1)  # (B, T, c/2)
     return layers.rotation(turning.float() * theta**-ramp, dtype)
 
 
 # -----------------------------------------------------------------------------
 # the prefix
+
+
+def column_of(x: Tensor) -> Tensor:
+    """The number of its column at every place of x (B, L)."""
+    return torch.arange(x.shape[1], device=x.device).expand(x.shape)
 
 
 def documents(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,7 +128,7 @@ def documents(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         ValueError: the batch says neither.
     """
     ids = batch['input_ids']
-    index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    index = column_of(ids)
     if 'document' not in batch:
         missing = [name for name in ('user_len', 'total_len') if name not in batch]
         if missing:
@@ -133,8 +140,10 @@ def documents(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         real = index < batch['total_len'][:, None]
         return torch.where(real, 0, -1), index, user
     document = batch['document']
-    begins = document != F.pad(document, (1, 0), value=-2)[:, :-1]
-    place = index - torch.where(begins, index, 0).cummax(1).values
+    before = F.pad(document, (1, 0), value=-2)[:, :-1]
+    begins = document != before
+    start = torch.where(begins, index, 0).cummax(1).values
+    place = index - start
     if 'user_len' not in batch:
         return document, place, document >= 0
     user_len = batch['user_len'].view(len(ids), -1)  # (B, documents)
@@ -158,26 +167,28 @@ def prefix_layout(
         position: (3, B, L) rotary positions.
         causal: whether the user part is causal (EO-1), too; the assistant part always is.
     """
-    index = torch.arange(document.shape[1], device=document.device).expand(document.shape)
+    index = column_of(document)
     order = index
     if not causal:  # one order for the whole user part makes it bidirectional
         order = torch.where(user, index - place, index)
-    kind = torch.where(document < 0, PAD, torch.where(user, USER, ASSISTANT))
+    kind = torch.where(user, USER, ASSISTANT)
+    kind = torch.where(document < 0, PAD, kind)
     noise_sample = torch.full_like(index, -1)
     return Layout(position, order, document, noise_sample, kind, torch.ones_like(user))
 
 
 def column_after(member: Tensor) -> Tensor:
     """The column (B) after the last True of each row of bool (B, L)."""
-    return (member * torch.arange(1, member.shape[1] + 1, device=member.device)).amax(1)
+    after = column_of(member) + 1
+    return (member * after).amax(1)
 
 
-def stand_for(ids: Tensor, *token_ids: int | None) -> Tensor:
-    """Where tokens of these ids stand, bool (B, L); None is an id that the tokenizer lacks."""
+def stand_for(ids: Tensor, *wanted: int | None) -> Tensor:
+    """Where one of these ids stands, bool (B, L); None is an id that the tokenizer lacks."""
     found = torch.zeros_like(ids, dtype=torch.bool)
-    for token_id in token_ids:
-        if token_id is not None:
-            found = found | (ids == token_id)
+    for i in wanted:
+        if i is not None:
+            found = found | (ids == i)
     return found
 
 
@@ -272,7 +283,8 @@ def user_part(batch: Batch) -> Batch:
     if 'document' in batch:
         return dict(batch, document=torch.where(user, document, -1))
     L = int(batch['user_len'].max())
-    return dict(batch, total_len=batch['user_len'], input_ids=batch['input_ids'][:, :L])
+    ids = batch['input_ids'][:, :L]
+    return dict(batch, total_len=batch['user_len'], input_ids=ids)
 
 
 def give_text(batch: Batch, texts: list[list[int]]) -> Batch:
@@ -280,13 +292,17 @@ def give_text(batch: Batch, texts: list[list[int]]) -> Batch:
     document, _, user = documents(batch)
     assert document.max() == 0, 'a row of several documents has no one assistant part'
     member = user & (document == 0)
-    users = [ids[there] for ids, there in zip(batch['input_ids'], member)]
-    rows = [torch.cat([ids, ids.new_tensor(text)]) for ids, text in zip(users, texts)]
-    device = batch['input_ids'].device
+    ids = batch['input_ids']
+    users = []
+    rows = []
+    for row, there, text in zip(ids, member, texts):
+        user_ids = row[there]
+        users.append(user_ids)
+        rows.append(torch.cat([user_ids, ids.new_tensor(text)]))
     batch = {name: value for name, value in batch.items() if name != 'document'}
     return dict(
         batch,
-        user_len=torch.tensor([len(ids) for ids in users], device=device),
-        total_len=torch.tensor([len(ids) for ids in rows], device=device),
+        user_len=torch.tensor([len(row) for row in users], device=ids.device),
+        total_len=torch.tensor([len(row) for row in rows], device=ids.device),
         input_ids=nn.utils.rnn.pad_sequence(rows, batch_first=True),
     )

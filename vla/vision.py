@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vla import layers
-from vla.layout import Batch
+from vla.layout import Batch, column_of
 
 if TYPE_CHECKING:
     from model import VLAConfig
@@ -164,10 +164,14 @@ class ConvStem(Stem):
         x = layers.group_norm(x + self.conv(x), self.norm)
         heat = x.permute(0, 2, 3, 1).flatten(1, 2)  # (M, 256, 64)
         heat = heat * self.sharpness.to(x.dtype)
-        keypoints = (self.where.to(x.dtype).t() @ heat.softmax(1)).flatten(1)  # (M, 128)
-        coarse = self.coarse(F.relu(x)).permute(0, 2, 3, 1).flatten(1)  # (M, 2048)
-        features = [keypoints.to(coarse.dtype), self.coarse_norm(coarse).to(coarse.dtype)]
-        return self.proj(torch.cat(features, -1)).view(len(x), self.tokens, -1)
+        where = self.where.to(x.dtype)
+        keypoints = (where.t() @ heat.softmax(1)).flatten(1)  # (M, 128)
+        coarse = self.coarse(F.relu(x))
+        coarse = coarse.permute(0, 2, 3, 1).flatten(1)  # (M, 2048)
+        keypoints = keypoints.to(coarse.dtype)
+        coarse = self.coarse_norm(coarse).to(coarse.dtype)
+        tokens = self.proj(torch.cat([keypoints, coarse], -1))
+        return tokens.view(len(x), self.tokens, -1)
 
     @staticmethod
     def check(cfg: 'VLAConfig') -> None:
@@ -223,17 +227,23 @@ class VisionBlock(nn.Module):
             real: bool (W, P), False for padding, which nobody sees; None without padding.
         """
         M, W, P, D = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(M, W, P, 3, self.heads, -1).unbind(3)
+        qkv = self.qkv(self.norm1(x))
+        q, k, v = qkv.view(M, W, P, 3, self.heads, -1).unbind(3)
         q = layers.rotate(q, cos, sin)
         k = layers.rotate(k, cos, sin)
-        q, k, v = (y.flatten(0, 1).transpose(1, 2) for y in (q, k, v))  # (M * W, h, P, c)
+        q = q.flatten(0, 1).transpose(1, 2)  # (M * W, h, P, c)
+        k = k.flatten(0, 1).transpose(1, 2)
+        v = v.flatten(0, 1).transpose(1, 2)
         mask = None
         if real is not None:
             mask = real.expand(M, W, P).reshape(M * W, 1, 1, P)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (M * W, h, P, c)
-        x = x + self.proj(y.transpose(1, 2).reshape(M, W, P, D))
-        gate, up = self.up(self.norm2(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        y = y.transpose(1, 2).reshape(M, W, P, D)
+        x = x + self.proj(y)
+        y = self.up(self.norm2(x))
+        gate, up = y.chunk(2, -1)
+        y = F.silu(gate) * up
+        return x + self.down(y)
 
 
 class QwenStem(Stem):
@@ -275,10 +285,12 @@ class QwenStem(Stem):
         out: list[Tensor] = [patches] * len(grids)  # each is replaced below
         for t, h, w in dict.fromkeys(grids):
             members = [i for i, grid in enumerate(grids) if grid == (t, h, w)]
+            M = len(members)
             x = torch.stack([parts[i] for i in members])
-            x = x.view(len(members) * t, h * w, -1).to(self.patch.weight.dtype)
+            x = x.view(M * t, h * w, -1).to(self.patch.weight.dtype)
             x = self.encode_frames(x, h, w)
-            for i, tokens in zip(members, x.view(len(members), -1, x.shape[-1])):
+            x = x.view(M, -1, x.shape[-1])
+            for i, tokens in zip(members, x):
                 out[i] = tokens
         return torch.cat(out)
 
@@ -294,14 +306,13 @@ class QwenStem(Stem):
 
     def positions(self, batch: Batch, picture: Tensor, place: Tensor) -> Tensor:
         """Rotary positions (3, B, L): the tokens of a picture form a grid, see grid_positions."""
-        index = torch.arange(place.shape[1], device=place.device).expand(place.shape)
         return grid_positions(
             picture,
             self.grids(batch),
             self.merge,
             batch['grid_seconds'] if 'grid_seconds' in batch else None,
             self.cfg.tokens_per_second,
-            index - place,
+            column_of(place) - place,
         )
 
     def to_windows(self, x: Tensor, gh: int, gw: int) -> Tensor:
@@ -309,17 +320,23 @@ class QwenStem(Stem):
         s = self.window
         nh = math.ceil(gh / s)
         nw = math.ceil(gw / s)
-        x = F.pad(x.view(len(x), gh, gw, -1), (0, 0, 0, nw * s - gw, 0, nh * s - gh))
-        x = x.view(len(x), nh, s, nw, s, -1).transpose(2, 3)
-        return x.reshape(len(x), nh * nw, s * s * self.merge**2, -1)
+        M = len(x)
+        below = nh * s - gh
+        right = nw * s - gw
+        x = x.view(M, gh, gw, -1)
+        x = F.pad(x, (0, 0, 0, right, 0, below))
+        x = x.view(M, nh, s, nw, s, -1).transpose(2, 3)
+        patches = s * s * self.merge**2
+        return x.reshape(M, nh * nw, patches, -1)
 
     def from_windows(self, x: Tensor, gh: int, gw: int) -> Tensor:
         """(M, W, P / W, .) -> (M, gh * gw, merge^2 * .), cells in reading order."""
         s = self.window
         nh = math.ceil(gh / s)
         nw = math.ceil(gw / s)
-        x = x.view(len(x), nh, nw, s, s, -1).transpose(2, 3)
-        x = x.reshape(len(x), nh * s, nw * s, -1)
+        M = len(x)
+        x = x.view(M, nh, nw, s, s, -1).transpose(2, 3)
+        x = x.reshape(M, nh * s, nw * s, -1)
         return x[:, :gh, :gw].flatten(1, 2)
 
     def rotary_tables(self, x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -329,11 +346,13 @@ class QwenStem(Stem):
         gw = columns // m
         c = x.shape[-1] // self.heads
         place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-        place = place.view(gh, m, gw, m, 2).transpose(1, 2).reshape(1, -1, 2).float()
+        place = place.view(gh, m, gw, m, 2).transpose(1, 2)
+        place = place.reshape(1, -1, 2).float()
         place = self.to_windows(place, gh, gw)[0].to(x.device)  # (W, P / W, 2): row, column
-        ramp = torch.arange(0, c // 2, 2, device=x.device, dtype=torch.float32) / (c // 2)
-        angle = (place[..., None] * 10_000.0**-ramp).flatten(2)
-        return layers.rotation(angle, layers.compute_dtype(x))
+        half = c // 2
+        ramp = torch.arange(0, half, 2, device=x.device, dtype=torch.float32) / half
+        angle = place[..., None] * 10_000.0**-ramp
+        return layers.rotation(angle.flatten(2), layers.compute_dtype(x))
 
     def encode_frames(self, patches: Tensor, rows: int, columns: int) -> Tensor:
         """Frames of one size, (M, P, .), patches of a cell side by side -> (M, P / merge^2, D)."""
@@ -348,12 +367,15 @@ class QwenStem(Stem):
         real = None  # no window sticks out
         whole_real = None
         if gh % self.window or gw % self.window:
-            real = self.to_windows(x.new_ones(1, rows * columns, 1), gh, gw)[0, :, :, 0].bool()
+            ones = x.new_ones(1, rows * columns, 1)
+            real = self.to_windows(ones, gh, gw)[0, :, :, 0].bool()
             whole_real = real.view(whole)
         for i, block in enumerate(self.blocks):
             run = layers.recomputed(block, self.cfg.recompute)
             if i in self.full_blocks:
-                x = run(x.view(M, *whole, D), whole_cos, whole_sin, whole_real).view(M, W, P, D)
+                x = x.view(M, *whole, D)
+                x = run(x, whole_cos, whole_sin, whole_real)
+                x = x.view(M, W, P, D)
             else:
                 x = run(x, cos, sin, real)
         x = self.from_windows(self.norm(x), gh, gw)  # (M, cells, merge^2 * width)
@@ -373,7 +395,8 @@ class QwenStem(Stem):
         window = (cfg.vision_window // cfg.patch_size) ** 2
         full = len(cfg.vision_full_blocks)
         keys = cfg.vision_layers * window + full * (patches - window)  # of all blocks together
-        per_patch = cfg.vision_layers * (4 * width + 3 * cfg.vision_intermediate) + 2 * keys
+        block = 4 * width + 3 * cfg.vision_intermediate
+        per_patch = cfg.vision_layers * block + 2 * keys
         per_patch += 3 * cfg.patch_frames * cfg.patch_size**2
         merger = width * cell * (width * cell + cfg.hidden_size)
         return patches * width * per_patch + QwenStem.tokens_per_picture(cfg) * merger
@@ -432,7 +455,9 @@ def patchify(
     std = 255 * torch.tensor(PIXEL_STD, device=images.device)
     t = math.ceil(T / frames)
     x = (x.float() - mean) / std
-    x = torch.cat([x, x[:, -1:].expand(-1, t * frames - T, -1, -1, -1)], 1)
+    repeated = t * frames - T
+    last = x[:, -1:].expand(-1, repeated, -1, -1, -1)
+    x = torch.cat([x, last], 1)
     x = x.view(M, t, frames, h // cell, merge, patch, w // cell, merge, patch, 3)
     x = x.permute(0, 1, 3, 6, 4, 7, 9, 2, 5, 8)  # (M, t, gh, gw, merge, merge, 3, frames, p, p)
     grids = [(t, h // patch, w // patch)] * M
@@ -467,8 +492,10 @@ def smart_size(
 
 def resize(picture: Tensor, h: int, w: int) -> Tensor:
     """(..., height, width, 3) bytes -> (..., h, w, 3) float32, as PIL's bicubic filter does it."""
-    y = picture.view(-1, *picture.shape[-3:]).permute(0, 3, 1, 2).float()
-    for size in ((y.shape[2], w), (h, w)):  # PIL rounds to bytes after either direction
+    height, width, _ = picture.shape[-3:]
+    y = picture.view(-1, height, width, 3)
+    y = y.permute(0, 3, 1, 2).float()
+    for size in ((height, w), (h, w)):  # PIL rounds to bytes after either direction
         y = F.interpolate(y, size, mode='bicubic', antialias=True)
         y = y.add(0.5).floor().clamp(0, 255)
     return y.permute(0, 2, 3, 1).view(*picture.shape[:-3], h, w, 3)
@@ -545,11 +572,14 @@ def grid_positions(
             axes = [torch.tensor(times), torch.arange(rows), torch.arange(columns)]
             cell = torch.stack(torch.meshgrid(*axes, indexing='ij')).flatten(1)  # (3, cells)
             step = torch.zeros(cell.shape[1], dtype=torch.int64)
-            step[-1] = max(times[-1], rows - 1, columns - 1) + 1  # text goes on after the last cell
+            longest = max(times[-1], rows - 1, columns - 1)
+            step[-1] = longest + 1  # text goes on after the last cell
             cells.append(cell)
             steps.append(step)
-        advance = advance.masked_scatter(at, torch.cat(steps).to(at.device))
-        offset = offset.masked_scatter(at.expand(3, -1, -1), torch.cat(cells, 1).to(at.device))
+        all_steps = torch.cat(steps).to(at.device)
+        all_cells = torch.cat(cells, 1).to(at.device)
+        advance = advance.masked_scatter(at, all_steps)
+        offset = offset.masked_scatter(at.expand(3, -1, -1), all_cells)
     before = advance.cumsum(1) - advance
     if start is not None:
         before = before - before.gather(1, start)
