@@ -19,7 +19,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -289,7 +289,7 @@ _FIELDS: dict[str, tuple[int, ...]] = {
 }
 
 
-def state_vector(obs: dict[str, Any]) -> np.ndarray:
+def state_vector(obs: Mapping[str, Any]) -> np.ndarray:
     """Observation of the world -> (S,) float32 in the order of STATE."""
     # The fields are cast first and computed with then: a recorded row reproduces its tracking
     # error bit for bit.

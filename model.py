@@ -26,7 +26,7 @@ Flow convention (pi0, EO-1), everywhere: t = 1 is noise, t = 0 is data,
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -812,7 +812,7 @@ class VLA(nn.Module):
     def save(
         self,
         folder: str,
-        meta: dict[str, Any],
+        meta: Mapping[str, Any],
         ema: Any = None,
         gather: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     ) -> None:

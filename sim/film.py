@@ -269,7 +269,8 @@ def save_pictures(
             paths.append(f'{base}_{mode}.png')
             Image.fromarray(picture).save(paths[-1])
         paths.append(f'{base}.npz')
-        np.savez_compressed(paths[-1], body_names=np.array(names), **arrays)
+        contents: dict[str, Any] = dict(arrays, body_names=np.array(names))
+        np.savez_compressed(paths[-1], **contents)
     return paths
 
 

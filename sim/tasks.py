@@ -11,7 +11,7 @@ world.py), z = 0 on the table top; angles in rad.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 
@@ -105,12 +105,16 @@ class Narrow:
         self.shuffle = rng.shuffle
         self.permutation = rng.permutation
 
-    def uniform(self, low=0.0, high=1.0, size=None) -> float | np.ndarray:
+    def uniform(
+        self, low: float = 0.0, high: float = 1.0, size: int | tuple[int, ...] | None = None
+    ) -> Any:
         """Like Generator.uniform, from the middle of low..high."""
         middle = np.add(low, high) / 2
         return middle + self.share * (self.rng.uniform(low, high, size) - middle)
 
-    def normal(self, loc=0.0, scale=1.0, size=None) -> float | np.ndarray:
+    def normal(
+        self, loc: float = 0.0, scale: float = 1.0, size: int | tuple[int, ...] | None = None
+    ) -> Any:
         """Like Generator.normal, nearer to loc."""
         return loc + self.share * (self.rng.normal(loc, scale, size) - np.asarray(loc))
 

@@ -154,7 +154,7 @@ def test_wild_commands_stay_within_effort_and_velocity_limits():
     cell.reset(0)
     rng, limit = np.random.default_rng(0), np.array([*[v for _, v in LIMITS.values()] * 2])
     most = np.zeros(14)
-    for step in range(20):
+    for _ in range(20):
         before = cell.joint_command.copy()
         cell.step(rng.uniform(control.TOOL_LOW, control.TOOL_HIGH))
         moved = np.abs(cell.joint_command - before)[1:15] * cell.control_hz

@@ -97,7 +97,7 @@ print(*sorted({'torch', 'mujoco'} & sys.modules.keys()))
 """
 # Each group of modules is loaded by a fresh Python, with what else they load.
 LOADS = {
-    'episode': ([ROOT / 'episode.py'], set()),
+    'doors': ([ROOT / 'episode.py', ROOT / 'instructions.py'], set()),
     'sim': (sorted(ROOT.glob('sim/*.py')), {'mujoco'}),
     'vla': ([ROOT / 'data.py', ROOT / 'model.py', *sorted(ROOT.glob('vla/*.py'))], {'torch'}),
 }

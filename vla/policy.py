@@ -126,7 +126,7 @@ def checkpoint(
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f'device={device}: torch sees no such GPU here; leave --device out')
-    net, meta = model.VLA.load(folder)
+    net, meta = model.VLA.load(str(folder))
     net = net.to(device).eval()
     autocast = layers.autocast_for(device, dtype)
     processor = Processor.from_dict(meta['processor'])
