@@ -79,6 +79,12 @@ class Fit:
     yaw_error: float = 0.0  # rad
     tilt: float = 0.0  # rad
 
+    @property
+    def studs(self) -> int:
+        """How many studs are in."""
+        nx, ny = np.round(self.hi - self.lo)
+        return int(nx * ny)
+
 
 def pool_xml(n_slots: int) -> tuple[str, str, str]:
     """MJCF of the weld pool: (bodies, excludes, equalities).
@@ -269,8 +275,9 @@ class Clutch:
         measured there it never snapped.
         """
         lever = ((fit.lo + fit.hi) / 2 - fit.cell) * self.pitch_m  # along a's axes
-        # Of a plane through pos with normal R z.
-        return pos[2] - (R[0, 2] * lever[0] + R[1, 2] * lever[1]) / R[2, 2] - self.dims[a, 2]
+        x, y, z = R[:, 2]  # normal of a plane through pos
+        lowered = (x * lever[0] + y * lever[1]) / z
+        return pos[2] - lowered - self.dims[a, 2]
 
     def nearest_cell(self, a: int, b: int, pos: np.ndarray, R: np.ndarray) -> Fit | None:
         """Where b would sit on a; None if no stud overlaps.
@@ -388,8 +395,9 @@ class Clutch:
             if b not in by_upper:
                 self.pending[b] = 0
         for b, lowers in by_upper.items():
-            studs = sum(int(np.prod(np.round(fit.hi - fit.lo))) for _, _, fit in lowers)
-            enough = sum(force for _, force, _ in lowers) >= self.insertion_force_n * studs
+            studs = sum(fit.studs for _, _, fit in lowers)
+            pressed_n = sum(force for _, force, _ in lowers)
+            enough = pressed_n >= self.insertion_force_n * studs
             self.pending[b] = self.pending[b] + 1 if enough else 0
             if self.pending[b] >= self.DWELL:
                 self.pending[b] = 0

@@ -32,8 +32,11 @@ YAW = 5
 OPENING = 6
 # Commands outside these bounds are clipped: torso frame, m and rad. A negative opening squeezes
 # harder (kp 1500 N/m per finger).
-TOOL_LOW = np.array([-0.5236, *[0.15, -0.45, 0.002, -1.2, -1.2, -np.pi, -0.02] * 2])
-TOOL_HIGH = np.array([0.5236, *[0.56, 0.45, 0.40, 1.2, 1.2, np.pi, 0.08] * 2])
+SPINE_LIMIT_RAD = 0.5236
+ARM_LOW = (0.15, -0.45, 0.002, -1.2, -1.2, -np.pi, -0.02)
+ARM_HIGH = (0.56, 0.45, 0.40, 1.2, 1.2, np.pi, 0.08)
+TOOL_LOW = np.array([-SPINE_LIMIT_RAD, *ARM_LOW, *ARM_LOW])
+TOOL_HIGH = np.array([SPINE_LIMIT_RAD, *ARM_HIGH, *ARM_HIGH])
 CLOSED_M = -0.02  # commanded opening of a gripping hand: squeezes with the spring's full reach
 SPINE = 0  # the first slot of both kinds of action
 N_JOINTS = len(JOINT_NAMES)  # of a joint action; openings come after them
@@ -49,12 +52,11 @@ class Controller:
         stated = model.jnt_user[ids, 0] if model.nuser_jnt else np.zeros(len(ids))
         speed = np.where(stated > 0, stated, np.inf)
         self.reach_rad = speed / control_hz  # in one control interval
-        opening = ARM_TOOL[HANDS[0]].start + OPENING  # the same bounds for both hands
         limited = model.jnt_limited[ids].astype(bool)
         low = np.where(limited, model.jnt_range[ids, 0], -np.inf)
         high = np.where(limited, model.jnt_range[ids, 1], np.inf)
-        self.joint_low = np.array([*low, *[TOOL_LOW[opening]] * len(HANDS)])
-        self.joint_high = np.array([*high, *[TOOL_HIGH[opening]] * len(HANDS)])
+        self.joint_low = np.array([*low, ARM_LOW[OPENING], ARM_LOW[OPENING]])
+        self.joint_high = np.array([*high, ARM_HIGH[OPENING], ARM_HIGH[OPENING]])
 
     def start(self, tool_command: np.ndarray) -> np.ndarray:
         """Joints (17,) rad and m for the first tool command (15,) of an episode, from home."""

@@ -12,6 +12,8 @@ All numbers are m, rad, s in the torso frame (spine at zero: the same as the wor
 that belong to a brick scale with it.
 """
 
+from typing import TypeVar
+
 import numpy as np
 
 from episode import ARM_TOOL
@@ -21,6 +23,7 @@ from sim.kinematics import matrix_to_rotvec, rot_z, rotvec_to_matrix, wrap, yaw_
 from sim.tasks import PUT_DOWN
 from sim.truth import Truth
 
+Number = TypeVar('Number', float, np.ndarray)
 XY = slice(0, 2)
 X, Z = 0, 2
 ROLL = 3  # slot of the rotation about x
@@ -58,6 +61,17 @@ CLEAR_Y_M = 0.16  # an idle hand stays at least this far from the middle
 def side_of(hand: str) -> int:
     """Sign of y on the hand's own side of the table."""
     return 1 if hand == 'left' else -1
+
+
+def sideways_m(a: np.ndarray, b: np.ndarray) -> float:
+    """Distance of two points (2,) or (3,) m in the horizontal plane."""
+    x, y = a[:2] - b[:2]
+    return np.hypot(x, y)
+
+
+def stepped(now: Number, to: Number, limit: float) -> Number:
+    """`now`, moved towards `to` by at most `limit`, each number of an array by itself."""
+    return now + np.clip(to - now, -limit, limit)
 
 
 def put_down(hand: str) -> tuple[np.ndarray, float]:
@@ -118,7 +132,9 @@ class Hand:
         self.stroke = (self.command[OPENING] - CLOSED_M) / (self.open_m - CLOSED_M)
         self.height = truth.grasp_height_m
         width = 2 * s * STUD_PITCH_M
-        self.near = np.hypot(*grip[:2]) < 0.012 * s and abs(grip[2] + self.height) < 0.007 * s
+        beside = np.hypot(grip[0], grip[1])
+        above = grip[2] + self.height
+        self.near = beside < 0.012 * s and abs(above) < 0.007 * s
         self.held = self.near and self.opening_m < width + 0.003
         self.closed = self.opening_m < width + 0.008 * s
         # Fingers on the long sides, the turn nearest to rest.
@@ -154,18 +170,23 @@ class Hand:
         way = np.asarray(xy) - c[XY]
         length = max(float(np.linalg.norm(way)), 1e-9)
         self.new[XY] = c[XY] + way * min(1, speed * dt / length)
-        self.new[Z] = c[Z] + np.clip(z - c[Z], -z_speed * dt, z_speed * dt)
+        self.new[Z] = stepped(c[Z], z, z_speed * dt)
         # The way that stays within the wrist's range, not the shortest.
         if isinstance(turn, np.ndarray):
             v = matrix_to_rotvec(turn)
         else:
             v = np.array([*self.lean(), turn])
-        self.new[ROTVEC] = c[ROTVEC] + np.clip(v - c[ROTVEC], -TURN_RAD_S * dt, TURN_RAD_S * dt)
+        self.new[ROTVEC] = stepped(c[ROTVEC], v, TURN_RAD_S * dt)
 
     def turn(self, yaw: float) -> float:
         """Yaw to command so that the held brick gets to `yaw` (modulo half a turn)."""
         turn = self.command[YAW] + wrap(yaw - self.brick_yaw, np.pi)
         return turn if abs(turn) < MAX_YAW_RAD else wrap(turn, np.pi)
+
+    def misplaced(self, place: np.ndarray, yaw: float) -> float:
+        """How far the brick is from a place sideways, m, its error in yaw counted in."""
+        turned = wrap(yaw - self.brick_yaw, np.pi)
+        return sideways_m(place, self.brick) + M_PER_RAD * abs(turned)
 
     def lean(self) -> np.ndarray:
         """Tilt to command, the first two numbers of a rotation vector.
@@ -176,7 +197,7 @@ class Hand:
         """
         tilt = np.cross([0, 0, 1], self.up)
         angle = float(np.linalg.norm(tilt))
-        far = np.hypot(*(self.grip - self.tool)[:2]) > 0.05
+        far = sideways_m(self.grip, self.tool) > 0.05
         if not self.held and (angle > MAX_LEAN_RAD or far):
             return np.zeros(2)
         tilt *= max(0, 1 - LEVEL_RAD / max(angle, 1e-9))
@@ -209,10 +230,11 @@ class Hand:
             return self.right()
         # Where the brick leans, the tool goes above the grip along the brick's own axis.
         tilted = np.cos(MAX_LEAN_RAD) < self.up[2] < np.cos(LEVEL_RAD)
-        goal = self.grip + self.height * (self.up if tilted else np.array([0, 0, 1]))
+        axis = self.up if tilted else np.array([0, 0, 1])
+        goal = self.grip + self.height * axis
         lean = np.linalg.norm(self.lean() - self.command[TILT])
         turn = abs(wrap(self.grasp_yaw - self.yaw)) + lean
-        error = np.hypot(*(goal - self.tool)[:2]) + M_PER_RAD * turn
+        error = sideways_m(goal, self.tool) + M_PER_RAD * turn
         above = self.tool[2] - goal[2]
         in_place = self.near and error < 0.004 * s and abs(above) < 0.004 * s
         if in_place and (self.stroke < 0.9 or error < 0.0025 * s):
@@ -251,7 +273,7 @@ class Hand:
         left = np.linalg.norm(matrix_to_rotvec(turned @ t.command.T))
         to_spot = spot - (t.middle - self.tool)[:2]
         self.gripper(shut=True)
-        if left > 0.2 or np.hypot(*(spot - t.middle[:2])) > 0.03:
+        if left > 0.2 or sideways_m(spot, t.middle) > 0.03:
             z = self.tool[2] - t.lowest_m + 0.06
             turn = turned if t.lowest_m > 0.02 else t.R
             self.go(to_spot, turn, z, self.lifted_speed())
@@ -270,10 +292,10 @@ class Hand:
         goal = t.middle.copy()
         goal[2] = max(goal[2], FINGERTIP_M + 0.005)
         turn = np.linalg.norm(matrix_to_rotvec(grasp @ t.R.T))
-        error = np.hypot(*(goal - self.tool)[:2]) + M_PER_RAD * turn
+        error = sideways_m(goal, self.tool) + M_PER_RAD * turn
         above = self.tool[2] - goal[2]
         in_place = error < 0.004 * s and abs(above) < 0.004 * s
-        self.gripper(shut=in_place)
+        self.gripper(shut=bool(in_place))
         if in_place:
             self.go(goal[:2], grasp, goal[2], FINE_SPEED_M_S)
             return 'grasp'
@@ -309,7 +331,8 @@ class Hand:
         truth = self.truth
         tops = []
         for name in (*self.tower, truth.goal.lower):
-            tops.append(truth.brick_pose(name)[0][2] + truth.brick(name).height_m(self.scale))
+            bottom = truth.brick_pose(name)[0][2]
+            tops.append(bottom + truth.brick(name).height_m(self.scale))
         studs = self.scale * STUD_HEIGHT_M
         return bool(self.tool[2] > max(tops) + studs + FINGERTIP_M + 0.004)
 
@@ -351,9 +374,8 @@ class Hand:
     def lay_down(self, point: np.ndarray, yaw: float) -> str:
         """Carry the held brick to a place (2,) m on the table and let go of it there."""
         s = self.scale
-        way = point - self.brick[:2]
         turn = self.turn(yaw)
-        error = np.hypot(*way) + M_PER_RAD * abs(wrap(yaw - self.brick_yaw, np.pi))
+        error = self.misplaced(point, yaw)
         if error < 0.015 and self.brick[2] < 0.0015 * s:
             return self.let_go()
         # In the end it goes onto the table, softly.
@@ -384,7 +406,7 @@ class Hand:
 
     def hold_down(self) -> str:
         """Press on the studs of a plate with closed fingers."""
-        error = np.hypot(*(self.grip - self.tool)[:2])
+        error = sideways_m(self.grip, self.tool)
         # Height of the tool when the fingertips touch the studs.
         touching = self.grip[2] + self.scale * (PLATE_HEIGHT_M + STUD_HEIGHT_M) + FINGERTIP_M
         closed = self.opening_m < 0.008
@@ -407,7 +429,8 @@ class Hand:
         the other hand does not lose the lower brick.
         """
         z_speed = PULL_SPEED_M_S * self.scale
-        self.go(self.tool[:2], self.command[YAW], self.command[Z] + 0.1, z_speed=z_speed)
+        up = self.command[Z] + 0.1
+        self.go(self.tool[:2], self.command[YAW], up, z_speed=z_speed)
         outer = -side_of(self.hand)  # the edge away from this hand's side comes off first
         roll = self.command[ROLL] + outer * PEEL_RAD_S * self.dt
         self.new[ROLL] = np.clip(roll, -MAX_PEEL_RAD, MAX_PEEL_RAD)
@@ -432,7 +455,7 @@ class Hand:
         target, target_yaw = truth.goal_pose()
         way = (target - self.brick)[:2]
         turn = self.turn(target_yaw)
-        error = np.hypot(*way) + M_PER_RAD * abs(wrap(target_yaw - self.brick_yaw, np.pi))
+        error = self.misplaced(target, target_yaw)
         seat_z = target[2] - self.in_hand[2]  # of the tool with the brick seated
         stud = s * STUD_HEIGHT_M
         above_studs = self.tool[2] - seat_z - stud
@@ -441,7 +464,8 @@ class Hand:
         if error < tolerance and self.command[Z] < seat_z + stud + 0.012 * s:
             # A stuck brick must not wind the command up sideways without end; but held to the tool
             # itself, it would leave the tracking error of the arm, 0.5 mm and more, in the press.
-            ahead = np.clip(self.command[XY] + 0.6 * way - self.tool[:2], -WINDUP_M, WINDUP_M)
+            aim = self.command[XY] + 0.6 * way
+            ahead = np.clip(aim - self.tool[:2], -WINDUP_M, WINDUP_M)
             # Pressed on any faster, towers break.
             gently = 0.25 if len(truth.plan.chain) > 1 else 1
             z_speed = PRESS_SPEED_M_S * s * gently
@@ -477,7 +501,8 @@ class Tipped:
         self.up = R_brick[:, 2]
         self.R = hand.R
         self.command = rotvec_to_matrix(hand.command[ROTVEC])
-        half = np.array([*(s * STUD_PITCH_M * np.array(spec.studs)), spec.height_m(s)]) / 2
+        nx, ny = s * STUD_PITCH_M * np.array(spec.studs)
+        half = np.array([nx, ny, spec.height_m(s)]) / 2
         self.middle = at + R_brick @ [0, 0, half[2]]
         studs_below = max(0, -R_brick[2, 2]) * s * STUD_HEIGHT_M
         self.lowest_m = self.middle[2] - np.abs(R_brick[2]) @ half - studs_below
@@ -486,7 +511,8 @@ class Tipped:
         short = int(np.argmin(half[:2]))
         widest = hand.open_m - 0.008
         axes = [i for i in (short, 1 - short, 2) if i == 2 or 2 * half[i] < widest]
-        axis = max(axes, key=lambda i: abs(R_brick[:, i] @ self.R[:, 1]))
+        along_jaw = np.abs([R_brick[:, i] @ self.R[:, 1] for i in range(3)])
+        axis = max(axes, key=along_jaw.__getitem__)
         gap = 2 * half[axis] + (axis == 2) * s * STUD_HEIGHT_M
         in_hand = self.R.T @ (self.middle - hand.tool)
         off_m = max(np.hypot(in_hand[0], in_hand[2]) / 2, abs(in_hand[1]))
@@ -495,7 +521,8 @@ class Tipped:
             level = [i for i in axes if abs(R_brick[2, i]) < 0.72]
             axis = level[0] if level else 2
         self.on_side = axis == 2
-        self.jaw = R_brick[:, axis] * (1 if R_brick[1, axis] > 0 else -1)
+        jaw = R_brick[:, axis]
+        self.jaw = jaw if jaw[1] > 0 else -jaw
         # Held so that with the brick upright the hand would lean, it cannot press.
         leaning = np.cross(self.up, [0, 0, 1])
         leans = np.arctan2(np.linalg.norm(leaning), self.up[2])
@@ -525,11 +552,14 @@ class Tipped:
     def turned(self) -> np.ndarray:
         """Tool rotation (3, 3) that rights the brick in the hand as far as the arm can."""
         if self.on_side:
-            tilt = np.sign(self.up @ self.R[:, 1]) * np.arccos(np.clip(self.up[2], -1, 1))
+            leans = np.arccos(np.clip(self.up[2], -1, 1))
+            tilt = np.sign(self.up @ self.R[:, 1]) * leans
             roll = np.arctan2(self.R[2, 1], self.R[2, 2]) + tilt
-            return rotvec_to_matrix(np.array([np.clip(roll, *ROLL_RAD), 0, 0]))
+            roll = np.clip(roll, *ROLL_RAD)
+            return rotvec_to_matrix(np.array([roll, 0, 0]))
         pitch = np.arcsin(-self.R[2, 0]) - self.lean(self.R[:, 1])
-        return rotvec_to_matrix(np.array([0, np.clip(pitch, *PITCH_RAD), 0]))
+        pitch = np.clip(pitch, *PITCH_RAD)
+        return rotvec_to_matrix(np.array([0, pitch, 0]))
 
     def clear_spot(self) -> np.ndarray:
         """The nearest place (2,) m on the hand's own side that is clear of other bricks."""

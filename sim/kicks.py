@@ -159,7 +159,9 @@ class Kicks:
         """Grasp off-centre along the brick."""
         along_m = self.rng.uniform(-0.0055, 0.0055) * truth.brick_scale
         yaw = truth.tool_command[ARM_TOOL[hand]][YAW]
-        return [(np.array([np.cos(yaw) * along_m, np.sin(yaw) * along_m, 0, 0, 0, 0]), None)]
+        x = np.cos(yaw) * along_m
+        y = np.sin(yaw) * along_m
+        return [(np.array([x, y, 0, 0, 0, 0]), None)]
 
     def _displacement(self, truth: Truth, hand: str, verb: str) -> list[Push]:
         """Push the hand aside, over two or three control steps."""
@@ -175,8 +177,9 @@ class Kicks:
             shrink = 0.5
         else:
             shrink = 1.0
-        x, y, z, *_ = truth.tool_command[ARM_TOOL[hand]]
-        offset = np.array([*rng.normal(0, size, 3), 0, 0, rng.normal(0, turn)]) * shrink
+        x, _, z = truth.tool_command[ARM_TOOL[hand]][XYZ]
+        aside = rng.normal(0, size, 3)
+        offset = np.array([*aside, 0, 0, rng.normal(0, turn)]) * shrink
         low = truth.grasp_height_m
         if held:  # never ram a held brick into what lies below it
             low += self._floor(truth, hand) + STUD_HEIGHT_M * truth.brick_scale + 0.004

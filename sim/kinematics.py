@@ -117,6 +117,7 @@ class ArmIK:
         model = self.model
         data = self.data
         eye = np.eye(len(self.qadr))
+        weight = np.array([1, 1, 1, M_PER_RAD, M_PER_RAD, M_PER_RAD])[:, None]
         q = np.clip(q, self.low, self.high)
         for _ in range(iterations):
             p, Rc = self.forward(q)
@@ -126,7 +127,7 @@ class ArmIK:
                 break
             mujoco.mj_comPos(model, data)
             mujoco.mj_jacSite(model, data, self.jac[:3], self.jac[3:], self.site)
-            J = self.jac[:, self.vadr] * [[1], [1], [1], [M_PER_RAD], [M_PER_RAD], [M_PER_RAD]]
+            J = self.jac[:, self.vadr] * weight
             step = np.clip(e_pos, -MAX_ERROR_M, MAX_ERROR_M)
             turn = M_PER_RAD * np.clip(e_rot, -MAX_ERROR_RAD, MAX_ERROR_RAD)
             e = np.concatenate([step, turn])
@@ -135,5 +136,6 @@ class ArmIK:
             pinv = J.T @ np.linalg.inv(J @ J.T + damping * np.eye(6))
             null_space = NULL_GAIN * min(1, 20 * size) * (eye - pinv @ J)
             dq = pinv @ e + null_space @ (self.home - q)
-            q = np.clip(q + np.clip(dq, -MAX_MOVE_RAD, MAX_MOVE_RAD), self.low, self.high)
+            dq = np.clip(dq, -MAX_MOVE_RAD, MAX_MOVE_RAD)
+            q = np.clip(q + dq, self.low, self.high)
         return q, float(np.linalg.norm(pos - self.forward(q)[0]))
