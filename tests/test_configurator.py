@@ -179,7 +179,7 @@ def test_help_prints_the_docstring_and_the_settings_under_their_headings_with_wh
         '  --fast=False',
         '  # how',
         "  --name='a'",
-        "  --words=('x', 'y')  # first # and second",
+        "  --words=('x', 'y')  # first and second",
         '  --limit=None  # s',
     ]
 
