@@ -107,8 +107,9 @@ RENDEZVOUS = (
             '--max_steps=9',
             {'SLURM_GPUS_ON_NODE': '8'},
             '\n'.join(
-                f'--kill-on-bad-exit=1 torchrun --nnodes=2 --nproc_per_node=8 {RENDEZVOUS} train.py config/debug.py '
-                f'--device=cuda --fsdp=True --recompute=True --out_dir=out/smoke_8gpu --max_steps=9{more}'
+                f'--kill-on-bad-exit=1 torchrun --nnodes=2 --nproc_per_node=8 {RENDEZVOUS} '
+                'train.py config/debug.py --device=cuda --fsdp=True --recompute=True '
+                f'--out_dir=out/smoke_8gpu --max_steps=9{more}'
                 for more in (' --resume=never --max_minutes=1e-6', '')
             ),
         ),
@@ -223,8 +224,8 @@ def test_the_login_node_installs_and_a_sourced_setup_does_not(cluster, tmp_path)
 
 
 DOCKER = (
-    'docker run --rm --ipc=host --gpus=all --volume={0}:{0}%s --workdir={0} --user={1} --env=HOME=/tmp '
-    '--env=USER --env=HF_HOME --env=WANDB_MODE --env=WANDB_API_KEY vla-lego'
+    'docker run --rm --ipc=host --gpus=all --volume={0}:{0}%s --workdir={0} --user={1} '
+    '--env=HOME=/tmp --env=USER --env=HF_HOME --env=WANDB_MODE --env=WANDB_API_KEY vla-lego'
 )
 
 
