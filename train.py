@@ -1,4 +1,4 @@
-"""Train the VLA by behaviour cloning on a folder of episodes; killed, the same command goes on.
+r"""Train the VLA by behaviour cloning on a folder of episodes; killed, the same command goes on.
 
 python train.py config/debug.py                                       # any machine, no simulator
 python train.py config/demo.py config/demo_start.py                   # first lesson: 1 CPU or 1 GPU
@@ -54,7 +54,7 @@ action_slots = ('*',)  # of that array; the command in force is held in the othe
 rows_after_success = 3  # rows after the goal is reached for good that still start a window
 val_fraction = 0.05  # of the episodes, chosen by hash of task and seed
 noise_samples = 4  # K, (noise, time) pairs per chunk that share one reading of the images
-pure_noise = 0.5  # share of them at t = 1, the only time that acting in one step asks for; the
+pure_noise = 0.5  # share of them at t = 1, the only time that acting in one step needs; the
 # others have times from Beta(1.5, 1), as in pi0 and EO-1
 read_text = 0.5  # probability that a noise sample sees the subtask text
 gain = 0.1  # augmentation: spread of the colour gain, per channel
@@ -391,7 +391,7 @@ if __name__ == '__main__':
         with meter.waiting():
             upcoming = send(next(batches, ()), device)  # while a GPU is busy with this step
         if max_minutes and time.perf_counter() - began > 60 * max_minutes:
-            stop_request.ask(parallel.LEAVE)
+            stop_request.set(parallel.LEAVE)
         stop = stop_request.agreed()  # all processes stop after the same step
 
         # What is due after this step, all of it only while the numbers are sound.
@@ -451,8 +451,8 @@ if __name__ == '__main__':
     if master:
         log.close(out_dir if wandb_artifacts else '')
         if step < max_steps:  # slurm/train.sh looks for the first word
-            asks = 'requeue: ' if stop == parallel.REQUEUE else ''
-            print(f'{asks}stopped at step {step}, saved; the same command goes on from here')
+            prefix = 'requeue: ' if stop == parallel.REQUEUE else ''
+            print(f'{prefix}stopped at step {step}, saved; the same command goes on from here')
         else:
             watch.plot_losses(log.path, f'{out_dir}/loss.png')
             minutes = (time.perf_counter() - began) / 60

@@ -25,7 +25,7 @@ import data
 import model
 import train
 from episode import git_rev, write_synthetic_episodes
-from vla import checkpoint, layers, pretrained, watch
+from vla import checkpoint, layers, parallel, pretrained, watch
 from vla.processor import FAR, Processor
 
 TINY = (
@@ -583,6 +583,16 @@ def test_two_processes_agree_under_muon_and_resume_exactly(whole, episodes, tmp_
     process.communicate()
     run(episodes, tmp_path / 'cut', processes=2)
     assert identical(tmp_path / 'two', tmp_path / 'cut')
+
+
+def test_settings_that_do_not_go_together_are_named():
+    config = dict(train.config, batch_size=10, accumulate=3)
+    with pytest.raises(ValueError, match='batch_size 10 does not divide by 2 processes x acc'):
+        train.check_settings(config, 2)
+    with pytest.raises(ValueError, match='offload=True is for fsdp=True, and AdamW only'):
+        train.check_settings(dict(train.config, offload=True, fsdp=True), 1)
+    with pytest.raises(ValueError, match="requeue_signal 'USR1' is no signal"):
+        parallel.StopRequest('USR1')
 
 
 def test_bfloat16_is_chosen_only_where_the_hardware_has_it():

@@ -333,7 +333,7 @@ def _going_on(
 def _overrule(
     start: Start, settings: Mapping[str, Any], defaults: Mapping[str, Any], folder: str
 ) -> None:
-    """Let the folder's settings count, unless others were asked for, which is refused."""
+    """Let the folder's settings count, unless others were given, which is refused."""
     theirs = {k: v for k, v in as_json(start.fields).items() if k in settings}
     differ = {k: v for k, v in theirs.items() if settings[k] != v}
     if start.processor:

@@ -93,7 +93,7 @@ def wait_for_all() -> None:
 def keep_freed_memory() -> None:
     """Tell glibc not to hand freed memory back to the kernel.
 
-    Every step asks for the same tens of MB again, and mapping and clearing those pages took 10-20 %
+    Every step needs the same tens of MB again, and mapping and clearing those pages took 10-20 %
     of a CPU step. Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] == 'glibc':
@@ -105,7 +105,7 @@ def keep_freed_memory() -> None:
 class StopRequest:
     """Whether somebody wants the run to stop early: finish the step, save, leave.
 
-    SIGTERM asks for that (LEAVE). The requeue signal asks for the job to be queued again as well
+    SIGTERM requests that (LEAVE). The requeue signal wants the job to be queued again as well
     (REQUEUE): slurm/train.sh does so. Signals may come at any moment and to one process only, so
     all processes agree once a step.
     """
@@ -121,14 +121,14 @@ class StopRequest:
         signal.signal(self.requeue_signal, self._hear)
 
     def _hear(self, number: int, frame: Any) -> None:
-        self.ask(REQUEUE if number == self.requeue_signal else LEAVE)
+        self.set(REQUEUE if number == self.requeue_signal else LEAVE)
 
-    def ask(self, reason: int) -> None:
-        """Ask for a stop from within the run."""
+    def set(self, reason: int) -> None:
+        """Request a stop from within the run."""
         self.reason = max(self.reason, reason)
 
     def agreed(self) -> int:
-        """Return the reason that all processes act on: 0, LEAVE or REQUEUE. All have to ask."""
+        """Return the reason that all processes act on: 0, LEAVE or REQUEUE; called by all."""
         return highest(self.reason)
 
 
@@ -142,7 +142,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the whole of a tensor, on every rank; every rank has to ask for it."""
+    """Return the whole of a tensor, on every rank; called by all ranks."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -277,7 +277,7 @@ def fill(net: nn.Module, weights: Mapping[str, torch.Tensor] | None) -> None:
 
 @torch.no_grad()
 def gather(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors whole and in main memory on rank 0, {} on the others, who have to ask."""
+    """Return the tensors whole and in main memory on rank 0, {} elsewhere; called by all."""
     out = {}
     rank, _ = rank_and_size()
     for name, tensor in tensors.items():
@@ -330,7 +330,7 @@ def accumulating(forward: nn.Module, is_last: bool) -> contextlib.AbstractContex
 
 
 def of_each(values: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Return a dict of numbers as floats, one for every process; all have to ask."""
+    """Return a dict of numbers as floats, one for every process; called by all."""
     values = {name: float(whole(v)) for name, v in values.items()}
     if not dist.is_initialized():
         return [values]
@@ -345,7 +345,7 @@ def mean(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def average(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return the mean over processes of a dict of numbers, as floats; all have to ask."""
+    """Return the mean over processes of a dict of numbers, as floats; called by all."""
     return mean(of_each(values))
 
 
@@ -359,7 +359,7 @@ def own(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def highest(value: int) -> int:
-    """Return the highest of all processes' small integers; all have to ask."""
+    """Return the highest of all processes' small integers; called by all."""
     if not dist.is_initialized():
         return value
     tensor = torch.tensor(value)  # in main memory, so that nobody waits for the GPU
@@ -368,7 +368,7 @@ def highest(value: int) -> int:
 
 
 def all_finite(tensors: Iterable[Any]) -> bool:
-    """Tell whether none of these numbers is infinite or NaN on any process; all have to ask."""
+    """Tell whether none of these numbers is infinite or NaN on any process; called by all."""
     here = all(bool(torch.isfinite(local(torch.as_tensor(t))).all()) for t in tensors)
     return not highest(int(not here))
 

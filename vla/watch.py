@@ -92,12 +92,12 @@ def describe_model(
     _, world_size = parallel.rank_and_size()
     accumulate = config['accumulate']
     batch_size = config['batch_size']
-    draws = config['noise_samples']
+    samples = config['noise_samples']
     part = batch_size // world_size // accumulate
-    tokens = first['input_ids'].shape[1] + draws * net.cfg.horizon
+    tokens = first['input_ids'].shape[1] + samples * net.cfg.horizon
     lines.append(
         f'{world_size} processes x {part} x {accumulate} accumulated = {batch_size} chunks per '
-        f'step, {draws} noise samples of each; {batch_size * tokens} tokens'
+        f'step, {samples} noise samples of each; {batch_size * tokens} tokens'
     )
     memory = parallel.memory_gb(net, device, config['ema'], part, tokens, dtype, config['offload'])
     for where, parts in memory.items():
