@@ -58,6 +58,11 @@ from vla.vision import STEMS, has_pictures
 
 KeysValues = tuple[Tensor, Tensor]  # (B, h_kv, T, c) each
 
+# What an error calls places that a prompt to act on must not have.
+ACTION_ROWS = (
+    'rows of action chunks (which only vla/inline.py takes inside the text; act() takes a prompt '
+    'that ends with <|action_start|>)'
+)
 # Fields of VLAConfig in earlier revisions, with the values that are what the code does now.
 GONE = {'norm': ('rms',), 'eo1_compat': (False, True)}
 
@@ -495,11 +500,8 @@ class VLA(nn.Module):
             state = self.state_in(layers.fourier_features(state, cfg.state_frequencies))
         x = fill_places(x, self.picture_tokens(ids), pictures, 'pictures')
         x = fill_places(x, ids == cfg.state_pad_id, state, 'a state')
-        action_rows = (
-            'rows of action chunks (which only vla/inline.py takes inside the text; act() takes a '
-            'prompt that ends with <|action_start|>)'
-        )
-        x = fill_places(x, self.row_tokens(ids), rows, action_rows)
+        if cfg.action_pad_id is not None:
+            x = fill_places(x, self.row_tokens(ids), rows, ACTION_ROWS)
         return x.view(*ids.shape, -1), scene
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -518,15 +520,10 @@ class VLA(nn.Module):
         ids = batch['input_ids']
         layout = self.prefix_layout(batch)
         words = layout.kind == USER
-        word_follows = F.pad(words[:, 1:], (0, 1))
-        matters = words & ~word_follows  # the last one foretells the answer
         if self.grounding is not None:
             words = words & ~torch.isin(ids, ids.new_tensor(self.placeholders))
-            matters = words
-        if skip is None and torch.compiler.is_compiling():
-            skip = 0  # looking at ids would break the graph
-        elif skip is None:
-            skip = int(matters.int().argmax(1).min())
+        if skip is None:
+            skip = self.first_that_matters(words)
         x, scene = self.embed_prefix(batch)
         hidden, cache = self.decoder(x, layout, skip=skip)
         goal = None
@@ -537,6 +534,19 @@ class VLA(nn.Module):
             poses = self.scene_head.poses(scene.detach(), batch['tool'])
             goal = Goal(scene, referents, self.grounding.embed(referents, poses, batch['tool']))
         return Prefix(layout, cache, hidden, skip, goal)
+
+    def first_that_matters(self, words: Tensor) -> int:
+        """The first column of words, bool (B, L), whose hidden state is of use.
+
+        Grounding reads all words; else the last of the user part is the first, which foretells the
+        answer.
+        """
+        if torch.compiler.is_compiling():
+            return 0  # looking at the words would break the graph
+        if self.grounding is None:
+            word_follows = F.pad(words[:, 1:], (0, 1))
+            words = words & ~word_follows
+        return int(words.int().argmax(1).min())
 
     def embed_rows(self, rows: Tensor, time: Tensor, prefix: Prefix) -> Tensor:
         """Noisy rows (B, ..., H, A) at flow times (B, ..., H) -> (B, ..., H, D)."""

@@ -12,6 +12,7 @@ a batch says so with `document` in the place of `total_len` (see `documents`).
 """
 
 # B batch, L prefix tokens, K noise samples, H horizon, T tokens, Tq queries, Tk keys, c head width
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -185,11 +186,10 @@ def column_after(member: Tensor) -> Tensor:
 
 def stand_for(ids: Tensor, *wanted: int | None) -> Tensor:
     """Where one of these ids stands, bool (B, L); None is an id that the tokenizer lacks."""
-    found = torch.zeros_like(ids, dtype=torch.bool)
-    for i in wanted:
-        if i is not None:
-            found = found | (ids == i)
-    return found
+    found = [ids == i for i in wanted if i is not None]
+    if not found:
+        return torch.zeros_like(ids, dtype=torch.bool)
+    return functools.reduce(torch.logical_or, found)
 
 
 def fill_places(x: Tensor, places: Tensor, values: Tensor | None, what: str) -> Tensor:
