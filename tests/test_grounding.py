@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from episode import state_vector
+from episode import STATE_NAMES, state_vector
 from sim import expert, labels
 from sim.world import World
 from vla import grounding
-from vla.processor import tool_frames
+from vla.processor import hand_columns, tool_frames
 
 FRAMES = (0, 1, 2)  # overhead, left wrist, right wrist
+HANDS = hand_columns(STATE_NAMES)
 
 
 def random_poses(*shape, seed=0):
@@ -91,7 +92,7 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
         scene = torch.from_numpy(labels.scene(world.truth()))
         near = (scene[..., :2].abs() < grounding.RANGE_M).all(-1)
         seen = torch.cat([scene / scene_head.units, 2.0 * near[..., None] - 1], -1)[None]
-        tool = torch.from_numpy(tool_frames(state_vector(obs)[None]))
+        tool = torch.from_numpy(tool_frames(state_vector(obs)[None], HANDS))
         n_goals = len(referents)
         poses = scene_head.poses(seen, tool).expand(n_goals, -1, -1, -1)
         told = head.geometry(certain(head, referents), poses, tool.expand(n_goals, -1, -1))

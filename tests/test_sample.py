@@ -93,7 +93,7 @@ def test_ways_are_drawn_where_the_camera_sees_them():
     facts = world.metadata()
     assert 'left/wrist' not in facts['camera_pose']  # it moves
     for name, channel in (('red', 0), ('blue', 2)):
-        top = world.brick_pose(name)[0] + [0, 0, 0.02]
+        top = world.truth().brick_pose(name)[0] + [0, 0, 0.02]
         at = sample.project(
             top, facts['camera_pose']['overhead'], facts['camera_fovy_deg']['overhead'], 120
         )
@@ -193,22 +193,8 @@ def test_training_starts_from_a_published_folder_as_eo1_does(published, tmp_path
     """Qwen's words and eyes, a new head, EO-1's prompt and 32 dims; the result is a checkpoint like
     any."""
     small = dict(
-        n_layers=2,
-        n_heads=3,
-        n_kv_heads=1,
-        head_dim=16,
-        hidden_size=48,
-        intermediate_size=64,
-        mrope_section=(2, 3, 3),
-        vision_layers=2,
-        vision_width=32,
-        vision_heads=2,
         batch_size=4,
-        vision_intermediate=48,
-        vision_full_blocks=(1,),
         image_size=28,
-        tokens_per_camera=1,
-        rope_theta=10_000.0,
         max_steps=2,
         val_fraction=0.2,
         synthetic=10,
