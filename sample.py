@@ -27,6 +27,7 @@ import data
 import model
 from episode import STATE_NAMES, episode_paths, pose_columns, read_episode
 from vla import layers, policy, pretrained, questions
+from vla.folder import read_meta
 from vla.processor import Processor
 
 # -----------------------------------------------------------------------------
@@ -313,7 +314,7 @@ if __name__ == '__main__':
     )
     # -----------------------------------------------------------------------------
     # a folder of Qwen2.5-VL or EO-1 has no normaliser for actions: it answers
-    if not (Path(ckpt) / 'meta.json').exists():
+    if read_meta(ckpt) is None:
         if not ask:
             raise SystemExit(f'{ckpt} is not written by train.py: give it a question, --ask="..."')
         if picture:

@@ -30,6 +30,7 @@ from torch import nn
 import model
 from episode import slots, write_atomic
 from vla import parallel, pretrained
+from vla.folder import read_meta
 from vla.optim import EMA
 from vla.processor import saved_names
 
@@ -245,7 +246,7 @@ def find_start(
         start = Start('finished', state=state)
     else:
         start = Start('fresh')
-    meta = _meta_of_run(folder) if folder else None
+    meta = read_meta(folder) if folder else None
     is_published = bool(folder) and meta is None
     if state:
         start.note = _going_on(settings, defaults, state, may_change, world_size, is_published)
@@ -281,15 +282,6 @@ def find_start(
         start.processor = rename(meta['processor']) if meta else None
     _overrule(start, settings, defaults, folder)
     return start
-
-
-def _meta_of_run(folder: str) -> dict[str, Any] | None:
-    """Return meta.json of one of our runs; a published folder may hold a file of that name, too."""
-    if not os.path.exists(f'{folder}/meta.json'):
-        return None
-    with open(f'{folder}/meta.json') as f:
-        meta = json.load(f)
-    return meta if 'processor' in meta else None
 
 
 def _published_prompt(folder: str, fields: Mapping[str, Any], image_size: int) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import model
 from vla import optim
+from vla.vision import STEMS, BlockSizes
 
 # Why a run stops early; of several ranks' reasons the highest counts.
 LEAVE = 1
@@ -147,8 +148,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def blocks_of(net: model.VLA) -> list[nn.Module]:
-    """Return what is put together and dropped as one: blocks of the decoder and of Qwen's tower."""
-    return [*net.decoder.blocks, *getattr(net.vision, 'blocks', ())]
+    """Return what is put together and dropped as one: blocks of decoder and stem."""
+    return [*net.decoder.blocks, *net.vision.blocks]
 
 
 def build(
@@ -431,33 +432,23 @@ def memory_gb(
 
 def activation_bytes(cfg: model.VLAConfig, device: str, tokens: int, wide: int) -> int:
     """Estimate what autograd keeps of one sample; `wide` are the bytes of a number in a product."""
-    decoder = (
-        cfg.n_layers,
-        cfg.hidden_size,
-        (3 * cfg.n_heads + 4 * cfg.n_kv_heads) * cfg.head_dim,
-        cfg.intermediate_size * (4 if cfg.mlp == 'swiglu' else 2),
-        cfg.n_heads,
-        tokens,
-        tokens,
+    decoder = BlockSizes(
+        depth=cfg.n_layers,
+        width=cfg.hidden_size,
+        attention=(3 * cfg.n_heads + 4 * cfg.n_kv_heads) * cfg.head_dim,
+        mlp=cfg.intermediate_size * (4 if cfg.mlp == 'swiglu' else 2),
+        heads=cfg.n_heads,
+        keys=tokens,
+        tokens=tokens,
     )
-    work = [decoder]
-    if cfg.vision == 'qwen':  # it has more tokens than the decoder: a patch is a quarter of one
-        patches = (cfg.image_size // cfg.patch_size) ** 2
-        tower = (
-            cfg.vision_layers,
-            cfg.vision_width,
-            7 * cfg.vision_width,
-            4 * cfg.vision_intermediate,
-            cfg.vision_heads,
-            patches,
-            cfg.n_cameras * patches,
-        )
-        work.append(tower)
     kept = 0
     # On CPUs attention scores are written out, and so kept.
     scores = torch.device(device).type == 'cpu'
-    for n, width, attention, mlp, heads, seen, rows in work:
-        block = (8 + 2 * wide) * width + wide * (attention + mlp)
-        block += scores * (4 + wide) * heads * seen
-        kept += rows * (n * 4 * width + block if cfg.recompute else n * block)
+    for sizes in [decoder, *STEMS[cfg.vision].block_sizes(cfg)]:
+        block = (8 + 2 * wide) * sizes.width + wide * (sizes.attention + sizes.mlp)
+        block += scores * (4 + wide) * sizes.heads * sizes.keys
+        per_token = sizes.depth * block
+        if cfg.recompute:  # the inputs of all blocks, and one block that is being worked through
+            per_token = sizes.depth * 4 * sizes.width + block
+        kept += sizes.tokens * per_token
     return kept
