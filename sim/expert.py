@@ -27,6 +27,7 @@ AHEAD_RAD = np.pi / 2  # yaw of a brick whose long side points away from the rob
 SPINE_RAD = 0.05  # per control step, on the way back to looking ahead
 CLEAR_ABOVE_Z_M = 0.26  # how high a hand rises that has pressed on what another one holds
 HAND_WIDTH_M = 0.09
+ASK_BACK = 'ask: which brick?'  # what is said where the instruction cannot be followed
 SHARED_Y_M = 0.07  # a hand leaves bricks to the other one from here on
 
 
@@ -61,6 +62,8 @@ class Expert:
         # All of this assumes a spine that looks ahead.
         action[SPINE] -= np.clip(action[SPINE], -SPINE_RAD, SPINE_RAD)
         goal = truth.goal
+        if truth.impossible is not None:
+            return truth.tool_command.copy(), dict(phase=('rest', 'rest'), subtask=ASK_BACK)
         if goal.giver:
             moves = hand_over(truth, goal, goal.giver, self.trusting)
         elif goal.apart:
