@@ -24,6 +24,7 @@ from sim.truth import Truth
 MEETING_POINT_M = np.array([0.34, 0, 0.13])  # where the holder keeps the lower brick's middle
 HANDOVER_POINT_M = np.array([0.33, 0])  # on the table, where both arms reach
 AHEAD_RAD = np.pi / 2  # yaw of a brick whose long side points away from the robot
+TURNED_RAD = 0.5  # what is pressed on at its near end is held turned by so much
 SPINE_RAD = 0.05  # per control step, on the way back to looking ahead
 CLEAR_ABOVE_Z_M = 0.26  # how high a hand rises that has pressed on what another one holds
 HAND_WIDTH_M = 0.09
@@ -128,8 +129,18 @@ def _hold(truth: Truth, goal: Goal, hand: str, pressed: bool) -> Move:
     elif goal.steady:
         verb = holder.steady()
     else:
-        verb = holder.hold_at(MEETING_POINT_M, AHEAD_RAD)
+        verb = holder.hold_at(MEETING_POINT_M, _meeting_yaw(goal))
     return Move(holder, verb, goal.lower, 'table' if down else None)
+
+
+def _meeting_yaw(goal: Goal) -> float:
+    """Yaw, rad, in which the lower brick is held in the air.
+
+    The holder's wrist leans to the near side. Where the place is on that end, it is turned towards
+    the hand that presses: straight ahead, LEGO's hands met (9 of 20 failed).
+    """
+    near = goal.cell[1] > 0
+    return AHEAD_RAD - near * side_of(goal.hand) * TURNED_RAD
 
 
 def hand_over(truth: Truth, goal: Goal, from_hand: str, trusting: bool) -> list[Move]:
