@@ -173,7 +173,7 @@ def take_apart(truth: Truth, goal: Goal) -> list[Move]:
     A plate is held down where it lies.
     """
     assert goal.holder is not None, 'to take bricks apart, somebody holds the lower one'
-    grip = far_end(truth, goal) * [truth.lifts(), 1, 1]
+    grip = far_end(truth, goal) if truth.lifts() else _free_spot(truth, goal)
     holder = Hand(truth, goal.holder, goal.lower, grip)
     hand = Hand(truth, goal.hand, goal.upper)
     joined = truth.joined()
@@ -224,6 +224,23 @@ def far_end(truth: Truth, goal: Goal) -> np.ndarray:
     half = (np.array(truth.brick(goal.lower).studs) - 2) / 2
     studs = -np.clip(goal.cell, -half, half)
     return np.array([*studs * truth.brick_scale * STUD_PITCH_M, 0])
+
+
+def _free_spot(truth: Truth, goal: Goal) -> np.ndarray:
+    """Where the holder presses a plate down: at its far end, clear of what else sits there.
+
+    Returns:
+        (3,) m in the plate's frame.
+    """
+    spot = far_end(truth, goal)
+    stud = truth.brick_scale * STUD_PITCH_M
+    others = [link for link in truth.links if link.lower == goal.lower and link.upper != goal.upper]
+    taken = [np.array(link.cell) * stud for link in others]
+    free_m = {}
+    for x in (0, 2, -2):
+        at = np.array([x * stud, spot[1]])
+        free_m[x] = min((float(np.linalg.norm(at - cell)) for cell in taken), default=np.inf)
+    return np.array([max(free_m, key=free_m.__getitem__) * stud, spot[1], 0])
 
 
 def other_hand(hand: str) -> str:

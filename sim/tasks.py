@@ -559,19 +559,17 @@ def _unplug_bricks(scale: float) -> tuple[Brick, ...]:
 
 
 def _unplug_sample(rng, scale: float) -> tuple[Poses, Askable]:
-    """Two bricks in a row on one side of the plate, which the hand of that side pulls.
+    """A brick on each side of the plate, which the hand of that side pulls off.
 
-    The other hand needs the other side to hold the plate down.
+    The other hand holds the plate down beside the other brick.
     """
-    hand, holder = HANDS if rng.integers(2) else HANDS[::-1]
     poses: Poses = {'plate': _plate_lies(rng)}
     askable: Askable = []
-    row = 2
-    for upper in rng.permutation(['red', 'blue']).tolist():
-        goal, frame = _unplug_goal(upper, row, hand, holder, scale)
+    names = rng.permutation(['red', 'blue']).tolist()
+    for upper, hand, holder in zip(names, HANDS, HANDS[::-1]):
+        goal, frame = _unplug_goal(upper, int(rng.choice([-2, 2])), hand, holder, scale)
         poses[upper] = goal
         askable.append((goal, frame))
-        row = -row
     rng.shuffle(askable)
     return poses, askable
 

@@ -8,11 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from episode import state_vector
+from episode import COLOURS, STATE_NAMES, state_vector
 from sim import expert, labels
 from sim.world import World
 from vla import grounding
 from vla.processor import tool_frames
+
+POSE = ('tool_x', 'tool_y', 'tool_z', 'tool_qw', 'tool_qx', 'tool_qy', 'tool_qz')
+HANDS = np.array([[STATE_NAMES.index(f'{arm}/{k}') for k in POSE] for arm in ('left', 'right')])
 
 FRAMES = (0, 1, 2)  # overhead, left wrist, right wrist
 
@@ -75,14 +78,15 @@ def test_the_nearest_camera_is_believed():
         ('handover', 3),
         ('separate', 3),
         ('unplug', 3),
+        ('mixed', 3),
+        ('mixed', 4),
     ],
 )
 def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
     """All along an episode of the expert; for every goal that could have been asked for."""
     world, policy = World(task, cameras=()), expert.Expert()
     obs, info = world.reset(seed)
-    loose = [b.name for b in world.bricks if not b.fixed]
-    n = len(loose)
+    n = len(COLOURS)
     scene_head, head = grounding.SceneHead(FRAMES, n, 8), grounding.Grounding(n, 8, 2)
     truth = world.truth()
     referents = torch.from_numpy(labels.referents(truth, labels.goals_at_work(truth)))
@@ -91,7 +95,7 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
         scene = torch.from_numpy(labels.scene(world.truth()))
         near = (scene[..., :2].abs() < grounding.RANGE_M).all(-1)
         seen = torch.cat([scene / scene_head.units, 2.0 * near[..., None] - 1], -1)[None]
-        tool = torch.from_numpy(tool_frames(state_vector(obs)[None]))
+        tool = torch.from_numpy(tool_frames(state_vector(obs)[None], HANDS))
         n_goals = len(referents)
         poses = scene_head.poses(seen, tool).expand(n_goals, -1, -1, -1)
         told = head.geometry(certain(head, referents), poses, tool.expand(n_goals, -1, -1))
@@ -107,7 +111,7 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
                 yaw,
             )  # goal_error: from the place to the brick
             assert row[12:].tolist() == [hand == 0, hand == 1]
-            fetch = labels.scene(world.truth())[1 + hand, loose.index(goal.upper)][:3]
+            fetch = labels.scene(world.truth())[1 + hand, COLOURS.index(goal.upper)][:3]
             seen_by_hand = row[4 * hand : 4 * hand + 3].numpy()
             assert np.allclose(seen_by_hand, fetch, atol=0.004 + 0.03 * abs(fetch).max())
         obs, _, terminated, truncated, info = world.step(policy.act(world.truth())[0])
