@@ -29,6 +29,7 @@ SPINE_RAD = 0.05  # per control step, on the way back to looking ahead
 CLEAR_ABOVE_Z_M = 0.26  # how high a hand rises that has pressed on what another one holds
 HAND_WIDTH_M = 0.09
 ASK_BACK = 'ask: which brick?'  # what is said where the instruction cannot be followed
+HOLD_ROW_STUDS = 2  # from the middle of a plate, where the holder presses it down
 SHARED_Y_M = 0.07  # a hand leaves bricks to the other one from here on
 
 
@@ -178,8 +179,10 @@ def take_apart(truth: Truth, goal: Goal) -> list[Move]:
     hand = Hand(truth, goal.hand, goal.upper)
     joined = truth.joined()
     gap = hand.brick - truth.seat(goal)[0]
-    # Only with the upper brick off the lower one and beside it may either go down.
-    beside = abs(gap[1]) > HAND_WIDTH_M or truth.lies(goal.upper)
+    # Only with the upper brick off the lower one and beside it may either go down. (A plate may have
+    # been pushed to where a hand lays bricks down on the other side of it.)
+    off_m = abs(gap[1]) if truth.lifts() else np.hypot(gap[0], gap[1])
+    beside = off_m > HAND_WIDTH_M or truth.lies(goal.upper)
     parted = not joined and beside
     holding = _hold_apart(truth, goal, holder, parted)
     ready = holding.verb == 'hold'
@@ -227,20 +230,17 @@ def far_end(truth: Truth, goal: Goal) -> np.ndarray:
 
 
 def _free_spot(truth: Truth, goal: Goal) -> np.ndarray:
-    """Where the holder presses a plate down: at its far end, clear of what else sits there.
+    """Where the holder presses a plate down: at its far end, a palm's length from the other hand.
+
+    Palms are 56 by 90 mm, and plates lie turned: in the same row as the brick, or in the middle,
+    they may meet.
 
     Returns:
         (3,) m in the plate's frame.
     """
     spot = far_end(truth, goal)
-    stud = truth.brick_scale * STUD_PITCH_M
-    others = [link for link in truth.links if link.lower == goal.lower and link.upper != goal.upper]
-    taken = [np.array(link.cell) * stud for link in others]
-    free_m = {}
-    for x in (0, 2, -2):
-        at = np.array([x * stud, spot[1]])
-        free_m[x] = min((float(np.linalg.norm(at - cell)) for cell in taken), default=np.inf)
-    return np.array([max(free_m, key=free_m.__getitem__) * stud, spot[1], 0])
+    row = -np.sign(goal.cell[0]) * HOLD_ROW_STUDS
+    return np.array([row * truth.brick_scale * STUD_PITCH_M, spot[1], 0])
 
 
 def other_hand(hand: str) -> str:

@@ -561,13 +561,14 @@ def _unplug_bricks(scale: float) -> tuple[Brick, ...]:
 def _unplug_sample(rng, scale: float) -> tuple[Poses, Askable]:
     """A brick on each side of the plate, which the hand of that side pulls off.
 
-    The other hand holds the plate down beside the other brick.
+    Both are in one row, so that the other hand can hold the plate down in the other row.
     """
     poses: Poses = {'plate': _plate_lies(rng)}
     askable: Askable = []
     names = rng.permutation(['red', 'blue']).tolist()
+    row = int(rng.choice([-2, 2]))
     for upper, hand, holder in zip(names, HANDS, HANDS[::-1]):
-        goal, frame = _unplug_goal(upper, int(rng.choice([-2, 2])), hand, holder, scale)
+        goal, frame = _unplug_goal(upper, row, hand, holder, scale)
         poses[upper] = goal
         askable.append((goal, frame))
     rng.shuffle(askable)
@@ -813,7 +814,7 @@ TASKS = {
     'mixed': Task(
         _mixed_bricks,
         _mixed_sample,
-        time_limit_s=20.0,
+        time_limit_s=25.0,
         two_hands='what is joined or unplugged here takes two hands, as it does in those tasks; '
         'what is placed or stacked takes one. The words say which it is.',
     ),
