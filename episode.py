@@ -31,6 +31,9 @@ import safetensors.numpy
 # slots there are stands in the header of the file, so that any robot's episodes can be read.
 
 ARMS = ('left', 'right')
+# A brick is its colour: the number of a loose brick in scene targets, referents and questions is
+# its colour's number here, in every task. No two loose bricks of a scene share a colour.
+COLOURS = ('red', 'blue', 'yellow', 'white', 'orange', 'black', 'green')
 KINDS = ('pose', 'joint', 'absolute')
 # The smallest spread that the normaliser divides by, where a robot's own table names none: what
 # moves less than a millimetre or half a degree is noise of the sensor and carries no signal. Of
@@ -335,7 +338,9 @@ TRUTH_ARRAYS: dict[str, tuple[str, None | int | str]] = {
     'phase': ('int32', None),
     'subtask_id': ('int32', None),
     'goal': ('uint8', None),  # 1: the goal is reached
-    'scene': ('float32', 0),  # a training target only: World.scene, 12 columns per loose brick
+    # A training target only, labels.scene: 12 columns for each of COLOURS, nan where no loose brick
+    # has that colour.
+    'scene': ('float32', 0),
 }
 CORE_KEYS = ('spec', 'task', 'instruction', 'control_hz', 'cameras', 'seed', 'success')
 TRUTH_KEYS = ('subtasks', 'metrics', 'world', 'git_rev', 'qa', 'askable', 'referents')
@@ -635,7 +640,7 @@ def _find_missing(arrays: Arrays, header: Header) -> list[str]:
             keys += [f'{name}_slots', f'{name}_units']
     if 'subtask_id' in arrays:
         keys.append('subtasks')
-    if 'referents' in header:
+    if 'referents' in header or 'goals' in header:
         keys.append('askable')
     faults = [f'header has no {key!r}' for key in dict.fromkeys(keys) if key not in header]
     faults += [f'no array {name!r}' for name in names if name not in arrays]
@@ -724,8 +729,11 @@ def _find_shape_faults(arrays: Arrays, header: Header) -> list[str]:
 def _find_infinite(arrays: Arrays) -> list[str]:
     faults = []
     for name, array in arrays.items():
-        if array.dtype.kind == 'f' and not np.isfinite(array).all():
-            row, column = np.argwhere(~np.isfinite(array.reshape(len(array), -1)))[0]
+        if array.dtype.kind != 'f':
+            continue
+        bad = np.isinf(array) if name == 'scene' else ~np.isfinite(array)
+        if bad.any():
+            row, column = np.argwhere(bad.reshape(len(array), -1))[0]
             faults.append(f'{name} is not finite, first at row {row} column {column}')
     return faults
 
@@ -786,6 +794,10 @@ def _find_word_faults(arrays: Arrays, header: Header) -> list[str]:
         return ['instruction is empty']
     if 'askable' in header and header['askable'][:1] != [header['instruction']]:
         return ['askable does not begin with the instruction']
+    if 'goals' in header:
+        faults = _find_goal_faults(header)
+        if faults:
+            return faults
     if 'referents' not in header:
         return []
     if not _by_row(header['referents']):
@@ -800,6 +812,18 @@ def _find_word_faults(arrays: Arrays, header: Header) -> list[str]:
             f'referents are {shapes}, expected 8 for each of {len(header["askable"])} goals'
         )
     return faults
+
+
+def _find_goal_faults(header: Header) -> list[str]:
+    """What is wrong with the goal frames, see instructions.py; None where a goal has none."""
+    goals = header['goals']
+    n = len(header['askable'])
+    if len(goals) != n:
+        return [f'{len(goals)} goals, expected one for each of {n} askable texts']
+    for i, frame in enumerate(goals):
+        if frame is not None and 'task' not in frame:
+            return [f"goal {i} has no 'task': {frame}"]
+    return []
 
 
 def _find_picture_faults(arrays: Arrays, header: Header) -> list[str]:
@@ -843,7 +867,7 @@ def episode_paths(source: Path | Sequence) -> list[str]:
 # -----------------------------------------------------------------------------
 # synthetic episodes, for config/debug.py and the tests; no simulator needed
 
-_COLOURS = {'red': (200, 40, 40), 'blue': (40, 60, 200)}
+_SQUARES = {'red': (200, 40, 40), 'blue': (40, 60, 200)}
 
 
 def write_synthetic_episodes(
@@ -876,8 +900,8 @@ def synthetic_episode(
     per row that something else than the label is executed.
     """
     rng = np.random.default_rng(seed)
-    name = list(_COLOURS)[rng.integers(len(_COLOURS))]
-    places = {colour: rng.uniform([0.25, -0.1, 0], [0.45, 0.1, 0]) for colour in _COLOURS}
+    name = list(_SQUARES)[rng.integers(len(_SQUARES))]
+    places = {colour: rng.uniform([0.25, -0.1, 0], [0.45, 0.1, 0]) for colour in _SQUARES}
     right = ARMS.index('right')
     grip = GRIPPER[right]
     command = np.zeros(len(TOOL_ACTION), np.float32)
@@ -916,12 +940,12 @@ def synthetic_episode(
         rows.append(row)
         command = executed
     text = f'reach the {name} brick'
-    brick = list(_COLOURS).index(name)
+    brick = COLOURS.index(name)
     header = {
         'task': 'synthetic',
         'instruction': text,
         'askable': [text],
-        'referents': [[0, [[brick, brick, len(_COLOURS), 1, 0, 0, 0, 0]]]],
+        'referents': [[0, [[brick, brick, len(COLOURS), 1, 0, 0, 0, 0]]]],
         'control_hz': control_hz,
         'seed': seed,
         'subtasks': [f'right hand: reach the {name} brick', f'right hand: grasp the {name} brick'],
@@ -949,8 +973,11 @@ def _synthetic_state(command: np.ndarray, pos: np.ndarray) -> np.ndarray:
 def _synthetic_scene(places: dict[str, np.ndarray], pos: np.ndarray) -> np.ndarray:
     """The squares as the torso and each tool (arms, 3) see them, all unturned."""
     frames = [np.zeros(3), *pos]
-    scene = [[[*(place - at), 0] for place in places.values()] for at in frames]
-    return np.ravel(scene)
+    scene = np.full((len(frames), len(COLOURS), 4), np.nan)
+    for frame, at in zip(scene, frames):
+        for colour, place in places.items():
+            frame[COLOURS.index(colour)] = [*(place - at), 0]
+    return scene.ravel()
 
 
 def _synthetic_picture(
@@ -964,6 +991,6 @@ def _synthetic_picture(
     grid = np.moveaxis(np.indices((size, size)), 0, -1)  # (h, w, 2)
     for colour, place in places.items():
         at = (0.5 + (place - centre)[:2] / 0.4) * size
-        image[(np.abs(grid - at) < size * 0.06).all(-1)] = _COLOURS[colour]
+        image[(np.abs(grid - at) < size * 0.06).all(-1)] = _SQUARES[colour]
     image[0, 0] = 0  # a view with no square in it is still a picture
     return image

@@ -11,8 +11,8 @@ A *goal frame* is plain JSON. Worlds put one per askable goal into an episode's 
 draws the words anew whenever a sample is read; a rollout draws them once, from its seed. The keys:
 
     key      values                                              tasks
-    task     place stack handover join separate unplug bridge build
-    upper    BRICK that is moved                                 all but build
+    task     place stack handover join separate unplug bridge build; impossible
+    upper    BRICK that is moved                                 all but build, impossible
     lower    BRICK below it                                      stack join separate
     corner   'near left' 'near right' 'far left' 'far right'     place
     turn     'lengthwise' 'crosswise'                            place
@@ -22,7 +22,10 @@ draws the words anew whenever a sample is read; a rollout draws them once, from 
     first    colour of the tower that the brick is pressed on    bridge
     second   colour of the tower that the holder steadies        bridge
     steps    [STEP], in the order of work                        build
-    hand     'left' 'right': presses or pulls                    all but build
+    of       a frame of the scene that is not what is asked for  impossible
+    colours  [colour] of all bricks that lie there               impossible
+    scene    the world's task, 'mixed' where there are several   impossible
+    hand     'left' 'right': presses or pulls                    all but build, impossible
     holder   the hand that holds lower, plate or second tower    join separate unplug bridge
     giver    the hand that fetches                               handover
     tell     optional list of what else tells two goals of the scene apart, and so is always said:
@@ -55,6 +58,8 @@ from typing import Any
 
 import numpy as np
 
+from episode import COLOURS
+
 Frame = dict[str, Any]
 # Alternatives: each is a row of words, '{rules}' and further alternatives.
 Options = tuple[tuple[Any, ...], ...]
@@ -63,7 +68,6 @@ Rules = dict[str, Options]
 ASSETS = pathlib.Path(__file__).resolve().parent / 'assets'
 SIDES = ('left', 'right')
 ENDS = ('near', 'far', 'left', 'right')
-COLOURS = ('red', 'blue', 'yellow', 'white', 'orange', 'green', 'black')
 # People know these colours, too. No brick has them, so they name what is not there.
 OTHER_COLOURS = ('purple', 'pink', 'brown', 'grey', 'turquoise')
 SIZES = ('1x2', '1x4', '2x2', '2x3', '2x4', '2x6', '2x8', '2x10', '2x12')
@@ -76,6 +80,7 @@ KEYS = {  # of each task's frame
     'unplug': ('upper', 'holder', 'hand'),
     'bridge': ('upper', 'first', 'second', 'holder', 'hand'),
     'build': ('steps',),
+    'impossible': ('of', 'colours', 'scene'),
 }
 VALUES = {  # of a frame's keys
     'corner': ('near left', 'near right', 'far left', 'far right'),
@@ -117,6 +122,11 @@ def check(frame: Frame) -> None:
     missing = [key for key in KEYS[task] if key not in frame]
     if missing:
         raise ValueError(f'{where}: no {", ".join(missing)}; expected {", ".join(KEYS[task])}')
+    if task == 'impossible':
+        check(frame['of'])
+        if frame['scene'] not in CANNOT:
+            known = ', '.join(CANNOT)
+            raise ValueError(f'{where}: scene {frame["scene"]!r}, expected one of {known}')
     _check_values(where, frame, VALUES)
     for value in frame.get('tell', ()):
         if value not in TELL:
@@ -421,9 +431,13 @@ def draw(rng: np.random.Generator, frame: Frame, noise: bool = False) -> str:
             have letters that mean nothing put in, some of them in place of a verb, so that a word
             which the policy has never met changes little. They come as `plain` would leave them.
     """
-    dice = random.Random(int(rng.integers(1 << 62)))
-    unknown = noise and dice.random() < UNKNOWN_SHARE
+    seed = int(rng.integers(1 << 62))
     task = frame['task']
+    if task == 'impossible':
+        own = np.random.default_rng(seed)
+        return impossible(own, frame['of'], frame['colours'], noise, frame['scene'])
+    dice = random.Random(seed)
+    unknown = noise and dice.random() < UNKNOWN_SHARE
     if task == 'build':
         text = _plan(frame, dice, unknown)
     else:
@@ -646,6 +660,8 @@ def held_out(frame: Frame, number: int) -> str:
             words for the frame's parts.
     """
     task = frame['task']
+    if task == 'impossible':
+        return held_out(_unlike(frame, number), number)
     tell = frame.get('tell', ())
     lines = held_out_lines()[task]
     if 'towers' in tell:
@@ -657,6 +673,15 @@ def held_out(frame: Frame, number: int) -> str:
         clauses = held_out_lines()[f'{task} hands']
         line = f'{line.rstrip(".!?")}, {clauses[variant % len(clauses)]}'
     return line.format_map(_held_out_slots(frame, variant))
+
+
+def _unlike(frame: Frame, number: int) -> Frame:
+    """A goal that cannot be had where an `impossible` frame is: a brick or a task is not there."""
+    rng = np.random.default_rng(number)
+    if number % 3 == 0:
+        tasks = CANNOT[frame['scene']]
+        return _sketch(rng, tasks[rng.integers(len(tasks))], frame['colours'])
+    return absent(rng, frame['of'], frame['colours'])
 
 
 def _held_out_slots(frame: Frame, variant: int) -> dict[str, str]:

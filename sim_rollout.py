@@ -82,6 +82,8 @@ force_spread = None  # 0-1: share by which both vary from episode to episode
 distractors = None  # bricks of other colours that lie about
 pose_range = None  # 0-1: share of the range of spawn poses
 target_range = None  # 0-1: share of the places on a plate or brick that are asked for
+wording = None  # 'grammar', or 'held_out': words that the grammar cannot make, for scoring only
+impossible_share = None  # 0-1: of the episodes ask for what is not there: hands have to stay still
 # seeds: those of `seeds`, else `episodes` from seed0 on; of a replay those that are there
 seeds = None  # one, or 'a:b', half open
 seed0 = None  # None: 0 when recording, else 1_000_000: from there on seeds are for testing only
@@ -117,6 +119,8 @@ WORLD_KEYS = (
     'distractors',
     'pose_range',
     'target_range',
+    'wording',
+    'impossible_share',
 )
 # settings that only a checkpoint has, arguments of vla.policy.checkpoint
 CHECKPOINT_KEYS = (
@@ -145,12 +149,13 @@ LIMITS = {  # type, lowest, highest
     'distractors': (int, 0, math.inf),
     'pose_range': (float, 0, 1),
     'target_range': (float, 0, 1),
+    'impossible_share': (float, 0, 1),
     'seed0': (int, 0, math.inf),
     'episodes': (int, 1, math.inf),
     'workers': (int, 1, math.inf),
     'video': (int, 0, math.inf),
 }
-TEXTS = ('task', 'robot', 'instruction', 'device')
+TEXTS = ('task', 'robot', 'wording', 'instruction', 'device')
 # -----------------------------------------------------------------------------
 # The one stepping loop
 

@@ -36,6 +36,7 @@ PULL_SPEED_M_S = 0.06  # per unit of brick scale
 TURN_RAD_S = 2.0
 PEEL_RAD_S = 1.0
 MAX_PEEL_RAD = 0.35
+WINDUP_RAD = 0.15  # and a hand that rights a brick this far in turn
 WINDUP_M = 0.002  # while pressing the command may be this far ahead of the hand sideways
 LEVEL_RAD = 0.05  # a brick that leans by less is level
 MAX_LEAN_RAD = 0.6  # a brick that leans by up to this is grasped so, and righted
@@ -51,6 +52,7 @@ LEANING_REACH_M = 0.38
 MAX_YAW_RAD = 2.2  # of a hand; the wrist's last joint ends at 2.6
 M_PER_RAD = 0.03  # an error in yaw counts as much as one of 3 cm per rad in place
 WAITING_POINT_M = np.array([0.37, 0.13, 0.19])  # where a hand waits for the other, on its own side
+WAITING_NEAR_X_M = 0.28  # where the place is on the near side of the other hand
 LOW_M = 0.014  # how far above its seat stays what comes in under the holder's palm
 CLEAR_Z_M = 0.14  # how high a hand rises that has let go
 FINGERTIP_M = 0.006  # the tool is this far above the fingertips
@@ -201,11 +203,17 @@ class Hand:
         if not self.held and (angle > MAX_LEAN_RAD or far):
             return np.zeros(2)
         tilt *= max(0, 1 - LEVEL_RAD / max(angle, 1e-9))
-        if self.held:
-            R = rotvec_to_matrix(-0.5 * tilt) @ rotvec_to_matrix(self.command[ROTVEC])
-        else:
+        if not self.held:
             R = rotvec_to_matrix(tilt) @ rot_z(self.command[YAW])
-        return matrix_to_rotvec(R)[:2]
+            return matrix_to_rotvec(R)[:2]
+        # What the other hand presses down at its end leans however far this one turns: the command
+        # neither runs ahead of the hand without end nor leaves the arm's range. (It once did, and
+        # the arm ended in a shape from which it did not come back.)
+        now = rotvec_to_matrix(self.command[ROTVEC])
+        if np.linalg.norm(matrix_to_rotvec(now @ self.R.T)) > WINDUP_RAD:
+            now = self.R
+        roll, pitch, _ = matrix_to_rotvec(rotvec_to_matrix(-0.5 * tilt) @ now)
+        return np.array([np.clip(roll, *ROLL_RAD), np.clip(pitch, *GRASP_PITCH_RAD)])
 
     def gripper(self, shut: bool) -> None:
         """Command the fingers all the way, whatever is commanded now (they take a control period).
@@ -390,9 +398,15 @@ class Hand:
         low = self.truth.goal_pose()[0][2] + self.height + LOW_M
         z = low if self.truth.goal.steady else WAITING_POINT_M[2]
         xy = WAITING_POINT_M[:2] * [1, side_of(self.hand)]
+        if self._beside_holder() and self.truth.goal.cell[1] > 0:
+            xy[X] = WAITING_NEAR_X_M
         self.go(xy, 0.0, z, self.lifted_speed())
         self.gripper(shut=True)
         return 'wait'
+
+    def _beside_holder(self) -> bool:
+        """True where the brick goes on what the other hand holds in the air."""
+        return self.truth.lifts() and not self.truth.goal.apart
 
     def stay(self) -> str:
         """Hold on until the other hand is ready."""
@@ -478,6 +492,10 @@ class Hand:
             xy = self.command[XY] + 0.6 * way
         else:
             xy = target[:2] - (rot_z(turn) @ self.in_hand)[:2]
+            if self._beside_holder():
+                # Palms are wider than what is between them: the hand comes from its own side.
+                off_x = abs(xy[X] - self.tool[X])
+                xy[1] += side_of(self.hand) * np.clip(4 * (off_x - 0.008), 0, WAITING_POINT_M[1])
         highest = LOW_M if truth.goal.steady else 0.05
         z = seat_z + stud + 0.004 + np.clip(1.5 * (error - 0.003), 0, highest)
         self.go(xy, turn, z, self.lifted_speed() if error > 0.02 else SPEED_M_S)

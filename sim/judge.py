@@ -11,11 +11,14 @@ import dataclasses
 
 import numpy as np
 
-from sim.tasks import MIN_JOIN_HEIGHT_M, Goal
+from sim.tasks import HANDS, MIN_JOIN_HEIGHT_M, Goal
 from sim.truth import Truth
 
 PHASES = ('start', 'reach', 'lift', 'carry', 'align', 'press', 'release', 'success')
 HOLD_S = 1.0  # success: the goal holds for this long
+STILL_S = 5.0  # success where nothing can be done: nothing is touched for this long
+HANDS_OFF_M = 0.05  # from where they would grip any brick
+MOVED_M = 0.005
 
 
 # -- which goal of a plan is at work ---------------------------------------------------------------
@@ -95,6 +98,10 @@ class Judge:
     held_steps: int = 0  # control steps in a row in which the goal has been reached
     phase: int = 0  # furthest so far, index into PHASES
     success: bool = False
+    # Only where the instruction cannot be followed: where bricks lie at the start, and whether a
+    # hand has come near one or something has changed.
+    lay: dict | None = None
+    touched: bool = False
     metrics: dict = dataclasses.field(default_factory=_no_metrics)
 
     def copy(self) -> 'Judge':
@@ -106,6 +113,9 @@ class Judge:
 
         A plan of several goals is not further than `align` before the last of them.
         """
+        if truth.impossible is not None:
+            self._update_still(truth)
+            return
         goal = self.goal
         error, yaw_error = truth.goal_error(goal)
         off_m = np.hypot(*error[:2])
@@ -140,10 +150,13 @@ class Judge:
             assert goal.holder is not None, 'to take bricks apart, somebody holds the lower one'
             pair = ((goal.hand, goal.upper), (goal.holder, goal.lower))
             down = all(truth.lies(brick) and truth.released(hand, brick) for hand, brick in pair)
-            return not truth.joined() and down and (self.joined_in_air or not truth.lifts())
+            off = not truth.joined() and down and (self.joined_in_air or not truth.lifts())
+            return off and not _unasked_done(truth)
         if goal.then is not None:
             return False
         if not all(map(truth.joined, truth.plan.chain)) or not truth.released(goal.hand):
+            return False
+        if _unasked_done(truth):
             return False
         if goal.holder is None:
             return True
@@ -153,6 +166,26 @@ class Judge:
             feet = [name for name in truth.movable if name not in above]
             return let_go and all(map(truth.lies, feet))
         return self.joined_in_air and truth.lies(goal.lower) and let_go
+
+    def _update_still(self, truth: Truth) -> None:
+        """Nothing can be done: success is to keep the hands off everything."""
+        assert self.lay is not None, 'where bricks lay is noted at the start of such an episode'
+        near = [
+            hand
+            for hand in HANDS
+            for name in truth.movable
+            if np.linalg.norm(truth.grip_offset(hand, name)) < HANDS_OFF_M
+        ]
+        moved = [
+            name
+            for name in truth.movable
+            if np.linalg.norm(truth.brick_pose(name)[0] - self.lay[name][0]) > MOVED_M
+        ]
+        self.touched |= bool(near or moved or truth.events)
+        self.success = not self.touched and truth.steps >= STILL_S * truth.control_hz
+        if self.success:
+            self.phase = PHASES.index('success')
+        self._measure(truth, self.goal)
 
     # -- parts of an update ------------------------------------------------------------------------
     def _note_press(self, truth: Truth, goal: Goal) -> None:
@@ -188,6 +221,19 @@ class Judge:
         metrics['penetration_mm'] = max(metrics['penetration_mm'], 1e3 * truth.penetration_m)
         metrics['energy_j'] = max(metrics['energy_j'], truth.energy_j)
         metrics['broken'] = sum(pair != undone for pair in breaks)
+
+
+def _unasked_done(truth: Truth) -> bool:
+    """True where a brick that nobody asked for is where other words would have had it.
+
+    Else who does all that could be asked for, one after the other, would not need the words.
+    """
+    asked = {goal.upper for goal in truth.plan.chain}
+    for plan, _ in truth.askable:
+        single = plan.then is None and plan.upper not in asked
+        if single and truth.joined(plan, loose=plan.apart) != plan.apart:
+            return True
+    return False
 
 
 def _lifted(truth: Truth, brick: str) -> bool:

@@ -73,6 +73,8 @@ class Kicks:
             it answers another situation. Jitter alone does not count.
         """
         action = action.copy()
+        if truth.impossible is not None:  # where nothing may be touched nothing is kicked either
+            return action, False
         kicked = False
         shape = self.drift.shape
         self.drift = 0.5 * self.drift + 0.87 * self.rng.normal(size=shape)  # of unit spread
@@ -107,7 +109,8 @@ class Kicks:
         With a brick on the other side the arms would entangle.
         """
         goal = truth.goal
-        names = [name for name in truth.movable if name not in (goal.upper, goal.lower)]
+        others = [name for name in truth.movable if name not in (goal.upper, goal.lower)]
+        names = [name for name in others if not truth.brick(name).plate]  # no hand grasps a plate
         tool = truth.tool_pose(hand)[0]
         distance_m = {name: np.linalg.norm(truth.brick_pose(name)[0] - tool) for name in names}
         return min(distance_m, key=distance_m.__getitem__) if names else goal.upper

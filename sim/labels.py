@@ -3,9 +3,9 @@
     rows.append(labels.episode_row(world.truth(), obs, info, choice))     # before each step
     arrays, header = labels.pack_episode(world.truth(), world.metadata(), result, rows)
 
-All of it is read off sim/truth.py's snapshot. Movable bricks are numbered in the order of
-`truth.movable`. Two targets ground words and pictures in the scene: `scene` says where every
-movable brick is, `referents` says what the words of a goal refer to. `facts` are what questions are
+All of it is read off sim/truth.py's snapshot. Loose bricks are numbered by their colour
+(episode.COLOURS). Two targets ground words and pictures in the scene: `scene` says where every
+loose brick is, `referents` says what the words of a goal refer to. `facts` are what questions are
 made of; `spans` are the runs of rows in which they hold.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from episode import state_vector
+from episode import COLOURS, state_vector
 from sim.judge import goal_at_work
 from sim.kinematics import wrap, yaw_of
 from sim.tasks import HANDS, Goal
@@ -27,22 +27,24 @@ NEAR_MARGIN_M = 0.015
 
 # -- training targets ------------------------------------------------------------------------------
 def scene(truth: Truth) -> np.ndarray:
-    """What pictures alone tell: where every movable brick is.
+    """What pictures alone tell: where every loose brick is.
 
     Returns:
         (3, n, 4) float32: in the frame of the torso, of the left and of the right tool, which are
-        the frames of what carries a camera, the position m of each brick, and the yaw rad, modulo
-        pi, by which that frame has to turn for a hand to grasp the brick.
+        the frames of what carries a camera, of the brick of each of the n COLOURS the position m,
+        and the yaw rad, modulo pi, by which that frame has to turn for a hand to grasp the brick;
+        nan where no loose brick has that colour.
     """
-    poses = [truth.brick_pose(name) for name in truth.movable]
     frames = [(np.zeros(3), np.eye(3))]
     frames += [truth.tool_pose(hand) for hand in HANDS]
-    rows = []
-    for at, Rf in frames:
-        for pos, R in poses:
+    seen = np.full((len(frames), len(COLOURS), 4), np.nan, np.float32)
+    for name in truth.movable:
+        number = truth.number(name)
+        pos, R = truth.brick_pose(name)
+        for row, (at, Rf) in zip(seen, frames):
             yaw = wrap(yaw_of(R) - np.pi / 2 - yaw_of(Rf), np.pi)
-            rows.append([*(Rf.T @ (pos - at)), yaw])
-    return np.array(rows, np.float32).reshape(len(frames), len(poses), 4)
+            row[number] = [*(Rf.T @ (pos - at)), yaw]
+    return seen
 
 
 def goals_at_work(truth: Truth) -> list[Goal]:
@@ -59,24 +61,23 @@ def referents(truth: Truth, goals: Sequence[Goal]) -> np.ndarray:
 
     Returns:
         (G, 8) float32. Columns 0 and 1: the bricks, by number, that the left and the right hand
-        have to fetch (an idle hand: the other's). 2: the brick that it goes on, n where that is
-        fixed. 3: the hand that presses, 0 for left. 4 to 7: the place, as the pose (x, y, z, yaw)
-        of the upper brick, m and rad, in the frame of the lower one, or of the torso where that is
-        fixed. To take bricks apart, each hand fetches one, and the upper one goes on the table,
-        which is fixed.
+        have to fetch (an idle hand: the other's). 2: the brick that it goes on, len(COLOURS) where
+        that is fixed. 3: the hand that presses, 0 for left. 4 to 7: the place, as the pose (x, y,
+        z, yaw) of the upper brick, m and rad, in the frame of the lower one, or of the torso where
+        that is fixed. To take bricks apart, each hand fetches one, and the upper one goes on the
+        table, which is fixed.
     """
-    movable = truth.movable
     rows = []
     for goal in goals:
         place, yaw = truth.goal_pose(goal)
-        base = len(movable)
-        if goal.lower in movable and not goal.apart:
-            base = movable.index(goal.lower)
+        base = len(COLOURS)
+        if not truth.brick(goal.lower).fixed and not goal.apart:
+            base = truth.number(goal.lower)
             pos, R = truth.brick_pose(goal.lower)
             place = R.T @ (place - pos)
             yaw = yaw - yaw_of(R)
         fetched = [goal.lower if hand == goal.holder else goal.upper for hand in HANDS]
-        left, right = map(movable.index, fetched)
+        left, right = map(truth.number, fetched)
         rows.append([left, right, base, HANDS.index(goal.hand), *place, wrap(yaw, np.pi)])
     return np.array(rows, np.float32)
 
@@ -105,7 +106,8 @@ def facts(truth: Truth, metrics: Mapping) -> list[Fact]:
     found += _places(truth)
     found += _outermost(truth, 'left', axis=1, sign=1, margin_m=LEFT_MARGIN_M)
     found += _outermost(truth, 'near', axis=0, sign=-1, margin_m=NEAR_MARGIN_M)
-    found.append(('arm', '', truth.goal.hand))
+    if truth.impossible is None:
+        found.append(('arm', '', truth.goal.hand))
     found.append(('count', '', str(len(below))))
     found.append(('wrong', '', _what_went_wrong(metrics)))
     return found
@@ -162,6 +164,7 @@ def spans(rows: Sequence[Sequence]) -> list[list]:
 
 
 # -- rows of an episode file -----------------------------------------------------------------------
+UNKNOWN = -1  # referents of words that refer to nothing in the scene
 NOT_ARRAYS = ('subtask', 'facts', 'referents')  # keys of a row that go into the header
 
 
@@ -178,6 +181,9 @@ def episode_row(truth: Truth, obs: Mapping, info: Mapping, choice: Mapping) -> d
         One row. The stepping loop adds `joint_action` after the step.
     """
     goals = goals_at_work(truth)
+    table = referents(truth, goals)
+    if truth.impossible is not None:  # what its words refer to is not there
+        table = np.vstack([np.full_like(table[:1], UNKNOWN), table])
     row = dict(
         time=obs['time'],
         state=state_vector(obs),
@@ -193,7 +199,7 @@ def episode_row(truth: Truth, obs: Mapping, info: Mapping, choice: Mapping) -> d
         goal=info['goal'],
         scene=scene(truth).ravel(),
         facts=facts(truth, info['metrics']),
-        referents=(goals, referents(truth, goals)),
+        referents=(goals, table),
     )
     pictures = {key: value for key, value in obs.items() if key.startswith('image/')}
     return row | pictures
@@ -215,6 +221,11 @@ def pack_episode(truth: Truth, metadata: dict, result: Mapping, rows: Sequence[M
     keys = [key for key in rows[0] if key not in NOT_ARRAYS]
     arrays = {key: np.stack([row[key] for row in rows]) for key in keys}
     arrays['subtask_id'] = np.array([subtasks.index(row['subtask']) for row in rows])
+    texts = [text for _, text in truth.askable]
+    frames = list(truth.frames)
+    if truth.impossible is not None:
+        texts.insert(0, truth.instruction)
+        frames.insert(0, truth.impossible)
     header = dict(
         seed=result['seed'],
         success=result['success'],
@@ -223,7 +234,8 @@ def pack_episode(truth: Truth, metadata: dict, result: Mapping, rows: Sequence[M
         subtasks=subtasks,
         task=truth.task,
         instruction=truth.instruction,
-        askable=[text for _, text in truth.askable],
+        askable=texts,
+        goals=frames,
         referents=_referents_by_row(rows),
         control_hz=truth.control_hz,
         world=metadata,

@@ -35,6 +35,7 @@ Act = Callable[[dict[str, Any]], Choice | None]
 Start = Callable[[int], Act]
 
 CONSTANT = ('hold', 'zero', 'random')
+ASKED_FOR_ONLY = {'wording', 'impossible_share'}  # not taken over from what a checkpoint learnt
 CHANGES_NOTHING = {'cameras', 'image_size'}  # of what happens in a replay
 
 
@@ -95,7 +96,7 @@ def checkpoint_world(folder: str, default: Settings) -> Settings:
             f'{folder} does not say which task it was trained on: '
             'the default, unless --task is given'
         )
-    settings = {key: made[key] for key in default if key in made}
+    settings = {key: made[key] for key in default if key in made and key not in ASKED_FOR_ONLY}
     # Nobody asks for an action space: only a checkpoint may act in joints, all others use tools.
     if 'action_space' in processor and processor['action_space'] != 'tool':
         settings['action_space'] = processor['action_space']

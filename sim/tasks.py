@@ -1,12 +1,17 @@
-"""Tasks as data: which bricks lie on the table, where, what is asked for and in which words.
+"""Tasks as data: which bricks lie on the table, where, and what is asked for.
 
     task = TASKS['place']
     bricks = task.bricks(scale)                    # scale 2 = DUPLO, 1 = LEGO
-    poses, askable = task.sample(rng, scale)       # {brick: (x, y, yaw)}, [(Goal, instruction)]
+    poses, askable = task.sample(rng, scale)       # {brick: (x, y, yaw)}, [(Goal, words)]
     poses, askable = vary(task, rng, scale, more, pose_range=.5, target_range=.5)
 
-A task of one's own is two functions and a row in TASKS. Positions in m in the world frame (see
-world.py), z = 0 on the table top; angles in rad.
+The words for a goal are a goal frame, see instructions.py: what is asked for without the words, of
+which the grammar makes thousands of wordings. A sampler calls bricks by their names there; `vary`
+puts in by which properties each can be told from the others. A task of one's own is two functions
+and a row in TASKS; in place of a frame it may give its own text, which then is all there is to say.
+
+A loose brick is known by its colour, in every task the same (episode.COLOURS), so no two of a scene
+share one. Positions in m in the world frame (see world.py), z = 0 on the table top; angles in rad.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +20,8 @@ from typing import Any, Union
 
 import numpy as np
 
-from episode import ARMS
+from episode import ARMS, COLOURS
+from instructions import SIZES, Frame
 from sim.bricks import Brick
 
 HANDS = ARMS
@@ -29,6 +35,7 @@ RGBA = dict(
     green='0.30 0.55 0.30 1',
     black='0.12 0.12 0.13 1',
 )
+COLOUR_OF = {rgba: colour for colour, rgba in RGBA.items()}
 # Where a hand lays a brick that is to lie on the table: (x, y, yaw), long side away from the robot.
 PUT_DOWN = {'left': (0.36, 0.17, np.pi / 2), 'right': (0.36, -0.17, np.pi / 2)}
 MIN_JOIN_HEIGHT_M = 0.05  # "in the air": the lower brick's bottom is at least this high
@@ -36,6 +43,7 @@ TABLE_M = ((0.18, -0.42), (0.46, 0.42))  # corners of where distractors lie
 HAND_ROOM_M = 0.03  # around what a hand may come to
 # Where hands meet and where a bridge comes to stand.
 MIDDLE_M = ((0.28, 0), (0.34, 0), (0.40, 0), (0.46, 0))
+MIDDLE_Y_M = 0.06  # a brick lies in the middle up to here
 PLACE_ROOM_M = 0.04  # radius of what is kept clear there, and where hands lay bricks down
 
 
@@ -75,7 +83,8 @@ class Goal:
 
 Place = tuple[float, float, float]  # x, y, yaw on the table
 Poses = dict[str, Place | Goal]  # or the goal that holds from the start: the brick sits on another
-Askable = list[tuple[Goal, str]]  # what could be asked for, and the instruction; the first one is
+# What could be asked for, as a goal and as its frame or text; the first one is.
+Askable = list[tuple[Goal, Frame | str]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class Task:
     """A task as data."""
 
     bricks: Callable[[float], tuple[Brick, ...]]  # scale -> what lies on the table
-    sample: Callable[..., tuple[Poses, Askable]]  # (rng, scale) -> where, and what is asked for
+    sample: Callable[..., tuple[Poses, Askable]]  # (rng, scale) -> where, what is asked for
     time_limit_s: float
     two_hands: str  # why one hand does not suffice, or why it does
 
@@ -174,7 +183,85 @@ def vary(
         used.append((at, _half_diagonal_m(brick, scale)))
         x, y = at
         poses[brick.name] = (x, y, rng.uniform(0, np.pi))
-    return poses, askable
+    described = describe([*task.bricks(scale), *more], poses)
+    return poses, [(goal, _with_bricks(words, described)) for goal, words in askable]
+
+
+def colour_number(brick: Brick) -> int:
+    """The number of a brick's colour in episode.COLOURS.
+
+    Raises:
+        ValueError: It has none of these colours.
+    """
+    if brick.rgba not in COLOUR_OF:
+        known = ', '.join(RGBA)
+        raise ValueError(
+            f'brick {brick.name!r}: rgba {brick.rgba!r} is no colour of tasks.RGBA ({known}), by '
+            'which bricks are known'
+        )
+    return COLOURS.index(COLOUR_OF[brick.rgba])
+
+
+def check_colours(bricks: Sequence[Brick]) -> None:
+    """Raise ValueError where a loose brick has no colour of its own."""
+    seen: dict[int, str] = {}
+    for brick in bricks:
+        if brick.fixed:
+            continue
+        number = colour_number(brick)
+        if number in seen:
+            raise ValueError(
+                f'bricks {seen[number]!r} and {brick.name!r} are both {COLOURS[number]}: loose '
+                'bricks are known by their colour, so each needs one of its own'
+            )
+        seen[number] = brick.name
+
+
+def describe(bricks: Sequence[Brick], poses: Poses) -> dict[str, dict]:
+    """How each loose brick can be named in a scene: a BRICK of a goal frame by brick.
+
+    A property names a brick where no other has it. Plates are not called bricks.
+    """
+    said: dict[str, dict] = {}
+    for brick in bricks:
+        if brick.fixed or brick.plate:
+            continue
+        words: dict[str, Any] = {'colour': COLOURS[colour_number(brick)]}
+        size = 'x'.join(map(str, sorted(brick.studs)))
+        if size in SIZES:
+            words['studs'] = size
+        if max(brick.studs) <= 2:
+            words['length'] = 'small'
+        elif max(brick.studs) >= 8:
+            words['length'] = 'long'
+        words['side'] = _side_of(brick.name, poses)
+        said[brick.name] = words
+    for words in said.values():
+        by = ['colour']
+        for key in ('studs', 'length', 'side'):
+            alike = [other for other in said.values() if other.get(key) == words.get(key)]
+            if key in words and len(alike) == 1:
+                by.append(key)
+        words['by'] = by
+    return said
+
+
+def _side_of(name: str, poses: Poses) -> str:
+    """On which side a brick lies at the start, or what it sits on."""
+    pose = poses[name]
+    if isinstance(pose, Goal):
+        return _side_of(pose.lower, poses)
+    if abs(pose[1]) < MIDDLE_Y_M:
+        return 'middle'
+    return 'left' if pose[1] > 0 else 'right'
+
+
+def _with_bricks(words: Frame | str, described: dict[str, dict]) -> Frame | str:
+    """A frame with what names its bricks, where it has their names."""
+    if isinstance(words, str):
+        return words
+    bricks = {key: described[words[key]] for key in ('upper', 'lower') if key in words}
+    return words | bricks
 
 
 def _half_diagonal_m(brick: Brick, scale: float) -> float:
@@ -218,34 +305,46 @@ def _lies(rng, x: tuple, y: tuple, side: int, degrees: float) -> Place:
     )
 
 
+def _apart(
+    rng, n: int, x: tuple, y: tuple, side: int, clear: Sequence[tuple[float, float]] = ()
+) -> np.ndarray:
+    """Places (n, 2) m on one side of the table, all far enough from each other for a hand.
+
+    All are drawn anew each time: beside two there may be no room for a third.
+
+    Args:
+        rng: Of the episode.
+        n: How many.
+        x: Range, m.
+        y: Range, m, of the distance from the middle.
+        side: 1 on the left, -1 on the right.
+        clear: Places (2,) m that are kept clear as well.
+    """
+    for _ in range(10_000):
+        at = np.column_stack([rng.uniform(*x, n), side * rng.uniform(*y, n)])
+        all_of_them = np.vstack([at, np.reshape(clear, (-1, 2))])
+        gaps = np.linalg.norm(at[:, None] - all_of_them, axis=2)
+        gaps[np.arange(n), np.arange(n)] = np.inf
+        if gaps.min() > SIDE_GAP_M:
+            return at
+    raise ValueError(f'no room for {n} bricks on a side: expected a larger pose_range')
+
+
+def _of_colours(studs: tuple[int, int], *colours: str) -> tuple[Brick, ...]:
+    """Loose bricks of one size that are called by their colours."""
+    return tuple(Brick(colour, studs, RGBA[colour]) for colour in colours)
+
+
 # -- place: a 2x4 on an 8x8 plate ------------------------------------------------------------------
-# Where the corners are, {corner: signs of (x, y)}; for each quarter turn how far from the middle
-# the brick's centre gets to lie, in studs, and the words for it.
+# Where the corners are, {corner: signs of (x, y)}; for each quarter turn how far the brick's centre
+# gets to lie from the edge of the plate, in studs, and the word for it.
 CORNERS = {'near left': (-1, 1), 'near right': (-1, -1), 'far left': (1, 1), 'far right': (1, -1)}
-ROTATIONS = {
-    1: ((2, 3), ('lengthwise', 'pointing away from you')),
-    0: ((3, 2), ('crosswise', 'sideways')),
-}
-PLACE_TEMPLATES = (
-    'put the {colour} brick on the {cell} corner of the plate , {how}',
-    'place the {colour} brick {how} on the {cell} corner',
-    'press the {colour} brick onto the {cell} corner of the plate , {how}',
-    'the {colour} brick goes on the {cell} corner , {how}',
-    'take the {colour} brick and press it onto the {cell} corner , {how}',
-    'on the {cell} corner put the {colour} brick , {how}',
-    'the {cell} corner of the plate gets the {colour} 2x4 , {how}',
-    'put the {colour} one in the {row} row , {column} column , {how}',
-    'pick up the {colour} brick : {row} row , {column} column , {how}',
-    '{column} column , {row} row , {how} : press the {colour} brick on',
-    'with the {hand} hand press the {colour} brick {how} onto the {cell} corner',
-    'take the {hand} brick and press it {how} onto the {cell} corner of the plate',
-    'build : {colour} on {cell} , {how}',
-)
+ROTATIONS = {1: ((2, 1), 'lengthwise'), 0: ((1, 2), 'crosswise')}
 
 
 def _place_bricks(scale: float) -> tuple[Brick, ...]:
     plate = Brick('plate', (8, 8), RGBA['green'], plate=True, fixed=True)
-    return (plate, *(Brick(colour, (2, 4), RGBA[colour]) for colour in ('red', 'blue')))
+    return (plate, *_of_colours((2, 4), 'red', 'blue'))
 
 
 def _place_sample(rng, scale: float) -> tuple[Poses, Askable]:
@@ -259,54 +358,70 @@ def _place_sample(rng, scale: float) -> tuple[Poses, Askable]:
     for colour, hand in zip(colours, hands):
         side = SIDES[HANDS.index(hand)]
         poses[colour] = _lies(rng, (0.28, 0.38), (0.14, 0.24), side, degrees=30)
-    askable = []
+    askable: Askable = []
     for colour, hand in zip(colours, hands):
         for corner, turns in places:
-            far, words = ROTATIONS[turns]
-            row, column = corner.split()
-            text = rng.choice(PLACE_TEMPLATES).format(
-                colour=colour, cell=corner, row=row, column=column, hand=hand, how=rng.choice(words)
-            )
-            cell = tuple(sign * studs for sign, studs in zip(CORNERS[corner], far))
-            askable.append((Goal(colour, 'plate', cell, turns, hand, where=corner), text))
+            askable.append(_place_goal(colour, corner, turns, hand, (8, 8)))
     return poses, askable
 
 
-# -- join: press a small brick onto the end of a long one, in the air ------------------------------
-JOIN_TEMPLATES = (
-    'join the {upper} brick onto the end of the {lower} brick and lay both down',
-    'hold the {lower} brick and press the {upper} brick onto it , then put them on the table',
-    'put the {upper} brick on the end of the {lower} brick in the air',
-    'press the {upper} brick onto the {lower} brick and lay them on the table',
-    'take both bricks , join {upper} onto {lower} and put them down',
-    'the {upper} brick goes on the end of the {lower} brick',
-    'with both hands join the {upper} one and the {lower} one',
-    'the {holder} hand holds {lower} , the {hand} hand presses {upper} on',
-    'lift the {lower} brick with the {holder} hand and press the {upper} brick onto its end',
-    'press the 2x2 onto the end of the long brick in the air',
-    'hold the long brick up and put the small brick on it , then lay both down',
-    'the {hand} brick goes on the end of the {holder} brick',
-    'build : {upper} on {lower}',
-)
+def _place_goal(
+    upper: str, corner: str, turns: int, hand: str, plate: tuple[int, int]
+) -> tuple[Goal, Frame]:
+    """A 2x4 onto a corner of a plate of so many studs."""
+    from_edge, turn = ROTATIONS[turns]
+    signs = CORNERS[corner]
+    cell = tuple(sign * (n // 2 - far) for sign, n, far in zip(signs, plate, from_edge))
+    goal = Goal(upper, 'plate', cell, turns, hand, where=corner)
+    return goal, dict(task='place', upper=upper, corner=corner, turn=turn, hand=hand)
+
+
+# -- join: press a small brick onto an end of a long one, in the air -------------------------------
+JOIN_ENDS = {
+    'near': 1,
+    'far': -1,
+}  # sign of the cell's y on a brick that points away from the robot
+
+
+def _long_studs(scale: float) -> tuple[int, int]:
+    """Studs of what two hands work on side by side.
+
+    The right palm and the left forearm need ~70 mm between the two grips (96 and 64 mm here).
+    """
+    return (2, 8 if scale > 1.5 else 10)
+
+
+def _end_cell(scale: float, end: str) -> tuple[int, int]:
+    """Where a 2x2 sits on the end of a long brick."""
+    return (0, JOIN_ENDS[end] * (_long_studs(scale)[1] // 2 - 1))
 
 
 def _join_bricks(scale: float) -> tuple[Brick, ...]:
-    # Two hands side by side: the right palm and the left forearm need ~70 mm between the two grips
-    # (96 and 64 mm here).
-    long = 8 if scale > 1.5 else 10
-    return Brick('red', (2, long), RGBA['red']), Brick('blue', (2, 2), RGBA['blue'])
+    return (*_of_colours(_long_studs(scale), 'red'), *_of_colours((2, 2), 'blue', 'white'))
 
 
 def _join_sample(rng, scale: float) -> tuple[Poses, Askable]:
-    """The long brick on the left, the small one on the right."""
-    poses: Poses = {}
-    for colour, side in zip(('red', 'blue'), SIDES):
-        poses[colour] = _lies(rng, (0.29, 0.38), (0.15, 0.24), side, degrees=35)
-    text = JOIN_TEMPLATES[rng.integers(len(JOIN_TEMPLATES))].format(
-        upper='blue', lower='red', hand='right', holder='left'
-    )
-    cell = (0, -3 if scale > 1.5 else -4)
-    return poses, [(Goal('blue', 'red', cell, 0, 'right', holder='left'), text)]
+    """The long brick on one side, two small ones on the other: either, onto either end."""
+    holder, hand = HANDS if rng.integers(2) else HANDS[::-1]
+    side = SIDES[HANDS.index(holder)]
+    poses: Poses = {'red': _lies(rng, (0.29, 0.38), (0.15, 0.24), side, degrees=35)}
+    names = rng.permutation(['blue', 'white']).tolist()
+    for name, (x, y) in zip(names, _apart(rng, 2, (0.27, 0.38), (0.14, 0.29), -side)):
+        poses[name] = (x, y, np.pi / 2 + np.radians(rng.uniform(-35, 35)))
+    askable: Askable = [
+        _join_goal(name, 'red', end, holder, hand, scale) for name in names for end in JOIN_ENDS
+    ]
+    rng.shuffle(askable)
+    return poses, askable
+
+
+def _join_goal(
+    upper: str, lower: str, end: str, holder: str, hand: str, scale: float
+) -> tuple[Goal, Frame]:
+    """A small brick onto an end of a long one."""
+    goal = Goal(upper, lower, _end_cell(scale, end), 0, hand, holder=holder, where=f'{end} end')
+    frame = dict(task='join', upper=upper, lower=lower, end=end, holder=holder, hand=hand)
+    return goal, frame
 
 
 # -- stack: on a brick that stands by itself -------------------------------------------------------
@@ -316,35 +431,10 @@ STACK_CELLS = {
     (2, 4): {'lined up': ((0, 0), 0), 'across': ((0, 0), 1)},
     (2, 2): {'near end': ((0, 1), 0), 'far end': ((0, -1), 0), 'middle': ((0, 0), 0)},
 }
-STACK_WORDS = {
-    'lined up': ('edges flush', 'lined up with it'),
-    'across': ('crosswise', 'turned a quarter'),
-    'near end': ('at the near end', 'at the end close to you'),
-    'far end': ('at the far end', 'at the end away from you'),
-    'middle': ('in the middle', 'at its centre'),
-}
-STACK_TEMPLATES = (
-    'stack the {upper} on the {lower} , {how}',
-    'put the {upper} on top of the {lower} , {how}',
-    'press the {upper} onto the {lower} , {how}',
-    'take the {upper} and stack it on the {lower} , {how}',
-    'the {upper} goes on the {lower} , {how}',
-    'pick up the {upper} and press it onto the {lower} , {how}',
-    'on the {lower} put the {upper} , {how}',
-    'build a tower : {upper} on {lower} , {how}',
-    'set the {upper} on the {lower} , {how}',
-    'lay the {upper} onto the {lower} , {how}',
-    'the {lower} gets the {upper} on top , {how}',
-    'place the {upper} on the {lower} , {how}',
-)
-
-
-STACK_UPPER = {'white': ('white brick', 'small brick', 'square brick')}  # else its colour
 
 
 def _stack_bricks(scale: float) -> tuple[Brick, ...]:
-    large = (Brick(colour, (2, 4), RGBA[colour]) for colour in ('red', 'blue'))
-    return (*large, Brick('white', (2, 2), RGBA['white']))
+    return (*_of_colours((2, 4), 'red', 'blue'), *_of_colours((2, 2), 'white'))
 
 
 def _stack_sample(rng, scale: float) -> tuple[Poses, Askable]:
@@ -361,47 +451,35 @@ def _stack_sample(rng, scale: float) -> tuple[Poses, Askable]:
     for name, side in zip(sides, SIDES):
         poses[name] = _lies(rng, (0.28, 0.38), (0.16, 0.25), side, degrees=35)
     studs = {brick.name: brick.studs for brick in _stack_bricks(scale)}
-    askable = []
+    askable: Askable = []
     for name, hand in zip(sides, HANDS):
-        for where, (cell, turns) in STACK_CELLS[studs[name]].items():
-            words = STACK_UPPER.get(name, (f'{name} brick',))
-            upper = rng.choice([*words, f'{hand} brick'])
-            base = rng.choice([f'{lower} brick', 'middle brick', f'{lower} one'])
-            text = rng.choice(STACK_TEMPLATES).format(
-                upper=upper, lower=base, how=rng.choice(STACK_WORDS[where])
-            )
-            askable.append((Goal(name, lower, cell, turns, hand, where=where), str(text)))
+        askable += _stack_goals(name, lower, studs[name], hand)
     rng.shuffle(askable)
     return poses, askable
+
+
+def _stack_goals(upper: str, lower: str, studs: tuple[int, int], hand: str) -> Askable:
+    """Every way in which a brick of so many studs goes onto a 2x4."""
+    askable: Askable = []
+    for where, (cell, turns) in STACK_CELLS[studs].items():
+        goal = Goal(upper, lower, cell, turns, hand, where=where)
+        frame = dict(task='stack', upper=upper, lower=lower, where=where, hand=hand)
+        askable.append((goal, frame))
+    return askable
 
 
 # -- handover: a 2x4 onto the 4x4 plate of the other side ------------------------------------------
 # {half of the plate: (cell, quarter turns)}
 HALVES = {
-    'left half': ((0, 1), 1),
-    'right half': ((0, -1), 1),
-    'far half': ((1, 0), 0),
-    'near half': ((-1, 0), 0),
+    'left': ((0, 1), 1),
+    'right': ((0, -1), 1),
+    'far': ((1, 0), 0),
+    'near': ((-1, 0), 0),
 }
-HANDOVER_TEMPLATES = (
-    'hand the {upper} to the {hand} hand and press it onto the {half} of the {lower}',
-    'give the {upper} to the other hand for the {half} of the {lower}',
-    'pass the {upper} over and put it on the {half} of the {lower}',
-    'put the {upper} on the {half} of the {lower}',
-    'bring the {upper} across to the {half} of the {lower}',
-    'move the {upper} from the {giver} to the {half} of the {lower}',
-    'the {upper} goes on the {half} of the {lower}',
-    'the {half} of the {lower} gets the {upper}',
-    'take the {upper} to the {lower} and press it onto the {half}',
-    'on the {lower} put the {upper} , on the {half}',
-    'with both hands bring the {upper} to the {half} of the {lower}',
-    '{giver} hand gives , {hand} hand presses : {upper} on the {half} of the {lower}',
-    'lay the {upper} in the middle , the {hand} hand puts it on the {half} of the {lower}',
-)
 
 
 def _handover_bricks(scale: float) -> tuple[Brick, ...]:
-    return (*_side_plates(), *(Brick(colour, (2, 4), RGBA[colour]) for colour in ('red', 'blue')))
+    return (*_side_plates(), *_of_colours((2, 4), 'red', 'blue'))
 
 
 def _side_plates() -> tuple[Brick, ...]:
@@ -422,147 +500,91 @@ def _handover_sample(rng, scale: float) -> tuple[Poses, Askable]:
     names = ['red', 'blue']
     rng.shuffle(names)
     poses: Poses = {}
-    askable = []
+    askable: Askable = []
     for name, giver, hand, side in zip(names, HANDS, HANDS[::-1], SIDES):
         poses[name] = _lies(rng, (0.25, 0.31), (0.24, 0.31), side, degrees=30)
         for half, (cell, turns) in HALVES.items():
-            text = rng.choice(HANDOVER_TEMPLATES).format(
-                upper=rng.choice([f'{name} brick', f'{giver} brick', f'{name} one']),
-                hand=hand,
-                giver=giver,
-                half=half,
-                lower=f'{hand} plate',
-            )
-            goal = Goal(name, f'{hand} plate', cell, turns, hand, giver=giver, where=half)
-            askable.append((goal, str(text)))
+            goal = Goal(name, f'{hand} plate', cell, turns, hand, giver=giver, where=f'{half} half')
+            frame = dict(task='handover', upper=name, half=half, giver=giver, hand=hand)
+            askable.append((goal, frame))
     rng.shuffle(askable)
     return poses, askable
 
 
 # -- separate: pull a small brick off the end of a long one, in the air ----------------------------
-SEPARATE_TEMPLATES = (
-    'pull the {upper} off the {lower}',
-    'take the {upper} and the {lower} apart',
-    'separate the {upper} from the {lower}',
-    'hold the {lower} and pull the {upper} off',
-    'remove the {upper} from the {lower}',
-    'take the {upper} off the {lower} and lay both down',
-    'undo the {upper} and the {lower}',
-    'the {upper} comes off the {lower}',
-    'pull the stack on the {side} apart',
-    'take the stack apart and lay both bricks on the table',
-    'lift the stack , pull the {upper} off and lay both down',
-    'the {holder} hand holds the {lower} , the {hand} hand pulls the {upper} off',
-    'part the {upper} and the {lower} in the air',
-)
+SEPARATE_STACKS = (('red', 'blue'), ('black', 'white'))  # lower, upper
 
 
 def _separate_bricks(scale: float) -> tuple[Brick, ...]:
     # As long as the one of `join`, and for the same reason.
-    long = 8 if scale > 1.5 else 10
-    small = (Brick(colour, (2, 2), RGBA[colour]) for colour in ('blue', 'white'))
-    return (Brick('red', (2, long), RGBA['red']), *small)
+    lower, upper = zip(*SEPARATE_STACKS)
+    return (*_of_colours(_long_studs(scale), *lower), *_of_colours((2, 2), *upper))
 
 
 def _separate_sample(rng, scale: float) -> tuple[Poses, Askable]:
-    """A small brick on the far end of the long one, on one side of the table.
+    """A stack on each side, a small brick on the far end of a long one; either may be asked for.
 
-    The other small one lies on the other side to distract.
+    The hand on a stack's side lifts it, and the other one lays what it pulls off down on its own
+    side, between the middle and the other stack.
     """
-    names = ['blue', 'white']
-    rng.shuffle(names)
-    upper, other = names
-    holder, hand = HANDS if rng.integers(2) else HANDS[::-1]
-    side = SIDES[HANDS.index(holder)]
-    poses: Poses = {
-        'red': _lies(rng, (0.30, 0.36), (0.16, 0.24), side, degrees=30),
-        other: (rng.uniform(0.24, 0.28), -side * rng.uniform(0.16, 0.28), rng.uniform(0, np.pi)),
-    }
-    text = rng.choice(SEPARATE_TEMPLATES).format(
-        upper=rng.choice([f'{upper} brick', f'{upper} one', 'small brick on top']),
-        lower=rng.choice(['red brick', 'red one', 'long brick']),
-        hand=hand,
-        holder=holder,
-        side=holder,
-    )
-    cell = (0, -3 if scale > 1.5 else -4)
-    goal = Goal(upper, 'red', cell, 0, hand, holder=holder, apart=True)
-    poses[upper] = goal
-    return poses, [(goal, str(text))]
+    poses: Poses = {}
+    askable: Askable = []
+    order = [SEPARATE_STACKS[i] for i in rng.permutation(len(SEPARATE_STACKS))]
+    for (lower, upper), holder, hand, side in zip(order, HANDS, HANDS[::-1], SIDES):
+        poses[lower] = _lies(rng, (0.27, 0.33), (0.27, 0.32), side, degrees=20)
+        goal = Goal(upper, lower, _end_cell(scale, 'far'), 0, hand, holder=holder, apart=True)
+        poses[upper] = goal
+        frame = dict(task='separate', upper=upper, lower=lower, holder=holder, hand=hand)
+        askable.append((goal, frame))
+    rng.shuffle(askable)
+    return poses, askable
 
 
 # -- unplug: pull a brick off a loose plate --------------------------------------------------------
-UNPLUG_TEMPLATES = (
-    'unplug the {upper} from the plate',
-    'take the {upper} off the plate',
-    'pull the {upper} off the plate and lay it down',
-    'hold the plate and pull the {upper} off',
-    'remove the {upper} from the plate',
-    'the {upper} comes off the plate',
-    'hold the plate down with the {holder} hand and take the {upper} off',
-    'with the {hand} hand pull the {upper} off the plate',
-    'lay the {upper} beside the plate',
-    'clear the plate : take the {upper} off',
-    'put the {upper} from the plate onto the table',
-    'undo the {upper}',
-    'the {holder} hand holds the plate , the {hand} hand unplugs the {upper}',
-)
+def _loose_plate(scale: float) -> Brick:
+    """A loose plate 128 mm wide at either scale.
+
+    Palms are 90 mm wide, and two hands work on it side by side.
+    """
+    return Brick('plate', (8, 8 if scale > 1.5 else 16), RGBA['green'], plate=True)
+
+
+def _plate_lies(rng) -> Place:
+    yaw = np.radians(rng.uniform(-10, 10))
+    return (rng.uniform(0.31, 0.37), rng.uniform(-0.02, 0.02), yaw)
 
 
 def _unplug_bricks(scale: float) -> tuple[Brick, ...]:
-    # A loose plate 128 mm wide at either scale: palms are 90 mm wide, and two hands work on it side
-    # by side.
-    wide = 8 if scale > 1.5 else 16
-    bricks = (Brick(colour, (2, 4), RGBA[colour]) for colour in ('red', 'blue'))
-    return (Brick('plate', (8, wide), RGBA['green'], plate=True), *bricks)
+    return (_loose_plate(scale), *_of_colours((2, 4), 'red', 'blue'))
 
 
 def _unplug_sample(rng, scale: float) -> tuple[Poses, Askable]:
-    """A brick on one side of the plate, which the hand of that side pulls; another lies beside."""
-    names = ['red', 'blue']
-    rng.shuffle(names)
-    upper, other = names
-    hand, holder = HANDS if rng.integers(2) else HANDS[::-1]
-    side = SIDES[HANDS.index(hand)]
-    poses: Poses = {
-        'plate': (
-            rng.uniform(0.31, 0.37),
-            rng.uniform(-0.02, 0.02),
-            np.radians(rng.uniform(-10, 10)),
-        ),
-        other: (
-            rng.uniform(0.20, 0.24),
-            rng.choice([-1, 1]) * rng.uniform(0.20, 0.28),
-            rng.uniform(0, np.pi),
-        ),
-    }
-    text = rng.choice(UNPLUG_TEMPLATES).format(
-        upper=rng.choice([f'{upper} brick', f'{upper} one', 'plugged brick']),
-        hand=hand,
-        holder=holder,
-    )
-    cell = (int(rng.integers(-2, 3)), side * (3 if scale > 1.5 else 6))
+    """A brick on each side of the plate, which the hand of that side pulls off.
+
+    Both are in one row, so that the other hand can hold the plate down in the other row.
+    """
+    poses: Poses = {'plate': _plate_lies(rng)}
+    askable: Askable = []
+    names = rng.permutation(['red', 'blue']).tolist()
+    row = int(rng.choice([-2, 2]))
+    for upper, hand, holder in zip(names, HANDS, HANDS[::-1]):
+        goal, frame = _unplug_goal(upper, row, hand, holder, scale)
+        poses[upper] = goal
+        askable.append((goal, frame))
+    rng.shuffle(askable)
+    return poses, askable
+
+
+def _unplug_goal(upper: str, row: int, hand: str, holder: str, scale: float) -> tuple[Goal, Frame]:
+    """A 2x4 off the edge of the plate at the hand's side, `row` studs away from the robot."""
+    edge = _loose_plate(scale).studs[1] // 2 - 1
+    cell = (row, SIDES[HANDS.index(hand)] * edge)
     goal = Goal(upper, 'plate', cell, 1, hand, holder=holder, apart=True)
-    poses[upper] = goal
-    return poses, [(goal, str(text))]
+    return goal, dict(task='unplug', upper=upper, holder=holder, hand=hand)
 
 
 # -- bridge: a long brick over two towers, one of which would tip over -----------------------------
-BRIDGE_TEMPLATES = (
-    'build a bridge : {long} over the {first} tower and the {second} tower',
-    'bridge the two towers with the {long}',
-    'put the {long} over both towers',
-    'lay the {long} across the {first} tower and the {second} tower',
-    'join the {first} tower and the {second} tower with the {long}',
-    'press the {long} onto both towers',
-    'the {long} goes over the {first} tower and the {second} tower',
-    'connect the towers with the {long}',
-    'make a bridge from the {first} tower to the {second} tower',
-    'hold the {second} tower and press the {long} onto both towers',
-    'the {holder} hand holds the {second} tower , the {hand} hand presses the {long} on',
-    'span the {first} tower and the {second} tower with the {long}',
-    'take the {long} and bridge both towers',
-)
+BRIDGES = ('red', 'black')
 
 
 def _bridge_bricks(scale: float) -> tuple[Brick, ...]:
@@ -571,81 +593,51 @@ def _bridge_bricks(scale: float) -> tuple[Brick, ...]:
     # under the press instead of tipping over. The grips are then 144 (DUPLO) and 88 mm apart; at 80
     # and 64 mm the palms met.
     return (
-        Brick('red', (2, 12 if scale < 1.5 else 8), RGBA['red']),
-        Brick('blue', (2, 2), RGBA['blue']),
-        Brick('blue foot', (2, 2), RGBA['blue']),
-        Brick('white', (2, 8), RGBA['white']),
-        Brick('white foot', (2, 4), RGBA['white']),
+        *_of_colours((2, 12 if scale < 1.5 else 8), *BRIDGES),
+        *_of_colours((2, 2), 'blue', 'orange'),  # the blue tower and its foot
+        *_of_colours((2, 8), 'white'),
+        *_of_colours((2, 4), 'yellow'),  # the foot of the white tower
     )
 
 
 def _bridge_sample(rng, scale: float) -> tuple[Poses, Askable]:
     """The white tower in the middle, near, its arm pointing away from the robot.
 
-    On one side are the blue tower and the long brick. That side's hand presses the brick onto blue,
-    then both onto the arm of white.
+    On one side are the blue tower and two long bricks, either of which may be asked for. That
+    side's hand presses the brick onto blue, then both onto the arm of white.
     """
     hand, holder = HANDS if rng.integers(2) else HANDS[::-1]
     side = SIDES[HANDS.index(hand)]
     small = scale < 1.5
-    second = Goal(
-        'red',
-        'white',
-        (0, -8 if small else -6),
-        0,
-        hand,
-        holder=holder,
-        steady=True,
-        where='white tower',
-    )
-    first = Goal('red', 'blue', (0, 5 if small else 3), 0, hand, where='blue tower', then=second)
     poses: Poses = {
-        'white foot': _lies(rng, (0.24, 0.28), (-0.02, 0.02), 1, degrees=12),
-        'white': Goal('white', 'white foot', (0, -2), 0, holder),
-        'blue foot': _lies(rng, (0.36, 0.40), (0.15, 0.18), side, degrees=15),
-        'blue': Goal('blue', 'blue foot', (0, 0), 0, holder),
-        'red': _lies(rng, (0.29, 0.33), (0.26, 0.29), side, degrees=12),
+        'yellow': _lies(rng, (0.24, 0.28), (-0.02, 0.02), 1, degrees=12),
+        'white': Goal('white', 'yellow', (0, -2), 0, holder),
+        'orange': _lies(rng, (0.36, 0.40), (0.15, 0.18), side, degrees=15),
+        'blue': Goal('blue', 'orange', (0, 0), 0, holder),
     }
-    text = rng.choice(BRIDGE_TEMPLATES).format(
-        long=rng.choice(['red brick', 'long brick', 'red one']),
-        first='blue',
-        second='white',
-        hand=hand,
-        holder=holder,
-    )
-    return poses, [(first, str(text))]
+    askable: Askable = []
+    lanes = ((0.26, 0.275), (0.35, 0.365))
+    for name, lane in zip(rng.permutation(BRIDGES).tolist(), lanes):
+        poses[name] = _lies(rng, (0.29, 0.33), lane, side, degrees=8)
+        over = (0, -8 if small else -6)
+        second = Goal(name, 'white', over, 0, hand, holder=holder, steady=True, where='white tower')
+        onto = (0, 5 if small else 3)
+        first = Goal(name, 'blue', onto, 0, hand, where='blue tower', then=second)
+        frame = dict(
+            task='bridge', upper=name, first='blue', second='white', holder=holder, hand=hand
+        )
+        askable.append((first, frame))
+    rng.shuffle(askable)
+    return poses, askable
 
 
 # -- build: towers on the two plates of `handover`, out of 2x4 bricks ------------------------------
 BUILD_COLOURS = ('red', 'blue', 'yellow', 'white', 'orange', 'black')
-BUILD_TEMPLATES = (
-    'build : {plan}',
-    'build this : {plan}',
-    'the plan : {plan}',
-    'follow the plan : {plan}',
-    'make two towers : {plan}',
-    'assemble {plan}',
-    'put together {plan}',
-    'step by step : {plan}',
-    'with both hands build {plan}',
-    'stack {plan}',
-    'one after the other : {plan}',
-    'build what the plan says : {plan}',
-    'two towers : {plan}',
-)
-BUILD_STEPS = (
-    '{upper} on {lower}',
-    '{upper} onto {lower}',
-    '{upper} goes on {lower}',
-    'put {upper} on {lower}',
-)
-
-
 SIDE_GAP_M = 0.085  # between bricks that lie side by side: what a hand needs
 
 
 def _build_bricks(scale: float) -> tuple[Brick, ...]:
-    return (*_side_plates(), *(Brick(colour, (2, 4), RGBA[colour]) for colour in BUILD_COLOURS))
+    return (*_side_plates(), *_of_colours((2, 4), *BUILD_COLOURS))
 
 
 def _build_sample(rng, scale: float) -> tuple[Poses, Askable]:
@@ -659,28 +651,13 @@ def _build_sample(rng, scale: float) -> tuple[Poses, Askable]:
     hand_of = {name: HANDS[i % 2] for i, name in enumerate(names)}  # that reaches it
     for hand, side in zip(HANDS, SIDES):
         mine = [name for name in names if hand_of[name] == hand]
-        for name, (x, y) in zip(mine, _three_places(rng, side)):
+        for name, (x, y) in zip(mine, _apart(rng, 3, (0.22, 0.31), (0.13, 0.33), side)):
             poses[name] = (x, y, np.pi / 2 + np.radians(rng.uniform(-30, 30)))
     return poses, [_build_plan(rng, hand_of) for _ in range(4)]
 
 
-def _three_places(rng, side: int) -> np.ndarray:
-    """Places (3, 2) m on one side of the table, all far enough from each other.
-
-    All three are drawn anew each time: beside two there may be no room for a third.
-    """
-    for _ in range(10_000):
-        x = rng.uniform(0.22, 0.31, 3)
-        y = side * rng.uniform(0.13, 0.33, 3)
-        at = np.column_stack([x, y])
-        gaps = np.linalg.norm(at - np.roll(at, 1, 0), axis=1)
-        if gaps.min() > SIDE_GAP_M:
-            return at
-    raise ValueError('no room for three bricks on a side: expected a larger pose_range')
-
-
-def _build_plan(rng, hand_of: dict[str, str]) -> tuple[Goal, str]:
-    """Draw a chain of goals and its instruction.
+def _build_plan(rng, hand_of: dict[str, str]) -> tuple[Goal, Frame]:
+    """Draw a chain of goals and its frame.
 
     Args:
         rng: Of the episode.
@@ -689,31 +666,32 @@ def _build_plan(rng, hand_of: dict[str, str]) -> tuple[Goal, str]:
     n = int(rng.integers(3, 7))
     names, hands = _build_order(rng, hand_of, n)
     top: dict[str, str] = {}  # of the tower on each hand's plate
+    goals = []
     steps = []
-    words = []
-    phrase = rng.choice(BUILD_STEPS)
-    link = rng.choice([' , ', ' , then ', ' ; '])
     for name, hand in zip(names, hands):
+        place: dict[str, str]
         if hand in top:
             turns = int(rng.integers(2))
             lower = top[hand]
             cell = (0, 0)
             where = lower
-            how = f'{lower} , crosswise' if turns else lower
+            place = {'brick': lower}
+            crosswise = turns == 1
         else:
             half = list(HALVES)[rng.integers(len(HALVES))]
             lower = f'{hand} plate'
             cell, turns = HALVES[half]
-            where = f'{half} of {lower}'
-            how = f'the {half} of the {lower}'
+            where = f'{half} half of {lower}'
+            place = {'plate': hand, 'half': half}
+            crosswise = False
         top[hand] = name
         giver = hand_of[name] if hand_of[name] != hand else None
-        steps.append(Goal(name, lower, cell, turns, hand, giver=giver, where=where))
-        words.append(phrase.format(upper=name, lower=how))
-    plan = steps[-1]
-    for goal in reversed(steps[:-1]):
+        goals.append(Goal(name, lower, cell, turns, hand, giver=giver, where=where))
+        steps.append({'upper': name, 'on': place, 'crosswise': crosswise})
+    plan = goals[-1]
+    for goal in reversed(goals[:-1]):
         plan = replace(goal, then=plan)
-    return plan, str(rng.choice(BUILD_TEMPLATES).format(plan=str(link).join(words)))
+    return plan, dict(task='build', steps=steps)
 
 
 def _build_order(rng, hand_of: dict[str, str], n: int) -> tuple[list[str], list[str]]:
@@ -726,6 +704,50 @@ def _build_order(rng, hand_of: dict[str, str], n: int) -> tuple[list[str], list[
         hands = rng.permutation([HANDS[i % 2] for i in range(n)]).tolist()
         if any(hand_of[name] != hand for name, hand in zip(names, hands)):
             return names, hands
+
+
+# -- mixed: one table, and the words say which of four tasks is to be done on it -------------------
+def _mixed_bricks(scale: float) -> tuple[Brick, ...]:
+    return (
+        _loose_plate(scale),
+        *_of_colours((2, 4), 'red', 'blue'),
+        *_of_colours((2, 2), 'white'),
+        *_of_colours(_long_studs(scale), 'yellow'),
+    )
+
+
+def _mixed_sample(rng, scale: float) -> tuple[Poses, Askable]:
+    """A loose plate with the red brick on it, a long brick on one side, two more on the other.
+
+    Red may have to come off, blue to go on the plate's free side, white on blue or on an end of the
+    long brick. Where hands lay bricks down stays clear.
+    """
+    holder, hand = HANDS if rng.integers(2) else HANDS[::-1]  # the long brick's side, and the other
+    side = SIDES[HANDS.index(holder)]
+    spots = [place[:2] for place in PUT_DOWN.values()]
+    poses: Poses = {
+        'plate': _plate_lies(rng),
+        'yellow': _lies(rng, (0.27, 0.32), (0.28, 0.32), side, degrees=15),
+    }
+    lie = _apart(rng, 2, (0.22, 0.34), (0.15, 0.33), -side, clear=spots)
+    for name, (x, y) in zip(('blue', 'white'), lie):
+        poses[name] = (x, y, np.pi / 2 + np.radians(rng.uniform(-25, 25)))
+    puller, other = HANDS if rng.integers(2) else HANDS[::-1]
+    plugged = _unplug_goal('red', int(rng.choice([-2, 2])), puller, other, scale)
+    poses['red'] = plugged[0]
+    studs = _loose_plate(scale).studs
+    free = [f'{row} {other}' for row in ('near', 'far')]
+    by_task: list[Askable] = [
+        [plugged],
+        [_place_goal('blue', corner, turns, hand, studs) for corner in free for turns in ROTATIONS],
+        _stack_goals('white', 'blue', (2, 2), hand),
+        [_join_goal('white', 'yellow', end, holder, hand, scale) for end in JOIN_ENDS],
+    ]
+    # Each task is asked for as often as any other, though they differ in how many goals they have.
+    rng.shuffle(by_task)
+    for goals in by_task:
+        rng.shuffle(goals)
+    return poses, sum(by_task, [])
 
 
 # -- the table of tasks ----------------------------------------------------------------------------
@@ -788,5 +810,12 @@ TASKS = {
         two_hands='the bricks must snap together while the lower one is in the air (5 cm or more), '
         'before the pair is laid down: one hand has to hold it against the press of the other, and '
         'a single gripper cannot be on both bricks at once.',
+    ),
+    'mixed': Task(
+        _mixed_bricks,
+        _mixed_sample,
+        time_limit_s=25.0,
+        two_hands='what is joined or unplugged here takes two hands, as it does in those tasks; '
+        'what is placed or stacked takes one. The words say which it is.',
     ),
 }

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from instructions import Frame
 from sim.bricks import STUD_PITCH_M, Brick
 from sim.clutch import Link
 from sim.kinematics import wrap, yaw_of
-from sim.tasks import HANDS, PUT_DOWN, Goal
+from sim.tasks import HANDS, PUT_DOWN, Goal, colour_number
 
 Pose = tuple[np.ndarray, np.ndarray]  # position (3,) m, rotation (3, 3)
 
@@ -51,6 +52,9 @@ class Truth:
     task: str
     instruction: str
     askable: Sequence[tuple[Goal, str]]  # all plans the scene affords, in words; the first is asked
+    frames: Sequence[Frame | None]  # of each of them its goal frame; None of a task with texts
+    # The frame of an instruction that cannot be followed here: then no plan is, hands stay still.
+    impossible: Frame | None
     plan: Goal
     goal: Goal  # the goal of the plan that is at work now, see judge.goal_at_work
     # What there is.
@@ -86,6 +90,10 @@ class Truth:
     def movable(self) -> list[str]:
         """Names of the bricks that are not screwed to the table, in the order of `bricks`."""
         return [brick.name for brick in self.bricks if not brick.fixed]
+
+    def number(self, name: str) -> int:
+        """The number by which targets and referents know a loose brick: its colour's."""
+        return colour_number(self.brick(name))
 
     def brick_pose(self, name: str) -> Pose:
         """Position (3,) m of the brick's bottom centre and rotation (3, 3), world frame."""
@@ -151,14 +159,9 @@ class Truth:
         link = self.link(goal.lower, goal.upper, loose)
         if link is None:
             return False
-        cells = [goal.cell]
-        # A loose lower brick looks the same turned by 180 degrees; a tower of two does not.
-        if goal.holder is not None and not goal.steady:
-            x, y = goal.cell
-            cells.append((-x, -y))
         nx, ny = self.brick(goal.upper).studs
         symmetry = 1 if nx == ny else 2
-        return link.cell in cells and (link.turns - goal.turns) % symmetry == 0
+        return link.cell == goal.cell and (link.turns - goal.turns) % symmetry == 0
 
     # -- hands and bricks --------------------------------------------------------------------------
     def released(self, hand: str, brick: str | None = None) -> bool:

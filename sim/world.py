@@ -20,13 +20,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from episode import ARM_TOOL, JOINT_ACTION_NAMES, JOINT_NAMES, TOOL_ACTION_NAMES
+from episode import ARM_TOOL, COLOURS, JOINT_ACTION_NAMES, JOINT_NAMES, TOOL_ACTION_NAMES
+from instructions import Frame, draw, held_out, plain
 from sim import tasks
 from sim.bricks import BRICK_HEIGHT_M, STUD_HEIGHT_M
 from sim.clutch import Clutch
 from sim.control import ACTION_NAMES, CLOSED_M, N_JOINTS, TOOL_HIGH, TOOL_LOW, Controller
 from sim.gl import NOTHING_RENDERS, gl_backend, mujoco
-from sim.judge import Judge, goal_at_work
+from sim.judge import STILL_S, Judge, goal_at_work
 from sim.scene import build_model
 from sim.tasks import HANDS, TASKS, Goal
 from sim.truth import Truth, seat
@@ -35,6 +36,7 @@ CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
 RENDER_MODES = ('rgb', 'depth', 'segmentation')
 INTERPOLATION_HZ = 50
 CLUTCH_PERIOD_S = 0.008
+WORDINGS = ('grammar', 'held_out')
 MAX_PENETRATION_M = 0.05
 MAX_ENERGY_J = 1000.0
 
@@ -60,6 +62,8 @@ class World:
         distractors: int = 0,
         pose_range: float = 1.0,
         target_range: float = 1.0,
+        wording: str = 'grammar',
+        impossible_share: float = 0.0,
         action_space: str = 'tool',
     ):
         """Build the scene of a task; `reset` draws an episode of it.
@@ -79,10 +83,15 @@ class World:
             distractors: Number of bricks that nobody asks for.
             pose_range: Share of the range of spawn poses, 0 to 1, see tasks.vary.
             target_range: Share of the places that are asked for, 0 to 1, see tasks.vary.
+            wording: 'grammar', or 'held_out': people's words that the grammar cannot make, for
+                scoring only; see instructions.py.
+            impossible_share: This share of the episodes, 0 to 1, has an instruction that cannot be
+                followed: success is to keep the hands still.
             action_space: 'tool' or 'joint': which action `step` takes, see sim/control.py.
         """
         forces = dict(insertion_force_n=insertion_force_n, pull_force_n=pull_force_n)
         _check_arguments(task, cameras, brick_scale, action_space, forces, force_spread)
+        _check_words(wording, impossible_share)
         self.task = task
         self.robot = robot
         self.action_space = action_space
@@ -90,6 +99,8 @@ class World:
         self.cameras = tuple(cameras)
         self.image_size = image_size
         self.control_hz = control_hz
+        self.wording = wording
+        self.impossible_share = impossible_share
         self.forces = dict(forces, force_spread=force_spread)
         self.curriculum = dict(
             distractors=distractors, pose_range=pose_range, target_range=target_range
@@ -98,6 +109,7 @@ class World:
         asked_for = spec.bricks(self.brick_scale)
         more = tasks.distractors(asked_for, distractors)
         self.bricks = (*asked_for, *more)
+        tasks.check_colours(self.bricks)
         self.sample = functools.partial(
             tasks.vary,
             spec,
@@ -106,7 +118,8 @@ class World:
             pose_range=pose_range,
             target_range=target_range,
         )
-        self.max_steps = round(spec.time_limit_s * control_hz)
+        self.time_limit_s = spec.time_limit_s
+        self.max_steps = round(spec.time_limit_s * control_hz)  # of the episode at hand
         self.max_opening_m = 2 * (0.016 + 0.008 * self.brick_scale)  # what a released hand opens to
         # Tool above the held brick's bottom face. The fingertips reach 6 mm below the tool and must
         # clear the studs beside it.
@@ -169,8 +182,8 @@ class World:
         mujoco.mj_resetData(self.model, d)
         self.clutch.reset()
         self._draw_forces(seed)
-        poses, self.askable = self.sample(rng)
-        self.plan, self.instruction = self.askable[0]
+        poses, asked = self.sample(rng)
+        self._put_into_words(seed, asked)
         for name, pose in poses.items():
             if isinstance(pose, Goal):
                 self._put_on(pose)
@@ -195,8 +208,51 @@ class World:
         self.steps = 0
         self.fault: str | None = None
         self._truth = None
-        self.judge = Judge(goal_at_work(self.truth(), self.plan))
+        truth = self.truth()
+        lay = truth.brick_poses if self.impossible else None
+        self.judge = Judge(goal_at_work(truth, self.plan), lay=lay)
         return self.observe(), self.info()
+
+    def _put_into_words(self, seed: int, asked: tasks.Askable) -> None:
+        """Draw the words of every goal of the scene, and whether they can be followed.
+
+        Words have a generator of their own: other words, the same scene.
+        """
+        rng = np.random.default_rng([42_043, seed])
+        unfeasible = rng.random() < self.impossible_share
+        self.plan = asked[0][0]
+        self.frames: list[Frame | None] = []
+        self.askable: list[tuple[Goal, str]] = []
+        for goal, words in asked:
+            frame = None if isinstance(words, str) else words
+            self.frames.append(frame)
+            self.askable.append((goal, words if isinstance(words, str) else self._say(rng, words)))
+        self.instruction = self.askable[0][1]
+        self.impossible: Frame | None = None
+        time_limit_s = self.time_limit_s
+        if unfeasible:
+            self.impossible = self._impossible()
+            self.instruction = self._say(rng, self.impossible)
+            time_limit_s = STILL_S
+        self.max_steps = round(time_limit_s * self.control_hz)
+
+    def _say(self, rng: np.random.Generator, frame: Frame) -> str:
+        """Words for a goal frame, as the tokenizer reads them."""
+        if self.wording == 'grammar':
+            return plain(draw(rng, frame))
+        return plain(held_out(frame, int(rng.integers(1 << 30))))
+
+    def _impossible(self) -> Frame:
+        """The frame of an instruction that cannot be followed in this scene."""
+        of = self.frames[0]
+        if of is None:
+            raise ValueError(
+                f'impossible_share={self.impossible_share}: task {self.task!r} gives texts, no '
+                'goal frames; what cannot be done in its scenes is not known'
+            )
+        there = {brick.rgba for brick in self.bricks}
+        colours = [colour for colour in COLOURS if tasks.RGBA[colour] in there]
+        return dict(task='impossible', of=of, colours=colours, scene=self.task)
 
     def _draw_forces(self, seed: int) -> None:
         """Clutch forces of this episode; they have a generator of their own."""
@@ -386,6 +442,8 @@ class World:
             task=self.task,
             instruction=self.instruction,
             askable=self.askable,
+            frames=self.frames,
+            impossible=self.impossible,
             plan=self.plan,
             goal=self.plan,
             bricks=self.bricks,
@@ -546,6 +604,9 @@ class World:
                 plan=self.plan,
                 instruction=self.instruction,
                 askable=list(self.askable),
+                frames=list(self.frames),
+                impossible=self.impossible,
+                max_steps=self.max_steps,
                 steps=self.steps,
                 fault=self.fault,
                 judge=self.judge.copy(),
@@ -585,6 +646,8 @@ class World:
             task=self.task,
             brick_scale=self.brick_scale,
             **self.curriculum,
+            wording=self.wording,
+            impossible_share=self.impossible_share,
             cameras=list(self.cameras),
             image_size=self.image_size,
             control_hz=self.control_hz,
@@ -621,6 +684,14 @@ class World:
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers = {}
+
+
+def _check_words(wording: str, impossible_share: float) -> None:
+    """Raise ValueError where these arguments of World have no sense."""
+    if wording not in WORDINGS:
+        raise ValueError(f'wording={wording!r}: expected one of {WORDINGS}')
+    if not 0 <= impossible_share <= 1:
+        raise ValueError(f'impossible_share={impossible_share}: expected 0 to 1')
 
 
 def _check_arguments(

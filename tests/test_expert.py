@@ -31,7 +31,7 @@ def rollout(world, seed, policy):
 @pytest.mark.parametrize('task', TASKS)
 def test_expert_succeeds(task, scale):
     world, expert = World(task, scale, cameras=()), Expert()
-    results = [rollout(world, seed, lambda w: expert.act(w)[0]) for seed in range(500_000, 500_012)]
+    results = [rollout(world, seed, lambda w: expert.act(w)[0]) for seed in range(500_000, 500_006)]
     assert all(r['success'] for r in results)
     assert max(r['metrics']['steps'] for r in results) <= world.max_steps / 2
     assert all(PHASES[r['phase']] == 'success' for r in results)
@@ -49,10 +49,10 @@ def test_expert_recovers_from_kicks(task):
         return executed
 
     ok = 0
-    for seed in range(510_000, 510_020):
+    for seed in range(510_000, 510_012):
         kicks = Kicks(seed, 0.1)
         ok += rollout(world, seed, policy)['success']
-    assert ok >= 19 and 0.08 < np.mean(kicked_share) < 0.4
+    assert ok >= 11 and 0.08 < np.mean(kicked_share) < 0.4
 
 
 @pytest.fixture(scope='module', params=TASKS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from episode import STATE_NAMES, state_vector
+from episode import COLOURS, STATE_NAMES, state_vector
 from sim import expert, labels
 from sim.world import World
 from vla import grounding
@@ -76,14 +76,15 @@ def test_the_nearest_camera_is_believed():
         ('handover', 3),
         ('separate', 3),
         ('unplug', 3),
+        ('mixed', 3),
+        ('mixed', 4),
     ],
 )
 def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
     """All along an episode of the expert; for every goal that could have been asked for."""
     world, policy = World(task, cameras=()), expert.Expert()
     obs, info = world.reset(seed)
-    loose = [b.name for b in world.bricks if not b.fixed]
-    n = len(loose)
+    n = len(COLOURS)
     scene_head, head = grounding.SceneHead(FRAMES, n, 8), grounding.Grounding(n, 8, 2)
     truth = world.truth()
     referents = torch.from_numpy(labels.referents(truth, labels.goals_at_work(truth)))
@@ -108,7 +109,7 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
                 yaw,
             )  # goal_error: from the place to the brick
             assert row[12:].tolist() == [hand == 0, hand == 1]
-            fetch = labels.scene(world.truth())[1 + hand, loose.index(goal.upper)][:3]
+            fetch = labels.scene(world.truth())[1 + hand, COLOURS.index(goal.upper)][:3]
             seen_by_hand = row[4 * hand : 4 * hand + 3].numpy()
             assert np.allclose(seen_by_hand, fetch, atol=0.004 + 0.03 * abs(fetch).max())
         obs, _, terminated, truncated, info = world.step(policy.act(world.truth())[0])

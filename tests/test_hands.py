@@ -31,9 +31,9 @@ def test_join_fails_with_one_hand():
     world = World('join', cameras=())
 
     def on_the_table(w):
-        action, h = w.tool_command.copy(), Hand(w, 'right', 'blue')
+        action, h = w.tool_command.copy(), Hand(w, w.goal.hand, w.goal.upper)
         (h.let_go(0.14) if w.joined() else h.bring() if h.held else h.pick())
-        action[ARM_TOOL['right']] = h.new
+        action[ARM_TOOL[h.hand]] = h.new
         return action
 
     for policy in (only('left'), only('right'), on_the_table):

@@ -113,9 +113,10 @@ def test_every_goal_of_a_plan_is_asked_for_and_a_bridge_sits_on_both_towers():
         _, _, terminated, truncated, info = world.step(expert.act(world.truth())[0])
         stop = terminated or truncated
     assert info['success']
+    long = world.plan.upper
     seen = [
         list(dict.fromkeys(found[key] for found in truth if key in found))
-        for key in (('joined', 'red'), ('part', 'red'), ('count', ''))
+        for key in (('joined', long), ('part', long), ('count', ''))
     ]
     assert seen == [
         ['nothing', 'blue', 'blue and white'],
@@ -123,8 +124,7 @@ def test_every_goal_of_a_plan_is_asked_for_and_a_bridge_sits_on_both_towers():
         ['2', '3'],
     ]
     assert (
-        len({found['arm', ''] for found in truth}) == 1
-        and truth[0]['joined', 'white'] == 'white foot'
+        len({found['arm', ''] for found in truth}) == 1 and truth[0]['joined', 'white'] == 'yellow'
     )
     assert {found['wrong', ''] for found in truth} == {'nothing'}
 
@@ -153,8 +153,9 @@ def test_a_dataset_asks_its_share_of_questions_and_nothing_else_changes(tmp_path
             ~quiz
         ].all()
         assert (a['referents'][:, 0] >= 0).all()
-        for key in ('images', 'state', 'actions', 'noise', 'time', 'read_text', 'scene'):
+        for key in ('images', 'state', 'actions', 'noise', 'time', 'read_text'):
             assert (a[key] == b[key]).all()
+        assert a['scene'].nan_to_num().equal(b['scene'].nan_to_num())
         asked += int(quiz.sum())
         texts = [processor.decode_text(row[row >= 0].tolist()) for row in b['labels'][quiz]]
         answers += texts

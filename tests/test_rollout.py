@@ -21,7 +21,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import sim_rollout
-from episode import TOOL_ACTION_NAMES, check_episode, read_episode, write_episode
+from episode import COLOURS, TOOL_ACTION_NAMES, check_episode, read_episode, write_episode
 from sim import film, labels, ledger, policies, workers
 from sim.judge import PHASES
 from sim.world import World
@@ -172,9 +172,8 @@ def test_words_refer_to_the_goal_at_work(tmp_path):
     arrays, header = labels.pack_episode(world.truth(), world.metadata(), result, rows)
     assert result['success'] and 'referents' not in arrays
     (zero, first), (t, second) = header['referents']
-    loose = [b.name for b in world.bricks if not b.fixed]
     assert zero == 0 and 0 < t < len(rows) - 10
-    assert [loose[int(table[0][2])] for table in (first, second)] == ['blue', 'white']
+    assert [COLOURS[int(table[0][2])] for table in (first, second)] == ['blue', 'white']
 
 
 def test_failed_seeds_are_remembered(tmp_path):
