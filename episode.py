@@ -31,6 +31,9 @@ import safetensors.numpy
 # slots there are stands in the header of the file, so that any robot's episodes can be read.
 
 ARMS = ('left', 'right')
+# A brick is its colour: the number of a loose brick in scene targets, referents and questions is
+# its colour's number here, in every task. No two loose bricks of a scene share a colour.
+COLOURS = ('red', 'blue', 'yellow', 'white', 'orange', 'black', 'green')
 KINDS = ('pose', 'joint', 'absolute')
 # The smallest spread that the normaliser divides by, where a robot's own table names none: what
 # moves less than a millimetre or half a degree is noise of the sensor and carries no signal. Of
@@ -335,7 +338,9 @@ TRUTH_ARRAYS: dict[str, tuple[str, None | int | str]] = {
     'phase': ('int32', None),
     'subtask_id': ('int32', None),
     'goal': ('uint8', None),  # 1: the goal is reached
-    'scene': ('float32', 0),  # a training target only: World.scene, 12 columns per loose brick
+    # A training target only, labels.scene: 12 columns for each of COLOURS, nan where no loose brick
+    # has that colour.
+    'scene': ('float32', 0),
 }
 CORE_KEYS = ('spec', 'task', 'instruction', 'control_hz', 'cameras', 'seed', 'success')
 TRUTH_KEYS = ('subtasks', 'metrics', 'world', 'git_rev', 'qa', 'askable', 'referents')
@@ -724,8 +729,11 @@ def _find_shape_faults(arrays: Arrays, header: Header) -> list[str]:
 def _find_infinite(arrays: Arrays) -> list[str]:
     faults = []
     for name, array in arrays.items():
-        if array.dtype.kind == 'f' and not np.isfinite(array).all():
-            row, column = np.argwhere(~np.isfinite(array.reshape(len(array), -1)))[0]
+        if array.dtype.kind != 'f':
+            continue
+        bad = np.isinf(array) if name == 'scene' else ~np.isfinite(array)
+        if bad.any():
+            row, column = np.argwhere(bad.reshape(len(array), -1))[0]
             faults.append(f'{name} is not finite, first at row {row} column {column}')
     return faults
 

@@ -36,6 +36,7 @@ HERE = Path(__file__).parent
 out_dir = 'out/run'  # checkpoint, log.jsonl, loss.png
 episodes = 'episodes/demo'  # folder of episodes, or several: a,b; sim_rollout.py records them
 weights = ()  # shares of the samples that these folders give; (): as many as they have
+task_shares = ('*=1',)  # shares of the samples by task: ('*=1', 'build=2'); (): as they have rows
 synthetic = 0  # episodes to make up when that folder is missing; 0: the folder has to exist
 tokenizer = 'assets/tokenizer.json'  # looked for in this folder, then beside train.py
 init_from = ''  # starting point: a checkpoint folder, with its normaliser and sizes; or a folder
@@ -63,6 +64,9 @@ crop = 0.0  # up to this share of a picture's side is cut off
 reask_share = 0.3  # share of samples that ask for another goal in the same scene: where is that?
 prefix_rows = 0  # up to so many rows of a chunk are given clean, as when they are being executed
 question_share = 0.0  # share of samples that are questions about the scene and their answers
+refuse_share = 0.0  # share of samples that ask for what the scene has not: hands still, ask back
+wording_noise = 1.0  # share of the drawn instructions that may lose words or have unknown ones
+wordings = 0  # of each goal that samples take theirs from; 0: drawn anew for each, 0.1 ms
 log_scale_m = 0.004  # m: smaller moves count in the loss by their size, larger by its logarithm
 
 # model: these are fields of model.VLAConfig, explained there and with its defaults
@@ -131,8 +135,11 @@ MAY_CHANGE = """
 PROCESSING = (
     'cameras image_size control_hz horizon state_slots action_space action_slots log_scale_m'
 ).split()
-READING = 'val_fraction rows_after_success noise_samples read_text'.split()
-SAMPLING = 'gain brightness crop weights pure_noise reask_share question_share prefix_rows'.split()
+READING = 'val_fraction rows_after_success noise_samples read_text task_shares'.split()
+SAMPLING = (
+    'gain brightness crop weights pure_noise reask_share question_share prefix_rows refuse_share '
+    'wording_noise wordings'
+).split()
 BETA1 = 0.9  # of AdamW
 GRAD_CLIP = 1.0  # largest norm of a step's gradient
 
@@ -213,8 +220,9 @@ def score(out_dir, step, episodes):
     command = [sys.executable, HERE / 'sim_rollout.py', f'--ckpt={out_dir}', '--video=2']
     command += [f'--episodes={episodes}', f'--out={out}']
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    rows = [json.loads(line) for line in (out / 'rollouts.jsonl').read_text().splitlines()]
-    return sum(row['success'] for row in rows) / len(rows), sorted(map(str, out.glob('*.mp4')))
+    logs = out.rglob('rollouts.jsonl')  # one per task
+    rows = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    return sum(row['success'] for row in rows) / len(rows), sorted(map(str, out.rglob('*.mp4')))
 
 
 def micro_batches(dataset, config, rank, world_size, step):
@@ -241,6 +249,8 @@ def evaluate(net, dataset, batches, batch_size, device, autocast):
     rank, world_size = parallel.rank_and_size()
     mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
     sums = {}
+    of_tasks = {}  # {(task, error): sum over samples}, where there are several tasks
+    samples = dict.fromkeys(dataset.tasks if len(dataset.tasks) > 1 else (), 0)
     for i in range(batches):
         batch = dataset.batch(i, batch_size, rank, world_size, seed=0)
         batch = data.augment({k: v.to(device) for k, v in batch.items()})
@@ -248,12 +258,27 @@ def evaluate(net, dataset, batches, batch_size, device, autocast):
             loss, parts = net(batch)
             chunk = net.act(batch, read_text=False)  # (B, H, A)
         rows = dataset.sample_rows(i, batch_size, seed=0)[mine]
-        errors = dataset.action_error(rows, chunk.float().cpu().numpy())
+        chunk = chunk.float().cpu().numpy()
+        errors = dataset.action_error(rows, chunk)
+        for task in samples:
+            of_task = dataset.rows_of(task, rows)
+            counted = dataset.chunk_mask(rows[of_task]).sum()
+            samples[task] += int(counted)
+            for name, value in dataset.action_error(rows[of_task], chunk[of_task]).items():
+                if '@' not in name:
+                    key = f'{name}/{task}'
+                    of_tasks[key] = of_tasks.get(key, 0) + (counted * value if counted else 0)
         for name, value in {'loss': loss, **parts, **errors}.items():
             sums[name] = sums.get(name, 0) + torch.as_tensor(value).float().cpu() / batches
     net.train()
     parallel.reshard(net)
-    return {f'val_{k}': v for k, v in parallel.average(sums).items()}
+    scores = parallel.average(sums)
+    samples = parallel.average(samples)
+    for key, value in parallel.average(of_tasks).items():
+        rows_of_task = samples[key.partition('/')[2]]
+        if rows_of_task:
+            scores[key] = value / rows_of_task
+    return {f'val_{k}': v for k, v in scores.items()}
 
 
 if __name__ == '__main__':
@@ -349,6 +374,7 @@ if __name__ == '__main__':
     known = {'fingerprint': fingerprint, 'processor': processor.to_dict()}
     facts = known | {'settings': settings, 'world_size': world_size}  # what going on takes
     meta = known | {'settings': settings | start.overruled, 'git_rev': rev}  # what acting takes
+    meta['tasks'] = train_data.tasks
     meta['world'] = train_data.header(0).get('world', {})  # nothing of another robot's
     run_id = None  # at W&B
     if master:

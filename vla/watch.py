@@ -130,6 +130,11 @@ def describe_data(
         f'{chunks / len(train_data):.1f} epochs; {held_out} episodes held out',
         f'slots: {len(processor.state_slots)} state, {len(processor.action_slots)} action',
     ]
+    for task, (episodes, windows, share) in train_data.by_task().items():
+        lines.append(
+            f'  {task}: {episodes} episodes, {windows} windows '
+            f'({windows / len(train_data):.0%}), {share:.0%} of the samples'
+        )
     lines += [f'  {name:32} {fault}' for name, fault in odd.items()]
     return '\n'.join(lines)
 
