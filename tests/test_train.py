@@ -306,7 +306,7 @@ def test_wandb_is_told_name_group_settings_and_revision(episodes, tmp_path):
 def test_a_run_that_diverges_saves_nothing_of_it(episodes, tmp_path):
     words = ('--learning_rate=1e30', '--muon_learning_rate=0', '--val_fraction=0')
     said = run(episodes, tmp_path, *words, '--checkpoint_interval=3', fails=True)
-    assert re.search('^step 3: loss (nan|inf), ', said, re.M)
+    assert re.search('^step [0-9]+: (10|11|1[2-9]|20) steps in a row without a finite', said, re.M)
     assert f'there is no checkpoint in {tmp_path} yet' in said
     assert not list(tmp_path.rglob('*.safetensors'))
     said = run(episodes, tmp_path, *words, '--checkpoint_interval=1', fails=True)

@@ -82,7 +82,7 @@ def texts_of(dataset, batch):
 def test_words_are_drawn_anew_whenever_a_sample_is_read(folder):
     dataset = make_dataset(folder, wording_noise=1.0)
     first, again, next_step = (dataset.batch(step, 64, seed=3) for step in (5, 5, 6))
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(first[k].nan_to_num(9), again[k].nan_to_num(9)) for k in first)
     told = {text for text, _ in texts_of(dataset, first) + texts_of(dataset, next_step)}
     assert len(told) > 120  # of 128; the files hold four
     parts = [dataset.batch(5, 64, rank, 2, seed=3)['input_ids'] for rank in range(2)]
