@@ -1,8 +1,8 @@
 # One policy for all tasks, told by words; grounded network and coach, DUPLO, from pixels, for two
-# CPU cores. Not run yet: every stage was rehearsed on tiny sizes only (2 episodes of each task, 2 to
-# 5 steps), so there is no result to state. By the rates of the demo's stages `make all` takes 5.1
-# hours: 13 min of demonstrations, 95 min first lesson, 21 min coach, 130 min second lesson, 50 min
-# for 100 scenes of each task with and without the instruction.
+# CPU cores. Not run yet: every stage was rehearsed on tiny sizes only (2 episodes of each task, 2
+# to 5 steps), so there is no result to state. By the rates of the demo's stages `make all` takes
+# 5.1 hours: 13 min of demonstrations, 95 min first lesson, 21 min coach, 130 min second lesson,
+# 50 min for 100 scenes of each task with and without the instruction.
 # torchrun --standalone --nproc_per_node=2 train.py config/all.py
 out_dir = 'out/all'
 init_from = 'out/all_start'

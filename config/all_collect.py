@@ -1,6 +1,7 @@
-# Demonstrations of all tasks, DUPLO scale, with kicks, for config/all.py: 2 CPU cores, about 13 min,
-# 22 GB by estimate: 2,250 episodes of 93 rows on average (a mean over tasks, two episodes of each),
-# 100 KB a row, at the 290 rows/s of two cores. Rehearsed with 2 episodes of each task; not run yet.
+# Demonstrations of all tasks, DUPLO scale, with kicks, for config/all.py: 2 CPU cores, about 13
+# min, 22 GB by estimate: 2,250 episodes of 93 rows on average (a mean over tasks, two episodes of
+# each), 100 KB a row, at the 290 rows/s of two cores. Rehearsed with 2 episodes of each task; not
+# run yet.
 # python sim_rollout.py config/all_collect.py
 # Killed and typed again, it goes on where it was.
 policy = 'expert'

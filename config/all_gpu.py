@@ -1,9 +1,10 @@
 # One policy for all tasks, told by words: the plain EO-1 shape, 27 M parameters, no grounding, no
 # coach, within 9 min on one H100 and 16 cores (`make all_gpu`): 2 min of demonstrations, 4 min of
 # training, 1.5 min for 20 scenes of each task, and what starting takes. Ended by time, the same
-# command goes on. At 6,000 samples/s, what config/base.py did there beside two other trainings, 4 min
-# are 1.4 M chunks, 160,000 of each task; `place` alone took 1.1 M for 56 of 60. Rehearsed on two CPU
-# cores with 2 episodes of each task and 3 steps; not run on a GPU yet, so there is no result to state.
+# command goes on. At 6,000 samples/s, what config/base.py did there beside two other trainings, 4
+# min are 1.4 M chunks, 160,000 of each task; `place` alone took 1.1 M for 56 of 60. Rehearsed on
+# two CPU cores with 2 episodes of each task and 3 steps; not run on a GPU yet, so there is no
+# result to state.
 # python train.py config/all_gpu.py
 out_dir = 'out/all_gpu'
 episodes = 'episodes/all_gpu'  # python sim_rollout.py config/all_gpu_collect.py

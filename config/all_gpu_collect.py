@@ -1,6 +1,7 @@
-# Demonstrations of all tasks, DUPLO scale, with kicks, for config/all_gpu.py: 16 cores and a GPU that
-# renders, at most 2 min, 17 GB: at the 1,450 rows/s that 14 workers did on such a machine about 208
-# episodes of each task. Rehearsed on two CPU cores with 2 of each; not run on a GPU yet.
+# Demonstrations of all tasks, DUPLO scale, with kicks, for config/all_gpu.py: 16 cores and a GPU
+# that renders, at most 2 min, 17 GB: at the 1,450 rows/s that 14 workers did on such a machine
+# about 208 episodes of each task. Rehearsed on two CPU cores with 2 of each; not run on a GPU
+# yet.
 # python sim_rollout.py config/all_gpu_collect.py
 # Tasks take turns: whenever time is up, all have had their share. Typed again, it goes on.
 policy = 'expert'
