@@ -1,5 +1,7 @@
 # make demo     from a bare machine to a policy that builds: set-up, demonstrations, training, score, video
 # make join     the same for a task that needs both hands; make NAME, for your own config/NAME{,_collect,_start,_coach}.py
+# make all      one policy for all tasks, told by words: 2 CPU cores, about 5 hours, 39 GB of episodes
+# make all_gpu  the same in the plain EO-1 shape, without a coach: one H100 and 16 cores, 9 min
 # make setup    .venv with the packages of requirements.txt, and OpenGL where it is missing (the default)
 # make test     the test suite, on all cores
 # make lint     ruff format, ruff check, mypy; and for information syntax nodes per line
@@ -7,16 +9,22 @@
 # make clean    what `make demo` and the like have made; the installed packages stay (rm -rf .venv)
 # make help     these lines
 # Every stage is one plain command, printed before it runs. Kill it whenever you like: the next make goes on from there.
+# PY=python3 takes an environment that is there and sets up none. COLLECT_ARGS, START_ARGS, COACH_ARGS, TRAIN_ARGS and
+# SCORE_ARGS are appended to their stage's command: make demo SCORE_ARGS=--episodes=20
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-# Runs that have configs for all four stages: demo, join, and yours.
-RUNS := $(patsubst config/%_collect.py,%,$(wildcard config/*_collect.py))
-.PHONY: setup test lint bench clean help $(RUNS)
+# Runs that have configs for all four stages: demo, join, all, and yours; and those without a coach.
+RUNS := $(patsubst config/%_coach.py,%,$(wildcard config/*_coach.py))
+PLAIN := $(filter-out $(RUNS),$(patsubst config/%_collect.py,%,$(wildcard config/*_collect.py)))
+.PHONY: setup test lint bench clean help $(RUNS) $(PLAIN)
 .SECONDARY:
 
 PYTHON ?= python3
 VENV ?= .venv
+ifeq ($(origin PY),undefined)
 PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
 # Set-up leaves it to the first import to compile packages. If that were forbidden, every start would take 5 s longer.
 unexport PYTHONDONTWRITEBYTECODE
 # nproc obeys OMP_NUM_THREADS, which says nothing about the machine.
@@ -25,9 +33,9 @@ GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c . || true)
 # One training process per GPU; two on CPUs, each with half the cores. The numbers do not depend on how many.
 RANKS := $(shell if [ $(GPUS) -gt 0 ]; then echo $(GPUS); elif [ $(CORES) -ge 2 ]; then echo 2; else echo 1; fi)
 TRAIN := OMP_NUM_THREADS=$(shell echo $$(( $(CORES) / $(RANKS) > 0 ? $(CORES) / $(RANKS) : 1 ))) \
-  $(if $(filter 1,$(RANKS)),$(PY),$(VENV)/bin/torchrun --standalone --nproc_per_node=$(RANKS))
+  $(PY) $(if $(filter-out 1,$(RANKS)),-m torch.distributed.run --standalone --nproc_per_node=$(RANKS))
 
-setup: $(VENV)/.ready
+setup: $(READY)
 
 # Without a GPU, torch's CPU build (0.2 GB) is taken from its own index where that can be reached: PyPI's build for
 # Linux brings 3 GB of CUDA libraries. --no-compile: Python compiles what is imported, 0.3 GB less on disk.
@@ -54,48 +62,65 @@ $(VENV)/.ready: requirements.txt
 
 # A stage prints its command, runs it, keeps its output in out/<run>/<stage>.txt and notes the minutes, also those of
 # failed tries. $(1) is the stage, $(2) the command, $* the run.
-define stage
-@mkdir -p out/$*; began=$$(date +%s); echo; echo "== $* $(1): $(2)"; \
+define run
+@mkdir -p out/$*; began=$$(date +%s); echo; echo "== $* $(1): $(strip $(2))"; \
 failed=0; $(2) | tee -i out/$*/$(1).txt || failed=$$?; \
 awk -v s=$$(( $$(date +%s) - began )) 'BEGIN { printf "$(1) %.1f min\n", s / 60 }' | tee -a out/$*/minutes.txt; \
-[ $$failed = 0 ] && touch $@
+[ $$failed = 0 ]
 endef
+define stage
+$(run)
+@touch $@
+endef
+# A training that was told to stop early has saved, and is not done.
+define lesson
+$(run)
+@! grep -q 'stopped at step' out/$*/$(1).txt || { echo "make $* goes on from there"; exit 1; }
+@touch $@
+endef
+SCORE = $(PY) sim_rollout.py --ckpt=out/$* --episodes=100 --blank --video=6 $(wildcard config/$*_score.py) $(SCORE_ARGS)
 
 out/%/collect.done: config/%_collect.py | setup
-	$(call stage,collect,$(PY) sim_rollout.py config/$*_collect.py)
+	$(call stage,collect,$(PY) sim_rollout.py config/$*_collect.py $(COLLECT_ARGS))
 out/%/start.done: out/%/collect.done config/%.py config/%_start.py
-	$(call stage,start,$(TRAIN) train.py config/$*.py config/$*_start.py)
+	$(call lesson,start,$(TRAIN) train.py config/$*.py config/$*_start.py $(START_ARGS))
 out/%/coach.done: out/%/start.done config/%_coach.py
-	$(call stage,coach,$(PY) sim_rollout.py config/$*_coach.py)
+	$(call stage,coach,$(PY) sim_rollout.py config/$*_coach.py $(COACH_ARGS))
 out/%/train.done: out/%/coach.done config/%.py
-	$(call stage,train,$(TRAIN) train.py config/$*.py)
+	$(call lesson,train,$(TRAIN) train.py config/$*.py $(TRAIN_ARGS))
 out/%/score.done: out/%/train.done
-	$(call stage,score,$(PY) sim_rollout.py --ckpt=out/$* --episodes=100 --video=6)
-out/%/blank.done: out/%/train.done
-	$(call stage,blank,$(PY) sim_rollout.py --ckpt=out/$* --episodes=100 --instruction= --out=out/$*/blank)
+	$(call stage,score,$(SCORE))
 
-$(RUNS): %: out/%/score.done out/%/blank.done
-	@echo; echo "== $*"
-	@echo "with the instruction:     $$(grep -m 1 '95% CI' out/$*/score.txt)"
-	@echo "instruction blanked:      $$(grep -m 1 '95% CI' out/$*/blank.txt)"
-	@echo "minutes:                  $$(paste -sd, out/$*/minutes.txt | sed 's/,/, /g')"
-	@echo "videos and contact sheet: out/$*/rollout"
-	@echo "next: $(PY) sample.py --ckpt=out/$*"
+define said
+@echo; echo "== $*"; grep '95% CI [0-9]' out/$*/score.txt; sed -n '/^task .*per hour/,/^mean/p' out/$*/score.txt
+@echo "minutes: $$(paste -sd, out/$*/minutes.txt | sed 's/,/, /g')"
+@echo "scores, videos and contact sheets: out/$*/rollout"
+@echo "next: $(PY) sample.py --ckpt=out/$*"
+endef
+
+$(RUNS): %: out/%/score.done
+	$(said)
+
+# Training and score may have been ended by their max_minutes: typed again they go on, and what is done says so.
+$(PLAIN): %: out/%/collect.done config/%.py
+	$(call run,train,$(TRAIN) train.py config/$*.py $(TRAIN_ARGS))
+	$(call run,score,$(SCORE))
+	$(said)
 
 test: setup
 	$(PY) -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 lint: setup
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
 	@$(PY) tests/nodes.py
 
 bench: setup
 	$(PY) bench.py
 
 clean:
-	rm -rf $(foreach run,$(RUNS),out/$(run) out/$(run)_start episodes/$(run) episodes/$(run)_coached)
+	rm -rf $(foreach run,$(RUNS) $(PLAIN),out/$(run) out/$(run)_start episodes/$(run) episodes/$(run)_coached)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache __pycache__ {sim,vla,assets,tests}/__pycache__
 
 help:

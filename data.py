@@ -34,6 +34,7 @@ H horizon, K noise samples of a chunk, n bricks; normalised is (value - mean) / 
     scene        (B, N, n, 4)     float32  bricks in the frame of what carries the camera:
                                            x, y, z m, yaw rad; nan for one that is not there
     referents    (B, 8)           float32  what the words mean (vla/grounding.py); -1 for a question
+                                           and for what cannot be done
     `augment` uses up, and only what is switched on is there:
     gain         (B, 1, 1, 1, 3)  float32  factor of the colours
     offset       (B, 1, 1, 1, 1)  float32  brightness, out of 255
@@ -60,26 +61,52 @@ H horizon, K noise samples of a chunk, n bricks; normalised is (value - mean) / 
 """
 
 import concurrent.futures
+import fnmatch
 import functools
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+import instructions
 from episode import check_episode, episode_paths, read_episode
 from vla import browse, questions
 from vla.processor import Batch, Processor
 from vla.tokenizer import make_tokenizer
-from vla.windows import Windows, in_validation
+from vla.windows import Windows, frame_of, in_validation
 
 TIMES: dict[str, Callable] = {  # flow times by inversion of uniform numbers
     'beta': lambda u: u ** (1 / 1.5),
     'uniform': lambda u: u,
     'shifted': lambda u: 3 * u / (1 + 2 * u),
 }
+
+
+def shares_of(tasks: Sequence[str], patterns: Sequence[str]) -> dict[str, float]:
+    """The shares of the samples that tasks have, by their names.
+
+    Args:
+        tasks: Names.
+        patterns: 'pattern=share' each; the last pattern that fits a task counts, 0 leaves it out.
+
+    Raises:
+        ValueError: A pattern fits no task, or is no share.
+    """
+    shares = dict.fromkeys(tasks, 1.0)
+    for text in patterns:
+        pattern, equals, share = text.partition('=')
+        fits = fnmatch.filter(tasks, pattern)
+        if not fits:
+            raise ValueError(f'task_shares {text!r} fits no task; there are {", ".join(tasks)}')
+        try:
+            shares |= dict.fromkeys(fits, float(share))
+        except ValueError:
+            raise ValueError(f"task_shares {text!r}: expected 'pattern=share'") from None
+    return shares
 
 
 class Dataset(Windows):
@@ -108,6 +135,14 @@ class Dataset(Windows):
             'uniform'; 'shifted' towards noise, 3u / (1 + 2u) as in Esser et al. 2024.
         weights: Of the folders in `source`, their shares of the samples; (): as many as they have
             windows.
+        task_shares: Of the tasks in them, see `shares_of`; (): as many as they have windows, which
+            is more for a task that takes longer. With weights, shares within each folder.
+        wording_noise: Probability that a drawn instruction loses small words or gets words that
+            mean nothing, see instructions.draw.
+        wordings: So many are drawn for a goal, and samples take one of them; 0: a new one is drawn
+            for every sample, which takes 0.1 ms.
+        refuse_share: Probability that a sample asks for what the scene has not: the command is
+            held, and the text asks back.
         crop: Up to this share of a picture's side is cut off, anywhere, and the rest enlarged.
         workers: Threads that decode jpeg; raw pictures are copied by the thread that asks for them.
 
@@ -134,6 +169,10 @@ class Dataset(Windows):
         prefix_rows: int = 0,
         times: str = 'beta',
         weights: Sequence[float] = (),
+        task_shares: Sequence[str] = ('*=1',),
+        wording_noise: float = 0.0,
+        wordings: int = 0,
+        refuse_share: float = 0.0,
         crop: float = 0.0,
         workers: int = 1,
     ):
@@ -152,20 +191,48 @@ class Dataset(Windows):
         self.pure_noise = pure_noise
         self.times = times
         self.crop = crop
+        self.wording_noise = wording_noise
+        self.wordings = wordings
+        self.refuse_share = refuse_share
         if question_share:
             self.demand('questions')
-        self._weigh(weights, split)
+        if refuse_share:
+            self._demand_refusals()
+        self._known_words = functools.lru_cache(300_000)(self._one_of_the_wordings)
+        self._weigh(weights, task_shares, split)
         # across epochs: two of each source
         self._order = functools.lru_cache(2 * len(self.sources))(self._shuffled)
 
     # ---- the order of windows
 
-    def _weigh(self, weights: Sequence[float], split: str | None) -> None:
-        """Share the windows out to sources: (weight, windows) of each."""
-        self.sources: list[tuple[float, np.ndarray]] = [(1, self.windows)]
-        if not weights:
-            return
+    def _weigh(
+        self, weights: Sequence[float], task_shares: Sequence[str], split: str | None
+    ) -> None:
+        """Share the windows out to sources, one per folder and task: (weight, windows) of each."""
+        self.sources: list[tuple[float, np.ndarray]] = []
+        for folder, weight, windows in self._by_folder(weights):
+            if not weight:
+                continue
+            if not len(windows):
+                raise ValueError(f'{folder} has a weight and no windows in the {split!r} part')
+            by_task = {task: windows[self.rows_of(task, windows)] for task in self.tasks}
+            by_task = {task: mine for task, mine in by_task.items() if len(mine)}
+            if not task_shares or len(by_task) == 1:
+                self.sources.append((weight, windows))
+                continue
+            shares = shares_of(list(by_task), task_shares)
+            total = sum(shares.values())
+            for task, mine in by_task.items():
+                if shares[task]:
+                    self.sources.append((weight * shares[task] / total, mine))
+        if not self.sources:
+            raise ValueError(f'task_shares {task_shares}: no task is left')
+
+    def _by_folder(self, weights: Sequence[float]) -> list[tuple[str, float, np.ndarray]]:
+        """[(folder, weight, windows)]; without weights all folders are one."""
         folders = self.folders
+        if not weights:
+            return [(','.join(folders), 1, self.windows)]
         if len(weights) != len(folders):
             raise ValueError(
                 f'{len(weights)} weights for {len(folders)} folders: {", ".join(folders)}'
@@ -173,14 +240,22 @@ class Dataset(Windows):
         places = {folder.rstrip('/'): i for i, folder in enumerate(folders)}
         place = np.array([places[os.path.dirname(path)] for path in self.paths])  # (E,)
         of = place[self.episode[self.windows]]
-        self.sources = []
-        for i, weight in enumerate(weights):
-            if not weight:
-                continue
-            mine = self.windows[of == i]
-            if not len(mine):
-                raise ValueError(f'{folders[i]} has a weight and no windows in the {split!r} part')
-            self.sources.append((weight, mine))
+        return [
+            (folder, weight, self.windows[of == i])
+            for i, (folder, weight) in enumerate(zip(folders, weights))
+        ]
+
+    def by_task(self) -> dict[str, tuple[int, int, float]]:
+        """{task: its episodes, its windows, its share of the samples}."""
+        total = sum(weight for weight, _ in self.sources)
+        table = {}
+        for task in self.tasks:
+            share = 0.0
+            for weight, windows in self.sources:
+                share += weight / total * self.rows_of(task, windows).mean()
+            count = int(self.rows_of(task, self.windows).sum())
+            table[task] = (self.task.count(task), count, share)
+        return table
 
     def _shuffled(self, source: int, seed: int, epoch: int) -> np.ndarray:
         # the first source's order is that of a data set without weights
@@ -240,7 +315,8 @@ class Dataset(Windows):
         rows = self.sample_rows(step, batch_size, seed)
         asked = self._choose_goals(rows, reask)
         quiz = torch.rand(batch_size, generator=rng).numpy() < self.question_share
-        prompts = self._prompts(rows, asked, quiz, np.random.default_rng([seed, step]))
+        refused = self._choose_refusals(rows, asked, quiz, seed, step)
+        prompts = self._prompts(rows, asked, quiz, refused, seed, step)
         given = self._give_rows(drawn, rng)
         self._leave_out(drawn)
         self._draw_crop(drawn, batch_size, rng)
@@ -255,8 +331,11 @@ class Dataset(Windows):
         batch = {k: v[:n] for k, v in batch.items()} | {k: v[mine] for k, v in drawn.items()}
         batch['state'] += batch.pop('state_noise')
         commands = self.commands(rows[mine], state)
-        actions = processor.normalise_actions(self.chunk(rows[mine]), commands)
+        chunk = self.chunk(rows[mine])
+        chunk[refused[mine]] = commands[refused[mine], None]  # the hands stay where they are
+        actions = processor.normalise_actions(chunk, commands)
         mask = self.chunk_mask(rows) & ((asked == 0) & ~quiz)[:, None]
+        mask[refused] = True
         n_rows = mask.sum()
         if given is not None:
             n_rows = (mask[:, None] & ~given).sum() / self.noise_samples
@@ -264,13 +343,14 @@ class Dataset(Windows):
         batch |= {
             'actions': torch.from_numpy(actions),
             'action_mask': torch.from_numpy(mask[mine]),
-            'n_rows': torch.tensor(n_rows / world_size, dtype=torch.float32),
-            'n_tokens': torch.tensor(n_tokens / world_size, dtype=torch.float32),
+            # A small batch may hold questions or other goals only: nothing over nothing is no loss.
+            'n_rows': torch.tensor(max(n_rows, 1) / world_size, dtype=torch.float32),
+            'n_tokens': torch.tensor(max(n_tokens, 1) / world_size, dtype=torch.float32),
         }
         if 'scene' in self.files and processor.hands is not None:
             span = np.searchsorted(self.spans, rows, 'right') - 1
             referents = self.referents[span, asked]
-            referents[quiz] = -1  # a question refers to nothing that is to be done
+            referents[quiz | refused] = -1  # they refer to nothing that is to be done
             batch['scene'] = torch.from_numpy(self.scene(rows[mine]))
             batch['referents'] = torch.from_numpy(referents[mine])
         return batch
@@ -305,17 +385,62 @@ class Dataset(Windows):
         other = np.ceil(reask[:, 1] * others).astype(int)
         return np.where(reask[:, 0] < self.reask_share, other, 0)
 
+    def _choose_refusals(
+        self, rows: np.ndarray, asked: np.ndarray, quiz: np.ndarray, seed: int, step: int
+    ) -> np.ndarray:
+        """Which samples ask for what cannot be done, bool (B,)."""
+        if not self.refuse_share:
+            return np.zeros(len(rows), bool)
+        rng = np.random.default_rng([seed, step, 1])
+        chosen = rng.random(len(rows)) < self.refuse_share
+        has_frame = np.array([bool(self.goal_frame(row)) for row in rows])
+        return chosen & has_frame & (asked == 0) & ~quiz
+
+    def _demand_refusals(self) -> None:
+        """Raise ValueError where no file tells what its scene has and has not."""
+        if not any(map(any, self.goals)):
+            raise ValueError(
+                f'{self.paths[0]} has no goals: its words cannot be drawn; record it anew, or '
+                'refuse nothing: --refuse_share=0'
+            )
+        self.demand('grounding')
+
     def _prompts(
-        self, rows: np.ndarray, asked: np.ndarray, quiz: np.ndarray, rng: np.random.Generator
+        self,
+        rows: np.ndarray,
+        asked: np.ndarray,
+        quiz: np.ndarray,
+        refused: np.ndarray,
+        seed: int,
+        step: int,
     ) -> list:
-        """Token ids of each sample, user part and assistant part. quiz: which are questions."""
+        """Token ids of each sample, user part and assistant part.
+
+        Args:
+            rows: Of the global batch, (B,).
+            asked: Which of its goals each sample asks for, (B,).
+            quiz: Which are questions, (B,).
+            refused: Which ask for what cannot be done, (B,).
+            seed: Of the run.
+            step: Of the batch.
+        """
         processor = self.processor
+        rng = np.random.default_rng([seed, step, 2])
         prompts = []
-        for row, k in zip(rows, asked):
-            text = None if k else self.subtask(row)
-            prompts.append(processor.prompt_ids(self.instruction(row, k), text))
+        told = []
+        for row, k, refuse in zip(rows, asked, refused):
+            text: str | None
+            if refuse:
+                words = self._impossible_words(row, rng)
+                text = questions.ASK_BACK
+            else:
+                words = self.words(row, k, rng)
+                text = None if k else self.subtask(row)
+            told.append(words)
+            prompts.append(processor.prompt_ids(words, text))
+        rng = np.random.default_rng([seed, step])
         for i in np.flatnonzero(quiz):
-            pairs = self.questions_at(rows[i], rng)
+            pairs = self.questions_at(rows[i], rng, None if asked[i] else told[i])
             kinds = sorted({kind for kind, *_ in pairs})
             shares = np.array([questions.SHARES[kind] for kind in kinds])
             kind = rng.choice(kinds, p=shares / shares.sum())
@@ -323,6 +448,29 @@ class Dataset(Windows):
             _, question, answer = pairs[rng.integers(len(pairs))]
             prompts[i] = processor.prompt_ids(question, answer, True)
         return prompts
+
+    def words(self, row: int, k: int, rng: np.random.Generator) -> str:
+        """An instruction for goal k of the row's scene: drawn, where the file has its frame."""
+        frame = self.goal_frame(row, k)
+        if not frame:
+            return self.instruction(row, k)
+        noise = self.wording_noise > 0 and rng.random() < self.wording_noise
+        if self.wordings:
+            return self._known_words(frame, noise, int(rng.integers(self.wordings)))
+        return instructions.draw(rng, frame_of(frame), noise)
+
+    @staticmethod
+    def _one_of_the_wordings(frame: str, noise: bool, number: int) -> str:
+        rng = np.random.default_rng([zlib.crc32(frame.encode()), number])
+        return instructions.draw(rng, frame_of(frame), noise)
+
+    def _impossible_words(self, row: int, rng: np.random.Generator) -> str:
+        """An instruction that cannot be followed in the row's scene."""
+        noise = self.wording_noise > 0 and rng.random() < self.wording_noise
+        frame = frame_of(self.goal_frame(row))
+        scene = self.task[self.episode[row]]
+        task = scene if scene in instructions.CANNOT else None
+        return instructions.impossible(rng, frame, self.colours_at(row), noise, task)
 
     def _give_rows(self, drawn: Batch, rng: torch.Generator) -> np.ndarray | None:
         """Set the time of rows that are given clean to 0; return which they are, (B, K, H)."""

@@ -6,10 +6,13 @@ python sim_rollout.py config/demo_collect.py
 A checkpoint drives and the expert labels (DAgger):
 python sim_rollout.py config/demo_coach.py
 
-Score a checkpoint on the held-out seeds, the same without being told what to do, and film it:
-python sim_rollout.py --ckpt=out/demo --episodes=100
-python sim_rollout.py --ckpt=out/demo --episodes=100 --instruction= --out=out/demo/blank
+Score a checkpoint on the held-out seeds, with and without being told what to do, and film it:
+python sim_rollout.py --ckpt=out/demo --episodes=100 --blank
 python sim_rollout.py --ckpt=out/demo --episodes=20 --video=4
+
+Several tasks at once; a checkpoint that has learnt several is scored on all of them:
+python sim_rollout.py --task=place,join --episodes=20 --record=episodes/both
+python sim_rollout.py --task=all --episodes=2
 
 Watch the expert on film, in MuJoCo's viewer, or any scene in the viewer:
 python sim_rollout.py --task=join --episodes=1 --video=1
@@ -34,7 +37,9 @@ import os
 os.environ['OMP_NUM_THREADS'] = '1'
 os.environ['MKL_NUM_THREADS'] = '1'
 import functools
+import hashlib
 import inspect
+import itertools
 import json
 import math
 import re
@@ -48,10 +53,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from episode import write_episode
+from episode import write_atomic, write_episode
 from sim import film, labels, ledger, policies
 from sim.judge import PHASES
-from sim.workers import WorkerError, dispatch, setup, start_workers, stop_workers
+from sim.tasks import TASKS
+from sim.workers import Job, WorkerError, cores, dispatch, setup, start_workers, stop_workers
 from sim.world import RENDER_MODES, World
 
 # -----------------------------------------------------------------------------
@@ -65,11 +71,12 @@ delay = 0  # checkpoint: steps by which a chunk comes late, while the rows befor
 read_text = False  # checkpoint: decode the subtask text and act having read it
 text_chunks = 1  # checkpoint: chunks that are made on one decoded text
 compile_model = False  # checkpoint: torch.compile, CUDA graphs on a GPU; not with read_text
-instruction = None  # replaces the world's; empty blanks it: does the policy use language?
+instruction = None  # replaces the world's; empty blanks it
+blank = False  # score everything a second time with the instruction blanked: are words needed?
 device = None  # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
 dtype = 'float32'  # checkpoint: or 'bfloat16', no faster: a chunk is calls, not arithmetic
 # the world; None: as the checkpoint or the episode was made, else World's own default
-task = None  # one of tasks.TASKS: 'place', 'join', 'stack', ...
+task = None  # of tasks.TASKS: 'place', 'join', 'stack', ...; several: place,join; or all
 brick_scale = None  # 1.0 LEGO, 2.0 DUPLO
 cameras = None  # names, comma separated, see sim/world.py; --cameras= (empty) renders none
 image_size = None  # px
@@ -87,13 +94,16 @@ impossible_share = None  # 0-1: of the episodes ask for what is not there: hands
 # seeds: those of `seeds`, else `episodes` from seed0 on; of a replay those that are there
 seeds = None  # one, or 'a:b', half open
 seed0 = None  # None: 0 when recording, else 1_000_000: from there on seeds are for testing only
-episodes = None  # None: 10, of a replay all
-workers = 2  # processes, each with a world of its own
+episodes = None  # of each task; None: 10, of a replay all
+max_minutes = 0.0  # no new episode is begun after so long; the same command goes on; 0: no limit
+workers = 0  # processes, each with worlds of its own; 0: one per core
 # output
 record = ''  # folder for the successful episodes; what is there already is skipped
-video = 0  # episodes to film: half successes, half failures where there are enough
+video = 0  # episodes of each task to film: half successes, half failures where there are enough
 pictures = ()  # with each film, of its last moment: rgb,depth,segmentation as PNG and npz
-out = ''  # for log and films; '': record folder, <checkpoint>/rollout or out/<policy>
+out = ''  # for log and films; '': record folder; of scores a folder per task and settings, in
+# <checkpoint>/rollout or out/<policy>
+reset_s = 10.0  # s: what laying out the next scene would take, for successes per hour
 # to look at it on a display; docs/viewer-checklist.md says at what
 viewer = False  # the episodes run in MuJoCo's viewer, in real time, none is recorded
 view = ''  # a scene instead of a task: --view=assets/scenes/bricks.xml
@@ -152,8 +162,10 @@ LIMITS = {  # type, lowest, highest
     'impossible_share': (float, 0, 1),
     'seed0': (int, 0, math.inf),
     'episodes': (int, 1, math.inf),
-    'workers': (int, 1, math.inf),
+    'workers': (int, 0, math.inf),
     'video': (int, 0, math.inf),
+    'max_minutes': (float, 0, math.inf),
+    'reset_s': (float, 0, math.inf),
 }
 TEXTS = ('task', 'robot', 'wording', 'instruction', 'device')
 # -----------------------------------------------------------------------------
@@ -229,24 +241,26 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
     return result, rows, frames
 
 
-def run_job(world, start, job, instruction, record, pictures):
-    """Do one job in a worker process: run an episode, write its file or film, return the result.
+def run_job(world, start, job, record, pictures):
+    """Do one job in a worker process: run an episode, write its file or film.
 
     Args:
-        world: A World.
+        world: A World of the job's task.
         start: Who drives.
-        job: The seed, and the path of a film without its ending or None.
-        instruction: Replaces the world's.
+        job: A workers.Job.
         record: Folder for a successful episode's file; '': none is written.
         pictures: Kinds of pictures to save of a film's last moment.
+
+    Returns:
+        The job and the result.
     """
-    seed, path = job
-    recording = bool(record) and path is None  # a film repeats an episode that was recorded before
+    path = job.film
     filmed = path is not None
-    result, rows, frames = run_episode(world, start, seed, instruction, recording, filmed)
+    recording = bool(record) and not filmed  # a film repeats an episode that was recorded before
+    result, rows, frames = run_episode(world, start, job.seed, job.instruction, recording, filmed)
     if recording and result['success']:
         packed = labels.pack_episode(world.truth(), world.metadata(), result, rows)
-        write_episode(ledger.episode_file(record, world.task, seed), *packed)
+        write_episode(ledger.episode_file(record, world.task, job.seed), *packed)
     if filmed:
         outcome = 'success' if result['success'] else 'failure'
         path = path.with_name(f'{path.name}_{outcome}.mp4')
@@ -255,7 +269,7 @@ def run_job(world, start, job, instruction, record, pictures):
         result |= dict(film=str(path), thumbnails=film.thumbnails(frames))
         if pictures:
             film.save_pictures(path.with_suffix(''), world, film.FILM_VIEWS, pictures, film.FILM_PX)
-    return result
+    return job, result
 
 
 # -----------------------------------------------------------------------------
@@ -282,6 +296,8 @@ def check(settings, kind):
     used = dict.fromkeys(CHECKPOINT_KEYS, (asks_checkpoint, 'a checkpoint drives: --ckpt=out/demo'))
     used['kicks'] = (kind == 'expert', 'the expert drives: leave --policy and --ckpt out')
     used['pictures'] = (settings['video'], 'films are made: --video=1')
+    told = settings['instruction'] is None
+    used['blank'] = (told and not settings['record'], 'a score has its own instructions')
     if asks_checkpoint:
         used['text_chunks'] = (settings['read_text'], 'text is read: --read_text')
     driver = settings['ckpt'] or settings['policy']
@@ -320,6 +336,37 @@ def seed_range(seeds):
     return numbers
 
 
+def chosen_tasks(text):
+    """Turn 'place', 'place,join' or 'all' into names of tasks, each once."""
+    names = list(TASKS) if text == 'all' else list(dict.fromkeys(text.split(',')))
+    for name in names:
+        if name not in TASKS:
+            raise ValueError(
+                f'task={text}: no task {name!r}; expected all, or of {", ".join(TASKS)}'
+            )
+    return names
+
+
+def folder_name(task, words, changed):
+    """Name the folder of a score by its task and by what was asked for otherwise than usual.
+
+    Args:
+        task: Name of the task.
+        words: The instruction in place of the world's; '' blanks it, None: the world's.
+        changed: Settings of the world and of who drives that are not what they usually are.
+    """
+    said = [task]
+    if words is not None:
+        said.append(f'told={words}' if words else 'blanked')
+    for name, value in changed.items():
+        text = ','.join(value) if isinstance(value, list) else value
+        said.append(f'{name}={text}')
+    text = re.sub(r'[^\w=.,-]+', '_', '-'.join(said))
+    if len(text) > 100:  # file systems take 255 at most
+        text = f'{task}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+    return text
+
+
 def make_folder(name, folder):
     """Make the folder that a setting names, or end the script."""
     try:
@@ -348,13 +395,13 @@ def lesson(record):
     return whole
 
 
-def show_progress(results, total):
-    """Pass results through and show progress: a bar on a terminal, else a line every 10 s."""
+def show_progress(answers, total):
+    """Pass answers through and show progress: a bar on a terminal, else a line every 10 s."""
     bar = tqdm(total=total, unit='ep', disable=not sys.stderr.isatty())
     n_ok = 0
     began = time.time()
     said = began
-    for n, result in enumerate(results, 1):
+    for n, (job, result) in enumerate(answers, 1):
         n_ok += result['success']
         bar.update()
         bar.set_postfix_str(f'{n_ok} ok')
@@ -366,18 +413,31 @@ def show_progress(results, total):
                 f'{n}/{total} episodes, {n_ok} ok, {60 * rate:.0f}/min, {left_s:.0f} s left',
                 file=sys.stderr,
             )
-        yield result
+        yield job, result
     bar.close()
 
 
-def summary(task, results, new, wall_s):
-    """Say how it went, in lines for the end of a run.
+def in_turn(todo, max_minutes):
+    """Yield jobs, of each task in turn, until time is up: then every task has had its share.
 
     Args:
-        task: Name of the task.
-        results: Of all seeds that were asked for.
+        todo: {(task, instruction): seeds that are to be run}.
+        max_minutes: No job is begun after so long; 0: no limit.
+    """
+    end = time.time() + 60 * max_minutes if max_minutes else math.inf
+    jobs = [[Job(task, seed, words) for seed in seeds] for (task, words), seeds in todo.items()]
+    for job in itertools.chain(*itertools.zip_longest(*jobs)):
+        if job is not None and time.time() < end:
+            yield job
+
+
+def summary(title, results, new):
+    """Say how it went with one task, in lines for the end of a run.
+
+    Args:
+        title: Name of the task, and how it was run.
+        results: Of all its seeds that have been run.
         new: Of those that were run now.
-        wall_s: Time that took, s.
     """
     n = len(results)
     seeds = [result['seed'] for result in results]
@@ -386,16 +446,12 @@ def summary(task, results, new, wall_s):
     low, high = film.wilson(k, n)
     reached = [f'{phase} {count}' for phase, count in film.funnel(results).items()]
     lines = [
-        f'{task} {k}/{n} ({100 * k / n:.0f}%, 95% CI {100 * low:.0f}-{100 * high:.0f}) '
+        f'{title} {k}/{n} ({100 * k / n:.0f}%, 95% CI {100 * low:.0f}-{100 * high:.0f}) '
         f'seeds {min(seeds)}-{max(seeds)}',
         f'  got as far as: {", ".join(reached)}',
     ]
     if k:
         lines.append(f'  mean steps of a success: {np.mean(steps_of_success):.1f}')
-    if new:
-        rate = sum(result['steps'] for result in new) / wall_s
-        per_minute = 60 * len(new) / wall_s
-        lines.append(f'  {rate:.0f} control steps/s, {per_minute:.0f} episodes/min')
     latency = [x for result in new if 'chunk_ms' in result for x in result['chunk_ms']]
     if latency:
         median, p95 = np.percentile(latency, (50, 95))
@@ -416,6 +472,75 @@ def summary(task, results, new, wall_s):
     return lines
 
 
+def speed(new, wall_s):
+    """Say how fast the episodes of this run went by."""
+    rate = sum(result['steps'] for result in new) / wall_s
+    return f'  {rate:.0f} control steps/s, {60 * len(new) / wall_s:.0f} episodes/min'
+
+
+def score_of(results, control_hz, reset_s):
+    """Return the numbers of a score; times are robot time.
+
+    Args:
+        results: Of one task, as it was run in one way.
+        control_hz: Control steps per second.
+        reset_s: Laying out the next scene, s.
+    """
+    n = len(results)
+    times_s = [result['steps'] / control_hz for result in results]
+    of_success = [t for t, result in zip(times_s, results) if result['success']]
+    k = len(of_success)
+    low, high = film.wilson(k, n)
+    return dict(
+        k=k,
+        n=n,
+        success=k / n,
+        low=float(low),
+        high=float(high),
+        seconds_per_success=sum(of_success) / k if k else None,
+        successes_per_hour=3600 * k / (sum(times_s) + n * reset_s),
+    )
+
+
+def scores_of(parts, control_hz, reset_s):
+    """Return {task: its score, and under `blanked` that without the instruction}."""
+    scores = {}
+    for part in parts:
+        score = score_of(part['results'], control_hz, reset_s) if part['results'] else None
+        name = 'score' if part['words'] != '' else 'blanked'
+        scores.setdefault(part['task'], {})[name] = score
+    return scores
+
+
+def table(scores, reset_s):
+    """Show scores of several tasks, in lines; `scores` as scores_of gives them."""
+    lines = [
+        f'{"task":12}{"success":>16}{"95% CI":>9}{"blanked":>16}{"s/success":>11}{"per hour":>10}'
+        f'   (robot time, {reset_s:g} s per reset)'
+    ]
+    means = {}
+    for task, both in scores.items():
+        cells = {'score': '', 'blanked': ''}
+        for name, score in both.items():
+            if score:
+                cells[name] = f'{score["k"]}/{score["n"]} {100 * score["success"]:5.1f}%'
+                means.setdefault(name, []).append(score['success'])
+        line = f'{task:12}{cells["score"]:>16}'
+        score = both['score'] if 'score' in both else None
+        interval = ''
+        took = ''
+        per_hour = ''
+        if score:
+            interval = f'{100 * score["low"]:.0f}-{100 * score["high"]:.0f}'
+            per_hour = f'{score["successes_per_hour"]:.0f}'
+            if score['k']:
+                took = f'{score["seconds_per_success"]:.1f}'
+        lines.append(f'{line}{interval:>9}{cells["blanked"]:>16}{took:>11}{per_hour:>10}')
+    said = {name: f'{100 * np.mean(values):.1f}%' for name, values in means.items()}
+    mean = f'{"mean":12}{said.get("score", ""):>16}{"":9}{said.get("blanked", ""):>16}'
+    return [*lines, mean.rstrip()]
+
+
 if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # a scene in the viewer, and nothing else
@@ -430,36 +555,46 @@ if __name__ == '__main__':
     policy = ckpt or policy
     parameters = inspect.signature(World).parameters
     default = {key: parameters[key].default for key in WORLD_KEYS}
+    files = {}  # of a replay: {task: {seed: path}}
+    asked_seeds = []
     try:
         kind, headers, made = policies.resolve(policy, default)
         if record and kind == 'checkpoint':
             kind = 'coached'
         check(config, kind)
-        asked_seeds: list[int] = []
         if seeds is not None:
             asked_seeds = list(seed_range(seeds))
-        files: dict[int, Path] = {}
         if kind == 'replay':
-            files, made = policies.choose_replay(policy, headers, config, default, asked_seeds)
+            names = [task]
+            if task == 'all':
+                names = sorted({header['task'] for header in headers.values()})
+            elif task is not None:
+                names = chosen_tasks(task)
+            for name in names:
+                chosen, made = policies.choose_replay(
+                    policy, headers, config | {'task': name}, default, asked_seeds
+                )
+                files[made['task']] = chosen
+            tasks = list(files)
+        else:
+            tasks = chosen_tasks(task or (default | made)['task'])
     except ValueError as refusal:
         raise SystemExit(str(refusal)) from None
     if isinstance(cameras, str):
         config['cameras'] = tuple(name for name in cameras.split(',') if name)
     asked = {key: config[key] for key in WORLD_KEYS if config[key] is not None}
-    world_settings = default | made | asked
-    task = world_settings['task']
-    if kind == 'replay':
-        asked_seeds = list(files)
-    elif not asked_seeds:
+    world_settings = default | made | asked | {'task': tasks[0]}
+    if not asked_seeds:
         first = 0 if record else TEST_SEED0
         if seed0 is not None:
             first = seed0
         asked_seeds = list(range(first, first + (episodes or 10)))
+    seeds_of = {name: list(files[name]) if files else asked_seeds for name in tasks}
     if record and kind not in ('expert', 'replay', 'coached'):
         raise SystemExit(
             f'record={record}: only the expert gives labels worth learning, policy is {policy}'
         )
-    if record and max(asked_seeds) >= TEST_SEED0:
+    if record and max(map(max, seeds_of.values())) >= TEST_SEED0:
         raise SystemExit(
             f'record={record}: seeds from {TEST_SEED0} on are for testing, never recorded'
         )
@@ -468,41 +603,70 @@ if __name__ == '__main__':
             f'record={record}: {policy} acts in {made["action_space"]} actions, the expert that '
             'coaches in tool actions'
         )
+    is_score = not record and not viewer and kind != 'replay'
     # -----------------------------------------------------------------------------
     # where to
     if record:
         make_folder('record', record)
-    folder = Path('out') / kind
+    root = Path('out') / kind
     if kind == 'checkpoint':
-        folder = Path(policy) / 'rollout'
-    folder = Path(out or record or folder)
-    make_folder('out', folder)
-    log = folder / 'rollouts.jsonl'
+        root = Path(policy) / 'rollout'
+    root = Path(out or record or root)
+    make_folder('out', root)
     # -----------------------------------------------------------------------------
-    # what is there already
+    # a part is one task as it is run in one way: what is asked of it, and what is there already
     how = {key: config[key] for key in CHECKPOINT_KEYS}
     asks_checkpoint = kind in ('checkpoint', 'coached')
-    made_with = dict(world_settings, policy=policy, kicks=kicks, instruction=instruction)
+    made_with = dict(world_settings, policy=policy, kicks=kicks)
     if asks_checkpoint:
         weights = ledger.fingerprint(ledger.weight_files(policy))
         made_with |= dict(how, weights=weights)
     if not record:  # a recording is a matter of hours, and a later revision may go on with it
         made_with['code'] = ledger.fingerprint(ledger.code_files(CODE))
-    made_with = json.loads(json.dumps(made_with))  # tuples become lists, as they do in the log
-    done = {}
-    try:
-        if record:
-            done = ledger.recorded(log, record, task, asked_seeds, made_with)
-        elif not viewer and kind != 'replay':  # a replay is a test of this machine
-            done = ledger.scored(log, asked_seeds, made_with)
-    except ValueError as refusal:
-        raise SystemExit(str(refusal)) from None
-    todo = [seed for seed in asked_seeds if seed not in done]
-    if done:
-        said = f'{record or log}: {len(done)} seeds are done, {len(todo)} to go'
-        if not record:
-            said += '; to run them anew delete that file or name another folder: --out=...'
-        print(said)
+    usual = default | made | {key: DEFAULTS[key] for key in (*how, 'kicks')}
+    usual = json.loads(json.dumps(usual))  # tuples become lists, as they do in the log
+    now = json.loads(json.dumps(made_with))
+    changed = {k: v for k, v in now.items() if k in usual and k != 'task' and v != usual[k]}
+    ways = [instruction, ''] if blank else [instruction]
+    parts = []
+    for name, words in itertools.product(tasks, ways):
+        folder = root
+        if is_score and (not out or len(tasks) * len(ways) > 1):
+            folder = root / folder_name(name, words, changed)
+            make_folder('out', folder)
+        log = folder / 'rollouts.jsonl'
+        how_made = dict(now, task=name, instruction=words)
+        done = {}
+        try:
+            if record:
+                done = ledger.recorded(log, record, name, seeds_of[name], how_made)
+            elif is_score:  # a replay is a test of this machine
+                done = ledger.scored(log, seeds_of[name], how_made)
+        except ValueError as refusal:
+            raise SystemExit(str(refusal)) from None
+        todo = [seed for seed in seeds_of[name] if seed not in done]
+        title = f'{name}, instruction blanked' if words == '' else name
+        parts.append(
+            dict(
+                task=name,
+                words=words,
+                title=title,
+                folder=folder,
+                log=log,
+                made_with=how_made,
+                done=done,
+                todo=todo,
+                results=list(done.values()),
+                new=[],
+                reels=[],
+            )
+        )
+        if done:
+            said = f'{title}: {record or log}: {len(done)} seeds are done, {len(todo)} to go'
+            if not record:
+                said += '; to run them anew delete that file or name another folder: --out=...'
+            print(said)
+    part_of = {(part['task'], part['words']): part for part in parts}
     # -----------------------------------------------------------------------------
     # set up
     load = None
@@ -517,17 +681,18 @@ if __name__ == '__main__':
     # watch, and nothing else
     if viewer:
         try:
-            world, start = setup(world_settings, driver)
-            with film.viewer(world.model, world.data, show_contacts, show_joints) as draw:
-                world.observer = draw
-                for seed in todo:
-                    if not draw():
-                        break
-                    result, _, _ = run_episode(world, start, seed, instruction, watched=draw)
-                    print(
-                        f'seed {seed}: {result["phase"]} after {result["steps"]} steps, '
-                        f'{result["instruction"]}'
-                    )
+            for part in parts:
+                world, start = setup(world_settings | {'task': part['task']}, driver)
+                with film.viewer(world.model, world.data, show_contacts, show_joints) as draw:
+                    world.observer = draw
+                    for seed in part['todo']:
+                        if not draw():
+                            break
+                        result, _, _ = run_episode(world, start, seed, part['words'], watched=draw)
+                        print(
+                            f'seed {seed}: {result["phase"]} after {result["steps"]} steps, '
+                            f'{result["instruction"]}'
+                        )
         except (ValueError, FileNotFoundError, RuntimeError) as refusal:
             raise SystemExit(str(refusal)) from None
         raise SystemExit(0)
@@ -535,43 +700,62 @@ if __name__ == '__main__':
     # run
     # `kill` and SLURM's time limit end it like Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run = functools.partial(run_job, instruction=instruction, record=record, pictures=pictures)
-    n_workers = min(workers, max(len(todo), video))
-    results = list(done.values())
-    films = []
+    run = functools.partial(run_job, record=record, pictures=pictures)
+    todo = {key: part['todo'] for key, part in part_of.items()}
+    n_todo = sum(map(len, todo.values()))
+    n_workers = min(workers or cores(), max(n_todo, video * len(parts)))
     pool = {}
     try:
         pool = start_workers(n_workers, world_settings, driver, run)
-        n_replaced = ledger.tidy(log, set(asked_seeds), done)
-        if n_replaced:
-            print(f'{log}: the lines of {n_replaced} episodes that are run again are replaced')
+        for log in {part['log'] for part in parts}:
+            mine = [part for part in parts if part['log'] == log]
+            is_asked = {(part['task'], seed) for part in mine for seed in seeds_of[part['task']]}
+            is_done = {(part['task'], s): row for part in mine for s, row in part['done'].items()}
+            n_replaced = ledger.tidy(log, is_asked, is_done)
+            if n_replaced:
+                print(f'{log}: the lines of {n_replaced} episodes that are run again are replaced')
         began = time.time()
-        jobs = [(seed, None) for seed in todo]
-        for result in show_progress(dispatch(pool, jobs), len(jobs)):
-            results.append(result)
-            ledger.append(log, dict(result, made_with=made_with))
-        lines = summary(task, results, results[len(done) :], time.time() - began)
-        print('\n'.join(lines), flush=True)
-        if not record:
-            picture = folder / 'success.png'
-            film.draw_success(picture, lines[0], results, world_settings['control_hz'])
-            print(f'  success over time: {picture}', flush=True)
+        for job, result in show_progress(dispatch(pool, in_turn(todo, max_minutes)), n_todo):
+            part = part_of[job.task, job.instruction]
+            part['results'].append(result)
+            part['new'].append(result)
+            ledger.append(part['log'], dict(result, made_with=part['made_with']))
+        wall_s = time.time() - began
+        for part in parts:
+            if not part['results']:
+                print(f'{part["title"]}: no episode yet')
+                continue
+            lines = summary(part['title'], part['results'], part['new'])
+            print('\n'.join(lines), flush=True)
+            if not record:
+                picture = part['folder'] / 'success.png'
+                film.draw_success(picture, lines[0], part['results'], world_settings['control_hz'])
+                print(f'  success over time: {picture}', flush=True)
+        new = [result for part in parts for result in part['new']]
+        if new:
+            print(speed(new, wall_s))
         # -----------------------------------------------------------------------------
         # film: these episodes are run once more
-        success = {result['seed']: result['success'] for result in results}
-        chosen = film.choose_films(results, video)
-        for reel in dispatch(pool, [(seed, folder / f'{task}_{seed:07d}') for seed in chosen]):
-            films.append(reel)
+        jobs = []
+        for part in parts:
+            for seed in film.choose_films(part['results'], video):
+                path = part['folder'] / f'{part["task"]}_{seed:07d}'
+                jobs.append(Job(part['task'], seed, part['words'], path))
+        for job, reel in dispatch(pool, jobs):
+            part = part_of[job.task, job.instruction]
+            part['reels'].append(reel)
             print(f'  film: {reel["film"]}', flush=True)
-            if reel['success'] != success[reel['seed']]:
+            before = next(r['success'] for r in part['results'] if r['seed'] == job.seed)
+            if reel['success'] != before:
                 print(
-                    f'  seed {reel["seed"]} ended differently this time: '
+                    f'  seed {job.seed} of {job.task} ended differently this time: '
                     'something is not deterministic'
                 )
     except WorkerError as refusal:
         raise SystemExit(str(refusal)) from None
     except KeyboardInterrupt:
-        said = f'\nstopped, {len(results)} episodes are safe'
+        n_safe = sum(len(part['results']) for part in parts)
+        said = f'\nstopped, {n_safe} episodes are safe'
         if kind != 'replay' or record:
             said += f'; the same command goes on: python {" ".join(sys.argv)}'
         raise SystemExit(said) from None
@@ -579,14 +763,28 @@ if __name__ == '__main__':
         stop_workers(pool)
     # -----------------------------------------------------------------------------
     # what there is to see, and what to type next
-    if films:
-        films.sort(key=lambda reel: (reel['success'], reel['seed']))
-        sheet = np.vstack([reel['thumbnails'] for reel in films])
-        Image.fromarray(sheet).save(folder / 'sheet.png')
-        print(f'  contact sheet: {folder / "sheet.png"}')
+    for part in parts:
+        if part['reels']:
+            part['reels'].sort(key=lambda reel: (reel['success'], reel['seed']))
+            sheet = np.vstack([reel['thumbnails'] for reel in part['reels']])
+            Image.fromarray(sheet).save(part['folder'] / 'sheet.png')
+            print(f'  contact sheet: {part["folder"] / "sheet.png"}')
+    if is_score:
+        scores = scores_of(parts, world_settings['control_hz'], reset_s)
+        about = {'reset_s': reset_s, 'made_with': now, 'tasks': scores}
+        write_atomic(root / 'scores.json', json.dumps(about, indent=1).encode())
+        if len(parts) > 1:
+            print('\n'.join(table(scores, reset_s)))
+        print(f'  scores: {root / "scores.json"}')
+    left = n_todo - len(new)
+    if left:
+        print(
+            f'stopped after {max_minutes:g} minutes, {left} episodes to go; '
+            f'the same command goes on: python {" ".join(sys.argv)}'
+        )
     if record:
         print(f'next: python data.py check {record} && python train.py {lesson(record)}')
     elif not video:
         print(f'next: see it: python {" ".join(sys.argv)} --video=4')
-    if any(r.get('differs_at') is not None for r in results):
+    if any(r.get('differs_at') is not None for part in parts for r in part['results']):
         raise SystemExit(1)

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 import data
 import model
@@ -36,6 +37,7 @@ HERE = Path(__file__).parent
 out_dir = 'out/run'  # checkpoint, log.jsonl, loss.png
 episodes = 'episodes/demo'  # folder of episodes, or several: a,b; sim_rollout.py records them
 weights = ()  # shares of the samples that these folders give; (): as many as they have
+task_shares = ('*=1',)  # shares of the samples by task: ('*=1', 'build=2'); (): as they have rows
 synthetic = 0  # episodes to make up when that folder is missing; 0: the folder has to exist
 tokenizer = 'assets/tokenizer.json'  # looked for in this folder, then beside train.py
 init_from = ''  # starting point: a checkpoint folder, with its normaliser and sizes; or a folder
@@ -63,6 +65,9 @@ crop = 0.0  # up to this share of a picture's side is cut off
 reask_share = 0.3  # share of samples that ask for another goal in the same scene: where is that?
 prefix_rows = 0  # up to so many rows of a chunk are given clean, as when they are being executed
 question_share = 0.0  # share of samples that are questions about the scene and their answers
+refuse_share = 0.0  # share of samples that ask for what the scene has not: hands still, ask back
+wording_noise = 1.0  # share of the drawn instructions that may lose words or have unknown ones
+wordings = 0  # of each goal that samples take theirs from; 0: drawn anew for each, 0.1 ms
 log_scale_m = 0.004  # m: smaller moves count in the loss by their size, larger by its logarithm
 
 # model: these are fields of model.VLAConfig, explained there and with its defaults
@@ -104,11 +109,13 @@ log_interval = 20  # steps
 eval_interval = 200  # steps
 eval_batches = 2  # batches of held-out windows per evaluation
 checkpoint_interval = 200  # steps
+checkpoint_minutes = 10.0  # a checkpoint is also due after so long, looked at every 10 steps; 0: no
 keep_checkpoints = (
     0  # of these, so many stay as out_dir/step_<n>; the best held-out one is in best/
 )
 rollout_interval = 0  # steps between scores in closed loop (one process only); 0: none
 rollout_episodes = 20  # of each score, held-out seeds
+replay_batch = ''  # a bad_batch.safetensors: what out_dir's weights make of it, and nothing else
 max_minutes = 0.0  # stop and save after so long; 0: no limit
 timeout_minutes = 10.0  # a process that the others wait for so long ends the run: it hangs
 requeue_signal = 'SIGUSR1'  # save, leave, ask slurm/train.sh to queue the job; SIGTERM: no asking
@@ -123,18 +130,22 @@ exec((HERE / 'configurator.py').read_text())  # overrides from a config file or 
 # A resumed run may change these, because no weight depends on them but by the order of sums.
 MAY_CHANGE = """
     out_dir resume device threads compile_model fsdp offload recompute accumulate log_interval
-    eval_interval eval_batches checkpoint_interval keep_checkpoints rollout_interval
-    rollout_episodes max_minutes timeout_minutes requeue_signal wandb_project wandb_artifacts
-    dry_run
+    eval_interval eval_batches checkpoint_interval checkpoint_minutes keep_checkpoints
+    rollout_interval rollout_episodes replay_batch max_minutes timeout_minutes requeue_signal
+    wandb_project wandb_artifacts dry_run
 """.split()
 # Settings of the processor; of all reading of episodes; and of the samples that training draws.
 PROCESSING = (
     'cameras image_size control_hz horizon state_slots action_space action_slots log_scale_m'
 ).split()
-READING = 'val_fraction rows_after_success noise_samples read_text'.split()
-SAMPLING = 'gain brightness crop weights pure_noise reask_share question_share prefix_rows'.split()
+READING = 'val_fraction rows_after_success noise_samples read_text task_shares'.split()
+SAMPLING = (
+    'gain brightness crop weights pure_noise reask_share question_share prefix_rows refuse_share '
+    'wording_noise wordings'
+).split()
 BETA1 = 0.9  # of AdamW
 GRAD_CLIP = 1.0  # largest norm of a step's gradient
+LOST = 10  # so many steps in a row without a finite gradient end a run; so often it is looked
 
 
 def or_exit(action, *args, **kwargs):
@@ -213,8 +224,23 @@ def score(out_dir, step, episodes):
     command = [sys.executable, HERE / 'sim_rollout.py', f'--ckpt={out_dir}', '--video=2']
     command += [f'--episodes={episodes}', f'--out={out}']
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    rows = [json.loads(line) for line in (out / 'rollouts.jsonl').read_text().splitlines()]
-    return sum(row['success'] for row in rows) / len(rows), sorted(map(str, out.glob('*.mp4')))
+    logs = out.rglob('rollouts.jsonl')  # one per task
+    rows = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    return sum(row['success'] for row in rows) / len(rows), sorted(map(str, out.rglob('*.mp4')))
+
+
+def replay(out_dir, path, autocast):
+    """Return, in lines, what the weights of out_dir make of a batch that was kept."""
+    net, meta = model.VLA.load(out_dir, ema=False)
+    with safe_open(path, 'pt') as kept:
+        batch = {name: kept.get_tensor(name) for name in kept.keys()}
+        about = kept.metadata()
+    said = f'batch of step {about["step"]}: {about["what"]}'
+    return [
+        f'{path}: {said}',
+        f'weights of step {meta["step"]}',
+        *watch.replay(net, batch, autocast),
+    ]
 
 
 def micro_batches(dataset, config, rank, world_size, step):
@@ -241,6 +267,8 @@ def evaluate(net, dataset, batches, batch_size, device, autocast):
     rank, world_size = parallel.rank_and_size()
     mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
     sums = {}
+    of_tasks = {}  # {(task, error): sum over samples}, where there are several tasks
+    samples = dict.fromkeys(dataset.tasks if len(dataset.tasks) > 1 else (), 0)
     for i in range(batches):
         batch = dataset.batch(i, batch_size, rank, world_size, seed=0)
         batch = data.augment({k: v.to(device) for k, v in batch.items()})
@@ -248,12 +276,27 @@ def evaluate(net, dataset, batches, batch_size, device, autocast):
             loss, parts = net(batch)
             chunk = net.act(batch, read_text=False)  # (B, H, A)
         rows = dataset.sample_rows(i, batch_size, seed=0)[mine]
-        errors = dataset.action_error(rows, chunk.float().cpu().numpy())
+        chunk = chunk.float().cpu().numpy()
+        errors = dataset.action_error(rows, chunk)
+        for task in samples:
+            of_task = dataset.rows_of(task, rows)
+            counted = dataset.chunk_mask(rows[of_task]).sum()
+            samples[task] += int(counted)
+            for name, value in dataset.action_error(rows[of_task], chunk[of_task]).items():
+                if '@' not in name:
+                    key = f'{name}/{task}'
+                    of_tasks[key] = of_tasks.get(key, 0) + (counted * value if counted else 0)
         for name, value in {'loss': loss, **parts, **errors}.items():
             sums[name] = sums.get(name, 0) + torch.as_tensor(value).float().cpu() / batches
     net.train()
     parallel.reshard(net)
-    return {f'val_{k}': v for k, v in parallel.average(sums).items()}
+    scores = parallel.average(sums)
+    samples = parallel.average(samples)
+    for key, value in parallel.average(of_tasks).items():
+        rows_of_task = samples[key.partition('/')[2]]
+        if rows_of_task:
+            scores[key] = value / rows_of_task
+    return {f'val_{k}': v for k, v in scores.items()}
 
 
 if __name__ == '__main__':
@@ -274,6 +317,11 @@ if __name__ == '__main__':
     torch.manual_seed(seed)
     parallel.keep_freed_memory()
     autocast = or_exit(layers.autocast_for, device, dtype)
+
+    if replay_batch:
+        cpu = or_exit(layers.autocast_for, 'cpu', dtype)
+        print('\n'.join(or_exit(replay, out_dir, replay_batch, cpu)))
+        sys.exit(0)
 
     # -----------------------------------------------------------------------------
     # where to start from: nothing, this run's last checkpoint, another run, a published model
@@ -349,6 +397,7 @@ if __name__ == '__main__':
     known = {'fingerprint': fingerprint, 'processor': processor.to_dict()}
     facts = known | {'settings': settings, 'world_size': world_size}  # what going on takes
     meta = known | {'settings': settings | start.overruled, 'git_rev': rev}  # what acting takes
+    meta['tasks'] = train_data.tasks
     meta['world'] = train_data.header(0).get('world', {})  # nothing of another robot's
     run_id = None  # at W&B
     if master:
@@ -368,6 +417,8 @@ if __name__ == '__main__':
     began = time.perf_counter()
     # Sums since the last log line; some of these steps may lie before a restart.
     meter = watch.Meter(*start.unlogged())
+    unsound = None  # steps that were not taken
+    saved_at = began
     make = functools.partial(micro_batches, train_data, config, rank, world_size)
     batches = data.prefetch(make, range(step, max_steps), pin=device.startswith('cuda'))
     upcoming = send(next(batches), device)
@@ -380,32 +431,55 @@ if __name__ == '__main__':
                     loss, parts = forward(data.augment(batch))
                 (loss / accumulate).backward()
             meter.add({'loss': loss.detach(), **parts}, accumulate)
-        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), GRAD_CLIP)
+        norm, norms = optim.clip(net, GRAD_CLIP)
+        norm = parallel.whole(norm).to(device)
+        sound = norm.isfinite()  # on the device; the same on all of them
+        if unsound is None:
+            unsound = watch.Unsound(optim.with_gradient(net), device)
+        optim.step_if(optimizers, sound)
         for optimizer in optimizers:
-            optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if average_weights:
             average_weights.update(net)
         step += 1
-        meter.end_step({'grad_norm': parallel.whole(norm)})
+        meter.end_step({'grad_norm': norm}, sound)
+        unsound.note(step - 1, sound, meter.last_step, norms.to(device))
         with meter.waiting():
             upcoming = send(next(batches, ()), device)  # while a GPU is busy with this step
         if max_minutes and time.perf_counter() - began > 60 * max_minutes:
             stop_request.set(parallel.LEAVE)
         stop = stop_request.agreed()  # all processes stop after the same step
 
-        # What is due after this step, all of it only while the numbers are sound.
+        # What is due after this step.
         is_last = step == max_steps
         logs = is_last or step % log_interval == 0
         evaluates = val_data and (is_last or step % eval_interval == 0)
+        looks = step % LOST == 0
+        late = (
+            looks
+            and checkpoint_minutes
+            and time.perf_counter() - saved_at > 60 * checkpoint_minutes
+        )
         saves = stop or is_last or step % checkpoint_interval == 0
+        saves = saves or (looks and parallel.highest(int(late)))
         plays = rollout_interval and step % rollout_interval == 0
         line = {'step': step}
         films = []
+        if looks or logs or evaluates or saves or plays:
+            report = unsound.report()
+            if report and master:
+                bad = train_data.batch(report['step'], batch_size, 0, 1, seed)
+                path = checkpoint.keep_batch(out_dir, bad, report | {'git_rev': rev})
+                print(watch.unsound_text(report, path), flush=True)
+            if report and report['in_a_row'] >= LOST:
+                what = f'{report["in_a_row"]} steps in a row without a finite gradient'
+                sys.exit(checkpoint.not_finite(out_dir, step, what))
+            if report and report['ended'] and not (stop or is_last):
+                saves = False  # who knows whether these weights will do: after the next sound step
         if logs or evaluates or saves or plays:
             means = meter.own_means()
-            if not parallel.all_finite([means['loss'], means['grad_norm'], *net.parameters()]):
-                sys.exit(checkpoint.not_finite(out_dir, step, means))
+            if not parallel.all_finite(net.parameters()):
+                sys.exit(checkpoint.not_finite(out_dir, step, 'weights are not finite'))
         if logs:
             flops = model.flops_per_sample(cfg, batch['input_ids'].shape[1], noise_samples)
             line |= parallel.average(means) | {'lr': learning_rate * fraction}
@@ -440,6 +514,7 @@ if __name__ == '__main__':
                 size = checkpoint.save(
                     out_dir, net, optimizers, average_weights, about, state, keep_checkpoints
                 )
+                saved_at = time.perf_counter()
                 if master and not saved:
                     print(watch.saved_text(out_dir, size, saving), flush=True)
                 saved = True

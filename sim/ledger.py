@@ -3,6 +3,8 @@
     done = ledger.scored(path, seeds, made_with)       # {seed: result} that need not be run again
     ledger.append(path, dict(result, made_with=made_with))
 
+Episodes of several tasks may stand in one ledger: a line is known by its task and seed.
+
 A run that was killed goes on by it: an episode is taken over from the ledger only where it was made
 with the settings, the weights and the code of now. `made_with` is a flat dict of JSON values: the
 settings of World, who drove and how, and fingerprints of weights and code.
@@ -18,6 +20,7 @@ from episode import read_episode, write_atomic
 from sim.judge import PHASES
 
 Row = dict[str, Any]
+Key = tuple[str, int]  # task and seed
 
 
 def episode_file(folder: str | Path, task: str, seed: int) -> Path:
@@ -29,11 +32,16 @@ def episode_file(folder: str | Path, task: str, seed: int) -> Path:
 # The log
 
 
-def read_log(path: Path) -> dict[int, Row]:
-    """Read the results of a log, by seed.
+def key_of(row: Row) -> Key:
+    """Return the task and the seed of a result."""
+    return row['made_with']['task'], row['seed']
+
+
+def read_log(path: Path) -> dict[Key, Row]:
+    """Read the results of a log, by task and seed.
 
     A whole line ends with two braces, because `made_with` is its last entry. A line that a kill cut
-    off does not, and is left out. Where several lines are about one seed the last one counts.
+    off does not, and is left out. Where several lines are about one episode the last one counts.
     """
     if not path.exists():
         return {}
@@ -41,7 +49,7 @@ def read_log(path: Path) -> dict[int, Row]:
     for line in path.read_text().splitlines():
         if line.endswith('}}'):
             row = json.loads(line)
-            rows[row['seed']] = row
+            rows[key_of(row)] = row
     return rows
 
 
@@ -51,32 +59,32 @@ def append(path: Path, row: Row) -> None:
         log.write((json.dumps(row) + '\n').encode())
 
 
-def tidy(path: Path, asked: set[int], done: dict[int, Row]) -> int:
+def tidy(path: Path, asked: set[Key], done: dict[Key, Row]) -> int:
     """Bring the log to one line per episode, before the episodes that are missing are run.
 
-    The lines of seeds that are run again go, and so do lines that were cut off by a kill. Episodes
-    whose file was there without a line get one.
+    The lines of episodes that are run again go, and so do lines that were cut off by a kill.
+    Episodes whose file was there without a line get one.
 
     Args:
         path: The log.
-        asked: All seeds of this run.
-        done: Results of this run's seeds that are taken over.
+        asked: All episodes of this run.
+        done: Results of these that are taken over.
 
     Returns:
-        The number of whole lines that were dropped because their seeds are run again.
+        The number of whole lines that were dropped because their episodes are run again.
     """
     rows = read_log(path)
     text = path.read_text() if path.exists() else ''
     kept = {}
-    for seed, row in rows.items():
-        if seed not in asked or done.get(seed) == row:
-            kept[seed] = row
+    for key, row in rows.items():
+        if key not in asked or done.get(key) == row:
+            kept[key] = row
     ends_in_the_middle = text != '' and not text.endswith('\n')
     if len(kept) < len(text.splitlines()) or ends_in_the_middle:
         lines = [json.dumps(row) + '\n' for row in kept.values()]
         write_atomic(path, ''.join(lines).encode())
-    for seed in done.keys() - kept.keys():
-        append(path, done[seed])
+    for key in sorted(done.keys() - kept.keys()):
+        append(path, done[key])
     return len(rows.keys() - kept.keys())
 
 
@@ -87,7 +95,9 @@ def tidy(path: Path, asked: set[int], done: dict[int, Row]) -> int:
 def scored(path: Path, seeds: Iterable[int], made_with: Row) -> dict[int, Row]:
     """Find the episodes of a score that were run in exactly this way, by seed."""
     rows = read_log(path)
-    return {s: rows[s] for s in seeds if s in rows and rows[s]['made_with'] == made_with}
+    task = made_with['task']
+    found = {seed: rows[task, seed] for seed in seeds if (task, seed) in rows}
+    return {seed: row for seed, row in found.items() if row['made_with'] == made_with}
 
 
 def recorded(
@@ -107,23 +117,25 @@ def recorded(
         whose file was deleted is recorded again.
 
     Raises:
-        ValueError: The folder holds episodes that were made with other settings.
+        ValueError: The folder holds episodes, of this task or another, that were made with other
+            settings.
     """
     rows = read_log(path)
     known = {}
     for seed in seeds:
         file = episode_file(record, task, seed)
-        logged = seed in rows and rows[seed]['success']
+        key = (task, seed)
+        logged = key in rows and rows[key]['success']
         if file.exists() and not logged:  # it was killed between writing the file and logging it
-            rows[seed] = row_of_file(file, seed, made_with)
-        if seed in rows and rows[seed]['success'] == file.exists():
-            known[seed] = rows[seed]
+            rows[key] = row_of_file(file, seed, made_with)
+        if key in rows and rows[key]['success'] == file.exists():
+            known[seed] = rows[key]
     for row in rows.values():
         differences = []
-        for key, then in row['made_with'].items():
-            now = made_with.get(key)  # a setting that has gone since then is None now
-            if then != now:
-                differences.append(f'{key} was {then}, is {now}')
+        for name, then in row['made_with'].items():
+            now = made_with.get(name)  # a setting that has gone since then is None now
+            if name != 'task' and then != now:
+                differences.append(f'{name} was {then}, is {now}')
         if differences:
             raise ValueError(
                 f'{record} was made with other settings: {", ".join(differences)}; '

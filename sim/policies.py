@@ -52,7 +52,8 @@ def resolve(policy: str, default: Settings) -> tuple[str, Headers, Settings]:
 
     Returns:
         The kind ('expert', 'hold', 'zero', 'random', 'checkpoint' or 'replay'), the headers of the
-        episodes of a replay, and the world settings that a checkpoint was made with.
+        episodes of a replay, and the world settings that a checkpoint was made with; its task is
+        the names of all it was trained on, separated by commas.
 
     Raises:
         ValueError: The policy is none of these.
@@ -97,6 +98,8 @@ def checkpoint_world(folder: str, default: Settings) -> Settings:
             'the default, unless --task is given'
         )
     settings = {key: made[key] for key in default if key in made and key not in ASKED_FOR_ONLY}
+    if 'task' in settings and 'tasks' in meta:  # earlier revisions named the first episode's only
+        settings['task'] = ','.join(meta['tasks'])
     # Nobody asks for an action space: only a checkpoint may act in joints, all others use tools.
     if 'action_space' in processor and processor['action_space'] != 'tool':
         settings['action_space'] = processor['action_space']
@@ -182,7 +185,7 @@ def driver(
     world: World,
     kind: str,
     kicks: float = 0.0,
-    files: dict[int, Path] | None = None,
+    files: dict[str, dict[int, Path]] | None = None,
     checkpoint: Callable[[dict[str, Any]], Start] | None = None,
 ) -> Start:
     """Make who drives in a world.
@@ -191,7 +194,7 @@ def driver(
         world: The world to be driven in.
         kind: What `resolve` says, or 'coached'.
         kicks: Of the expert: probability per step that a disturbance starts.
-        files: Of a replay: the file of each seed.
+        files: Of a replay: by task, the file of each seed.
         checkpoint: Loads a trained model, given World.metadata(); functools.partial of
             vla.policy.checkpoint. It comes by argument because nothing in sim/ imports torch.
     """
@@ -199,7 +202,7 @@ def driver(
         return expert(world, kicks)
     if kind == 'replay':
         assert files is not None, 'a replay needs the files of its seeds'
-        return replay(world, files)
+        return replay(world, files[world.task])
     if kind in ('checkpoint', 'coached'):
         assert checkpoint is not None, 'somebody has to load the checkpoint'
         student = checkpoint(world.metadata())

@@ -1,31 +1,46 @@
 """Worker processes, each with a world of its own, to which jobs are handed one at a time.
 
     pool = start_workers(2, world_settings, driver, run)
-    for result in dispatch(pool, [(seed, None) for seed in range(100)]):
+    for result in dispatch(pool, [Job('place', seed) for seed in range(100)]):
         ...
     stop_workers(pool)
 
-A job is (seed, path of its film or None). Everything a worker needs comes by argument and can be
-pickled. Processes are spawned, not forked, because neither OpenGL nor CUDA survives a fork. A
-spawned process imports the script again with its default settings, so nothing is read from there.
+Everything a worker needs comes by argument and can be pickled. Processes are spawned, not forked,
+because neither OpenGL nor CUDA survives a fork. A spawned process imports the script again with its
+default settings, so nothing is read from there.
 """
 
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sim.policies import Start
 from sim.world import World
 
 Driver = Callable[[World], Start]  # a picklable policies.driver, but for the world
-Job = tuple[int, Path | None]
 Pool = dict[Connection, Any]  # our end of the pipe: the process
+
+
+class Job(NamedTuple):
+    """One episode to be run.
+
+    task         Name of the task: a worker makes a world for each that it comes to see.
+    seed         Draws everything that differs from episode to episode.
+    instruction  In place of the world's own words; None: those.
+    film         Path of its film without the ending; None: it is not filmed.
+    """
+
+    task: str
+    seed: int
+    instruction: str | None = None
+    film: Path | None = None
 
 
 class WorkerError(RuntimeError):
@@ -37,7 +52,7 @@ class WorkerError(RuntimeError):
 
 
 def setup(world_settings: dict[str, Any], driver: Driver) -> tuple[World, Start]:
-    """Make the world and who drives in it; this is done once per process."""
+    """Make the world and who drives in it; this is done once per process and task."""
     world = World(**world_settings)
     return world, driver(world)
 
@@ -67,17 +82,31 @@ def work(pipe: Connection, world_settings: dict[str, Any], driver: Driver, run: 
         with contextlib.suppress(BrokenPipeError):
             pipe.send(made)
         return
-    world, start = made
+    cells = {made[0].task: made}  # the world of each task, and who drives in it
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         pipe.send('ready')
         while True:
             job = pipe.recv()
-            pipe.send(attempt(run, world, start, job))
-    world.close()
+            if job.task not in cells:
+                made = attempt(setup, world_settings | {'task': job.task}, driver)
+                if isinstance(made, RuntimeError):
+                    pipe.send(made)
+                    continue
+                cells[job.task] = made
+            pipe.send(attempt(run, *cells[job.task], job))
+    for world, _ in cells.values():
+        world.close()
 
 
 # -----------------------------------------------------------------------------
 # In the parent
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # Linux; a job may have been given a part of a machine
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def start_workers(
@@ -87,7 +116,7 @@ def start_workers(
 
     Args:
         n: Number of processes; with 0 the pool is empty and does no jobs.
-        world_settings: Arguments of World.
+        world_settings: Arguments of World; a job may name another task than these do.
         driver: Makes who drives, given the world. Where it is a checkpoint, unpickling this is what
             imports torch; the expert does without.
         run: Does one job and returns what the parent is to get.
@@ -129,18 +158,18 @@ def dispatch(pool: Pool, jobs: Iterable[Job]) -> Iterator[Any]:
     """
     waiting = iter(jobs)
     idle = list(pool)
-    busy: dict[Connection, int] = {}  # our end of the pipe: the seed that is run there
+    busy: dict[Connection, Job] = {}  # our end of the pipe: what is run there
     while True:
         for pipe, job in zip(idle, waiting):  # zip takes a job only where a pipe is left
             pipe.send(job)
-            busy[pipe] = job[0]
+            busy[pipe] = job
         if not busy:
             return
         answered = multiprocessing.connection.wait(list(busy))
         idle = [pipe for pipe in busy if pipe in answered]
         for pipe in idle:
-            seed = busy.pop(pipe)
-            yield receive(pipe, f'running seed {seed}')
+            job = busy.pop(pipe)
+            yield receive(pipe, f'running seed {job.seed} of {job.task}')
 
 
 def stop_workers(pool: Pool) -> None:

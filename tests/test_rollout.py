@@ -205,6 +205,74 @@ def test_every_recorded_episode_has_one_line_whatever_was_killed(recorded, tmp_p
     assert 'image_size was 96, is 32; take another folder' in said
 
 
+def test_several_tasks_are_recorded_into_one_folder_and_go_on_after_time_is_up(tmp_path):
+    folder = tmp_path / 'episodes'
+    words = ['--task=place,stack', '--episodes=3', '--cameras=', '--workers=1', '--kicks=0.1']
+    words.append(f'--record={folder}')
+    said = rollout(*words, '--max_minutes=1e-9')
+    assert 'place: no episode yet' in said and 'stopped after 1e-09 minutes, 6 episodes' in said
+    said = rollout(*words)
+    assert re.findall(r'^(\w+) (\d)/(\d) ', said, re.M) == [
+        ('place', '3', '3'),
+        ('stack', '3', '3'),
+    ]
+    # they take turns: whenever it is stopped, no task has had more than its share
+    assert [row['made_with']['task'] for row in log(folder)] == ['place', 'stack'] * 3
+    names = [f'{task}_000000{seed}' for task in ('place', 'stack') for seed in range(3)]
+    assert sorted(p.stem for p in folder.glob('*.safetensors')) == names
+    headers = [read_episode(folder / f'{name}.safetensors')[1] for name in names]
+    assert [header['task'] for header in headers] == ['place'] * 3 + ['stack'] * 3
+    (folder / 'stack_0000001.safetensors').unlink()
+    said = rollout(*words)
+    assert 'place: ' in said and '3 seeds are done, 0 to go' in said
+    assert 'stack: ' in said and '2 seeds are done, 1 to go' in said and len(log(folder)) == 6
+    said = rollout(*words[1:], '--task=place', '--brick_scale=1', fails=True)
+    assert 'was made with other settings: brick_scale was 2.0, is 1' in said  # also of one task
+    said = rollout(f'--policy={folder}', '--task=all', '--workers=1', f'--out={tmp_path}/replay')
+    assert said.count('replay bit-equal in 3/3 episodes') == 2
+
+
+def test_scores_have_a_folder_per_task_and_way_and_stand_in_one_table(tmp_path):
+    words = ['--task=place,join', '--seeds=1000000:1000002', '--cameras=', '--workers=1']
+    words += ['--policy=hold', f'--out={tmp_path}']
+    said = rollout(*words, '--blank')
+    rows = [line.split() for line in said.splitlines() if line.startswith(('place ', 'join '))]
+    table = [row for row in rows if '%,' not in ' '.join(row)]
+    assert table == [
+        [task, '0/2', '0.0%', '0-66', '0/2', '0.0%', '0'] for task in ('place', 'join')
+    ]
+    folders = {p.parent.name for p in tmp_path.rglob('rollouts.jsonl')}
+    ways = {f'{task}-{way}cameras=' for task in ('place', 'join') for way in ('', 'blanked-')}
+    assert folders == ways
+    assert {row['instruction'] for row in log(tmp_path / 'join-blanked-cameras=')} == {''}
+    assert all(row['instruction'] for row in log(tmp_path / 'join-cameras='))
+    scores = json.loads((tmp_path / 'scores.json').read_text())['tasks']
+    assert scores['join']['blanked']['n'] == 2 and scores['place']['score']['k'] == 0
+    assert scores['place']['score']['seconds_per_success'] is None
+    before = {p: p.read_bytes() for p in tmp_path.rglob('rollouts.jsonl')}
+    rollout(*words, '--pose_range=0.5')  # another way: what was there stays
+    assert all(p.read_bytes() == text for p, text in before.items())
+    assert len(log(tmp_path / 'place-cameras=-pose_range=0.5')) == 2
+
+
+def test_successes_per_hour_count_failures_and_resets():
+    results = [dict(steps=50, success=True), dict(steps=70, success=True)]
+    results.append(dict(steps=150, success=False))
+    score = sim_rollout.score_of(results, control_hz=10, reset_s=10.0)
+    assert (score['k'], score['n'], score['seconds_per_success']) == (2, 3, 6.0)
+    assert score['successes_per_hour'] == pytest.approx(3600 * 2 / (27 + 30))
+    lines = sim_rollout.table({'place': {'score': score}, 'join': {'score': None}}, 10.0)
+    assert lines[1].split() == ['place', '2/3', '66.7%', '21-94', '6.0', '126']
+    assert lines[2].split() == ['join'] and lines[-1].split() == ['mean', '66.7%']
+
+
+def test_names_of_score_folders_are_short_and_hold_no_slash():
+    name = sim_rollout.folder_name('place', 'put it down', {'cameras': ['head', 'left/wrist']})
+    assert name == 'place-told=put_it_down-cameras=head,left_wrist'
+    long = sim_rollout.folder_name('place', 'word ' * 40, {})
+    assert re.fullmatch(r'place-[0-9a-f]{8}', long)
+
+
 def test_a_killed_score_goes_on_and_no_episode_counts_twice(tmp_path):
     out = tmp_path / 'out'
     arguments = [
@@ -245,7 +313,8 @@ def test_a_score_never_takes_over_results_of_other_weights(checkpoint, tmp_path)
     os.utime(folder / 'model.safetensors', ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert (folder / 'model.safetensors').stat().st_size == stamp.st_size
     text = rollout(*arguments)
-    assert 'are done' not in text and 'place ' in text and len(log(folder / 'rollout')) == 1
+    assert 'are done' not in text and 'place ' in text
+    assert len(log(folder / 'rollout' / 'place-execute=8')) == 1
 
 
 def test_only_another_setting_weight_or_line_of_code_makes_a_score_old(tmp_path):
@@ -265,10 +334,13 @@ def test_tidy_leaves_one_line_per_episode(tmp_path):
     with open(path, 'a') as f:
         f.write('{"seed": 9, "succ')
     # asked for 1, 2 and 3: 1 is done, 2 is run again, of 3 only the file was there
-    assert ledger.tidy(path, {1, 2, 3}, {1: rows[1], 3: rows[3]}) == 1
+    keys = [('place', seed) for seed in range(4)]
+    done = {keys[1]: rows[1], keys[3]: rows[3]}
+    assert ledger.tidy(path, set(keys[1:]), done) == 1
     assert [json.loads(line)['seed'] for line in path.read_text().splitlines()] == [0, 1, 3]
     before = path.read_bytes()
-    assert ledger.tidy(path, {0, 1, 3}, {0: rows[0], 1: rows[1], 3: rows[3]}) == 0
+    done[keys[0]] = rows[0]
+    assert ledger.tidy(path, {keys[0], keys[1], keys[3]}, done) == 0
     assert path.read_bytes() == before
 
 
@@ -324,7 +396,10 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
         ('--seed0=-1', 'seed0=-1: expected a whole number, at least 0'),
         ('--episodes=0', 'episodes=0: expected a whole number, at least 1'),
         ('--episodes=many', 'episodes=many: expected a whole number'),
-        ('--workers=0', 'workers=0: expected a whole number, at least 1'),
+        ('--workers=-1', 'workers=-1: expected a whole number, at least 0'),
+        ('--max_minutes=-1', 'max_minutes=-1.0: expected a number, at least 0'),
+        ('--task=place,jion', "task=place,jion: no task 'jion'; expected all, or of place, "),
+        ('--blank --instruction=x', 'blank=True changes nothing here'),
         ('--video=-1', 'video=-1: expected a whole number, at least 0'),
         ('--policy=README.md', 'README.md is no episode to replay, remove it or record it again: '),
         ('--distractors=1.5', 'distractors=1.5: expected a whole number'),
@@ -405,14 +480,15 @@ def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
     )
     assert 'place 0/2 (0%, 95% CI 0-66) seeds 1000000-1000001' in text
     assert 'chunk latency' in text and 'got as far as: reach ' in text
-    rows = log(checkpoint / 'rollout')
+    folder = checkpoint / 'rollout' / 'place-blanked-execute=4-read_text=True'
+    rows = log(folder)
     assert sorted(row['seed'] for row in rows) == [1_000_000, 1_000_001]
     assert all(row['instruction'] == '' and row['made_with']['image_size'] == 96 for row in rows)
     assert all(
         row['made_with']['execute'] == 4 and -(-row['steps'] // 4) == len(row['chunk_ms'])
         for row in rows
     )
-    picture = checkpoint / 'rollout' / 'success.png'
+    picture = folder / 'success.png'
     assert f'success over time: {picture}' in text
     image = imageio.imread(picture)[..., :3]
     assert image.shape == (320, 960, 3) and image.std() > 20

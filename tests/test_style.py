@@ -290,9 +290,11 @@ def test_make_targets_in_the_papers_exist():
     makefile = (ROOT / 'Makefile').read_text()
     targets = set(re.search(r'^\.PHONY: ([^$]*)', makefile, re.M)[1].split())
     runs = {path.stem.removesuffix('_collect') for path in ROOT.glob('config/*_collect.py')}
-    assert runs >= {'demo', 'join'}
-    for run in runs:  # the Makefile composes these names
-        for name in (f'config/{run}{part}.py' for part in ('', '_collect', '_start', '_coach')):
+    coached = {path.stem.removesuffix('_coach') for path in ROOT.glob('config/*_coach.py')}
+    assert coached >= {'demo', 'join', 'all'} and runs - coached == {'all_gpu'}
+    for run in runs | coached:  # the Makefile composes these names
+        parts = ('', '_collect', '_start', '_coach') if run in coached else ('', '_collect')
+        for name in (f'config/{run}{part}.py' for part in parts):
             assert (ROOT / name).exists(), f'make {run} needs {name}'
     for path in (README, *DOCS):
         said = set(re.findall(r'(?:^|`)make ([\w-]+)', path.read_text(), re.M))

@@ -306,7 +306,7 @@ def test_wandb_is_told_name_group_settings_and_revision(episodes, tmp_path):
 def test_a_run_that_diverges_saves_nothing_of_it(episodes, tmp_path):
     words = ('--learning_rate=1e30', '--muon_learning_rate=0', '--val_fraction=0')
     said = run(episodes, tmp_path, *words, '--checkpoint_interval=3', fails=True)
-    assert re.search('^step 3: loss (nan|inf), ', said, re.M)
+    assert re.search('^step [0-9]+: (10|11|1[2-9]|20) steps in a row without a finite', said, re.M)
     assert f'there is no checkpoint in {tmp_path} yet' in said
     assert not list(tmp_path.rglob('*.safetensors'))
     said = run(episodes, tmp_path, *words, '--checkpoint_interval=1', fails=True)
@@ -464,12 +464,13 @@ def test_every_config_starts_as_typed_on_small_data(tmp_path, name):
     cameras = ('overhead', 'left/wrist', 'right/wrist')
     write_synthetic_episodes(tmp_path / 'e', 3, cameras, size)
     small = [f'--episodes={tmp_path}/e', '--val_fraction=0', '--batch_size=8']
+    small.append('--refuse_share=0')  # these episodes have words without a grammar
     if name.endswith('_start'):
         words = [f'config/{name.removesuffix("_start")}.py', config]
     if name == 'eo1_3b':
         words.append(f'--init_from={publish(tmp_path / "published")}')
     elif 'init_from' in pathlib.Path(config).read_text() and not name.endswith('_start'):
-        first = 'config/join.py' if name == 'join' else 'config/demo.py'
+        first = 'config/demo.py' if name == 'qa' else config
         start = f'--out_dir={tmp_path}/start'
         launch.run('train.py', first, '--init_from=', *small, start, '--max_steps=1')
         words = ['config/demo.py', *words] if name == 'qa' else words

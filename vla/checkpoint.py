@@ -25,6 +25,7 @@ from typing import Any
 import tokenizers
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from torch import nn
 
 import model
@@ -487,16 +488,29 @@ def save(
     return save_state(folder, tensors_of(net, optimizers, average_weights), facts)
 
 
-def not_finite(folder: str, step: int, means: Mapping[str, Any]) -> str:
-    """Return what a run says that ends because its numbers are not finite."""
+def not_finite(folder: str, step: int, what: str) -> str:
+    """Return what a run says that ends because its numbers are not finite.
+
+    Args:
+        folder: Of the run.
+        step: At which it ends.
+        what: What is not finite, in words.
+    """
     facts = read_facts(folder)
     kept = f'there is no checkpoint in {folder} yet'
     if facts:
         kept = f'the checkpoint of step {facts["step"]} in {folder} is sound'
-    return (
-        f'step {step}: loss {means["loss"]:.4g}, gradient norm {means["grad_norm"]:.4g}; '
-        f'they or weights are not finite and not saved: {kept}'
-    )
+    return f'step {step}: {what}; nothing more is saved: {kept}'
+
+
+def keep_batch(folder: str, batch: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> str:
+    """Write a batch that a step was not taken on, for train.py --replay_batch; return its path."""
+    path = f'{folder}/bad_batch.safetensors'
+    tensors = {name: value.contiguous() for name, value in batch.items()}
+    text = {name: str(value) for name, value in about.items()}
+    save_file(tensors, f'{path}.tmp', text)
+    os.replace(f'{path}.tmp', path)
+    return path
 
 
 # -----------------------------------------------------------------------------

@@ -190,7 +190,8 @@ class FastGroupNorm(torch.autograd.Function):
         mean = total.mean(-1, keepdim=True) / P  # (M, G, 1)
         square = group_sums(x * x, groups)
         square = square.mean(-1, keepdim=True) / P
-        inv = (square - mean * mean + eps).rsqrt_()
+        # By rounding, the variance of a map that is all but flat would come out below zero.
+        inv = ((square - mean * mean).clamp_(min=0) + eps).rsqrt_()
         scale = inv * weight.view(groups, -1)  # (M, G, C / G)
         shift = bias.view(groups, -1) - mean * scale
         ctx.save_for_backward(x, mean, inv, weight)

@@ -179,3 +179,59 @@ def averaged(model: nn.Module, average_weights: EMA | None) -> Iterator[None]:
     yield
     if average_weights:
         average_weights.swap(model)
+
+
+# -----------------------------------------------------------------------------
+# steps that are not taken
+
+
+def clip(model: nn.Module, largest: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale the gradient down to a largest norm; called by all ranks.
+
+    Returns:
+        The norm that it had, and the norms of the parameters' own gradients in the order of
+        with_gradient, (P,), of what this rank holds. An infinite number in a gradient makes NaN of
+        it when it is scaled, and a NaN makes NaN of all gradients: see step_if.
+    """
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    mine = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+    norms = torch.stack(torch._foreach_norm(mine)).float()
+    return torch.nn.utils.clip_grad_norm_(model.parameters(), largest), norms
+
+
+def with_gradient(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that have a gradient, in the order of `clip`'s norms."""
+    return [name for name, p in model.named_parameters() if p.grad is not None]
+
+
+def step_if(optimizers: Sequence[torch.optim.Optimizer], sound: torch.Tensor) -> None:
+    """Let optimizers take a step where `sound`, a bool on their device, is true.
+
+    On one GPU nobody waits for it: a step that is not taken is computed and then undone there.
+    """
+    for optimizer in optimizers:
+        first = optimizer.param_groups[0]['params'][0]
+        if isinstance(first, DTensor) or first.device.type == 'cpu':
+            if bool(sound):
+                optimizer.step()
+        else:
+            step_on_device(optimizer, sound)
+
+
+@torch.no_grad()
+def step_on_device(optimizer: torch.optim.Optimizer, sound: torch.Tensor) -> None:
+    """Take a step, or undo it, without asking the device which of the two it is."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        # Its fused kernel looks at this flag by itself, as it does for torch's GradScaler.
+        optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        return
+    params = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+    for p in params:  # what an optimizer makes in its first step must be finite, too
+        p.grad = torch.where(sound, p.grad, 0)
+    states = [optimizer.state[p] for p in params if p in optimizer.state]
+    changed = [*params, *(value for state in states for value in state.values())]
+    before = [tensor.clone() for tensor in changed]
+    optimizer.step()
+    for tensor, old in zip(changed, before):
+        tensor.copy_(torch.where(sound, tensor, old))

@@ -37,6 +37,7 @@ from episode import (
     state_vector,
     table_of,
 )
+from instructions import plain
 from vla.tokenizer import SPECIAL_TOKENS
 
 # -----------------------------------------------------------------------------
@@ -216,6 +217,8 @@ class Processor:
             so that the last millimetre before a press weighs as much in the loss as the way to
             it; 0: linear.
         pad_dims: S and A are filled up with zeros to so many, 32 in EO-1; 0: left as they are.
+        plain_words: What the model is told is spelt as instructions.plain does: lower case, without
+            punctuation; None: with the minimal template. Published models read it as it is.
         stats: Mean and spread per state slot, (S,), and per row and action slot, (H, A), see `fit`.
         stats_of: `Processor.stats_of` of the one that they were made for; None: not known.
         tables: The slots there are, by array, see `episode.slot_tables`; None: our own robot's.
@@ -235,6 +238,7 @@ class Processor:
         template: str = 'minimal',
         log_scale_m: float = 0.0,
         pad_dims: int = 0,
+        plain_words: bool | None = None,
         stats: dict[str, Any] | None = None,
         stats_of: str | None = None,
         tables: Tables | None = None,
@@ -254,10 +258,13 @@ class Processor:
         self.template = template
         self.log_scale_m = log_scale_m
         self.pad_dims = pad_dims
+        self.plain_words = template == 'minimal' if plain_words is None else plain_words
         self.frames = tuple(map(_carrier, self.cameras))
         self._choose_slots(state_slots, action_slots, tables or TABLES)
         self._read_tokenizer(tokenizer)
-        self._known_ids = functools.lru_cache(maxsize=100_000)(self._encode_prompt)
+        # The two parts are known apart: a few hundred texts answer any number of instructions.
+        self._user_ids = functools.lru_cache(maxsize=300_000)(self._encode_user)
+        self._assistant_ids = functools.lru_cache(maxsize=100_000)(self._encode_assistant)
         self.stats: Any = None  # {name: array}
         if stats:
             self.stats = {name: np.asarray(value, np.float64) for name, value in stats.items()}
@@ -344,6 +351,7 @@ class Processor:
             'template': self.template,
             'log_scale_m': self.log_scale_m,
             'pad_dims': self.pad_dims,
+            'plain_words': self.plain_words,
             'tokenizer': self.tokenizer_json,
             'stats': stats,
             'stats_of': self.stats_of,
@@ -357,6 +365,7 @@ class Processor:
         made = dict(made)
         if 'compand' in made:  # the name of log_scale_m in checkpoints of earlier revisions
             made['log_scale_m'] = made.pop('compand')
+        made.setdefault('plain_words', False)  # earlier revisions read what was written
         for name in ('state_units', 'action_units'):  # earlier revisions said no more than units
             made.pop(name, None)
         tables = saved_tables(made)
@@ -435,6 +444,8 @@ class Processor:
         for text in (instruction, subtask or ''):
             if '<|' in text:
                 raise ValueError(f'{text!r}: "<|" would forge a special token')
+        if self.plain_words:
+            instruction = plain(instruction)
         image = '<|image_pad|>' * self.tokens_per_camera
         assistant = ''
         if subtask is not None:
@@ -455,11 +466,14 @@ class Processor:
         self, instruction: str, subtask: str | None = None, question: bool = False
     ) -> Ids:
         """Token ids of the user part and of the assistant part, see `prompt`."""
-        return self._known_ids(instruction, subtask, question)
+        return self._user_ids(instruction, question), self._assistant_ids(subtask, question)
 
-    def _encode_prompt(self, instruction: str, subtask: str | None, question: bool) -> Ids:
-        parts = self.prompt(instruction, subtask, question)
-        return tuple(tuple(self.tokenizer.encode(part).ids) if part else () for part in parts)
+    def _encode_user(self, instruction: str, question: bool) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(self.prompt(instruction, None, question)[0]).ids)
+
+    def _encode_assistant(self, subtask: str | None, question: bool) -> tuple[int, ...]:
+        text = self.prompt('', subtask, question)[1]
+        return tuple(self.tokenizer.encode(text).ids) if text else ()
 
     def decode_text(self, ids: Iterable[int]) -> str:
         """Token ids -> text without special tokens."""

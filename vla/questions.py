@@ -30,8 +30,11 @@ TEMPLATES = {  # several wordings each; {x} is the subject
 # seldom be asked gets more. All alike, 166,000 questions left `cell` at 45 % right and `now` at
 # 88 %, five other kinds at 99 %.
 SHARES = dict.fromkeys(TEMPLATES, 1) | {'cell': 8, 'part': 8, 'now': 4, 'near': 2}
-# The answer depends on the instruction, which therefore comes before the question.
+# The answer depends on the instruction, which therefore comes before the question. A semicolon
+# divides them, because that is the one mark that instructions.plain leaves.
 NEEDS_TASK = ('arm', 'done', 'now')
+# What is said, with still hands, to an instruction that cannot be followed.
+ASK_BACK = 'ask: which brick?'
 
 Asked = tuple[str, str, str]  # kind, question, answer
 
@@ -53,7 +56,7 @@ def at(header: Header, arrays: Arrays, row: int, rng: np.random.Generator) -> li
         wordings = TEMPLATES[kind]
         question = wordings[rng.integers(len(wordings))].format(x=subject)
         if kind in NEEDS_TASK:
-            question = f'{header["instruction"]} : {question}'
+            question = f'{header["instruction"]} ; {question}'
         asked.append((kind, question, answer))
     return asked
 

@@ -1,14 +1,18 @@
 """The tokenizer of models that are trained from scratch: a small byte-level BPE.
 
-Every word of our templates is one token, and any other text can be spelt in bytes.
+Every word that our grammar, narration and questions have is one token, and any other text can be
+spelt in bytes.
 """
 
 import os
+import re
 from collections.abc import Iterable
 
 import tokenizers
 
-from episode import write_atomic
+import instructions
+from episode import COLOURS, write_atomic
+from vla import questions
 
 SPECIAL_TOKENS = (
     '<|pad|>',
@@ -22,7 +26,8 @@ SPECIAL_TOKENS = (
     '<|im_start|>',
     '<|im_end|>',
 )
-VOCABULARY_SIZE = 1024
+VOCABULARY_SIZE = 2048
+PIECE = re.compile(r'\w+|[^\s\w]+')  # what the tokenizer never joins
 TEMPLATE_WORDS = """
 the a of on onto in into to with and is it its both over under down up at from then now put
 press place take goes join hold keep give pull apart off reach grasp lift carry align release
@@ -37,17 +42,26 @@ together tower towers turned two undo unplug unplugs went what where which wrong
 joint nothing none yes no lengthwise pointing sideways them""".split()
 
 
+def known_words() -> set[str]:
+    """Words that are one token: of the grammar, of questions and their answers, of narration."""
+    texts = [text for texts in questions.TEMPLATES.values() for text in texts]
+    read = ' '.join(instructions.plain(text.format(x='')) for text in texts)
+    written = ' '.join(PIECE.findall(questions.ASK_BACK))
+    listed = {*TEMPLATE_WORDS, *COLOURS, *read.split(), *written.split()}
+    return listed | instructions.vocabulary()
+
+
 def make_tokenizer(
     texts: Iterable[str], path: str | os.PathLike
 ) -> tuple[tokenizers.Tokenizer, list[str]]:
-    """Train a tokenizer on the words of `texts` and TEMPLATE_WORDS, and write it to `path`.
+    """Train a tokenizer on the words of `texts` and known_words(), and write it to `path`.
 
     Each word is read equally often, so that rare ones stay whole, too.
 
     Returns:
         The tokenizer, and the words that take more than one token.
     """
-    words = sorted({word for text in texts for word in text.split()} | set(TEMPLATE_WORDS))
+    words = sorted({word for text in texts for word in text.split()} | known_words())
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces = tokenizers.Regex(r' ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+')  # '2x4' is one piece
     # the first word is spelt like the others

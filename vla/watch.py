@@ -2,17 +2,18 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from data import Dataset
+from data import Dataset, augment
 from episode import write_atomic
 from model import VLA
 from vla import parallel
@@ -130,6 +131,11 @@ def describe_data(
         f'{chunks / len(train_data):.1f} epochs; {held_out} episodes held out',
         f'slots: {len(processor.state_slots)} state, {len(processor.action_slots)} action',
     ]
+    for task, (episodes, windows, share) in train_data.by_task().items():
+        lines.append(
+            f'  {task}: {episodes} episodes, {windows} windows '
+            f'({windows / len(train_data):.0%}), {share:.0%} of the samples'
+        )
     lines += [f'  {name:32} {fault}' for name, fault in odd.items()]
     return '\n'.join(lines)
 
@@ -192,6 +198,8 @@ class Meter:
         """Go on from sums over so many steps that were taken before a restart."""
         self.sums: dict[str, Any] = dict(sums)
         self.steps = steps
+        self.step_sums: dict[str, Any] = {}  # of the step that is being taken
+        self.last_step: dict[str, Any] = {}  # of the one before
         self._restart_clock()
 
     def _restart_clock(self) -> None:
@@ -202,17 +210,30 @@ class Meter:
     def add(self, values: Mapping[str, Any], parts: int = 1) -> None:
         """Add the numbers of one of so many parts of a step."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value / parts
+            self.step_sums[name] = self.step_sums.get(name, 0) + value / parts
 
-    def end_step(self, values: Mapping[str, Any]) -> None:
-        """Count a step, and add the numbers that belong to the whole of it."""
+    def end_step(self, values: Mapping[str, Any], sound: torch.Tensor) -> None:
+        """Count a step, and add the numbers that belong to the whole of it.
+
+        Args:
+            values: These numbers.
+            sound: Whether the step was taken, a bool on the device: one that was not is counted as
+                `skipped`, and its numbers are in no mean.
+        """
         self.add(values)
+        for name, value in self.step_sums.items():
+            self.sums[name] = self.sums.get(name, 0) + torch.where(sound, value, 0)
+        self.sums['skipped'] = self.sums.get('skipped', 0) + (~sound).float()
+        self.last_step = self.step_sums
+        self.step_sums = {}
         self.steps += 1
         self.timed_steps += 1
 
     def own_means(self) -> dict[str, Any]:
-        """Return the means over steps, in this process alone."""
-        return {name: value / self.steps for name, value in self.sums.items()}
+        """Return the means over steps, in this process alone, and how many were not taken."""
+        taken = self.steps - self.sums['skipped']
+        means = {name: value / taken for name, value in self.sums.items()}
+        return means | {'skipped': self.sums['skipped']}
 
     def speed(
         self, batch_size: int, flops_per_sample: float, peak_flops: float
@@ -257,6 +278,134 @@ class Meter:
         began = time.perf_counter()
         yield
         self.since += time.perf_counter() - began
+
+
+class Unsound:
+    """Steps that were not taken because their gradient was not finite.
+
+    All of it is counted on the device, and nobody waits: `report` reads it when something is due.
+    """
+
+    def __init__(self, names: Sequence[str], device: str):
+        """Count from now on.
+
+        Args:
+            names: Of the parameters that have a gradient, see optim.with_gradient.
+            device: Where gradients are.
+        """
+        self.names = list(names)
+        self.parts: list[str] = []
+        self.device = device
+        self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.count = torch.zeros_like(self.in_a_row)
+        self.most_in_a_row = self.in_a_row.clone()
+        self.first = torch.full_like(self.in_a_row, -1)  # step
+        self.bad_params = torch.zeros(len(self.names), dtype=torch.bool, device=self.device)
+        self.bad_parts: torch.Tensor | None = None
+
+    def note(
+        self, step: int, sound: torch.Tensor, parts: Mapping[str, Any], norms: torch.Tensor
+    ) -> None:
+        """Take note of a step.
+
+        Args:
+            step: Number of the batch.
+            sound: Whether it was taken, a bool on the device.
+            parts: Of its loss.
+            norms: Of its gradients, by parameter.
+        """
+        self.parts = list(parts)
+        bad_parts = ~torch.stack([torch.as_tensor(value) for value in parts.values()]).isfinite()
+        if self.bad_parts is None:
+            self.bad_parts = torch.zeros_like(bad_parts)
+        is_first = ~sound & (self.first < 0)
+        self.count += ~sound
+        self.in_a_row = (self.in_a_row + 1) * ~sound
+        self.most_in_a_row = torch.maximum(self.most_in_a_row, self.in_a_row)
+        self.first = torch.where(is_first, step, self.first)
+        self.bad_params = torch.where(is_first, ~norms.isfinite(), self.bad_params)
+        self.bad_parts = torch.where(is_first, bad_parts, self.bad_parts)
+
+    def report(self) -> dict[str, Any] | None:
+        """Return what has happened since the last report, None where all steps were taken.
+
+        Returns:
+            count: steps not taken. in_a_row: the most in a row. ended: how many of them are the
+            last ones. step: number of the first one's batch. what: its part of the loss, or its
+            parameter, in words.
+        """
+        if not int(self.count):
+            return None
+        report = {
+            'count': int(self.count),
+            'in_a_row': int(self.most_in_a_row),
+            'ended': int(self.in_a_row),
+            'step': int(self.first),
+            'what': self._what(),
+        }
+        self._forget()
+        return report
+
+    def _what(self) -> str:
+        assert self.bad_parts is not None, 'a step was noted'
+        parts = [name for name, bad in zip(self.parts, self.bad_parts.tolist()) if bad]
+        bad = [name for name, is_bad in zip(self.names, self.bad_params.tolist()) if is_bad]
+        loss = f'not finite in the loss: {", ".join(parts)}' if parts else 'the loss is finite'
+        if not bad:
+            return f'{loss}; each gradient by itself is finite here, their norm is not'
+        # Backward goes from the last layers to the first: what comes last met it first.
+        return f'{loss}; not finite are {len(bad)} of {len(self.names)} gradients, first {bad[-1]}'
+
+
+def unsound_text(report: Mapping[str, Any], path: str) -> str:
+    """Return what `Unsound.report` found, as it is printed.
+
+    Args:
+        report: Of steps that were not taken.
+        path: Where the batch of the first of them is kept.
+    """
+    return (
+        f'{report["count"]} steps were not taken: the gradient was not finite, first on the batch '
+        f'of step {report["step"]} ({report["what"]}); it is kept: --replay_batch={path}'
+    )
+
+
+def replay(net: VLA, batch: Mapping[str, torch.Tensor], autocast: torch.autocast) -> list[str]:
+    """Take a batch through forward and backward and say, in lines, where numbers stop being finite.
+
+    Args:
+        net: With the weights to try.
+        batch: As Dataset.batch gives it.
+        autocast: Context of the forward.
+    """
+    found: list[str] = []
+
+    def look(name: str) -> Callable:
+        def hook(module: torch.nn.Module, args: Any, out: Any) -> None:
+            tensors = out if isinstance(out, tuple) else (out,)
+            for tensor in tensors:
+                if torch.is_tensor(tensor) and not bool(tensor.isfinite().all()):
+                    found.append(name)
+
+        return hook
+
+    hooks = [m.register_forward_hook(look(name)) for name, m in net.named_modules() if name]
+    net.train()
+    with autocast:
+        loss, parts = net(augment(dict(batch)))
+    for hook in hooks:
+        hook.remove()
+    loss.backward()
+    lines = [f'loss {loss.item():.6g}: ' + ', '.join(f'{k} {v:.6g}' for k, v in parts.items())]
+    lines.append(f'forward: not finite first in {found[0]}' if found else 'forward: all is finite')
+    names = [name for name, p in net.named_parameters() if p.grad is not None]
+    norms = [float(p.grad.norm()) for p in net.parameters() if p.grad is not None]
+    for name, norm in sorted(zip(names, norms), key=lambda pair: math.isfinite(pair[1])):
+        lines.append(f'  gradient {norm:12.4g}  {name}')
+    return lines
 
 
 def step_text(line: Mapping[str, Any], max_steps: int, batch_size: int) -> str:

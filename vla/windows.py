@@ -8,6 +8,7 @@ Rows count through all episodes. data.Dataset makes batches of them.
 import concurrent.futures
 import functools
 import hashlib
+import json
 import math
 import os
 import sys
@@ -18,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from episode import Arrays, Header, JpegFrames, episode_paths, lacks, read_episode
+from episode import COLOURS, Arrays, Header, JpegFrames, episode_paths, lacks, read_episode
 from vla import questions
 from vla.processor import Processor, fit_picture
 
 REFERENTS = 8  # numbers that tell what the words mean, see vla/grounding.py
 SCENE_FRAMES = 3  # torso, left tool, right tool: each sees every brick in its frame
+PER_BRICK = 4 * SCENE_FRAMES  # columns of a scene
 # Errors are stated by kind and unit of slot: name, and what a unit is multiplied by.
 ERRORS = {
     ('pose', 'm'): ('position_mm', 1e3),
@@ -46,6 +48,12 @@ def map_bytes(path: str) -> np.ndarray:
 def in_validation(task: str, seed: int, fraction: float) -> bool:
     """Whether an episode is held out: by hash, so that more episodes never move one across."""
     return zlib.crc32(f'{task}/{seed}'.encode()) / 2**32 < fraction
+
+
+@functools.cache
+def frame_of(text: str) -> dict[str, Any]:
+    """The goal frame (instructions.py) that a JSON text holds; nobody changes it."""
+    return json.loads(text)
 
 
 class Windows:
@@ -90,9 +98,13 @@ class Windows:
         """Map all files and keep views of their wide arrays; return what is kept in memory."""
         self.paths: list[str] = []
         self.names: list[str] = []
+        self.task: list[str] = []
         self.askable: list[list[str]] = []
+        self.goals: list[list[str]] = []  # frames of these as JSON, '' for one without a grammar
         self.subtasks: list[list[str]] = []
         self._lacking: dict[str, str] = {}
+        self._n_bricks = 0  # the most of any scene, also of the split that is left out
+        self._numbering: dict[bool, str] = {}  # whether bricks go by colour: a file of that kind
         wide = ['state', 'time', 'scene']
         wide += [f'image/{camera}' for camera in self.processor.cameras]
         # an array per episode, a view of its mapped file
@@ -122,16 +134,32 @@ class Windows:
             lack = lacks(use, arrays, header)
             if lack:
                 self._lacking.setdefault(use, f'{path} {lack}')
+        if 'scene' not in arrays:
+            return
+        n_bricks = arrays['scene'].shape[1] // PER_BRICK
+        self._n_bricks = max(self._n_bricks, n_bricks)
+        self._numbering.setdefault(n_bricks == len(COLOURS), path)
+        if len(self._numbering) == 2:
+            self._lacking.setdefault(
+                'grounding',
+                f'{self._numbering[False]} numbers its bricks by their place in its task, as an '
+                f'earlier revision did, {self._numbering[True]} by colour: record it anew, or '
+                'train without it: --grounding=False',
+            )
 
     def _keep(self, path: str, arrays: Arrays, header: Header, parts: Parts) -> None:
         rows = len(arrays['time'])
         success = bool(header['success'])
         self.paths.append(path)
         self.names.append(f'{os.path.basename(path)} {header["task"]} {header["seed"]} ')
+        self.task.append(sys.intern(header['task']))
         askable = header['askable'] if 'askable' in header else [header['instruction']]
         subtasks = header['subtasks'] if 'subtask_id' in arrays else [header['instruction']]
         # the same few texts are in thousands of episodes
         self.askable.append([sys.intern(text) for text in askable])
+        frames = header['goals'] if 'goals' in header else [None] * len(askable)
+        texts = [json.dumps(frame) if isinstance(frame, dict) else '' for frame in frames]
+        self.goals.append([sys.intern(text) for text in texts])
         self.subtasks.append([sys.intern(text) for text in subtasks])
         default: dict[str, np.ndarray] = {
             'subtask_id': np.zeros(rows, np.int32),
@@ -190,14 +218,11 @@ class Windows:
         its next goal. Where tasks have fewer bricks than others, `none` is the others' number.
         """
         self.n_askable = np.array([len(texts) for texts in self.askable])
-        self._n_bricks = 0
         if 'scene' not in self.files:
             self.referents = np.zeros((0, 1, REFERENTS), np.float32)
             self.spans = np.zeros(0, int)
             return
-        per_brick = 4 * SCENE_FRAMES
-        n_bricks = [scene.shape[1] // per_brick for scene in self.files['scene']]
-        self._n_bricks = max(n_bricks)
+        n_bricks = [scene.shape[1] // PER_BRICK for scene in self.files['scene']]
         count = sum(map(len, parts['referents']))
         self.referents = np.zeros((count, self.n_askable.max(), REFERENTS), np.float32)
         first_rows: list[int] = []
@@ -221,6 +246,15 @@ class Windows:
 
     def __len__(self):
         return len(self.windows)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of all tasks, sorted."""
+        return sorted(set(self.task))
+
+    def rows_of(self, task: str, rows: np.ndarray) -> np.ndarray:
+        """Which of these rows are of a task, bool (B,)."""
+        return np.array([self.task[episode] == task for episode in self.episode[rows]])
 
     @property
     def n_bricks(self) -> int:
@@ -264,6 +298,8 @@ class Windows:
         for i, path in enumerate(self.paths):
             texts = self.names[i], self.askable[i], self.subtasks[i], os.path.getsize(path)
             digest.update(repr(texts).encode())
+            if any(self.goals[i]):
+                digest.update(repr(self.goals[i]).encode())
             for name, arrays in self.files.items():
                 array = arrays[i]
                 if name.startswith('image/'):
@@ -342,16 +378,38 @@ class Windows:
         """What the row's episode was asked for; k > 0: what else could have been asked there."""
         return self.askable[self.episode[row]][k]
 
+    def goal_frame(self, row: int, k: int = 0) -> str:
+        """The goal frame of that instruction as JSON; '' where the file has none."""
+        return self.goals[self.episode[row]][k]
+
+    def colours_at(self, row: int) -> set[str]:
+        """Colours of the loose bricks that lie in the row's scene."""
+        episode = self.episode[row]
+        scene = self.files['scene'][episode][row - self.start[episode]]
+        first = scene.reshape(SCENE_FRAMES, -1, 4)[0, :, 0]  # nan for a brick that is not there
+        return {colour for colour, x in zip(COLOURS, first) if np.isfinite(x)}
+
     def subtask(self, row: int) -> str:
         """The subtask text of a row."""
         return self.subtasks[self.episode[row]][self.subtask_id[row]]
 
-    def questions_at(self, row: int, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-        """[(kind, question, answer)] of a row, each in one of its wordings."""
+    def questions_at(
+        self, row: int, rng: np.random.Generator, words: str | None = None
+    ) -> list[tuple[str, str, str]]:
+        """[(kind, question, answer)] of a row, each in one of its wordings.
+
+        Args:
+            row: Counts through all episodes.
+            rng: Chooses the wordings.
+            words: The instruction, where it is not to be the recorded one.
+        """
         episode = self.episode[row]
         rows = slice(self.start[episode], self.start[episode + 1])
         arrays = {'subtask_id': self.subtask_id[rows], 'goal': self.goal[rows]}
-        return questions.at(self._facts(episode), arrays, row - self.start[episode], rng)
+        facts = self._facts(episode)
+        if words is not None:
+            facts = facts | {'instruction': words}
+        return questions.at(facts, arrays, row - self.start[episode], rng)
 
     def _read_facts(self, episode: int) -> Header:
         """What questions need of a header; it is read when the first question is asked."""

@@ -1,0 +1,31 @@
+# One policy for all tasks, told by words; grounded network and coach, DUPLO, from pixels, for two
+# CPU cores. Not run yet: every stage was rehearsed on tiny sizes only (2 episodes of each task, 2
+# to 5 steps), so there is no result to state. By the rates of the demo's stages `make all` takes
+# 5.1 hours: 13 min of demonstrations, 95 min first lesson, 21 min coach, 130 min second lesson,
+# 50 min for 100 scenes of each task with and without the instruction.
+# torchrun --standalone --nproc_per_node=2 train.py config/all.py
+out_dir = 'out/all'
+init_from = 'out/all_start'
+# The first are recorded by python sim_rollout.py config/all_collect.py
+# and the others by python sim_rollout.py config/all_coach.py
+episodes = 'episodes/all,episodes/all_coached'
+# What is commanded, how far down a press has got, and the grip. The rest of the tracking error is
+# left out on purpose: it shows which way the arm is moving, and a policy that sees it copies that
+# instead of looking.
+state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_z', '*/gripper')
+# Hands stay top-down, the spine stays put.
+action_slots = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')
+horizon = 4  # 0.4 s at 10 Hz; the first row is executed, then the policy looks again
+row_decay = 0.5  # so the first row counts most
+rows_after_success = 10  # all rows to the end: a shut hand must stay up there, as for `join`
+noise_samples = 4  # (noise, time) pairs per reading of the images
+read_text = 0.25  # of the noise samples see the subtask text; the others have to look and read
+reask_share = 0.15  # of the samples ask for another goal of the same scene
+refuse_share = 0.05  # of the samples ask for what is not there: hands still, and ask back
+batch_size = 128  # chunks per step
+max_steps = 17_000  # 128 x 17,000 = 2.2 M chunks, 240,000 of each of nine tasks
+learning_rate = 1e-3
+muon_learning_rate = 0.02
+eval_interval = 1_000
+eval_batches = 4
+checkpoint_interval = 1_000
