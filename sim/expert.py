@@ -179,8 +179,8 @@ def take_apart(truth: Truth, goal: Goal) -> list[Move]:
     hand = Hand(truth, goal.hand, goal.upper)
     joined = truth.joined()
     gap = hand.brick - truth.seat(goal)[0]
-    # Only with the upper brick off the lower one and beside it may either go down. (A plate may have
-    # been pushed to where a hand lays bricks down on the other side of it.)
+    # Only with the upper brick off the lower one and beside it may either go down. (A plate may
+    # have been pushed to where a hand lays bricks down on the other side of it.)
     off_m = abs(gap[1]) if truth.lifts() else np.hypot(gap[0], gap[1])
     beside = off_m > HAND_WIDTH_M or truth.lies(goal.upper)
     parted = not joined and beside
@@ -239,8 +239,10 @@ def _free_spot(truth: Truth, goal: Goal) -> np.ndarray:
         (3,) m in the plate's frame.
     """
     spot = far_end(truth, goal)
-    row = -np.sign(goal.cell[0]) * HOLD_ROW_STUDS
-    return np.array([row * truth.brick_scale * STUD_PITCH_M, spot[1], 0])
+    across = int(np.argmin(np.abs(goal.cell)))  # the axis of the row, the other one is to the edge
+    row = -np.sign(goal.cell[across]) * HOLD_ROW_STUDS
+    spot[across] = row * truth.brick_scale * STUD_PITCH_M
+    return spot
 
 
 def other_hand(hand: str) -> str:

@@ -361,18 +361,32 @@ def _place_sample(rng, scale: float) -> tuple[Poses, Askable]:
     askable: Askable = []
     for colour, hand in zip(colours, hands):
         for corner, turns in places:
-            askable.append(_place_goal(colour, corner, turns, hand, (8, 8)))
+            cell = _corner_cell(corner, turns, (8, 8))
+            askable.append(_place_goal(colour, corner, turns, hand, cell, turns))
     return poses, askable
 
 
+def _corner_cell(corner: str, turns: int, plate: tuple[int, int]) -> tuple[int, int]:
+    """Where a 2x4 sits on a corner of a plate of so many studs ahead and across."""
+    (ahead, left), (far_ahead, far_left) = CORNERS[corner], ROTATIONS[turns][0]
+    return ahead * (plate[0] // 2 - far_ahead), left * (plate[1] // 2 - far_left)
+
+
 def _place_goal(
-    upper: str, corner: str, turns: int, hand: str, plate: tuple[int, int]
+    upper: str, corner: str, turns: int, hand: str, cell: tuple[int, int], turns_on_plate: int
 ) -> tuple[Goal, Frame]:
-    """A 2x4 onto a corner of a plate of so many studs."""
-    from_edge, turn = ROTATIONS[turns]
-    signs = CORNERS[corner]
-    cell = tuple(sign * (n // 2 - far) for sign, n, far in zip(signs, plate, from_edge))
-    goal = Goal(upper, 'plate', cell, turns, hand, where=corner)
+    """A 2x4 onto a corner of a plate.
+
+    Args:
+        upper: The brick.
+        corner: By name.
+        turns: Quarter turns, seen from the robot.
+        hand: That presses.
+        cell: In the plate's frame.
+        turns_on_plate: In the plate's frame.
+    """
+    goal = Goal(upper, 'plate', cell, turns_on_plate, hand, where=corner)
+    turn = ROTATIONS[turns][1]
     return goal, dict(task='place', upper=upper, corner=corner, turn=turn, hand=hand)
 
 
@@ -544,14 +558,25 @@ def _separate_sample(rng, scale: float) -> tuple[Poses, Askable]:
 def _loose_plate(scale: float) -> Brick:
     """A loose plate 128 mm wide at either scale.
 
-    Palms are 90 mm wide, and two hands work on it side by side.
+    Palms are 90 mm wide, and two hands work on it side by side. It lies as other bricks do, turned
+    by about a quarter: targets tell a yaw but for half a turn, and so do not flip.
     """
-    return Brick('plate', (8, 8 if scale > 1.5 else 16), RGBA['green'], plate=True)
+    return Brick('plate', (8 if scale > 1.5 else 16, 8), RGBA['green'], plate=True)
 
 
 def _plate_lies(rng) -> Place:
-    yaw = np.radians(rng.uniform(-10, 10))
-    return (rng.uniform(0.31, 0.37), rng.uniform(-0.02, 0.02), yaw)
+    return _lies(rng, (0.31, 0.37), (-0.02, 0.02), 1, degrees=10)
+
+
+def _on_loose_plate(cell: tuple[int, int], turns: int) -> tuple[tuple[int, int], int]:
+    """Cell and quarter turns in the loose plate's own frame.
+
+    Args:
+        cell: Studs ahead and to the left of its middle, seen from the robot.
+        turns: Quarter turns, seen from the robot.
+    """
+    ahead, left = cell
+    return (left, -ahead), (turns + 1) % 2
 
 
 def _unplug_bricks(scale: float) -> tuple[Brick, ...]:
@@ -577,9 +602,9 @@ def _unplug_sample(rng, scale: float) -> tuple[Poses, Askable]:
 
 def _unplug_goal(upper: str, row: int, hand: str, holder: str, scale: float) -> tuple[Goal, Frame]:
     """A 2x4 off the edge of the plate at the hand's side, `row` studs away from the robot."""
-    edge = _loose_plate(scale).studs[1] // 2 - 1
-    cell = (row, SIDES[HANDS.index(hand)] * edge)
-    goal = Goal(upper, 'plate', cell, 1, hand, holder=holder, apart=True)
+    edge = _loose_plate(scale).studs[0] // 2 - 1
+    cell, turns = _on_loose_plate((row, SIDES[HANDS.index(hand)] * edge), 1)
+    goal = Goal(upper, 'plate', cell, turns, hand, holder=holder, apart=True)
     return goal, dict(task='unplug', upper=upper, holder=holder, hand=hand)
 
 
@@ -735,11 +760,16 @@ def _mixed_sample(rng, scale: float) -> tuple[Poses, Askable]:
     puller, other = HANDS if rng.integers(2) else HANDS[::-1]
     plugged = _unplug_goal('red', int(rng.choice([-2, 2])), puller, other, scale)
     poses['red'] = plugged[0]
-    studs = _loose_plate(scale).studs
     free = [f'{row} {other}' for row in ('near', 'far')]
+    place: Askable = []
+    for corner in free:
+        for turns in ROTATIONS:
+            cell = _corner_cell(corner, turns, _loose_plate(scale).studs[::-1])
+            on_plate = _on_loose_plate(cell, turns)
+            place.append(_place_goal('blue', corner, turns, hand, *on_plate))
     by_task: list[Askable] = [
         [plugged],
-        [_place_goal('blue', corner, turns, hand, studs) for corner in free for turns in ROTATIONS],
+        place,
         _stack_goals('white', 'blue', (2, 2), hand),
         [_join_goal('white', 'yellow', end, holder, hand, scale) for end in JOIN_ENDS],
     ]
