@@ -12,6 +12,10 @@ With a trained checkpoint, and of the task for two arms:
 python bench.py --only=loader,act --ckpt=out/demo
 python bench.py --train_config=config/join.py --collect_config=config/join_collect.py
 
+One GPU, in six minutes: training, chunks, collection and the tests that need it; --device=cpu
+rehearses it with tiny networks:
+python bench.py --gpu
+
 The clutch's table of forces, and nothing else:
 python bench.py --clutch
 
@@ -27,6 +31,7 @@ import os
 # Before numpy is imported: one thread per process.
 os.environ['OMP_NUM_THREADS'] = '1'
 os.environ['MKL_NUM_THREADS'] = '1'
+import argparse
 import functools
 import inspect
 import itertools
@@ -45,12 +50,13 @@ import torch
 
 import data
 import model
+import train
 from episode import git_rev, write_synthetic_episodes
 from sim import ledger, rig, tasks
 from sim.expert import Expert
 from sim.gl import gl_backend, mujoco
 from sim.world import World
-from vla import layers
+from vla import layers, measure, optim, parallel, watch
 from vla.policy import command_in_force
 from vla.processor import Processor
 
@@ -64,6 +70,8 @@ train_steps = 40  # optimizer steps
 processes = None  # of training; None: one per GPU or two on CPUs, as make demo has it
 ckpt = ''  # for loader and act; '': one made for the occasion, hardly trained
 # instead of all that
+gpu = False  # what one GPU reaches, section by section, each in a process of its own
+device = 'auto'  # of gpu: 'cuda', or 'cpu' for a rehearsal with tiny networks
 clutch = False  # print the table of forces
 soak = False  # look for divergence
 episodes = 10_000  # of soak, spread over the tasks
@@ -73,6 +81,17 @@ exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides by fi
 # -----------------------------------------------------------------------------
 CODE = Path(__file__).resolve().parent
 SECTIONS = ('world', 'render', 'loader', 'train', 'act')
+# Sections of --gpu, and the most seconds that each may take: six minutes.
+GPU_SECTIONS = {
+    'gpu_demo': 40,
+    'gpu_base': 40,
+    'gpu_large': 70,
+    'gpu_act': 80,
+    'gpu_collect': 50,
+    'gpu_tests': 80,
+}
+GPU_EPISODES = 64  # made up, of three cameras
+DENOISING_STEPS = (1, 5, 10)
 EPISODES = 4  # recorded where train_config's are missing: more windows than a batch has samples
 # Seed 7 of join again: python sim_rollout.py --policy=random --task=join --seeds=7:8
 SOAK_SEED0 = 1_000_000
@@ -399,6 +418,267 @@ def bench_act(ckpt):
 
 
 # -----------------------------------------------------------------------------
+# One GPU
+
+
+def run_gpu(sections, device):
+    """Run sections one after the other, each in a process: what fails takes no other along."""
+    failed = []
+    for name in sections:
+        command = [sys.executable, str(CODE / 'bench.py'), f'--only={name}', f'--device={device}']
+        limit_s = GPU_SECTIONS[name] * (10 if device == 'cpu' else 1)
+        try:
+            code = subprocess.run(command, timeout=limit_s).returncode
+        except subprocess.TimeoutExpired:
+            code = f'ended after {limit_s} s'
+        if code:
+            print(f'{name} FAILED: {code}', flush=True)
+            failed.append(name)
+    return len(failed)
+
+
+def as_json(section, **numbers):
+    """Print the numbers of a section as one JSON line, for a program to read."""
+    print(json.dumps({'section': section, **numbers}), flush=True)
+
+
+def settings_for_gpu(name, tiny):
+    """The settings of train.py with config/<name>.py, for a first lesson on made-up episodes."""
+    settings = dict(train.config)
+    first = f'config/{name}_start.py'
+    for path in (f'config/{name}.py', *([first] if (CODE / first).exists() else [])):
+        settings |= settings_of(path, settings)
+    settings |= {'init_from': '', 'reask_share': 0.0}
+    if tiny:  # the same shape, so that a rehearsal takes the same way through the code
+        small = dict(hidden_size=64, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=32)
+        small |= dict(mrope_section=(4, 6, 6), intermediate_size=128, batch_size=8, image_size=32)
+        settings |= small
+    settings['batch_size'] = min(settings['batch_size'], 512)
+    return settings
+
+
+def make_gpu_data(settings, folder):
+    """Write made-up episodes; return a data set of them with a fitted processor."""
+    cameras = settings['cameras']
+    count = GPU_EPISODES if settings['image_size'] > 32 else 6
+    write_synthetic_episodes(folder, count, cameras, settings['image_size'], settings['control_hz'])
+    prompt = {
+        'tokenizer': (CODE / 'assets/tokenizer.json').read_text(),
+        'tokens_per_camera': settings['tokens_per_camera'],
+    }
+    processor = Processor(**train.pick(settings, train.PROCESSING) | prompt)
+    how = train.pick(settings, train.READING + train.SAMPLING) | {'val_fraction': 0.0}
+    dataset = data.Dataset(folder, processor, 'train', multiple=8, **how)
+    processor.fit(dataset)
+    processor.user_tokens = dataset.user_tokens
+    return dataset
+
+
+def make_gpu_model(settings, dataset, device, compiled):
+    """Make the network that a config asks for, where it is trained."""
+    start = argparse.Namespace(fields={})
+    cfg = train.model_config(settings, start, dataset.processor, dataset)
+    with torch.device(device):
+        torch.manual_seed(0)
+        net = model.VLA(cfg)
+    net = net.to(device).train()
+    if compiled:
+        parallel.compile_blocks(net)
+    return net
+
+
+def bench_gpu_training(name, device, folder):
+    """Measure the training of one config: without and with compiled blocks."""
+    tiny = device == 'cpu'
+    section = f'gpu_{name}'
+    settings = settings_for_gpu(name, tiny)
+    dataset = make_gpu_data(settings, f'{folder}/episodes')
+    dataset.keep_frames(device)
+    autocast = layers.autocast_for(device, settings['dtype'])
+    fast = autocast.fast_dtype
+    peak = watch.peak_flops(device, fast)
+    for compiled in (False, True):
+        if compiled and not parallel.can_compile(device):
+            print(
+                f'{section}: blocks are compiled on GPUs, where there is a C compiler', flush=True
+            )
+            continue
+        net = make_gpu_model(settings, dataset, device, compiled)
+        optimizers = optim.configure_optimizers(
+            net, settings['learning_rate'], settings['muon_learning_rate']
+        )
+        average_weights = optim.EMA(net, settings['ema'])
+        found = measure.training(
+            net,
+            dataset,
+            settings['batch_size'],
+            device,
+            autocast,
+            optimizers,
+            average_weights,
+            seconds,
+            threads=1 if tiny else 4,
+        )
+        tokens = dataset.batch(0, 2)['input_ids'].shape[1]
+        flops = model.flops_per_sample(net.cfg, tokens, settings['noise_samples'])
+        found['mfu'] = found['samples_per_s'] * flops / peak
+        how = 'compiled blocks' if compiled else 'eager'
+        note = f'{settings["batch_size"]} samples a step, {net.n_parameters / 1e6:.1f} M, {fast}'
+        show(section, f'training, {how}', found['samples_per_s'], 'samples/s', note)
+        show(section, f'MFU, {how}', 100 * found['mfu'], '%')
+        show(section, f'peak memory, {how}', found['memory_gb'], 'GB')
+        show(section, f'first step, {how}', found['first_step_s'], 's', 'compiling is in it')
+        for part, spent_ms in found['parts_ms'].items():
+            share = spent_ms / sum(found['parts_ms'].values())
+            show(section, f'  {part}, {how}', spent_ms, 'ms', f'{share:.0%} of a step')
+        as_json(section, compiled=compiled, batch_size=settings['batch_size'], **found)
+        del net, optimizers, average_weights
+        if device != 'cpu':
+            torch.cuda.empty_cache()
+
+
+def eo1_config(tiny):
+    """Sizes of EO-1-3B, which are those of Qwen2.5-VL-3B with two cameras of 224 px."""
+    sizes = dict(
+        vocab_size=151_936,
+        hidden_size=2048,
+        n_layers=36,
+        n_heads=16,
+        n_kv_heads=2,
+        head_dim=128,
+        intermediate_size=11_008,
+        mrope_section=(16, 24, 24),
+        image_size=224,
+    )
+    if tiny:
+        sizes |= dict(vocab_size=64, hidden_size=64, n_layers=2, n_heads=4, n_kv_heads=2)
+        sizes |= dict(head_dim=16, mrope_section=(2, 3, 3), intermediate_size=96, image_size=56)
+        sizes |= dict(vision_width=32, vision_layers=2, vision_heads=2, vision_intermediate=48)
+        sizes |= dict(vision_full_blocks=(1,))
+    return model.VLAConfig(
+        **sizes,
+        state_dim=32,
+        action_dim=32,
+        horizon=16,
+        image_pad_id=1,
+        state_pad_id=2,
+        action_start_id=3,
+        mlp='swiglu',
+        rope_theta=1e6,
+        tie_embeddings=True,
+        vision='qwen',
+        n_cameras=2,
+        state_frequencies=0,
+        prefix_attention='causal',
+        chunk_attention='causal',
+        predict='velocity',
+        head_layers=2,
+        row_embedding=False,
+    )
+
+
+def make_eo1(device, tiny):
+    """EO-1-3B with random bfloat16 weights and a float32 head, and one prompt of 169 tokens."""
+    cfg = eo1_config(tiny)
+    dtype = torch.float32 if tiny else torch.bfloat16
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        torch.manual_seed(0)
+        net = model.VLA(cfg)
+    torch.set_default_dtype(torch.float32)
+    net = net.to(device).eval()
+    net.head.float()
+    pictures = cfg.n_cameras * net.vision.tokens_per_picture(cfg)
+    words = 40
+    ids = [cfg.image_pad_id] * pictures + [cfg.state_pad_id] + [5] * words
+    length = torch.tensor([len(ids)], device=device)
+    size = (1, cfg.n_cameras, cfg.image_size, cfg.image_size, 3)
+    batch = {
+        'images': torch.randint(0, 256, size, dtype=torch.uint8, device=device),
+        'state': torch.randn(1, cfg.state_dim, device=device),
+        'input_ids': torch.tensor([ids], device=device),
+        'user_len': length,
+        'total_len': length,
+    }
+    net.check_batch(batch)
+    return net, batch
+
+
+def bench_gpu_act(device, folder):
+    """Measure chunks of demo, base and EO-1-3B beside what reading their weights takes."""
+    tiny = device == 'cpu'
+    bytes_per_s = measure.copy_bytes_per_s(device, 1 << (20 if tiny else 30))
+    show('gpu_act', 'copy within memory, read + write', bytes_per_s / 1e12, 'TB/s')
+    autocast = layers.autocast_for(device)
+    wide = autocast.fast_dtype.itemsize
+    for name in ('demo', 'base', 'EO-1-3B'):
+        if name == 'EO-1-3B':
+            net, batch = make_eo1(device, tiny)
+        else:
+            settings = settings_for_gpu(name, tiny)
+            dataset = make_gpu_data(settings, f'{folder}/{name}')
+            net = make_gpu_model(settings, dataset, device, compiled=False).eval()
+            encoded = dataset.processor.encode([dataset.row(0)])
+            batch = {key: value.to(device) for key, value in encoded.items()}
+        for steps in DENOISING_STEPS:
+            spent_s = min(1.0, seconds)
+            eager, graph = measure.chunk_ms(net, batch, steps, device, autocast, spent_s)
+            floor = measure.chunk_floor_ms(net, steps, bytes_per_s, wide)
+            note = f'{net.n_parameters / 1e6:.0f} M, weights alone {floor:.2f} ms'
+            show('gpu_act', f'{name}, {steps} step(s), eager', eager, 'ms', note)
+            if graph is not None:
+                show('gpu_act', f'{name}, {steps} step(s), CUDA graph', graph, 'ms', note)
+            numbers = dict(eager_ms=eager, graph_ms=graph, floor_ms=floor)
+            as_json('gpu_act', network=name, steps=steps, **numbers)
+        del net
+
+
+def collect_rate(seconds):
+    """Control steps per second of one worker with the cameras of collect_config."""
+    world = make_world()
+    rate = steps_per_second(world, seconds)
+    world.close()
+    return rate
+
+
+def bench_gpu_collect(device):
+    """Measure how control steps with pictures grow with the number of workers."""
+    n_cores = len(os.sched_getaffinity(0))
+    counts = [1] if device == 'cpu' else [n for n in (1, 4, 8) if n < n_cores] + [n_cores]
+    spent_s = min(3.0, seconds)
+    for n in counts:
+        with multiprocessing.get_context('spawn').Pool(n) as pool:
+            rates = pool.map(collect_rate, [spent_s] * n, chunksize=1)
+        note = f'{sum(rates) / n:.0f} per worker, {gl_backend()}'
+        show(
+            'gpu_collect', f'control steps with pictures, {n} workers', sum(rates), 'steps/s', note
+        )
+        as_json('gpu_collect', workers=n, steps_per_s=sum(rates), backend=gl_backend())
+
+
+def run_gpu_tests():
+    """Run the tests that need a GPU; the exit code is pytest's."""
+    command = [sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', str(CODE / 'tests/test_gpu.py')]
+    return subprocess.run(command, cwd=CODE).returncode
+
+
+def run_gpu_section(name, device):
+    """Run one section of --gpu in this process; return an exit code."""
+    if name == 'gpu_tests':
+        return run_gpu_tests()
+    if name == 'gpu_collect':
+        bench_gpu_collect(device)
+        return 0
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if name == 'gpu_act':
+            bench_gpu_act(device, folder)
+        else:
+            bench_gpu_training(name.removeprefix('gpu_'), device, folder)
+    return 0
+
+
+# -----------------------------------------------------------------------------
 # Forces of the clutch
 
 
@@ -516,10 +796,17 @@ if __name__ == '__main__':
         raise SystemExit(run_soak(episodes, workers, out))
     # -----------------------------------------------------------------------------
     # what is measured, and on what
+    if device == 'auto':
+        device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
+    if only in GPU_SECTIONS:
+        raise SystemExit(run_gpu_section(only, device))
     sections = only.split(',') if only else SECTIONS
-    unknown = [name for name in sections if name not in SECTIONS]
+    if gpu:
+        sections = only.split(',') if only else tuple(GPU_SECTIONS)
+    unknown = [name for name in sections if name not in (GPU_SECTIONS if gpu else SECTIONS)]
     if unknown:
-        raise SystemExit(f'only={only}: no section {unknown[0]}; there are {", ".join(SECTIONS)}')
+        there = ', '.join((*SECTIONS, *GPU_SECTIONS))
+        raise SystemExit(f'only={only}: no section {unknown[0]}; there are {there}')
     n_cores = os.cpu_count() or 1
     load, _, _ = os.getloadavg()
     gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
@@ -528,6 +815,8 @@ if __name__ == '__main__':
         f'torch {torch.__version__}, rev {git_rev()}; load {load:.1f} before the start'
     )
     print(f'python {" ".join(sys.argv)}\n')
+    if gpu:
+        raise SystemExit(run_gpu(sections, device))
     processes = processes or torch.cuda.device_count() or min(2, n_cores)
     if 'train' not in sections:  # any checkpoint will do
         train_steps = 1

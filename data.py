@@ -17,11 +17,13 @@ H horizon, K noise samples of a chunk, n bricks; normalised is (value - mean) / 
 
     Dataset.batch, for training
     images       (B, N, h, w, 3)  uint8    0..255; `augment` makes float32 of them
+    frame        (B,)             int64    in their place, where they are on the device already
     state        (B, S)           float32  normalised
     tool         (B, 2, 4)        float32  measured hands in the torso frame: x, y, z m, yaw rad;
                                            of robots whose state holds such poses
     input_ids    (B, L)           int64    user part, assistant part, padding on the right
     labels       (B, L)           int64    the assistant part; -100 where nothing is to be learnt
+    label_at     (B, M)           int64    columns of the labels; -1 behind the last one
     user_len     (B,)             int64    tokens of the user part
     total_len    (B,)             int64    tokens of both parts
     actions      (B, H, A)        float32  the chunk: anchored in the command in force, normalised
@@ -42,7 +44,10 @@ H horizon, K noise samples of a chunk, n bricks; normalised is (value - mean) / 
     crop         (B, N, 3)        float32  side of what is left, its centre (y, x) from -1 to 1
     scene and referents are there where every file holds the simulator's truth.
 
-    Processor.encode, for acting: images, state, tool, input_ids, labels, user_len, total_len.
+    L and M are the same for all batches of a data set: a new shape would be compiled anew.
+
+    Processor.encode, for acting: images, state, tool, input_ids, labels, label_at, user_len,
+    total_len.
 
     EO-1's inline layout: chunks stand inside the text as <|action_pad|> (noisy) or <|action_pass|>
     (clean) tokens, c of them in the batch in order of appearance.
@@ -60,9 +65,11 @@ H horizon, K noise samples of a chunk, n bricks; normalised is (value - mean) / 
     grid_seconds [float]          s        of video: time between two rows of patches; optional
 """
 
+import collections
 import concurrent.futures
 import fnmatch
 import functools
+import itertools
 import os
 import sys
 import zlib
@@ -75,6 +82,7 @@ import torch
 import instructions
 from episode import check_episode, episode_paths, read_episode
 from vla import browse, questions
+from vla.frames import Frames
 from vla.processor import Batch, Processor
 from vla.tokenizer import make_tokenizer
 from vla.windows import Windows, frame_of, in_validation
@@ -145,6 +153,7 @@ class Dataset(Windows):
             held, and the text asks back.
         crop: Up to this share of a picture's side is cut off, anywhere, and the rest enlarged.
         workers: Threads that decode jpeg; raw pictures are copied by the thread that asks for them.
+        multiple: Prompts are padded to a multiple of so many tokens; GPUs like 8.
 
     Raises:
         ValueError: A file does not fit the processor, or lacks what is asked for.
@@ -175,6 +184,7 @@ class Dataset(Windows):
         refuse_share: float = 0.0,
         crop: float = 0.0,
         workers: int = 1,
+        multiple: int = 1,
     ):
         if times not in TIMES:
             raise ValueError(f'times {times!r}, expected one of {", ".join(TIMES)}')
@@ -194,14 +204,44 @@ class Dataset(Windows):
         self.wording_noise = wording_noise
         self.wordings = wordings
         self.refuse_share = refuse_share
+        self.frames: Frames | None = None  # see keep_frames
         if question_share:
             self.demand('questions')
         if refuse_share:
             self._demand_refusals()
         self._known_words = functools.lru_cache(300_000)(self._one_of_the_wordings)
+        self._measure_prompts(multiple)
         self._weigh(weights, task_shares, split)
         # across epochs: two of each source
         self._order = functools.lru_cache(2 * len(self.sources))(self._shuffled)
+
+    # ---- how long prompts are
+
+    def _measure_prompts(self, multiple: int) -> None:
+        """Tokens of the longest prompts: user part alone, all of it, assistant part alone.
+
+        A text that was not foreseen, as an answer of many words, makes its batch wider.
+        """
+        count = functools.cache(self.processor.prompt_ids)
+        longest = np.zeros(3, int)
+        for asked, subtasks in set(zip(map(tuple, self.askable), map(tuple, self.subtasks))):
+            user = max(len(count(text)[0]) for text in asked)
+            answer = max(len(count('', text)[1]) for text in subtasks)
+            longest = np.maximum(longest, [user, user + answer, answer])
+        if self.question_share:
+            words = max(set().union(*self.askable), key=lambda text: len(count(text)[0]))
+            texts = [
+                text.format(x='orange') for kind in questions.TEMPLATES.values() for text in kind
+            ]
+            asks = [f'{words} : {text}' for text in texts]
+            user = max(len(count(text, None, True)[0]) for text in asks)
+            longest = np.maximum(longest, [user, user + longest[2], longest[2]])
+        self.multiple = multiple
+        self.user_tokens, self.prompt_tokens, self.answer_tokens = map(self._up, longest.tolist())
+
+    def _up(self, tokens: int) -> int:
+        """The next multiple that a prompt is padded to."""
+        return -(-tokens // self.multiple) * self.multiple
 
     # ---- the order of windows
 
@@ -322,13 +362,19 @@ class Dataset(Windows):
         self._draw_crop(drawn, batch_size, rng)
 
         mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        n = len(rows[mine])
         state = self.read('state', rows[mine])
-        # the longest prompt of all ranks sets the width of every rank's batch
-        longest = max(prompts, key=lambda parts: len(parts[0]) + len(parts[1]))
-        images = self.gather_images(rows[mine])
-        batch = processor.assemble(images, state, prompts[mine] + [longest])
-        batch = {k: v[:n] for k, v in batch.items()} | {k: v[mine] for k, v in drawn.items()}
+        # If a prompt is longer than was foreseen, it sets the width of every rank's batch.
+        longest = max(len(user) + len(answer) for user, answer in prompts)
+        longest_answer = max(len(answer) for _, answer in prompts)
+        widths = [
+            max(self.prompt_tokens, self._up(longest)),
+            max(self.answer_tokens, self._up(longest_answer)),
+        ]
+        images = None if self.frames else self.gather_images(rows[mine])
+        batch = processor.assemble(images, state, prompts[mine], *widths)
+        batch |= {k: v[mine] for k, v in drawn.items()}
+        if self.frames:
+            batch['frame'] = self.frames.numbers(rows[mine])
         batch['state'] += batch.pop('state_noise')
         commands = self.commands(rows[mine], state)
         chunk = self.chunk(rows[mine])
@@ -354,6 +400,13 @@ class Dataset(Windows):
             batch['scene'] = torch.from_numpy(self.scene(rows[mine]))
             batch['referents'] = torch.from_numpy(referents[mine])
         return batch
+
+    def keep_frames(self, device: str) -> None:
+        """Put all pictures that windows start with on a device, once; `augment` takes them there.
+
+        From then on batches hold `frame` in the place of `images`.
+        """
+        self.frames = Frames(self, device)
 
     def _draw(self, batch_size: int, rng: torch.Generator) -> Batch:
         """All that is random about the samples of a global batch, whoever they are."""
@@ -503,15 +556,22 @@ class Dataset(Windows):
 # augmentation, prefetching
 
 
-def augment(batch: Batch) -> Batch:
+def augment(batch: Batch, frames: Frames | None = None) -> Batch:
     """Apply the batch's own draws to its images, on whatever device they are.
 
     In this order: shift by whole pixels (edges repeated), crop, colour gain, brightness. What there
     is no draw of is not done; with any but shift images come out as float 0..255, not clipped: one
     pass less.
+
+    Args:
+        batch: Of Dataset.batch.
+        frames: Where the pictures are, of a data set that keeps them on a device.
     """
     batch = dict(batch)
-    images = batch.pop('images')
+    if frames is not None:
+        images = frames.images.index_select(0, batch.pop('frame'))
+    else:
+        images = batch.pop('images')
     shift = batch.pop('shift', None)
     crop = batch.pop('crop', None)
     gain = batch.pop('gain', None)
@@ -553,8 +613,10 @@ def _cropped(images: torch.Tensor, crop: torch.Tensor) -> torch.Tensor:
     return flat.permute(0, 2, 3, 1).reshape(images.shape)
 
 
-def prefetch(make: Callable[[int], list[Batch]], steps: range, pin: bool = False) -> Iterator[Any]:
-    """Yield make(step) for each step; a thread makes the next one meanwhile.
+def prefetch(
+    make: Callable[[int], list[Batch]], steps: range, pin: bool = False, threads: int = 1
+) -> Iterator[Any]:
+    """Yield make(step) for each step; threads make the next ones meanwhile, each one of its own.
 
     Order and numbers stay as they are.
 
@@ -562,6 +624,7 @@ def prefetch(make: Callable[[int], list[Batch]], steps: range, pin: bool = False
         make: Gives a list of batches.
         steps: In this order.
         pin: The batches go into memory that a GPU copies from while it computes.
+        threads: So many, and twice as many steps are made or being made at any time.
     """
 
     def work(step: int) -> Any:
@@ -571,13 +634,18 @@ def prefetch(make: Callable[[int], list[Batch]], steps: range, pin: bool = False
         return made
 
     with concurrent.futures.ThreadPoolExecutor(
-        1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+        threads, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
     ) as pool:
-        ahead = None
-        for step in steps:
-            now = ahead or pool.submit(work, step)
-            ahead = pool.submit(work, step + 1) if step + 1 in steps else None
-            yield now.result()
+        left = iter(steps)
+        ahead = collections.deque(pool.submit(work, i) for i in itertools.islice(left, 2 * threads))
+        try:
+            while ahead:
+                now = ahead.popleft()
+                yield now.result()
+                ahead.extend(pool.submit(work, i) for i in itertools.islice(left, 1))
+        finally:  # whoever needs no more waits for what is being made, not for what is not begun
+            for future in ahead:
+                future.cancel()
 
 
 # -----------------------------------------------------------------------------

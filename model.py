@@ -301,7 +301,10 @@ class Decoder(nn.Module):
             layout.position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, dtype
         )
         seen = layout if past_layout is None else past_layout.join(layout)
-        return cos, sin, attention_bias(layout, seen)
+        # On CPUs scores are float32, elsewhere of the type of what is multiplied: a bias that has
+        # it already is not converted by every block.
+        on_cpu = x.device.type == 'cpu'
+        return cos, sin, attention_bias(layout, seen, torch.float32 if on_cpu else dtype)
 
     def forward(
         self,
@@ -373,6 +376,32 @@ class ActionHead(nn.Module):
         x = torch.cat([x, self.time_embedding(time).to(x.dtype)], -1)
         x = self.time_mlp_out(F.silu(self.time_mlp_in(x)))
         return x if self.row is None else x + self.row
+
+    def embed_at(self, times: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """`embed` for many rows at few times, with all that does not depend on the rows done first.
+
+        The first layer of the time MLP is linear in rows and time, so that it is folded into the
+        map that comes before: a step then reads A x D numbers instead of 3 x D x D.
+
+        Args:
+            times: flow times (n, ..., H).
+
+        Returns:
+            a function of i and noisy rows (..., H, A) that gives what embed gives at times[i].
+        """
+        D = self.cfg.hidden_size
+        to_rows, to_time = self.time_mlp_in.weight.split([D, D], 1)
+        known = F.linear(self.time_embedding(times).to(to_time.dtype), to_time)
+        from_bias = F.linear(self.action_in.bias, to_rows, self.time_mlp_in.bias)
+        known = known + from_bias  # (n, ..., H, D)
+        folded = to_rows @ self.action_in.weight  # (D, A)
+
+        def embed(i: int, rows: Tensor) -> Tensor:
+            x = F.linear(rows, folded) + known[i]
+            x = self.time_mlp_out(F.silu(x))
+            return x if self.row is None else x + self.row
+
+        return embed
 
     def read(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> rows (..., A), float32: clean actions or velocities."""
@@ -457,6 +486,51 @@ class VLA(nn.Module):
         causal = self.cfg.prefix_attention == 'causal'
         return prefix_layout(document, place, user, position, causal)
 
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse a batch whose text has other places than it brings pictures, states and rows for.
+
+        This asks the device for numbers. `forward` and `act`, which run thousands of times and
+        inside of CUDA graphs, do not call it: whoever makes batches by hand does, once.
+
+        Raises:
+            ValueError: places and what the batch brings for them differ in number, or the lengths
+                of its parts are not known.
+        """
+        documents(batch)
+        ids = batch['input_ids']
+        pictures = 0
+        if 'images' in batch:
+            B, N = batch['images'].shape[:2]
+            pictures = B * N * self.vision.tokens_per_picture(self.cfg)
+        elif 'patches' in batch:
+            pictures = len(batch['patches']) // self.cfg.merge_size**2
+        action_rows = (
+            'rows of action chunks (which only vla/inline.py takes inside the text; act() takes a '
+            'prompt that ends with <|action_start|>)'
+        )
+        counts = (
+            ('pictures', self.picture_tokens(ids), pictures),
+            (
+                'a state',
+                ids == self.cfg.state_pad_id,
+                len(batch['state']) if 'state' in batch else 0,
+            ),
+            (action_rows, self.row_tokens(ids), 0),
+        )
+        for what, places, n in counts:
+            found = int(places.sum())
+            if found != n:
+                raise ValueError(f'input_ids has {found} places for {what}, the batch brings {n}')
+
+    def tokens_before_words(self, batch: Batch) -> int:
+        """How many tokens of every row are sure to stand before its first word.
+
+        A stem that embeds places has its tokens first, and the state's behind them; published
+        prompts begin with words.
+        """
+        places = self.vision.n_places
+        return places + 1 if places and has_pictures(batch) and 'state' in batch else 0
+
     def embed_pictures(self, batch: Batch) -> Tensor:
         """Tokens of all pictures of the batch in order of appearance, (n, D)."""
         tokens = self.vision(batch)
@@ -479,9 +553,6 @@ class VLA(nn.Module):
         Returns:
             the embeddings (B, L, D), and what is seen of the bricks (B, N, n, 5), None without a
             SceneHead.
-
-        Raises:
-            ValueError: places in the text and what the batch brings for them differ in number.
         """
         cfg = self.cfg
         ids = batch['input_ids']
@@ -498,10 +569,9 @@ class VLA(nn.Module):
             if scene is not None:
                 state = torch.cat([state, self.scene_head.features(scene)], -1)
             state = self.state_in(layers.fourier_features(state, cfg.state_frequencies))
-        x = fill_places(x, self.picture_tokens(ids), pictures, 'pictures')
-        x = fill_places(x, ids == cfg.state_pad_id, state, 'a state')
-        if cfg.action_pad_id is not None:
-            x = fill_places(x, self.row_tokens(ids), rows, ACTION_ROWS)
+        x = fill_places(x, self.picture_tokens(ids), pictures)
+        x = fill_places(x, ids == cfg.state_pad_id, state)
+        x = fill_places(x, self.row_tokens(ids), rows)
         return x.view(*ids.shape, -1), scene
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -515,19 +585,17 @@ class VLA(nn.Module):
         Args:
             batch: see data.py.
             skip: what the first tokens become in the last block is not computed; None: all that
-                precede the first word that matters to anybody.
+                are sure to precede the first word.
         """
         ids = batch['input_ids']
         layout = self.prefix_layout(batch)
-        words = layout.kind == USER
-        if self.grounding is not None:
-            words = words & ~torch.isin(ids, ids.new_tensor(self.placeholders))
         if skip is None:
-            skip = self.first_that_matters(words)
+            skip = self.tokens_before_words(batch)
         x, scene = self.embed_prefix(batch)
         hidden, cache = self.decoder(x, layout, skip=skip)
         goal = None
         if scene is not None:
+            words = (layout.kind == USER) & ~stand_for(ids, *self.placeholders)
             words = words[:, skip:, None].to(hidden.dtype)
             mean = (hidden * words).sum(1) / words.sum(1)  # (B, D)
             referents = self.grounding(mean)
@@ -535,22 +603,12 @@ class VLA(nn.Module):
             goal = Goal(scene, referents, self.grounding.embed(referents, poses, batch['tool']))
         return Prefix(layout, cache, hidden, skip, goal)
 
-    def first_that_matters(self, words: Tensor) -> int:
-        """The first column of words, bool (B, L), whose hidden state is of use.
-
-        Grounding reads all words; else the last of the user part is the first, which foretells the
-        answer.
-        """
-        if torch.compiler.is_compiling():
-            return 0  # looking at the words would break the graph
-        if self.grounding is None:
-            word_follows = F.pad(words[:, 1:], (0, 1))
-            words = words & ~word_follows
-        return int(words.int().argmax(1).min())
-
     def embed_rows(self, rows: Tensor, time: Tensor, prefix: Prefix) -> Tensor:
         """Noisy rows (B, ..., H, A) at flow times (B, ..., H) -> (B, ..., H, D)."""
-        x = self.head.embed(rows, time)
+        return self.add_goal(self.head.embed(rows, time), prefix)
+
+    def add_goal(self, x: Tensor, prefix: Prefix) -> Tensor:
+        """Embedded rows (B, ..., H, D) that know what is to be done, of the decoder's type."""
         if prefix.goal is not None:
             per_sample = [1] * (x.ndim - 2)
             goal = prefix.goal.embedding.view(len(x), *per_sample, -1)
@@ -574,9 +632,8 @@ class VLA(nn.Module):
         """
         predicted, prefix = self.predict(batch)
         flow = self.flow_loss(predicted, batch)
-        labels = batch['labels'][:, prefix.skip :]
-        document = prefix.layout.document[:, prefix.skip :]
-        loss, parts = self.add_text_loss(flow, prefix.hidden, labels, document, batch)
+        document = prefix.layout.document
+        loss, parts = self.add_text_loss(flow, prefix.hidden, document, batch, prefix.skip)
         if prefix.goal is not None:
             scene = self.scene_head.loss(prefix.goal.scene, batch['scene'])
             words = self.grounding.loss(prefix.goal.referents, batch['referents'])
@@ -628,28 +685,38 @@ class VLA(nn.Module):
         self,
         flow: Tensor,
         hidden: Tensor,
-        labels: Tensor,
         document: Tensor,
         batch: Batch,
+        skip: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow loss plus weighted text loss, and the parts.
 
         Args:
             flow: the flow loss.
-            hidden: (B, L, D).
-            labels: (B, L) of the same tokens; -100 is not supervised.
-            document: (B, L) of the same tokens, see layout.documents.
-            batch: n_tokens in it is the count to divide by.
+            hidden: (B, L - skip, D).
+            document: (B, L), see layout.documents.
+            batch: labels (B, L) in it, -100 is not supervised, are what each token has to be
+                foretold as. Where it holds label_at, only these columns are looked at; a table of
+                151,936 words would else be multiplied with every token. n_tokens in it is the count
+                to divide by.
+            skip: the first tokens whose hidden states are not there.
         """
-        labels = labels[:, 1:]  # what comes after each
         other_document = document.diff(dim=1) != 0
-        labels = labels.masked_fill(other_document, -100).flatten()
-        at = (labels != -100).nonzero().squeeze(1)
-        labels = labels[at]
-        hidden = hidden[:, :-1].flatten(0, 1)
-        logits = self.logits(hidden[at])
-        n_tokens = batch['n_tokens'] if 'n_tokens' in batch else max(len(at), 1)
-        text = F.cross_entropy(logits, labels, reduction='sum') / n_tokens
+        labels = batch['labels'][:, 1:].masked_fill(other_document, -100)  # what comes after each
+        labels = labels[:, skip:]
+        if 'label_at' in batch:
+            at = batch['label_at'] - 1 - skip  # (B, M) the columns that foretell
+            real = at >= 0
+            at = at.clamp(min=0)
+            labels = labels.gather(1, at).masked_fill(~real, -100)
+            first = torch.arange(len(at), device=at.device)[:, None] * hidden.shape[1]
+            hidden = hidden.flatten(0, 1).index_select(0, (at + first).flatten())
+        else:
+            hidden = hidden[:, :-1].flatten(0, 1)
+        labels = labels.flatten()
+        logits = self.logits(hidden)
+        n_tokens = batch['n_tokens'] if 'n_tokens' in batch else (labels != -100).sum().clamp(min=1)
+        text = F.cross_entropy(logits, labels, reduction='sum', ignore_index=-100) / n_tokens
         hits = (logits.detach().argmax(-1) == labels).sum() / n_tokens
         parts = dict(flow=flow.detach(), text=text.detach(), text_acc=hits)
         return flow + self.cfg.text_weight * text, parts
@@ -677,7 +744,8 @@ class VLA(nn.Module):
                 from them.
 
         Raises:
-            ValueError: a prompt holds places for action rows, or its lengths are not known.
+            ValueError: the lengths of the prompts are not known; what else can be wrong with them
+                is asked by check_batch.
         """
         if not read_text:
             batch = user_part(batch)
@@ -705,6 +773,7 @@ class VLA(nn.Module):
             top_p: see pick_token.
             generator: of the random numbers.
         """
+        self.check_batch(batch)
         pick = functools.partial(
             pick_token, temperature=temperature, top_p=top_p, generator=generator
         )
@@ -734,6 +803,7 @@ class VLA(nn.Module):
         Returns:
             actions (B, H, A), and the token ids of each text.
         """
+        self.check_batch(batch)
         if texts is not None:
             batch = give_text(batch, [[*text, self.cfg.action_start_id] for text in texts])
             return self.act(batch, steps, noise, action_prefix=action_prefix), texts
@@ -804,10 +874,14 @@ class VLA(nn.Module):
         free = (torch.arange(cfg.horizon, device=kind.device) >= given).float()
         free = free.expand(shape[:2])  # (B, H): 0 for rows that are given
         word = self.embed_tokens.weight  # of the type that the rows will have
+        # Nothing that is the same for all noise is done within the loop.
         mask_and_rope = self.decoder.mask_and_rope(word, layout, prefix.layout)
+        step = torch.arange(steps, device=kind.device)
+        times = (1 - step / steps).view(-1, 1, 1) * free  # (steps, B, H)
+        embed = self.head.embed_at(times)
         for i in range(steps):
             t = 1 - i / steps
-            rows = self.embed_rows(x, t * free, prefix)
+            rows = self.add_goal(embed(i, x), prefix)
             hidden, _ = self.decoder(rows, layout, prefix.cache, mask_and_rope=mask_and_rope)
             velocity = self.head.read(hidden)
             if cfg.predict == 'action':

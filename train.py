@@ -27,7 +27,7 @@ import data
 import model
 from episode import git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
-from vla import checkpoint, layers, optim, parallel, watch
+from vla import checkpoint, frames, layers, optim, parallel, watch
 from vla.processor import FAR, Processor
 
 HERE = Path(__file__).parent
@@ -102,7 +102,9 @@ ema = 0.995  # decay of the averaged weights, which are the ones that act; 0: no
 # running
 device = 'auto'  # 'cpu', 'cuda'
 dtype = 'auto'  # 'float32', 'bfloat16' (autocast); auto: bfloat16 where hardware is fast at it
-compile_model = False  # torch.compile: +20 % on CPU after 77 s of compiling
+compile_model = 'auto'  # torch.compile of the blocks, which are alike; auto: on a GPU; on, off
+frames_on_device = 'auto'  # pictures of all windows live on the GPU; auto: if they fit; on, off
+loader_threads = 0  # that make batches; 0: one on CPUs, four with a GPU
 fsdp = False  # several processes hold one model between them, not a copy each
 offload = False  # with fsdp: parameters and optimizer in main memory; slow, for what fits no GPU
 log_interval = 20  # steps
@@ -129,10 +131,10 @@ exec((HERE / 'configurator.py').read_text())  # overrides from a config file or 
 
 # A resumed run may change these, because no weight depends on them but by the order of sums.
 MAY_CHANGE = """
-    out_dir resume device threads compile_model fsdp offload recompute accumulate log_interval
-    eval_interval eval_batches checkpoint_interval checkpoint_minutes keep_checkpoints
-    rollout_interval rollout_episodes replay_batch max_minutes timeout_minutes requeue_signal
-    wandb_project wandb_artifacts dry_run
+    out_dir resume device threads compile_model frames_on_device loader_threads fsdp offload
+    recompute accumulate log_interval eval_interval eval_batches checkpoint_interval
+    checkpoint_minutes keep_checkpoints rollout_interval rollout_episodes replay_batch max_minutes
+    timeout_minutes requeue_signal wandb_project wandb_artifacts dry_run
 """.split()
 # Settings of the processor; of all reading of episodes; and of the samples that training draws.
 PROCESSING = (
@@ -317,6 +319,9 @@ if __name__ == '__main__':
     torch.manual_seed(seed)
     parallel.keep_freed_memory()
     autocast = or_exit(layers.autocast_for, device, dtype)
+    compiles = or_exit(
+        parallel.decide, 'compile_model', compile_model, parallel.can_compile(device)
+    )
 
     if replay_batch:
         cpu = or_exit(layers.autocast_for, 'cpu', dtype)
@@ -353,6 +358,7 @@ if __name__ == '__main__':
         processor = or_exit(Processor, **shape, tables=tables)
     decoders = max(1, (os.cpu_count() or 1) // local_world_size)  # threads that decode jpeg
     load = functools.partial(or_exit, data.Dataset, episodes, processor, workers=decoders)
+    load = functools.partial(load, multiple=8 if device.startswith('cuda') else 1)
     train_data = load('train', **pick(config, READING + SAMPLING))
     val_data = load('val', **pick(config, READING)) if val_fraction else None
     odd = {}  # slots whose numbers do not suit the normaliser
@@ -360,6 +366,7 @@ if __name__ == '__main__':
         odd = watch.odd_slots(processor, train_data, FAR)
     elif start.kind != 'resumed':
         odd = processor.fit(train_data)
+    processor.user_tokens = max(processor.user_tokens, train_data.user_tokens)
     fingerprint = train_data.fingerprint()
     or_exit(checkpoint.check_data, start, settings, fingerprint)
 
@@ -368,13 +375,14 @@ if __name__ == '__main__':
     cfg = or_exit(model_config, config, start, processor, train_data)
     fast = autocast.fast_dtype
     build = functools.partial(or_exit, parallel.build, cfg, start.first_model(cfg), device, fast)
-    net = build(rates, sharded, offload, compile_model, allocate=not dry_run)
+    net = build(rates, sharded, offload, compiles, allocate=not dry_run)
 
     # -----------------------------------------------------------------------------
     # introduce
     rev = git_rev()
     if master:
         first = micro_batches(train_data, config, rank, world_size, start.step)[0]
+        or_exit(net.check_batch, first)
         print(watch.describe_model(net, config, first, rev, device, fast))
         print(watch.describe_data(processor, train_data, val_data, config, odd))
     if master and dry_run:
@@ -392,7 +400,7 @@ if __name__ == '__main__':
     average_weights = optim.EMA(net, ema) if ema else None
     if start.state:
         checkpoint.load_state(out_dir, start.state, net, optimizers, average_weights)
-    forward = parallel.wrap(net, local_rank, device, compile_model)
+    forward = parallel.wrap(net, local_rank, device)
     peak = watch.peak_flops(device, fast)
     known = {'fingerprint': fingerprint, 'processor': processor.to_dict()}
     facts = known | {'settings': settings, 'world_size': world_size}  # what going on takes
@@ -420,7 +428,12 @@ if __name__ == '__main__':
     unsound = None  # steps that were not taken
     saved_at = began
     make = functools.partial(micro_batches, train_data, config, rank, world_size)
-    batches = data.prefetch(make, range(step, max_steps), pin=device.startswith('cuda'))
+    on_gpu = device.startswith('cuda')
+    fit = frames.fit(train_data, device)
+    if or_exit(parallel.decide, 'frames_on_device', frames_on_device, fit):
+        train_data.keep_frames(device)
+    threads = loader_threads or (4 if on_gpu else 1)
+    batches = data.prefetch(make, range(step, max_steps), pin=on_gpu, threads=threads)
     upcoming = send(next(batches), device)
     while step < max_steps:
         fraction = get_lr(step, max_steps, warmup_steps, final_lr)
@@ -428,7 +441,7 @@ if __name__ == '__main__':
         for i, batch in enumerate(upcoming):
             with parallel.accumulating(forward, i == accumulate - 1):
                 with autocast:
-                    loss, parts = forward(data.augment(batch))
+                    loss, parts = forward(data.augment(batch, train_data.frames))
                 (loss / accumulate).backward()
             meter.add({'loss': loss.detach(), **parts}, accumulate)
         norm, norms = optim.clip(net, GRAD_CLIP)

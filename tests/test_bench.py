@@ -11,10 +11,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 import bench as bench_script
+import model
 from sim.gl import mujoco
 from sim.world import World
+from vla import measure
 
 pytestmark = pytest.mark.mujoco
 
@@ -132,6 +135,35 @@ def test_missing_seeds_are_run_in_ranges():
     ranges = bench_script.missing_ranges(range(10), done, longest=2)
     assert ranges == [[0, 2], [2, 3], [5, 7], [7, 8], [9, 10]]
     assert bench_script.missing_ranges(range(3, 5), done) == []
+
+
+def test_what_one_gpu_reaches_can_be_rehearsed_on_a_cpu():
+    """The way through the code is that of a GPU; what fails is named and takes no other along."""
+    done = bench('--gpu', '--device=cpu', '--only=gpu_demo,gpu_act')
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
+    training, *chunks = lines
+    assert training['samples_per_s'] > 0 and training['compiled'] is False
+    parts = training['parts_ms']
+    assert list(parts) == [*measure.PARTS, 'other']
+    assert parts['backward'] > parts['EMA'] > 0
+    assert [(row['network'], row['steps']) for row in chunks] == [
+        (name, steps) for name in ('demo', 'base', 'EO-1-3B') for steps in (1, 5, 10)
+    ]
+    assert all(row['eager_ms'] > row['floor_ms'] > 0 for row in chunks)
+
+
+def test_a_section_that_fails_takes_no_other_along(monkeypatch, capfd):
+    monkeypatch.setattr(bench_script, 'GPU_SECTIONS', {'gpu_nothing': 60, 'gpu_less': 60})
+    assert bench_script.run_gpu(['gpu_nothing', 'gpu_less'], 'cpu') == 2
+    said = capfd.readouterr().out
+    assert 'gpu_nothing FAILED: 1' in said and 'gpu_less FAILED: 1' in said
+
+
+def test_sizes_of_eo1_are_those_of_its_network():
+    with torch.device('meta'):
+        net = model.VLA(bench_script.eo1_config(tiny=False))
+    assert net.n_parameters == pytest.approx(3.77e9, rel=0.01)
 
 
 def test_unknown_section_is_named():

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 
 import data
 import episode
-from vla import browse
+from vla import browse, frames
 from vla.processor import Processor
 
 CAMERAS = ('overhead', 'right/wrist')
@@ -346,6 +347,71 @@ def test_prefetching_changes_neither_order_nor_numbers(dataset):
         assert torch.equal(batch['noise'], dataset.batch(step, 8)['noise'])
     with pytest.raises(ZeroDivisionError):
         list(data.prefetch(lambda step: 1 / (step - 2), range(5)))
+
+
+def test_several_threads_make_the_same_batches_in_the_same_order(dataset):
+    makers = set()
+
+    def make(step):
+        makers.add(threading.current_thread())
+        time.sleep(0.01 * (step % 3))  # they do not end in the order in which they began
+        return [dataset.batch(step, 4)]
+
+    ahead = data.prefetch(make, range(2, 12), threads=3)
+    for step, (batch,) in zip(range(2, 12), ahead, strict=True):
+        assert all(
+            torch.equal(value, batch[name]) for name, value in dataset.batch(step, 4).items()
+        )
+    assert len(makers) == 3
+
+
+def test_no_more_batches_are_made_than_are_about_to_be_used(dataset):
+    begun = []
+    batches = data.prefetch(lambda step: begun.append(step) or [step], range(100), threads=2)
+    assert [next(batches) for _ in range(3)] == [[0], [1], [2]]
+    batches.close()
+    assert len(begun) <= 3 + 4
+
+
+def test_pictures_on_the_device_are_those_of_the_files_bit_for_bit(folder, dataset):
+    kept = data.Dataset(folder, dataset.processor, **AUGMENTED)
+    kept.keep_frames('cpu')
+    assert len(kept.frames.images) == len(kept)
+    for step in (0, 7):
+        for rank in (0, 1):
+            there = kept.batch(step, 8, rank, 2, seed=3)
+            assert 'images' not in there and there['frame'].shape == (4,)
+            there = data.augment(there, kept.frames)
+            expected = data.augment(dataset.batch(step, 8, rank, 2, seed=3))
+            assert there.keys() == expected.keys()
+            assert all(torch.equal(there[name], value) for name, value in expected.items())
+    assert frames.size_gb(kept) == kept.frames.images.nbytes / 1e9
+    assert not frames.fit(kept, 'cpu')
+
+
+@pytest.mark.parametrize('multiple', [1, 8])
+def test_all_batches_of_a_data_set_are_of_one_shape(folder, dataset, multiple):
+    same = data.Dataset(folder, dataset.processor, reask_share=0.5, multiple=multiple)
+    shapes = set()
+    for step in range(30):
+        batch = same.batch(step, 4)
+        shapes.add((batch['input_ids'].shape[1], batch['label_at'].shape[1]))
+        supervised = batch['labels'] != -100
+        column = torch.arange(supervised.shape[1])
+        for at, there in zip(batch['label_at'], supervised):
+            assert at[at >= 0].tolist() == column[there].tolist()
+    assert len(shapes) == 1
+    assert all(n % multiple == 0 for n in shapes.pop())
+
+
+def test_a_text_that_was_not_foreseen_makes_its_batch_wider(folder, dataset):
+    wide = data.Dataset(folder, dataset.processor, multiple=8)
+    usual = wide.batch(0, 4)
+    wide.askable = [['press the red brick ' + 5 * 'and the blue brick ']] * len(wide.paths)
+    batch = wide.batch(0, 4)
+    assert batch['input_ids'].shape[1] > usual['input_ids'].shape[1]
+    assert batch['input_ids'].shape[1] % 8 == 0
+    assert int(batch['total_len'].max()) > usual['input_ids'].shape[1]
 
 
 def test_batches_are_pinned_where_they_are_made_and_only_if_asked(dataset, monkeypatch):

@@ -11,6 +11,8 @@ import pytest
 import torch
 from test_model import grounded, make_batch, network
 
+from vla import graphs, layers, parallel
+
 pytestmark = pytest.mark.gpu
 DEVICE = 'cuda'
 NETWORKS = {
@@ -21,6 +23,11 @@ NETWORKS = {
         make_batch(),
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def float32_is_float32():
+    layers.autocast_for(DEVICE, 'float32')
 
 
 def on_gpu(net, batch):
@@ -56,6 +63,36 @@ def test_a_chunk_is_one_cuda_graph():
             state = torch.randn(batch['state'].shape, generator=torch.Generator().manual_seed(seed))
             other = dict(batch, state=state.to(DEVICE))
             assert torch.allclose(act(other, 3).clone(), net.act(other, 3), atol=1e-4)
+
+
+def test_a_chunk_is_recorded_and_replayed_with_other_inputs():
+    net, batch = on_gpu(*grounded())
+    act = graphs.Graphed(lambda inputs: net.act(inputs, 3))
+    with torch.inference_mode():
+        for seed in range(4):
+            state = torch.randn(batch['state'].shape, generator=torch.Generator().manual_seed(seed))
+            other = dict(batch, state=state.to(DEVICE))
+            assert torch.allclose(act(other).clone(), net.act(other, 3), atol=1e-4)
+
+
+def test_a_step_asks_the_gpu_nothing():
+    """CUDA itself refuses whatever waits for the device."""
+    net, batch = on_gpu(*grounded())
+    net(batch)[0].backward()
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode('error')
+        net(batch)[0].backward()
+        net.act(batch, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
+def test_compiled_blocks_give_the_same_loss():
+    net, batch = on_gpu(*grounded())
+    expected = net(batch)[0].item()
+    parallel.compile_blocks(net)
+    assert net(batch)[0].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_bfloat16_is_close_to_float32():

@@ -495,10 +495,9 @@ def test_padding_may_as_well_be_on_the_left(attention):
 def test_a_prompt_that_cannot_be_acted_on_is_refused_by_name():
     net, batch = network(action_pad_id=38, action_pass_id=39), make_batch()
     batch['input_ids'] = batch['input_ids'].clamp(max=37)
-    net.act(batch, 1)
+    net.check_batch(batch)  # act itself asks the device nothing
     ways = (
-        lambda batch: net.act(batch, 1),
-        lambda batch: net.act(batch, 1, read_text=False),
+        net.check_batch,
         lambda batch: net.plan_and_act(batch, 1, 2),
         lambda batch: net.plan_and_act(batch, 1, texts=[[5], [6], [7]]),
         net.generate,
@@ -516,7 +515,7 @@ def test_a_prompt_that_cannot_be_acted_on_is_refused_by_name():
                 way(without)
     for name, what in (('images', '12 places for pictures'), ('state', '3 places for a state')):
         with pytest.raises(ValueError, match=f'{what}, the batch brings 0'):
-            net.act({k: v for k, v in batch.items() if k != name}, 1)
+            net.check_batch({k: v for k, v in batch.items() if k != name})
 
 
 def test_acting_leaves_the_noise_alone():
@@ -724,6 +723,48 @@ def test_parts_learn_at_their_own_rates_or_not_at_all():
         assert rate.get(id(p)) == (None if frozen else pytest.approx(expected)), name
     with pytest.raises(ValueError, match="rates 'visoin.\\*=0' fits no parameter; .* vision"):
         optim.freeze(net, ('visoin.*=0',))
+
+
+@pytest.mark.parametrize('nesterov', [True, False])
+def test_matrices_in_a_stack_change_as_by_the_librarys_muon(nesterov):
+    shapes = [(24, 8), (8, 8), (8, 24), (24, 8), (8, 8), (8, 24), (5, 7)]
+    results = []
+    for muon in (torch.optim.Muon, optim.Muon):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+        params[1].requires_grad_(False)  # one without a gradient
+        rates = [dict(params=params[:4], lr=0.1), dict(params=params[4:], weight_decay=0.1)]
+        optimizer = muon(rates, lr=0.02, momentum=0.9, nesterov=nesterov)
+        for seed in range(3):
+            g = torch.Generator().manual_seed(seed)
+            for p in params:
+                grad = torch.randn(p.shape, generator=g)
+                p.grad = grad if p.requires_grad else None
+            optimizer.step()
+        momenta = [optimizer.state[p].get('momentum_buffer') for p in params if p.requires_grad]
+        results.append([p.detach() for p in params] + momenta)
+    # bfloat16 sums of a stack may come in another order
+    assert all(close(a, b, 2e-3) for a, b in zip(*results, strict=True))
+
+
+def test_orthogonal_matrices_are_what_comes_out():
+    g = torch.Generator().manual_seed(0)
+    for shape in ((3, 16, 16), (2, 8, 32), (2, 32, 8)):
+        out = optim.orthogonalise(
+            torch.randn(shape, generator=g), (3.4445, -4.775, 2.0315), 5, 1e-7
+        )
+        sizes = torch.linalg.svdvals(out.float())
+        assert out.shape == shape and sizes.max() < 1.3
+        assert sizes.median() > 0.6
+
+
+def test_rows_embedded_with_all_times_at_once_are_those_of_one_time():
+    net = network(head_layers=2)
+    rows = torch.randn(3, H, A)
+    times = torch.tensor([1.0, 0.5, 0.25]).view(-1, 1, 1).expand(3, 3, H)
+    embed = net.head.embed_at(times)
+    for i in range(3):
+        assert close(embed(i, rows), net.head.embed(rows, times[i]))
 
 
 def test_average_warms_up_then_follows_its_decay():

@@ -140,7 +140,7 @@ def test_sampling_matches_eo1(net):
 def test_acting_on_a_row_that_still_holds_its_chunk_is_refused(net):
     batch = as_batch(load('sample_b1_0')[0])
     with pytest.raises(ValueError, match='6 places for rows of action chunks'):
-        net.act(batch, 10)
+        net.check_batch(batch)
 
 
 def test_without_the_switch_the_mean_is_over_denoised_rows_and_clean_rows_have_time_zero(net):

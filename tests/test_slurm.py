@@ -125,6 +125,7 @@ RENDEZVOUS = (
             {},
             'python sim_rollout.py --task=place --episodes=2 --video=1 --out=out/smoke_sim',
         ),
+        ('bench_gpu.sh', '', {}, 'python bench.py --gpu'),
         # tasks of an array take neighbouring seeds
         (
             'collect.sh',

@@ -67,13 +67,17 @@ class SceneHead(nn.Module):
     """
 
     units: Tensor  # (N, 1, 4)
+    carried: Tensor  # (N, 1) bool
 
     def __init__(self, frames: Sequence[int], n_bricks: int, features: int, middle: int = 256):
         super().__init__()
         self.frames = frames
         self.n_bricks = n_bricks
         units = torch.tensor([UNITS[frame > 0] for frame in frames], device='cpu')  # (N, 4)
+        carried_by_hand = torch.tensor([[frame > 0] for frame in frames], device='cpu')  # (N, 1)
+        # Buffers, because to make a tensor of numbers on a GPU is to wait for it.
         self.register_buffer('units', units[:, None], persistent=False)
+        self.register_buffer('carried', carried_by_hand, persistent=False)
         self.mlp = nn.ModuleDict()  # '0' for fixed cameras, '1' for both hands': they share it
         for carried in sorted({frame > 0 for frame in frames}):
             self.mlp[str(int(carried))] = nn.Sequential(
@@ -97,11 +101,10 @@ class SceneHead(nn.Module):
             predicted: (B, N, n, 5), as forward gives it.
             scene: (B, N, n, 4) m and rad, nan for a brick that is not there.
         """
-        carried = torch.tensor(self.frames, device=scene.device)[:, None] > 0
         there = scene.isfinite().all(-1)
         scene = scene.nan_to_num()
         near = (scene[..., :2].abs() < RANGE_M).all(-1)
-        in_range = (near | ~carried) & there  # (B, N, n)
+        in_range = (near | ~self.carried) & there  # (B, N, n)
         poses = predicted[..., :4]
         error = F.smooth_l1_loss(poses, scene / self.units, reduction='none', beta=0.1)
         error = error.mean(-1)
@@ -156,6 +159,9 @@ class Grounding(nn.Module):
     fixed.
     """
 
+    units: Tensor  # (4,) of a place that does not move
+    quarter: Tensor  # (4,) a quarter turn
+
     def __init__(self, n_bricks: int, width: int, frequencies: int, middle: int = 256):
         super().__init__()
         self.frequencies = frequencies
@@ -167,6 +173,9 @@ class Grounding(nn.Module):
             nn.GELU(),
             nn.Linear(2 * middle, width),
         )
+        quarter = torch.tensor([0, 0, 0, math.pi / 2], device='cpu')
+        self.register_buffer('units', torch.tensor(UNITS[0], device='cpu'), persistent=False)
+        self.register_buffer('quarter', quarter, persistent=False)
 
     def forward(self, words: Tensor) -> Tensor:
         """Mean hidden state of the words (B, D) -> predicted referents (B, R), see `split`.
@@ -179,7 +188,7 @@ class Grounding(nn.Module):
     def split(self, predicted: Tensor) -> tuple[list[Tensor], Tensor]:
         """(B, R) -> logits [(B, classes)] of the first four referents, place (B, 4) m, rad."""
         *logits, place = predicted.split([*self.sizes, 4], -1)
-        return logits, place * 10 * place.new_tensor(UNITS[0])  # places are about 0.3 m, 1 rad
+        return logits, place * 10 * self.units  # places are about 0.3 m, 1 rad
 
     def loss(self, predicted: Tensor, referents: Tensor) -> Tensor:
         """Mean over the samples; a question refers to nothing (-1) and adds nothing.
@@ -193,8 +202,7 @@ class Grounding(nn.Module):
         classes = place.new_zeros(())
         for x, right in zip(logits, referents.unbind(1)):
             classes += F.cross_entropy(x, right.long(), ignore_index=-1, reduction='sum')
-        units = place.new_tensor(UNITS[0])
-        error = (place - referents[:, 4:]) / units * known
+        error = (place - referents[:, 4:]) / self.units * known
         off = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
         return 0.6 * classes / len(predicted) + 2 * off
 
@@ -220,18 +228,17 @@ class Grounding(nn.Module):
         bricks = torch.stack([left_brick, right_brick], 1)  # (B, 2, 4)
         fetch = in_frame(bricks, tool)
         # A brick's frame is a quarter turn off the one a hand grasps it in.
-        quarter = place.new_tensor([0, 0, 0, math.pi / 2])
         # Seen from a hand that has turned by more than a quarter a brick points the other way: near
         # end and far end would change places.
         at, yaw = poses[rows, hand].split([3, 1], -1)
         lying = torch.cat([at, half_turn(yaw)], -1)
-        under = F.pad(lying + quarter, (0, 0, 0, 1))  # (B, n + 1, 4)
-        place = out_of_frame(place, under[rows, base]) - quarter
+        under = F.pad(lying + self.quarter, (0, 0, 0, 1))  # (B, n + 1, 4)
+        place = out_of_frame(place, under[rows, base]) - self.quarter
         way = in_frame(place, tool[rows, hand])
         way = way - fetch[rows, hand]
         way, turn = way.split([3, 1], -1)
         way = torch.cat([way, half_turn(turn)], -1)
-        presses = F.one_hot(hand, 2)
+        presses = torch.stack([hand == 0, hand == 1], -1)  # one_hot would look for the largest
         return torch.cat([fetch.flatten(1), way, presses], -1)
 
     def embed(self, predicted: Tensor, poses: Tensor, tool: Tensor) -> Tensor:

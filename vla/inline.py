@@ -76,4 +76,4 @@ def loss(net: 'VLA', batch: Batch, eo1_compat: bool = False) -> tuple[Tensor, di
     valid = batch['action_mask'] & ~clean_rows(net, batch)
     count = valid.numel() if eo1_compat else int(valid.sum())
     flow = (error * valid).sum() / max(count, 1)
-    return net.add_text_loss(flow, hidden, batch['labels'], described.document, batch)
+    return net.add_text_loss(flow, hidden, described.document, batch)

@@ -26,6 +26,10 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def autocast_for(device: str, dtype: str = 'auto') -> torch.autocast:
     """Context in which matrix products are done in `dtype`.
 
+    With float32 on a GPU its convolutions are float32 as well, which they are not by default: cuDNN
+    rounds what it multiplies to TF32, and losses differed from the CPU's in the fifth digit. This
+    is a switch of the whole process, which stays as the last call has set it.
+
     Args:
         device: 'cpu' or 'cuda:<i>'.
         dtype: 'float32', 'bfloat16', or 'auto': bfloat16 where there are units for it; CPUs without
@@ -41,6 +45,8 @@ def autocast_for(device: str, dtype: str = 'auto') -> torch.autocast:
         dtype = 'bfloat16' if fast else 'float32'
     if dtype not in ('float32', 'bfloat16'):
         raise ValueError(f"dtype {dtype!r}, expected 'auto', 'float32' or 'bfloat16'")
+    if kind == 'cuda':
+        torch.backends.cudnn.allow_tf32 = dtype != 'float32'
     return torch.autocast(kind, getattr(torch, dtype), enabled=dtype != 'float32')
 
 

@@ -68,14 +68,18 @@ class Layout(NamedTuple):
         return self.document.amax(1, keepdim=True)
 
 
-def attention_bias(query: Layout, key: Layout) -> Tensor:
-    """0 where a query may look, MASKED elsewhere: float32 (B, 1, Tq, Tk)."""
+def attention_bias(query: Layout, key: Layout, dtype: torch.dtype = torch.float32) -> Tensor:
+    """0 where a query may look, MASKED elsewhere: (B, 1, Tq, Tk).
+
+    Every token sees itself, padding too, so that no row of scores is all MASKED. A boolean mask
+    would be turned into such numbers by every single call of attention.
+    """
     q = Layout(*(field[..., None] for field in query))
     k = Layout(*(field[..., None, :] for field in key))
     visible = (k.order <= q.order) & (k.document == q.document)
     visible &= (k.noise_sample < 0) | (k.noise_sample == q.noise_sample)
     visible &= q.reads | (k.kind != ASSISTANT)
-    bias = torch.zeros(visible.shape, device=visible.device)
+    bias = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
     return bias.masked_fill_(~visible, MASKED).unsqueeze(1)
 
 
@@ -192,27 +196,21 @@ def stand_for(ids: Tensor, *wanted: int | None) -> Tensor:
     return functools.reduce(torch.logical_or, found)
 
 
-def fill_places(x: Tensor, places: Tensor, values: Tensor | None, what: str) -> Tensor:
+def fill_places(x: Tensor, places: Tensor, values: Tensor | None) -> Tensor:
     """Put embeddings where tokens stand for them.
+
+    There have to be as many places as values. To count them would make a GPU answer in the middle
+    of a step; VLA.check_batch does it beforehand.
 
     Args:
         x: token embeddings (B * L, D).
         places: bool (B, L).
         values: (n, D) in order of appearance; None where the batch brings nothing of the kind.
-        what: the kind of thing, for the error.
-
-    Raises:
-        ValueError: there are more or fewer places than values.
     """
-    n = 0 if values is None else len(values)
-    if not torch.compiler.is_compiling():
-        found = int(places.sum())
-        if found != n:
-            raise ValueError(f'input_ids has {found} places for {what}, the batch brings {n}')
     if values is None:
         return x
-    # The number of places is known, so that a compiler need not look at the ids.
-    at = places.flatten().nonzero_static(size=n).squeeze(1)
+    # The number of places is known, so that nobody need look at the ids.
+    at = places.flatten().nonzero_static(size=len(values)).squeeze(1)
     return x.index_copy(0, at, values.to(x.dtype))
 
 
@@ -278,13 +276,11 @@ def word_layout(document: Tensor, position: Tensor, order: Tensor, done: Tensor)
 
 
 def user_part(batch: Batch) -> Batch:
-    """The batch without its assistant part."""
+    """The batch without its assistant part, which becomes padding: no shape changes."""
     document, _, user = documents(batch)
     if 'document' in batch:
         return dict(batch, document=torch.where(user, document, -1))
-    L = int(batch['user_len'].max())
-    ids = batch['input_ids'][:, :L]
-    return dict(batch, total_len=batch['user_len'], input_ids=ids)
+    return dict(batch, total_len=batch['user_len'])
 
 
 def give_text(batch: Batch, texts: list[list[int]]) -> Batch:

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-# These are the two steps of torch's own Muon.
-from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+# How torch's own Muon scales a step by the shape of a matrix.
+from torch.optim._muon import _adjust_lr
 
 
 def freeze(model: nn.Module, rates: Sequence[str]) -> dict[str, float]:
@@ -88,7 +88,7 @@ def configure_optimizers(
     matrices = groups_of(muon=True)
     if matrices:
         is_sharded = isinstance(matrices[0]['params'][0], DTensor)
-        muon_class = ShardedMuon if is_sharded else torch.optim.Muon
+        muon_class = ShardedMuon if is_sharded else Muon
         optimizers.append(muon_class(matrices, lr=muon_learning_rate, momentum=0.95))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -103,39 +103,129 @@ def set_rates(optimizers: Sequence[torch.optim.Optimizer], fraction: float) -> N
             group['lr'] = group['peak_lr'] * fraction
 
 
-class ShardedMuon(torch.optim.Muon):
+def orthogonalise(
+    matrices: torch.Tensor, coefficients: Sequence[float], steps: int, eps: float
+) -> torch.Tensor:
+    """Newton-Schulz iterations of many matrices at once: (n, rows, columns) -> bfloat16 of them.
+
+    This is what torch.optim.Muon does to one matrix after the other. A network of 24 equal blocks
+    has four shapes of matrices, so that a step launches tens of kernels where it launched
+    hundreds; small matrices by themselves leave most of a GPU idle.
+
+    Args:
+        matrices: of one shape, (n, rows, columns).
+        coefficients: a, b, c of X <- a X + (b X X^T + c (X X^T)^2) X.
+        steps: of that.
+        eps: the least norm a matrix is divided by.
+    """
+    a, b, c = coefficients
+    x = matrices.bfloat16()
+    is_tall = x.shape[1] > x.shape[2]
+    if is_tall:
+        x = x.mT
+    norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    x = x / norm.clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT  # (n, rows, rows)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram, x, beta=a)
+    return x.mT if is_tall else x
+
+
+def by_shape(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Numbers of the tensors of each shape, in the order in which shapes appear."""
+    members: dict[torch.Size, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        members.setdefault(tensor.shape, []).append(i)
+    return list(members.values())
+
+
+class Muon(torch.optim.Muon):
+    """torch.optim.Muon, equal to rounding, that treats matrices of one shape together."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Change all matrices by one step."""
+        for group in self.param_groups:
+            params = [p for p in group['params'] if p.grad is not None]
+            if not params:
+                continue
+            updates = self._momentum(group, params)
+            torch._foreach_mul_(params, 1 - group['lr'] * group['weight_decay'])
+            for members in by_shape(params):
+                stack = torch.stack([updates[i] for i in members])
+                stack = orthogonalise(
+                    stack, group['ns_coefficients'], group['ns_steps'], group['eps']
+                )
+                those = [params[i] for i in members]
+                lr = _adjust_lr(group['lr'], group['adjust_lr_fn'], those[0].shape)
+                torch._foreach_add_(those, list(stack.to(those[0].dtype)), alpha=-lr)
+
+    def _momentum(self, group: dict, params: Sequence[Any]) -> list[Any]:
+        """Take the gradients into the momentum buffers; what is orthogonalised comes back."""
+        grads = [p.grad for p in params]
+        buffers = []
+        for p in params:
+            if 'momentum_buffer' not in self.state[p]:
+                self.state[p]['momentum_buffer'] = torch.zeros_like(p.grad)
+            buffers.append(self.state[p]['momentum_buffer'])
+        torch._foreach_lerp_(buffers, grads, 1 - group['momentum'])
+        if not group['nesterov']:
+            return buffers
+        return list(torch._foreach_lerp(grads, buffers, group['momentum']))
+
+
+class ShardedMuon(Muon):
     """Muon for matrices whose rows are spread over ranks (FSDP).
 
-    What Muon does to a gradient takes the whole of it. Each rank does that for every n-th matrix
-    and hands the others their rows, so that none is done twice.
+    What Muon does to a gradient takes the whole of it. Of the matrices of one shape each rank
+    treats every n-th, all of its own at once, and hands the others their rows, so that none is
+    done twice.
     """
+
+    def _momentum(self, group: dict, params: Sequence[Any]) -> list[Any]:
+        """As Muon has it, one matrix after the other: not all of DTensor takes lists."""
+        updates = []
+        for p in params:
+            buffer = self.state[p].setdefault('momentum_buffer', torch.zeros_like(p.grad))
+            buffer.lerp_(p.grad, 1 - group['momentum'])
+            updates.append(p.grad.lerp(buffer, group['momentum']))
+        return updates
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """Change all matrices by one step; called by all ranks."""
-        n = dist.get_world_size()
         for group in self.param_groups:
             params = [p for p in group['params'] if p.grad is not None]
-            for first in range(0, len(params), n):
-                self._step_some(group, params[first : first + n])
+            if not params:
+                continue
+            updates = self._momentum(group, params)
+            for members in by_shape(params):
+                self._step_some(group, [params[i] for i in members], [updates[i] for i in members])
 
-    def _step_some(self, group: dict, params: Sequence[Any]) -> None:
-        """Change at most as many matrices as there are ranks: rank i orthogonalises number i."""
+    def _step_some(self, group: dict, params: Sequence[Any], updates: Sequence[Any]) -> None:
+        """Change matrices of one shape: rank r orthogonalises number r, r + n, r + 2 n .."""
         rank = dist.get_rank()
-        for i, p in enumerate(params):
-            buffer = self.state[p].setdefault('momentum_buffer', torch.zeros_like(p.grad))
-            buffer.lerp_(p.grad, 1 - group['momentum'])
-            update = p.grad.lerp(buffer, group['momentum']).full_tensor()
-            if i == rank:
-                mine = _zeropower_via_newtonschulz(
-                    update, group['ns_coefficients'], group['ns_steps'], group['eps']
-                )
+        n = dist.get_world_size()
+        whole_updates = []
+        for i, update in enumerate(updates):
+            whole = update.full_tensor()  # all ranks take part
+            if i % n == rank:
+                whole_updates.append(whole.bfloat16())
+        mine = None
+        if whole_updates:
+            mine = orthogonalise(
+                torch.stack(whole_updates),
+                group['ns_coefficients'],
+                group['ns_steps'],
+                group['eps'],
+            )
+        lr = _adjust_lr(group['lr'], group['adjust_lr_fn'], params[0].shape)
         for i, p in enumerate(params):
             whole = torch.empty(p.shape, dtype=torch.bfloat16, device=p.device)
-            if i == rank:
-                whole = mine
-            update = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=i)
-            lr = _adjust_lr(group['lr'], group['adjust_lr_fn'], p.shape)
+            if mine is not None and i % n == rank:
+                whole = mine[i // n].contiguous()
+            update = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=i % n)
             p.to_local().mul_(1 - group['lr'] * group['weight_decay'])
             p.to_local().add_(update.to_local(), alpha=-lr)
 

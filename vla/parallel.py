@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import datetime
 import platform
+import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -175,7 +176,7 @@ def build(
         rates: See optim.freeze.
         sharded: One model over all ranks (FSDP2).
         offload: See shard.
-        compiled: torch.compile will be used: by blocks under FSDP, here; else by `wrap`.
+        compiled: See compile_blocks.
         allocate: False: for a look at its sizes only, nothing is put into memory.
 
     Returns:
@@ -193,12 +194,9 @@ def build(
         with torch.device('meta'):
             net = model.VLA(cfg)
     optim.freeze(net, rates)  # FSDP and DDP have to know before they start what has no gradient
-    if compiled:  # a block runs in eight ways: on prefix or rows, last or not, to learn or not
-        torch._dynamo.config.recompile_limit = 32
+    if compiled:
+        compile_blocks(net)
     if sharded:
-        if compiled:
-            for block in blocks_of(net):
-                block.compile()
         net = shard(net, device, dtype, offload)
     if allocate and (sharded or first_model is None):
         materialise(net, device, offload)
@@ -207,6 +205,44 @@ def build(
     elif allocate and not sharded:
         net = net.to(device)
     return net.train()
+
+
+def decide(name: str, setting: str | bool, automatic: bool) -> bool:
+    """Return what a setting with the values 'auto', 'on' and 'off' comes to.
+
+    Args:
+        name: Of the setting.
+        setting: Its value; True and False are taken, too, as they were in earlier revisions.
+        automatic: What 'auto' comes to.
+
+    Raises:
+        ValueError: It has another value.
+    """
+    values = {'auto': automatic, 'on': True, 'off': False, 'True': True, 'False': False}
+    if str(setting) not in values:
+        raise ValueError(f"{name} {setting!r}, expected 'auto', 'on' or 'off'")
+    return values[str(setting)]
+
+
+def can_compile(device: str) -> bool:
+    """Tell whether compiling pays: on a GPU, where there is a C compiler, which Triton calls."""
+    has_compiler = any(shutil.which(name) for name in ('cc', 'gcc', 'clang'))
+    return device.startswith('cuda') and has_compiler
+
+
+def compile_blocks(net: model.VLA) -> None:
+    """Let torch.compile make kernels for a block, which all blocks of one kind share.
+
+    The whole network would be compiled block by block: twelve times the time for the same kernels,
+    and config/large.py had made no step after 55 s. A stem without blocks is one part.
+    """
+    # A block runs in eight ways: on prefix or rows, last or not, to learn or not.
+    torch._dynamo.config.recompile_limit = 32
+    parts = blocks_of(net)
+    if not list(net.vision.blocks):
+        parts.append(net.vision)
+    for part in parts:
+        part.compile(dynamic=False)
 
 
 def shard(
@@ -301,14 +337,14 @@ def reshard(net: nn.Module) -> None:
 # the model in copies
 
 
-def wrap(net: model.VLA, local_rank: int, device: str, compiled: bool = False) -> nn.Module:
-    """Return what is called in a training step instead of `net`: compiled, averaged by DDP.
+def wrap(net: model.VLA, local_rank: int, device: str) -> nn.Module:
+    """Return what is called in a training step instead of `net`: averaged by DDP.
 
     A model that is sharded looks after itself and comes back as it is.
     """
     if isinstance(net, FSDPModule):
         return net
-    forward: Any = torch.compile(net) if compiled else net
+    forward: nn.Module = net
     _, world_size = rank_and_size()
     if world_size > 1:
         device_ids = [local_rank] if device.startswith('cuda') else None
@@ -369,8 +405,13 @@ def highest(value: int) -> int:
 
 
 def all_finite(tensors: Iterable[Any]) -> bool:
-    """Tell whether none of these numbers is infinite or NaN on any process; called by all."""
-    here = all(bool(torch.isfinite(local(torch.as_tensor(t))).all()) for t in tensors)
+    """Tell whether none of these numbers is infinite or NaN on any process; all have to ask."""
+    flags = [torch.isfinite(local(torch.as_tensor(t))).all() for t in tensors]
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for flag in flags:
+        by_device.setdefault(flag.device, []).append(flag)
+    # Each device is asked, and so waited for, once.
+    here = all(bool(torch.stack(mine).all()) for mine in by_device.values())
     return not highest(int(not here))
 
 

@@ -18,6 +18,7 @@ import torch
 
 import model
 from vla import layers
+from vla.graphs import Graphed
 from vla.processor import Processor
 
 Act = Callable[[dict[str, Any]], dict[str, Any]]
@@ -87,6 +88,24 @@ def _check_settings(
         )
 
 
+def _as_graph(net: model.VLA) -> Callable[..., torch.Tensor]:
+    """net.act as a CUDA graph for each number of steps and of rows that are given."""
+    graphs: dict[int, Graphed] = {}
+
+    def act(
+        batch: dict[str, torch.Tensor], steps: int, action_prefix: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        def run(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            rows = inputs['action_prefix'] if 'action_prefix' in inputs else None
+            return net.act(inputs, steps, action_prefix=rows)
+
+        graph = graphs.setdefault(steps, Graphed(run))
+        given = {} if action_prefix is None else {'action_prefix': action_prefix}
+        return graph(batch | given)
+
+    return act
+
+
 def checkpoint(
     folder: str | Path,
     world: dict[str, Any],
@@ -112,7 +131,7 @@ def checkpoint(
             train.py --prefix_rows.
         read_text: Decode the subtask and act having read it.
         text_chunks: Chunks that are made on one decoded text.
-        compile_model: torch.compile in one graph. On a GPU that is a CUDA graph, launched at once.
+        compile_model: torch.compile in one graph; on a GPU one CUDA graph, launched at once.
         device: 'cpu' or 'cuda'; None: cuda where there is one.
         dtype: 'float32' or 'bfloat16'.
 
@@ -133,8 +152,10 @@ def checkpoint(
     processor.check_world(world)
     _check_settings(folder, processor.horizon, execute, delay, compile_model and read_text)
     act_once = net.act
-    if compile_model:
-        act_once = torch.compile(net.act, mode='reduce-overhead', fullgraph=True, dynamic=False)
+    if compile_model and device.startswith('cuda'):
+        act_once = _as_graph(net)
+    elif compile_model:
+        act_once = torch.compile(net.act, fullgraph=True, dynamic=False)
     action_names = world[f'{processor.action_space}_action_names']
     gripper_m = gripper_range_m(world)
 

@@ -220,6 +220,8 @@ class Processor:
         plain_words: What the model is told is spelt as instructions.plain does: lower case, without
             punctuation; None: with the minimal template. Published models read it as it is.
         stats: Mean and spread per state slot, (S,), and per row and action slot, (H, A), see `fit`.
+        user_tokens: Prompts without an assistant part are padded to so many tokens, so that what
+            acts is of one shape, whatever it is asked for; 0: to the longest of a batch.
         stats_of: `Processor.stats_of` of the one that they were made for; None: not known.
         tables: The slots there are, by array, see `episode.slot_tables`; None: our own robot's.
     """
@@ -242,6 +244,7 @@ class Processor:
         stats: dict[str, Any] | None = None,
         stats_of: str | None = None,
         tables: Tables | None = None,
+        user_tokens: int = 0,
     ):
         for name, value, known in (
             ('action_space', action_space, SPACES),
@@ -259,6 +262,7 @@ class Processor:
         self.log_scale_m = log_scale_m
         self.pad_dims = pad_dims
         self.plain_words = template == 'minimal' if plain_words is None else plain_words
+        self.user_tokens = user_tokens
         self.frames = tuple(map(_carrier, self.cameras))
         self._choose_slots(state_slots, action_slots, tables or TABLES)
         self._read_tokenizer(tokenizer)
@@ -352,6 +356,7 @@ class Processor:
             'log_scale_m': self.log_scale_m,
             'pad_dims': self.pad_dims,
             'plain_words': self.plain_words,
+            'user_tokens': self.user_tokens,
             'tokenizer': self.tokenizer_json,
             'stats': stats,
             'stats_of': self.stats_of,
@@ -479,21 +484,30 @@ class Processor:
         """Token ids -> text without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
-    def pad(self, prompts: Sequence[Ids]) -> Batch:
+    def pad(self, prompts: Sequence[Ids], tokens: int = 0, answer_tokens: int = 0) -> Batch:
         """[(user ids, assistant ids)] -> one batch of text, padded on the right.
 
+        Args:
+            prompts: Of the samples.
+            tokens: L; 0, or where a prompt is longer: that of the longest one.
+            answer_tokens: M likewise, of the assistant parts.
+
         Returns:
-            input_ids and labels (B, L), user_len and total_len (B,).
+            input_ids and labels (B, L), label_at (B, M), user_len and total_len (B,).
         """
         user_len = torch.tensor([len(user) for user, _ in prompts])
         total_len = torch.tensor([len(user) + len(assistant) for user, assistant in prompts])
-        shape = (len(prompts), int(total_len.max()))
+        answer_len = total_len - user_len
+        answer = torch.arange(max(answer_tokens, int(answer_len.max())))
+        label_at = torch.where(answer < answer_len[:, None], user_len[:, None] + answer, -1)
+        shape = (len(prompts), max(tokens, int(total_len.max())))
         ids = torch.full(shape, self.token_id['<|pad|>'])
         labels = torch.full(shape, -100)
         for i, (user, assistant) in enumerate(prompts):
             ids[i, : total_len[i]] = torch.tensor(user + assistant)
             labels[i, user_len[i] : total_len[i]] = torch.tensor(assistant, dtype=torch.int64)
-        return {'input_ids': ids, 'labels': labels, 'user_len': user_len, 'total_len': total_len}
+        lengths = {'user_len': user_len, 'total_len': total_len}
+        return {'input_ids': ids, 'labels': labels, 'label_at': label_at} | lengths
 
     # ---- numbers
 
@@ -569,7 +583,7 @@ class Processor:
             prompts = [self.prompt_ids(row['instruction'], text) for row, text in zip(rows, texts)]
         else:
             prompts = [self.prompt_ids(question, None, True) for question in questions]
-        return self.assemble(images, states, prompts)
+        return self.assemble(images, states, prompts, self.user_tokens)
 
     def _pictures(self, row: dict[str, Any]) -> np.ndarray:
         pictures = []
@@ -580,15 +594,24 @@ class Processor:
                 raise ValueError(f'image/{camera} {error}') from None
         return np.stack(pictures)
 
-    def assemble(self, images: np.ndarray, states: np.ndarray, prompts: Sequence) -> Batch:
-        """(B, N, h, w, 3) uint8, (B, C) states, prompt ids -> batch: the one place to make it."""
-        batch = {
-            'images': torch.from_numpy(images),
-            'state': torch.from_numpy(self.normalise_state(states)),
-        }
+    def assemble(
+        self,
+        images: np.ndarray | None,
+        states: np.ndarray,
+        prompts: Sequence,
+        tokens: int = 0,
+        answer_tokens: int = 0,
+    ) -> Batch:
+        """(B, N, h, w, 3) uint8, (B, C) states, prompt ids -> batch: the one place to make it.
+
+        Without pictures they are to be put in later. For the numbers of tokens see `pad`.
+        """
+        batch = {'state': torch.from_numpy(self.normalise_state(states))}
+        if images is not None:
+            batch['images'] = torch.from_numpy(images)
         if self.hands is not None:
             batch['tool'] = torch.from_numpy(tool_frames(states, self.hands))
-        return batch | self.pad(prompts)
+        return batch | self.pad(prompts, tokens, answer_tokens)
 
     # ---- the normaliser
 

@@ -281,6 +281,10 @@ class QwenStem(Stem):
             images = batch['images'].flatten(0, 1)
             patches, _ = patchify(images, cfg.patch_size, cfg.merge_size, cfg.patch_frames)
         grids = self.grids(batch)
+        if len(set(grids)) == 1:  # which is so of the cameras of a robot
+            t, h, w = grids[0]
+            x = patches.view(len(grids) * t, h * w, -1).to(self.patch.weight.dtype)
+            return self.encode_frames(x, h, w).flatten(0, 1)
         parts = patches.split([t * h * w for t, h, w in grids])
         out: list[Tensor] = [patches] * len(grids)  # each is replaced below
         for t, h, w in dict.fromkeys(grids):
@@ -345,10 +349,12 @@ class QwenStem(Stem):
         gh = rows // m
         gw = columns // m
         c = x.shape[-1] // self.heads
-        place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        row = torch.arange(rows, device=x.device)
+        column = torch.arange(columns, device=x.device)
+        place = torch.cartesian_prod(row, column)
         place = place.view(gh, m, gw, m, 2).transpose(1, 2)
         place = place.reshape(1, -1, 2).float()
-        place = self.to_windows(place, gh, gw)[0].to(x.device)  # (W, P / W, 2): row, column
+        place = self.to_windows(place, gh, gw)[0]  # (W, P / W, 2): row, column
         half = c // 2
         ramp = torch.arange(0, half, 2, device=x.device, dtype=torch.float32) / half
         angle = place[..., None] * 10_000.0**-ramp
@@ -426,6 +432,15 @@ STEMS: dict[str, type[Stem]] = {'conv': ConvStem, 'qwen': QwenStem}
 # pictures as Qwen2.5-VL's processor prepares them
 
 
+def numbers(values: Sequence[float], device: torch.device) -> Tensor:
+    """A few numbers as a float32 tensor, made where it is needed.
+
+    torch.tensor makes it in main memory, and the copy waits for all that a GPU has to do.
+    """
+    parts = [torch.full((1,), value, device=device) for value in values]
+    return torch.cat(parts)
+
+
 def patchify(
     images: Tensor, patch: int = 14, merge: int = 2, frames: int = 2
 ) -> tuple[Tensor, list[Grid]]:
@@ -451,8 +466,8 @@ def patchify(
     cell = patch * merge
     if h % cell or w % cell:
         raise ValueError(f'pictures are {h} x {w} px; both sides must be multiples of {cell}')
-    mean = 255 * torch.tensor(PIXEL_MEAN, device=images.device)
-    std = 255 * torch.tensor(PIXEL_STD, device=images.device)
+    mean = 255 * numbers(PIXEL_MEAN, images.device)
+    std = 255 * numbers(PIXEL_STD, images.device)
     t = math.ceil(T / frames)
     x = (x.float() - mean) / std
     repeated = t * frames - T
@@ -563,24 +578,33 @@ def grid_positions(
     advance = torch.ones_like(at, dtype=torch.int64)
     offset = torch.zeros(3, *at.shape, dtype=torch.int64, device=at.device)
     if grids:
-        cells = []
-        steps = []
-        for (t, h, w), pause in zip(grids, seconds or [1] * len(grids)):
-            times = [int(row * pause * per_second) for row in range(t)]
-            rows = h // merge
-            columns = w // merge
-            axes = [torch.tensor(times), torch.arange(rows), torch.arange(columns)]
-            cell = torch.stack(torch.meshgrid(*axes, indexing='ij')).flatten(1)  # (3, cells)
-            step = torch.zeros(cell.shape[1], dtype=torch.int64)
-            longest = max(times[-1], rows - 1, columns - 1)
-            step[-1] = longest + 1  # text goes on after the last cell
-            cells.append(cell)
-            steps.append(step)
-        all_steps = torch.cat(steps).to(at.device)
-        all_cells = torch.cat(cells, 1).to(at.device)
-        advance = advance.masked_scatter(at, all_steps)
-        offset = offset.masked_scatter(at.expand(3, -1, -1), all_cells)
+        kinds = list(zip(grids, seconds or [1] * len(grids)))
+        made = {kind: _grid_cells(*kind, merge, per_second, at.device) for kind in set(kinds)}
+        steps = [made[kind][0] for kind in kinds]
+        cells = [made[kind][1] for kind in kinds]
+        advance = advance.masked_scatter(at, torch.cat(steps))
+        offset = offset.masked_scatter(at.expand(3, -1, -1), torch.cat(cells, 1))
     before = advance.cumsum(1) - advance
     if start is not None:
         before = before - before.gather(1, start)
     return before + offset
+
+
+def _grid_cells(
+    grid: Grid, pause: float, merge: int, per_second: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """How far each cell of a picture moves the text on (cells,), and its axes (3, cells)."""
+    t, h, w = grid
+    times = [int(row * pause * per_second) for row in range(t)]
+    rows = h // merge
+    columns = w // merge
+    time = torch.zeros(1, dtype=torch.int64, device=device)
+    if t > 1:
+        time = torch.tensor(times, device=device)
+    axes = [time, torch.arange(rows, device=device), torch.arange(columns, device=device)]
+    cell = torch.stack(torch.meshgrid(*axes, indexing='ij')).flatten(1)
+    longest = max(times[-1], rows - 1, columns - 1)
+    place = torch.arange(cell.shape[1], device=device)
+    # text goes on after the last cell
+    step = torch.where(place == cell.shape[1] - 1, longest + 1, 0)
+    return step, cell

@@ -1,0 +1,213 @@
+"""Nothing in a step depends on numbers: shapes stay, one graph holds it, nobody waits for a GPU.
+
+python -m pytest tests/test_static.py
+"""
+
+import pathlib
+import runpy
+
+import pytest
+import torch
+from test_model import grounded, make_batch, network
+from test_train import TRAIN_CONFIGS, publish
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import data
+import train
+from episode import write_synthetic_episodes
+from model import VLA
+from vla import checkpoint, graphs, parallel
+from vla.processor import Processor
+
+TINY = dict(
+    hidden_size=32,
+    n_layers=2,
+    n_heads=2,
+    n_kv_heads=2,
+    head_dim=16,
+    mrope_section=(2, 3, 3),
+    intermediate_size=64,
+    dtype='float32',
+)
+BATCH = 6
+BATCHES = 20
+
+
+def prepare(folder, name):
+    """The network that a config asks for, tiny, and the data set it trains on."""
+    files = [f'config/{name.removesuffix("_start")}.py', f'config/{name}.py']
+    if name == 'qa':
+        files = ['config/demo.py', 'config/qa.py']
+    settings = dict(train.config)
+    for path in dict.fromkeys(files):
+        assigned = runpy.run_path(path)
+        settings |= {key: value for key, value in assigned.items() if key in settings}
+    size = 56 if name == 'eo1_3b' else 16
+    settings |= dict(image_size=size, init_from='', out_dir=str(folder / 'run'))
+    if name == 'eo1_3b':  # the folder decides the sizes
+        settings['init_from'] = str(publish(folder / 'published'))
+    else:
+        settings |= TINY
+    write_synthetic_episodes(folder / 'e', 5, settings['cameras'], size, settings['control_hz'])
+    words = pathlib.Path('assets/tokenizer.json').read_text()
+    start = checkpoint.find_start(
+        checkpoint.as_json(settings), checkpoint.as_json(train.DEFAULTS), [], 1, words
+    )
+    shape = train.pick(settings, train.PROCESSING) | start.prompt
+    processor = Processor(**shape)
+    how = train.pick(settings, train.READING + train.SAMPLING) | {'val_fraction': 0.0}
+    dataset = data.Dataset(folder / 'e', processor, 'train', multiple=8, **how)
+    processor.fit(dataset)
+    processor.user_tokens = dataset.user_tokens
+    torch.manual_seed(0)
+    return VLA(train.model_config(settings, start, processor, dataset)), dataset
+
+
+def compilations():
+    return torch._dynamo.utils.counters['stats']['unique_graphs']
+
+
+# A first lesson has the network and the samples of the second one.
+@pytest.mark.parametrize('name', [name for name in TRAIN_CONFIGS if not name.endswith('_start')])
+def test_a_config_trains_and_acts_in_one_graph_each(tmp_path, name):
+    """fullgraph=True raises at the first thing that no compiler can follow."""
+    net, dataset = prepare(tmp_path, name)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    forward = torch.compile(net.forward, backend='eager', fullgraph=True, dynamic=False)
+    loss, _ = forward(data.augment(dataset.batch(0, BATCH)))
+    loss.backward()
+    assert compilations() == 1
+    net.eval()
+    act = torch.compile(net.act, backend='eager', fullgraph=True, dynamic=False)
+    processor = dataset.processor
+    with torch.inference_mode():
+        act(processor.encode([dataset.row(0)]), 2)
+    assert compilations() == 2
+    net.train()
+    widths = set()
+    for step in range(1, BATCHES + 1):
+        batch = data.augment(dataset.batch(step, BATCH))
+        widths.add(tuple(batch['input_ids'].shape))
+        forward(batch)
+    assert len(widths) == 1 and widths.pop()[1] % 8 == 0
+    net.eval()
+    with torch.inference_mode():
+        for row in range(BATCHES):
+            batch = processor.encode([dataset.row(row)])
+            chunk = act(batch, 2)
+            if row < 3:
+                assert torch.allclose(chunk, net.act(batch, 2), atol=1e-5)
+    assert compilations() == 2
+
+
+class NoQuestions(TorchDispatchMode):
+    """Refuses whatever needs the numbers of a tensor in Python, for which a GPU would be waited."""
+
+    REFUSED = (
+        '_local_scalar_dense',
+        'nonzero',
+        'masked_select',
+        'unique',
+        '_unique2',
+        'is_nonzero',
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix('aten::')
+        indices = args[1] if name in ('index', 'index_put', 'index_put_') else ()
+        by_mask = any(i is not None and i.dtype == torch.bool for i in indices)
+        # a tensor that is made of Python's numbers is sent to the GPU, which is waited for as well
+        if name in self.REFUSED or by_mask or name == 'lift_fresh':
+            raise AssertionError(f'a step asks the device: {name}')
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize('name', ['demo_start', 'base', 'qa', 'eo1_3b'])
+def test_a_step_and_a_chunk_ask_the_device_nothing(tmp_path, name):
+    net, dataset = prepare(tmp_path, name)
+    batch = dataset.batch(0, BATCH)
+    with NoQuestions():
+        loss, _ = net(data.augment(batch))
+        loss.backward()
+        net.act(batch, 3)
+        net.act(batch, 3, batch['noise'][:, 0], action_prefix=batch['actions'][:, :2])
+        net.act(batch, 2, read_text=False)
+
+
+@pytest.mark.parametrize(
+    'ask',
+    [
+        lambda x: x.sum().item(),
+        lambda x: int(x.argmax()),
+        lambda x: bool((x > 0).any()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.tensor([1.0, 2.0]) * x[0],
+    ],
+)
+def test_a_question_would_be_noticed(ask):
+    with pytest.raises(AssertionError, match='asks the device'):
+        with NoQuestions():
+            ask(torch.randn(3, 2))
+
+
+# -----------------------------------------------------------------------------
+# blocks are compiled once
+
+
+def test_blocks_that_are_alike_are_compiled_once():
+    """Twelve blocks have the graphs of two: prefix and rows, and the last block's shorter one."""
+    counts = {}
+    for n_layers in (2, 12):
+        net = network(n_layers=n_layers).train()
+        batch = make_batch()
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        expected = net(batch)[0]
+        parallel.compile_blocks(net)
+        for block in net.decoder.blocks:  # the same cut, without Inductor's minutes
+            block.compile(backend='aot_eager', dynamic=False)
+        net.vision._compiled_call_impl = None
+        loss, _ = net(batch)
+        loss.backward()
+        counts[n_layers] = compilations()
+        assert torch.allclose(loss, expected, atol=1e-5)
+    assert counts[12] == counts[2] <= 4
+
+
+# -----------------------------------------------------------------------------
+# what a CUDA graph takes and gives
+
+
+def test_a_graph_is_recorded_once_per_shape_and_works_on_what_it_is_given():
+    recorded = []
+
+    def record(function):
+        """In the place of CUDA's: fixed memory for results, which a replay writes to."""
+        results = function().clone()
+        recorded.append(results)
+        return lambda: results.copy_(function()), results
+
+    double = graphs.Graphed(lambda inputs: 2 * inputs['x'] + inputs['y'], record)
+    for n in (3, 4, 3, 4):
+        for seed in range(2):
+            torch.manual_seed(seed)
+            x, y = torch.randn(2, n)
+            assert torch.equal(double({'x': x, 'y': y}), 2 * x + y)
+    assert len(recorded) == 2
+
+
+def test_a_chunk_by_a_graph_is_that_of_the_network():
+    net, batch = grounded()
+
+    def record(function):
+        results = function().clone()
+        return lambda: results.copy_(function()), results
+
+    act = graphs.Graphed(lambda inputs: net.act(inputs, 3), record)
+    with torch.inference_mode():
+        for seed in range(3):
+            state = torch.randn(batch['state'].shape, generator=torch.Generator().manual_seed(seed))
+            other = dict(batch, state=state)
+            assert torch.equal(act(other), net.act(other, 3))
