@@ -57,17 +57,17 @@ from vla.processor import Processor
 # -----------------------------------------------------------------------------
 # what is measured
 only = ''  # sections, comma separated; '': all
-seconds = 3.0  # per measurement
+seconds = 3.0  # >0..3600: per measurement
 collect_config = 'config/demo_collect.py'  # the world that is measured
 train_config = 'config/demo.py'  # the training that is measured, its loader and its model
-train_steps = 40  # optimizer steps
-processes = None  # of training; None: one per GPU or two on CPUs, as make demo has it
+train_steps = 40  # 1..: optimizer steps
+processes = None  # 1..1024: of training; None: one per GPU or two on CPUs, as make demo has it
 ckpt = ''  # for loader and act; '': one made for the occasion, hardly trained
 # instead of all that
 clutch = False  # print the table of forces
 soak = False  # look for divergence
-episodes = 10_000  # of soak, spread over the tasks
-workers = 2  # of soak, processes
+episodes = 10_000  # 1..: of soak, spread over the tasks
+workers = 2  # 1..1024: of soak, processes
 out = 'out/soak'  # of soak: <out>/<task>/rollouts.jsonl, one line per episode
 exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides by file or command line
 # -----------------------------------------------------------------------------

@@ -491,6 +491,17 @@ def write_tokenizer(source: str | None, out: str) -> None:
     print(f'{out}: {tokenizer.get_vocab_size()} entries; cut into pieces: {cut}')
 
 
+def number(text: str, kind: Callable[[str], Any], low: float, high: float) -> Any:
+    """Read a number of the command line that has to lie in a range."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:
+        raise ValueError(f'{text}: expected a number from {low} to {high}')
+    return value
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands on top of this file; returns the exit code."""
     options: dict[str, Any] = {'from': None, 'out': 'assets/tokenizer.json'}
@@ -506,9 +517,9 @@ def main(argv: Sequence[str]) -> int:
     elif command == 'merge' and len(rest) > 2:
         link_into(rest[0], episode_paths(rest[1:]))
     elif command == 'split' and len(rest) == 2:
-        split_folder(rest[0], float(rest[1]))
+        split_folder(rest[0], number(rest[1], float, 0, 1))
     elif command == 'jpeg' and len(rest) == 2:
-        pack(rest[0], int(rest[1]))
+        pack(rest[0], number(rest[1], int, 1, 95))
     elif command == 'stats' and len(rest) == 1:
         browse.print_stats(episode_paths(rest[0]))
     elif command == 'show' and len(rest) == 1:

@@ -35,82 +35,80 @@ HERE = Path(__file__).parent
 # where and what
 out_dir = 'out/run'  # checkpoint, log.jsonl, loss.png
 episodes = 'episodes/demo'  # folder of episodes, or several: a,b; sim_rollout.py records them
-weights = ()  # shares of the samples that these folders give; (): as many as they have
-synthetic = 0  # episodes to make up when that folder is missing; 0: the folder has to exist
+weights = ()  # 0..: shares of the samples that these folders give; (): as many as they have
+synthetic = 0  # 0..100_000: episodes to make up where that folder is missing; 0: it has to exist
 tokenizer = 'assets/tokenizer.json'  # looked for in this folder, then beside train.py
 init_from = ''  # starting point: a checkpoint folder, with its normaliser and sizes; or a folder
 # of Qwen2.5-VL or EO-1, with its tokenizer, prompt and sizes
-resume = 'auto'  # 'auto': go on when out_dir holds a run; 'never': start over
-seed = 1337
+resume = 'auto'  # 'auto' | 'never': auto: go on when out_dir holds a run; never: start over
+seed = 1337  # 0..4_294_967_295
 
 # data
 cameras = ('overhead', 'left/wrist', 'right/wrist')
-image_size = 96  # pixels, square
-control_hz = 10  # rows per second of the episodes
-horizon = 8  # H, actions per chunk; 8 rows at 10 Hz = 0.8 s
+image_size = 96  # 16..4096: pixels, square
+control_hz = 10  # 1..1000: rows per second of the episodes
+horizon = 8  # 1..1000: H, actions per chunk; 8 rows at 10 Hz = 0.8 s
 state_slots = ('*',)  # names or patterns: python data.py stats FOLDER lists them
-action_space = 'tool'  # the array that is learnt: 'tool' (poses) or 'joint'
+action_space = 'tool'  # 'tool' | 'joint': the array that is learnt; tool: poses
 action_slots = ('*',)  # of that array; the command in force is held in the others
-rows_after_success = 3  # rows after the goal is reached for good that still start a window
-val_fraction = 0.05  # of the episodes, chosen by hash of task and seed
-noise_samples = 4  # K, (noise, time) pairs per chunk that share one reading of the images
-pure_noise = 0.5  # share of them at t = 1, the only time that acting in one step needs; the
+rows_after_success = 3  # 0..: rows after the goal is reached for good that still start a window
+val_fraction = 0.05  # 0..<1: of the episodes, chosen by hash of task and seed
+noise_samples = 4  # 1..1000: K, (noise, time) pairs per chunk that share one reading of the images
+pure_noise = 0.5  # 0..1: share of them at t = 1, the only time that acting in one step needs; the
 # others have times from Beta(1.5, 1), as in pi0 and EO-1
-read_text = 0.5  # probability that a noise sample sees the subtask text
-gain = 0.1  # augmentation: spread of the colour gain, per channel
-brightness = 6.0  # spread of the brightness offset, out of 255
-crop = 0.0  # up to this share of a picture's side is cut off
-reask_share = 0.3  # share of samples that ask for another goal in the same scene: where is that?
-prefix_rows = 0  # up to so many rows of a chunk are given clean, as when they are being executed
-question_share = 0.0  # share of samples that are questions about the scene and their answers
-log_scale_m = 0.004  # m: smaller moves count in the loss by their size, larger by its logarithm
+read_text = 0.5  # 0..1: probability that a noise sample sees the subtask text
+gain = 0.1  # 0..1: augmentation: spread of the colour gain, per channel
+brightness = 6.0  # 0..255: spread of the brightness offset, out of 255
+crop = 0.0  # 0..<1: up to this share of a picture's side is cut off
+reask_share = 0.3  # 0..1: share of samples that ask for another goal of the scene: where is it?
+prefix_rows = 0  # 0..1000: up to so many rows are given clean, as when they are being executed
+question_share = 0.0  # 0..1: share of samples that are questions about the scene, and answers
+log_scale_m = 0.004  # 0..1: m: smaller moves count by their size, larger by its logarithm
 
 # model: these are fields of model.VLAConfig, explained there and with its defaults
-hidden_size = VLAConfig.hidden_size
-n_layers = VLAConfig.n_layers
-n_heads = VLAConfig.n_heads
-n_kv_heads = VLAConfig.n_kv_heads
-head_dim = VLAConfig.head_dim
-intermediate_size = VLAConfig.intermediate_size
-mrope_section = VLAConfig.mrope_section
-mlp = VLAConfig.mlp
-tokens_per_camera = VLAConfig.tokens_per_camera
-predict = VLAConfig.predict  # the head gives the clean chunk ('action') or the 'velocity'
-row_decay = VLAConfig.row_decay  # weight of a chunk's row against that of the row before
-text_weight = VLAConfig.text_weight  # of the text loss
+hidden_size = VLAConfig.hidden_size  # 8..65_536
+n_layers = VLAConfig.n_layers  # 1..1000
+n_heads = VLAConfig.n_heads  # 1..1000
+n_kv_heads = VLAConfig.n_kv_heads  # 1..1000
+head_dim = VLAConfig.head_dim  # 2..1024
+intermediate_size = VLAConfig.intermediate_size  # 1..1_000_000
+mrope_section = VLAConfig.mrope_section  # 0..512
+mlp = VLAConfig.mlp  # 'relu2' | 'gelu' | 'swiglu'
+tokens_per_camera = VLAConfig.tokens_per_camera  # 1..4096
+predict = VLAConfig.predict  # 'action' | 'velocity': what the head gives; action: a clean chunk
+row_decay = VLAConfig.row_decay  # 0..10: weight of a chunk's row against that of the row before
+text_weight = VLAConfig.text_weight  # 0..1000: of the text loss
 recompute = VLAConfig.recompute  # activation checkpointing: less memory, a third more work
 grounding = True  # what words name and where pictures show it are learnt apart, see grounding.py
 
 # optimizer
-batch_size = 128  # chunks per step, over all processes and accumulation steps together
-accumulate = 1  # backward passes per step
-max_steps = 2_600
-learning_rate = 2e-3  # AdamW, peak
-muon_learning_rate = 0.04  # Muon on the matrices of the decoder, peak; 0: AdamW for everything
+batch_size = 128  # 1..: chunks per step, over all processes and accumulation steps together
+accumulate = 1  # 1..1_000_000: backward passes per step
+max_steps = 2_600  # 1..
+learning_rate = 2e-3  # 0..10: AdamW, peak
+muon_learning_rate = 0.04  # 0..10: Muon on matrices of the decoder, peak; 0: AdamW for everything
 rates = ()  # of parts of the model: ('vision.*=0.1', 'decoder.*=0'); 0 freezes
-weight_decay = 0.01
-beta2 = 0.95  # of AdamW
-warmup_steps = 100
-final_lr = 0.02  # the cosine ends at this fraction of the peak
-ema = 0.995  # decay of the averaged weights, which are the ones that act; 0: none
+weight_decay = 0.01  # 0..10
+beta2 = 0.95  # 0..<1: of AdamW
+warmup_steps = 100  # 0..
+final_lr = 0.02  # 0..1: the cosine ends at this fraction of the peak
+ema = 0.995  # 0..<1: decay of the averaged weights, which are the ones that act; 0: none
 
 # running
-device = 'auto'  # 'cpu', 'cuda'
-dtype = 'auto'  # 'float32', 'bfloat16' (autocast); auto: bfloat16 where hardware is fast at it
+device = 'auto'  # 'auto' | 'cpu' | 'cuda'
+dtype = 'auto'  # 'auto' | 'float32' | 'bfloat16': auto: bfloat16 (autocast) where it is fast
 compile_model = False  # torch.compile: +20 % on CPU after 77 s of compiling
 fsdp = False  # several processes hold one model between them, not a copy each
 offload = False  # with fsdp: parameters and optimizer in main memory; slow, for what fits no GPU
-log_interval = 20  # steps
-eval_interval = 200  # steps
-eval_batches = 2  # batches of held-out windows per evaluation
-checkpoint_interval = 200  # steps
-keep_checkpoints = (
-    0  # of these, so many stay as out_dir/step_<n>; the best held-out one is in best/
-)
-rollout_interval = 0  # steps between scores in closed loop (one process only); 0: none
-rollout_episodes = 20  # of each score, held-out seeds
-max_minutes = 0.0  # stop and save after so long; 0: no limit
-timeout_minutes = 10.0  # a process that the others wait for so long ends the run: it hangs
+log_interval = 20  # 1..: steps
+eval_interval = 200  # 1..: steps
+eval_batches = 2  # 1..100_000: batches of held-out windows per evaluation
+checkpoint_interval = 200  # 1..: steps
+keep_checkpoints = 0  # 0..10_000: so many of these stay as out_dir/step_<n>; best/ is the best one
+rollout_interval = 0  # 0..: steps between scores in closed loop (one process only); 0: none
+rollout_episodes = 20  # 1..10_000: of each score, held-out seeds
+max_minutes = 0.0  # 0..1e6: stop and save after so long; 0: no limit
+timeout_minutes = 10.0  # >0..1e6: a process that the others wait for so long ends the run: it hangs
 requeue_signal = 'SIGUSR1'  # save, leave, ask slurm/train.sh to queue the job; SIGTERM: no asking
 wandb_project = ''  # log to W&B as well; WANDB_MODE=offline is honoured
 wandb_artifacts = False  # and leave the newest weights there when the run ends
@@ -152,12 +150,20 @@ def pick(config, names):
 
 def check_settings(config, world_size):
     """Raise ValueError where settings do not go together."""
+    if not config['cameras']:
+        raise ValueError('cameras is empty: name those that the policy looks through')
     parts = world_size * config['accumulate']
     if config['batch_size'] % parts:
         raise ValueError(
             f'batch_size {config["batch_size"]} does not divide by '
             f'{world_size} processes x accumulate {config["accumulate"]}'
         )
+    if config['prefix_rows'] > config['horizon']:
+        raise ValueError(
+            f'prefix_rows {config["prefix_rows"]}: a chunk has horizon {config["horizon"]} rows'
+        )
+    if config['weights'] and not any(config['weights']):
+        raise ValueError(f'weights {config["weights"]}: one folder at least has to have a share')
     if config['rollout_interval'] and world_size > 1:
         raise ValueError(
             f'rollout_interval {config["rollout_interval"]}: {world_size} processes would wait for '
