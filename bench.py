@@ -289,7 +289,7 @@ def batches(dataset, batch_size):
 
 def bench_loader(ckpt):
     """Measure batches with the settings and the normaliser the checkpoint was trained with."""
-    meta = json.loads((Path(ckpt) / 'meta.json').read_text())
+    meta = json.loads((Path(ckpt) / 'meta.json').read_text('utf-8'))
     settings = meta['settings']
     processor = Processor.from_dict(meta['processor'])
     parameters = inspect.signature(data.Dataset).parameters
@@ -307,7 +307,7 @@ def bench_loader(ckpt):
 def bench_frames(folder):
     """Measure what a loader thread gets through by size and kind of pictures, in the page cache."""
     cameras = ('overhead', 'left/wrist', 'right/wrist')
-    tokenizer = (CODE / 'assets/tokenizer.json').read_text()
+    tokenizer = (CODE / 'assets/tokenizer.json').read_text('utf-8')
     for size, quality in ((96, 0), (224, 0), (96, 90)):
         source = f'{folder}/frames_{size}_{quality}'
         write_synthetic_episodes(source, 8, cameras, size, jpeg=quality)
@@ -335,9 +335,9 @@ def gemm_rate(dtype, size=GEMM_SIZE, seconds=1.0):
 
 def bench_train(folder, processes):
     """Show what make_checkpoint logged, and the share of what matrix products alone would reach."""
-    log = (Path(folder) / 'log.jsonl').read_text().splitlines()
+    log = (Path(folder) / 'log.jsonl').read_text('utf-8').splitlines()
     lines = [json.loads(line) for line in log][1:]  # the first one holds the start
-    settings = json.loads((Path(folder) / 'meta.json').read_text())['settings']
+    settings = json.loads((Path(folder) / 'meta.json').read_text('utf-8'))['settings']
     rate = np.median([line['samples_per_s'] for line in lines])
     gflops = np.median([line['gflops'] for line in lines])
     wait = np.median([line['data_wait'] for line in lines])
@@ -501,7 +501,7 @@ def processor_name():
     """Name the CPU as Linux does, or as Python does elsewhere."""
     path = Path('/proc/cpuinfo')
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text('utf-8').splitlines():
             if line.startswith('model name'):
                 return line.split(':')[1].strip()
     return platform.processor()

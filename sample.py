@@ -12,11 +12,11 @@ It acts as sim_rollout.py does: one denoising step, no text read, grippers round
 on one CPU core or one GPU in seconds; no simulation is involved.
 """
 
+import os
+
+os.environ['MPLBACKEND'] = 'Agg'  # pictures go to files, whatever a notebook has set
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')  # pictures go to files
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -329,7 +329,7 @@ if __name__ == '__main__':
     net, meta = model.VLA.load(ckpt)
     net = net.to(device).eval()
     autocast = layers.autocast_for(device, dtype)
-    processor = Processor.from_dict(meta['processor'])
+    processor = Processor.of_checkpoint(ckpt, meta)
     H = processor.horizon
     rng = np.random.default_rng(seed)
     if episode:

@@ -33,10 +33,12 @@ import os
 # Before numpy is imported: one thread per worker.
 os.environ['OMP_NUM_THREADS'] = '1'
 os.environ['MKL_NUM_THREADS'] = '1'
+os.environ['MPLBACKEND'] = 'Agg'  # pictures go to files, whatever a notebook has set
 import functools
 import inspect
 import json
 import re
+import shlex
 import signal
 import sys
 import time
@@ -302,7 +304,7 @@ def lesson(record):
     whole = f'config/{stem}.py'
     start = f'config/{stem}_start.py'
     if not (CODE / whole).exists():
-        return f'--episodes={record}'
+        return shlex.quote(f'--episodes={record}')
     if stem == name and (CODE / start).exists():
         return f'{whole} {start}'
     return whole
@@ -452,10 +454,11 @@ if __name__ == '__main__':
     done = {}
     try:
         if record:
+            shared = ledger.share(record, made_with)  # as long as this process lives
             done = ledger.recorded(log, record, task, asked_seeds, made_with)
         elif not viewer and kind != 'replay':  # a replay is a test of this machine
             done = ledger.scored(log, asked_seeds, made_with)
-    except ValueError as refusal:
+    except (ValueError, OSError) as refusal:
         raise SystemExit(str(refusal)) from None
     todo = [seed for seed in asked_seeds if seed not in done]
     if done:
@@ -514,26 +517,32 @@ if __name__ == '__main__':
         print('\n'.join(lines), flush=True)
         if not record:
             picture = folder / 'success.png'
-            film.draw_success(picture, lines[0], results, world_settings['control_hz'])
-            print(f'  success over time: {picture}', flush=True)
+            try:  # a picture never costs a run
+                film.draw_success(picture, lines[0], results, world_settings['control_hz'])
+                print(f'  success over time: {picture}', flush=True)
+            except (ImportError, OSError, RuntimeError, ValueError) as fault:
+                print(f'  no picture of success over time: {fault}', flush=True)
         # -----------------------------------------------------------------------------
         # film: these episodes are run once more
         success = {result['seed']: result['success'] for result in results}
         chosen = film.choose_films(results, video)
-        for reel in dispatch(pool, [(seed, folder / f'{task}_{seed:07d}') for seed in chosen]):
-            films.append(reel)
-            print(f'  film: {reel["film"]}', flush=True)
-            if reel['success'] != success[reel['seed']]:
-                print(
-                    f'  seed {reel["seed"]} ended differently this time: '
-                    'something is not deterministic'
-                )
+        try:
+            for reel in dispatch(pool, [(seed, folder / f'{task}_{seed:07d}') for seed in chosen]):
+                films.append(reel)
+                print(f'  film: {reel["film"]}', flush=True)
+                if reel['success'] != success[reel['seed']]:
+                    print(
+                        f'  seed {reel["seed"]} ended differently this time: '
+                        'something is not deterministic'
+                    )
+        except WorkerError as refusal:  # the episodes are safe
+            print(f'  no more films: {refusal}', flush=True)
     except WorkerError as refusal:
         raise SystemExit(str(refusal)) from None
     except KeyboardInterrupt:
         said = f'\nstopped, {len(results)} episodes are safe'
         if kind != 'replay' or record:
-            said += f'; the same command goes on: python {" ".join(sys.argv)}'
+            said += f'; the same command goes on: {shlex.join(["python", *sys.argv])}'
         raise SystemExit(said) from None
     finally:
         stop_workers(pool)
@@ -545,8 +554,9 @@ if __name__ == '__main__':
         Image.fromarray(sheet).save(folder / 'sheet.png')
         print(f'  contact sheet: {folder / "sheet.png"}')
     if record:
-        print(f'next: python data.py check {record} && python train.py {lesson(record)}')
+        look = shlex.join(['python', 'data.py', 'check', record])
+        print(f'next: {look} && python train.py {lesson(record)}')
     elif not video:
-        print(f'next: see it: python {" ".join(sys.argv)} --video=4')
+        print(f'next: see it: {shlex.join(["python", *sys.argv, "--video=4"])}')
     if any(r.get('differs_at') is not None for r in results):
         raise SystemExit(1)

@@ -10,10 +10,13 @@ torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=$HEAD
     train.py config/demo.py
 """
 
+import os
+
+os.environ['MPLBACKEND'] = 'Agg'  # pictures go to files, whatever a notebook has set
 import functools
 import json
 import math
-import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,6 +31,7 @@ from episode import git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
 from vla import checkpoint, layers, optim, parallel, watch
 from vla.processor import FAR, Processor
+from vla.tokenizer import read_text as read_text_of_tokenizer
 
 HERE = Path(__file__).parent
 
@@ -139,8 +143,8 @@ def or_exit(action, *args, **kwargs):
     """Call something; a mistake of the user's ends the script with the one line that says it."""
     try:
         return action(*args, **kwargs)
-    except (ValueError, FileNotFoundError) as mistake:
-        sys.exit(str(mistake))
+    except (ValueError, OSError) as mistake:
+        parallel.exit_with(str(mistake), int(os.environ.get('RANK', 0)))
 
 
 def pick(config, names):
@@ -185,7 +189,7 @@ def next_command(out_dir):
     coach = f'config/{os.path.basename(out_dir).removesuffix("_start")}_coach.py'
     if out_dir.endswith('_start') and (HERE / coach).exists():
         return f'python sim_rollout.py {coach}'
-    return f'python sim_rollout.py --ckpt={out_dir}'
+    return shlex.join(['python', 'sim_rollout.py', f'--ckpt={out_dir}'])
 
 
 def model_config(config, start, processor, dataset):
@@ -212,14 +216,16 @@ def score(out_dir, step, episodes):
     """Score the weights in out_dir in closed loop, by the one stepping loop.
 
     Returns:
-        The share of successes, and paths of films.
+        The share of successes, None where there is no score, and paths of films.
     """
     out = Path(out_dir) / 'rollout' / str(step)
     shutil.rmtree(out, ignore_errors=True)  # of a run that was killed after this step
     command = [sys.executable, HERE / 'sim_rollout.py', f'--ckpt={out_dir}', '--video=2']
     command += [f'--episodes={episodes}', f'--out={out}']
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    rows = [json.loads(line) for line in (out / 'rollouts.jsonl').read_text().splitlines()]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        print(f'no score at {step}, the reason is above; the run goes on', flush=True)
+        return None, []
+    rows = [json.loads(line) for line in (out / 'rollouts.jsonl').read_text('utf-8').splitlines()]
     return sum(row['success'] for row in rows) / len(rows), sorted(map(str, out.glob('*.mp4')))
 
 
@@ -274,7 +280,10 @@ if __name__ == '__main__':
     master = rank == 0
     sharded = fsdp and world_size > 1
     or_exit(check_settings, config, world_size)
-    stop_request = or_exit(parallel.StopRequest, requeue_signal)
+    stop_request = or_exit(parallel.StopRequest, requeue_signal, launched=world_size > 1)
+    if world_size > local_world_size and 'GLOO_SOCKET_IFNAME' not in os.environ:
+        interface = parallel.network_interface(os.environ['MASTER_ADDR'])
+        os.environ.update({'GLOO_SOCKET_IFNAME': interface} if interface else {})
     device = parallel.join(device, local_rank, world_size, timeout_minutes)
     torch.set_num_threads(1)  # two one-thread processes beat one two-thread process
     torch.manual_seed(seed)
@@ -283,12 +292,14 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # where to start from: nothing, this run's last checkpoint, another run, a published model
+    if master and not dry_run:
+        or_exit(checkpoint.check_folder, out_dir)
+        locked = or_exit(checkpoint.lock, out_dir)  # as long as this process lives
     settings = checkpoint.as_json(config)
     defaults = checkpoint.as_json(DEFAULTS)
-    words = Path(tokenizer) if os.path.exists(tokenizer) else HERE / tokenizer
-    start = or_exit(
-        checkpoint.find_start, settings, defaults, MAY_CHANGE, world_size, words.read_text()
-    )
+    path = tokenizer if os.path.exists(tokenizer) else HERE / tokenizer
+    words = or_exit(read_text_of_tokenizer, path)
+    start = or_exit(checkpoint.find_start, settings, defaults, MAY_CHANGE, world_size, words)
     if master and start.note:
         print(start.note)
     if start.kind == 'finished':
@@ -349,7 +360,7 @@ if __name__ == '__main__':
     )
     average_weights = optim.EMA(net, ema) if ema else None
     if start.state:
-        checkpoint.load_state(out_dir, start.state, net, optimizers, average_weights)
+        or_exit(checkpoint.load_state, out_dir, start.state, net, optimizers, average_weights)
     forward = parallel.wrap(net, local_rank, device, compile_model)
     peak = watch.peak_flops(device, fast)
     known = {'fingerprint': fingerprint, 'processor': processor.to_dict()}
@@ -434,8 +445,10 @@ if __name__ == '__main__':
             if plays:
                 checkpoint.save_weights(out_dir, net, meta | {'step': step}, average_weights)
                 success, films = score(out_dir, step, rollout_episodes)
-                line['success'] = success
-                print(f'closed loop at {step}:  {success:.0%} of {rollout_episodes}', flush=True)
+                if success is not None:
+                    line['success'] = success
+                    said = f'{success:.0%} of {rollout_episodes}'
+                    print(f'closed loop at {step}:  {said}', flush=True)
             if master and len(line) > 1:
                 log.write(line, films)
             if saves:
@@ -460,8 +473,8 @@ if __name__ == '__main__':
             prefix = 'requeue: ' if stop == parallel.REQUEUE else ''
             print(f'{prefix}stopped at step {step}, saved; the same command goes on from here')
         else:
-            watch.plot_losses(log.path, f'{out_dir}/loss.png')
+            curves = watch.plot_losses(log.path, f'{out_dir}/loss.png')
             minutes = (time.perf_counter() - began) / 60
-            print(f'{step - start.step} steps in {minutes:.1f} min; curves: {out_dir}/loss.png')
+            print(f'{step - start.step} steps in {minutes:.1f} min; {curves}')
             print(f'next: {next_command(out_dir)}')
     parallel.leave()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import tokenizers
 
 from episode import write_atomic
+from vla.folder import read_json
 
 SPECIAL_TOKENS = (
     '<|pad|>',
@@ -35,6 +36,56 @@ make many middle move nearer next one other part pass pick plan plugged pressed 
 puts quarter remove says separate set sit small something span square stack step table task this
 together tower towers turned two undo unplug unplugs went what where which wrong you fell broke
 joint nothing none yes no lengthwise pointing sideways them""".split()
+
+
+def parse_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
+    """Make a tokenizer of the JSON text of a `tokenizers` file.
+
+    Args:
+        text: JSON.
+        where: The text stands there, for the error.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as fault:  # noqa: BLE001 -- the library raises nothing more special
+        raise ValueError(f'{where} is no tokenizer: {fault}') from None
+
+
+def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
+    """Read a tokenizer.json.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no tokenizer; the text names the file.
+    """
+    read_json(os.fspath(path))  # its errors say more
+    with open(path, encoding='utf-8') as f:
+        return parse_tokenizer(f.read(), str(path))
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """JSON text of a tokenizer that has the special tokens of models trained from scratch.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no tokenizer, or lacks tokens; the text names the file.
+    """
+    tokenizer = load_tokenizer(path)
+    missing = missing_tokens(tokenizer)
+    if missing:
+        raise ValueError(
+            f'{path} lacks {", ".join(missing)}; make one: python data.py tokenizer --out=FILE'
+        )
+    with open(path, encoding='utf-8') as f:
+        return f.read()
+
+
+def missing_tokens(tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """The special tokens that a tokenizer has not."""
+    return [name for name in SPECIAL_TOKENS if tokenizer.token_to_id(name) is None]
 
 
 def make_tokenizer(
