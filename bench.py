@@ -63,19 +63,19 @@ from vla.processor import Processor
 # -----------------------------------------------------------------------------
 # what is measured
 only = ''  # sections, comma separated; '': all
-seconds = 3.0  # per measurement
+seconds = 3.0  # >0..3600: per measurement
 collect_config = 'config/demo_collect.py'  # the world that is measured
 train_config = 'config/demo.py'  # the training that is measured, its loader and its model
-train_steps = 40  # optimizer steps
-processes = None  # of training; None: one per GPU or two on CPUs, as make demo has it
+train_steps = 40  # 1..: optimizer steps
+processes = None  # 1..1024: of training; None: one per GPU or two on CPUs, as make demo has it
 ckpt = ''  # for loader and act; '': one made for the occasion, hardly trained
 # instead of all that
 gpu = False  # what one GPU reaches, section by section, each in a process of its own
 device = 'auto'  # of gpu: 'cuda', or 'cpu' for a rehearsal with tiny networks
 clutch = False  # print the table of forces
 soak = False  # look for divergence
-episodes = 10_000  # of soak, spread over the tasks
-workers = 2  # of soak, processes
+episodes = 10_000  # 1..: of soak, spread over the tasks
+workers = 2  # 1..1024: of soak, processes
 out = 'out/soak'  # of soak: <out>/<task>/rollouts.jsonl, one line per episode
 exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides by file or command line
 # -----------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def batches(dataset, batch_size):
 
 def bench_loader(ckpt):
     """Measure batches with the settings and the normaliser the checkpoint was trained with."""
-    meta = json.loads((Path(ckpt) / 'meta.json').read_text())
+    meta = json.loads((Path(ckpt) / 'meta.json').read_text('utf-8'))
     settings = meta['settings']
     processor = Processor.from_dict(meta['processor'])
     parameters = inspect.signature(data.Dataset).parameters
@@ -326,7 +326,7 @@ def bench_loader(ckpt):
 def bench_frames(folder):
     """Measure what a loader thread gets through by size and kind of pictures, in the page cache."""
     cameras = ('overhead', 'left/wrist', 'right/wrist')
-    tokenizer = (CODE / 'assets/tokenizer.json').read_text()
+    tokenizer = (CODE / 'assets/tokenizer.json').read_text('utf-8')
     for size, quality in ((96, 0), (224, 0), (96, 90)):
         source = f'{folder}/frames_{size}_{quality}'
         write_synthetic_episodes(source, 8, cameras, size, jpeg=quality)
@@ -354,9 +354,9 @@ def gemm_rate(dtype, size=GEMM_SIZE, seconds=1.0):
 
 def bench_train(folder, processes):
     """Show what make_checkpoint logged, and the share of what matrix products alone would reach."""
-    log = (Path(folder) / 'log.jsonl').read_text().splitlines()
+    log = (Path(folder) / 'log.jsonl').read_text('utf-8').splitlines()
     lines = [json.loads(line) for line in log][1:]  # the first one holds the start
-    settings = json.loads((Path(folder) / 'meta.json').read_text())['settings']
+    settings = json.loads((Path(folder) / 'meta.json').read_text('utf-8'))['settings']
     rate = np.median([line['samples_per_s'] for line in lines])
     gflops = np.median([line['gflops'] for line in lines])
     wait = np.median([line['data_wait'] for line in lines])
@@ -781,7 +781,7 @@ def processor_name():
     """Name the CPU as Linux does, or as Python does elsewhere."""
     path = Path('/proc/cpuinfo')
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text('utf-8').splitlines():
             if line.startswith('model name'):
                 return line.split(':')[1].strip()
     return platform.processor()

@@ -85,7 +85,7 @@ from vla import browse, questions
 from vla.frames import Frames
 from vla.processor import Batch, Processor
 from vla.tokenizer import make_tokenizer
-from vla.windows import Windows, frame_of, in_validation
+from vla.windows import Windows, frame_of, held_out
 
 TIMES: dict[str, Callable] = {  # flow times by inversion of uniform numbers
     'beta': lambda u: u ** (1 / 1.5),
@@ -667,18 +667,21 @@ def check(source: str) -> int:
 
 def split_folder(folder: str, fraction: float) -> None:
     """Link the episodes that are held out, and the others, into two folders beside it."""
-    parts: dict[str, list[str]] = {'held': [], 'rest': []}
-    for path in episode_paths(folder):
-        header = read_episode(path)[1]
-        held = in_validation(header['task'], header['seed'], fraction)
-        parts['held' if held else 'rest'].append(path)
-    for name, paths in parts.items():
-        link_into(f'{folder.rstrip("/")}_{name}', paths)
+    stem = folder.rstrip('/')
+    paths = episode_paths(folder)
+    held = held_out([read_episode(path)[1] for path in paths], fraction)
+    link_into(
+        {
+            f'{stem}_held': [path for path, is_held in zip(paths, held) if is_held],
+            f'{stem}_rest': [path for path, is_held in zip(paths, held) if not is_held],
+        }
+    )
 
 
-def link_into(folder: str, paths: Sequence[str]) -> None:
-    """Link episodes into a folder and say how many they are."""
-    print(f'{folder}: {browse.link_episodes(paths, folder)} episodes')
+def link_into(parts: dict[str, list[str]]) -> None:
+    """Link episodes into folders and say how many they are."""
+    for folder, n in browse.link_episodes(parts).items():
+        print(f'{folder}: {n} episodes')
 
 
 def pack(folder: str, quality: int) -> None:
@@ -707,6 +710,17 @@ def write_tokenizer(source: str | None, out: str) -> None:
     print(f'{out}: {tokenizer.get_vocab_size()} entries; cut into pieces: {cut}')
 
 
+def number(text: str, kind: Callable[[str], Any], low: float, high: float) -> Any:
+    """Read a number of the command line that has to lie in a range."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:
+        raise ValueError(f'{text}: expected a number from {low} to {high}')
+    return value
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands on top of this file; returns the exit code."""
     options: dict[str, Any] = {'from': None, 'out': 'assets/tokenizer.json'}
@@ -720,11 +734,11 @@ def main(argv: Sequence[str]) -> int:
     elif command == 'check' and len(rest) == 1:
         return check(rest[0])
     elif command == 'merge' and len(rest) > 2:
-        link_into(rest[0], episode_paths(rest[1:]))
+        link_into({rest[0]: episode_paths(rest[1:])})
     elif command == 'split' and len(rest) == 2:
-        split_folder(rest[0], float(rest[1]))
+        split_folder(rest[0], number(rest[1], float, 0, 1))
     elif command == 'jpeg' and len(rest) == 2:
-        pack(rest[0], int(rest[1]))
+        pack(rest[0], number(rest[1], int, 1, 95))
     elif command == 'stats' and len(rest) == 1:
         browse.print_stats(episode_paths(rest[0]))
     elif command == 'show' and len(rest) == 1:
@@ -738,6 +752,6 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == '__main__':
     try:
         code = main(sys.argv[1:])
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
     sys.exit(code)

@@ -18,6 +18,8 @@ import io
 import json
 import math
 import os
+import re
+import stat
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -383,7 +385,7 @@ def demand(use: str, path: Path, arrays: Iterable[str], header: Header) -> None:
 
 def _by_row(referents: list) -> bool:
     """Whether referents are [first row, table] each; an older version wrote one table."""
-    return all(len(span) == 2 for span in referents)
+    return all(len(span) == 2 and isinstance(span[1], list) for span in referents)
 
 
 # -----------------------------------------------------------------------------
@@ -405,20 +407,37 @@ _DTYPES = {
 def write_atomic(path: Path, content: bytes | Callable[[str], Any]) -> None:
     """Write a file so that a kill leaves either the old one or the new one, never half of it.
 
+    A write that fails leaves nothing. Who may read the file is what umask says, as for any other
+    file.
+
     Args:
         path: Where the file goes; its folder is made if it is not there.
         content: Bytes, or a function that is given a path and writes the file there.
     """
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
     tmp = f'{path}.{os.getpid()}.tmp'  # its own name per process: two writers cannot interleave
-    if callable(content):
-        content(tmp)
-    else:
-        with open(tmp, 'wb') as f:
-            f.write(content)
-    with open(tmp, 'rb') as f:
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
+    try:
+        if callable(content):
+            content(tmp)
+        else:
+            with open(tmp, 'wb') as f:
+                f.write(content)
+        with open(tmp, 'rb') as f:
+            os.fsync(f.fileno())
+        os.chmod(tmp, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
+        os.replace(tmp, path)
+    except OSError:  # a full disk, for instance
+        if os.path.exists(tmp):
+            os.remove(tmp)
+        raise
+
+
+@functools.cache
+def _umask() -> int:
+    mask = os.umask(0o077)  # the only way to ask is to set it
+    os.umask(mask)
+    return mask
 
 
 class JpegFrames:
@@ -548,7 +567,7 @@ def _whole_header(arrays: Arrays, header: Header) -> Header:
 
 
 def read_episode(path: Path, map_bytes: Callable | None = None) -> tuple[Arrays, Header]:
-    """Read {name: array} and the header of an episode.
+    """Read {name: array} and the header of an episode, which are sound but for the pictures.
 
     Args:
         path: The file.
@@ -557,20 +576,41 @@ def read_episode(path: Path, map_bytes: Callable | None = None) -> tuple[Arrays,
 
     Returns:
         Views of the mapped file, so that touching one row reads one row, and the header.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no episode, or has one of the faults that `data.py check` names; it says
+            which file, and which array, row, slot or key of the header.
     """
     path = os.fspath(path)
+    try:
+        arrays, header = _read_file(path, map_bytes)
+    except ValueError as fault:
+        raise ValueError(f'{path}: cannot be read: {fault}') from None
+    faults = find_number_faults(arrays, header)
+    if faults:
+        more = f'; and {len(faults) - 3} more: python data.py check' if len(faults) > 3 else ''
+        raise ValueError(f'{path}: ' + '; '.join(faults[:3]) + more)
+    return arrays, header
+
+
+def _read_file(path: str, map_bytes: Callable | None) -> tuple[Arrays, Header]:
+    """Arrays and header of a file, the header's values unseen; ValueError without its name."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError('it is no regular file')  # a pipe would be waited for
     size = os.path.getsize(path)
     with open(path, 'rb') as f:
         n = int.from_bytes(f.read(8), 'little')
         if not 0 < n <= size - 8:
-            raise ValueError(f'{path}: not a safetensors file, or cut off ({size} bytes)')
-        table = json.loads(f.read(n))
+            raise ValueError(f'not a safetensors file, or cut off ({size} bytes)')
+        if n > MAX_TABLE:
+            raise ValueError(f'its table of arrays has {n} bytes, at most {MAX_TABLE} are allowed')
+        table = _read_json('its table of arrays', f.read(n))
     metadata = table.pop('__metadata__', {})
-    if 'header' not in metadata:
-        raise ValueError(f'{path}: no "header" in the safetensors metadata: not an episode')
-    end = 8 + n + max(entry['data_offsets'][1] for entry in table.values())
-    if end != size:
-        raise ValueError(f'{path}: {size} bytes, its own table says {end}: cut off or damaged')
+    if not isinstance(metadata, dict) or not isinstance(metadata.get('header'), str):
+        raise ValueError('no "header" in the safetensors metadata: not an episode')
+    header = _read_json('its header', metadata['header'])
+    _check_table(table, size - 8 - n)
     if map_bytes is None:  # a plain array slices 5 times faster than a memmap
         raw = np.memmap(path, mode='r', dtype=np.uint8).view(np.ndarray)
     else:
@@ -579,24 +619,215 @@ def read_episode(path: Path, map_bytes: Callable | None = None) -> tuple[Arrays,
     for name, entry in table.items():
         start, stop = (8 + n + offset for offset in entry['data_offsets'])
         arrays[name] = raw[start:stop].view(_DTYPES[entry['dtype']]).reshape(entry['shape'])
-    header = json.loads(metadata['header'])
+    faults = _find_header_faults(header)
+    if faults:
+        raise ValueError('; '.join(faults))
     for name in [name.removesuffix('/bytes') for name in arrays if name.endswith('/bytes')]:
-        camera = header['cameras'][name.removeprefix('image/')]
-        packed = arrays.pop(f'{name}/bytes')
-        offset = arrays.pop(f'{name}/offset')
-        arrays[name] = JpegFrames(packed, offset, camera['height'], camera['width'])
+        arrays[name] = _packed_frames(name, arrays, header)
     return arrays, header
+
+
+def _read_json(what: str, text: str | bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as fault:  # among them bytes that are no UTF-8
+        raise ValueError(f'{what} is no JSON: {fault}') from None
+    if not isinstance(value, dict):
+        raise ValueError(f'{what} is {type(value).__name__}, expected a JSON object')
+    return value
+
+
+def _check_table(table: dict[str, Any], size: int) -> None:
+    """Raise ValueError where arrays are not described, or do not lie one behind the other."""
+    spans = []
+    for name, entry in table.items():
+        keys = ('dtype', 'shape', 'data_offsets')
+        if not isinstance(entry, dict) or not all(key in entry for key in keys):
+            raise ValueError(f'array {name!r}: expected dtype, shape and data_offsets')
+        dtype, shape, offsets = (entry[key] for key in keys)
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            known = ', '.join(_DTYPES)
+            raise ValueError(f'array {name!r}: dtype {dtype!r}, expected one of {known}')
+        if not _are(shape, _is_count):
+            raise ValueError(f'array {name!r}: shape {shape!r}, expected whole numbers')
+        if not _are(offsets, _is_count) or len(offsets) != 2:
+            raise ValueError(f'array {name!r}: data_offsets {offsets!r}, expected two numbers')
+        bytes_there = offsets[1] - offsets[0]
+        if bytes_there != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
+            raise ValueError(f'array {name!r}: {bytes_there} bytes are not {dtype} {shape}')
+        spans.append((*offsets, name))
+    end = 0
+    for start, stop, name in sorted(spans):
+        if start != end:
+            raise ValueError(f'array {name!r} begins at byte {start}, the one before ends at {end}')
+        end = stop
+    if end != size:
+        raise ValueError(f'{size} bytes of arrays, its own table says {end}: cut off or damaged')
+
+
+def _packed_frames(name: str, arrays: Arrays, header: Header) -> JpegFrames:
+    """Take a camera's packed pictures out of the arrays and make frames of them."""
+    camera = name.removeprefix('image/')
+    if camera not in header['cameras']:
+        raise ValueError(f'array {name!r}: the header names no such camera')
+    if f'{name}/offset' not in arrays:
+        raise ValueError(f"no array '{name}/offset'")
+    packed = arrays.pop(f'{name}/bytes')
+    offset = arrays.pop(f'{name}/offset')
+    if packed.dtype != np.uint8 or packed.ndim != 1:
+        raise ValueError(f"array '{name}/bytes' is {packed.dtype} {packed.shape}, not uint8 (N)")
+    fits = offset.dtype == np.int64 and offset.ndim == 1 and len(offset) > 0
+    if not fits or offset[0] != 0 or offset[-1] != len(packed) or (np.diff(offset) < 0).any():
+        raise ValueError(f"array '{name}/offset' does not say where {len(packed)} bytes divide")
+    size = header['cameras'][camera]
+    return JpegFrames(packed, offset, size['height'], size['width'])
 
 
 # -----------------------------------------------------------------------------
 # faults
 
 
+# What somebody else's file may ask for. Texts are padded to the longest, tables are read whole.
+MAX_TABLE = 100_000_000  # bytes, as in the safetensors library
+MAX_TEXT = 4_000  # characters of an instruction or a subtask; our longest plan takes 700
+MAX_PICTURE = 16_384  # pixels on a side
+# Larger numbers are no measurements of a robot at a table, in whatever unit.
+LARGEST = 1e6
+LARGEST_IN_WORLD = 1e4  # of arrays whose units we know: qpos, qvel, ctrl, scene
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -math.inf < value < math.inf
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text that a prompt can hold."""
+    return isinstance(value, str) and len(value) <= MAX_TEXT and '<|' not in value
+
+
+def _is_name(value: Any) -> bool:
+    """Whether it can be part of a file's name and leads nowhere else."""
+    return isinstance(value, str) and bool(re.fullmatch(r'\w[\w .,:+-]{0,99}', value))
+
+
+def _is_camera(value: Any) -> bool:
+    return isinstance(value, str) and all(map(_is_name, value.split('/')))
+
+
+def _are(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is a camera's entry in the header."""
+    if not isinstance(value, dict):
+        return False
+    pixels: list[Any] = [value.get(side) for side in ('height', 'width')]
+    fovy: Any = value.get('fovy_deg')
+    return all(_is_count(n) and 0 < n <= MAX_PICTURE for n in pixels) and (
+        fovy is None or (_is_number(fovy) and 0 < fovy < 180)
+    )
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        _is_camera(name) and _is_size(size) for name, size in value.items()
+    )
+
+
+def _is_fact(value: Any) -> bool:
+    """Whether it is [kind, subject, answer, first row, end]."""
+    return (
+        isinstance(value, list)
+        and len(value) == 5
+        and all([_are(value[:3], _is_text), _are(value[3:], _is_count)])
+    )
+
+
+def _are_referents(value: Any) -> bool:
+    """Whether it is [first row, table] each, or the table that an older version wrote."""
+
+    def is_table(table: Any) -> bool:
+        return _are(table, lambda row: _are(row, _is_number))
+
+    def is_span(span: Any) -> bool:
+        return isinstance(span, list) and len(span) == 2 and _is_count(span[0])
+
+    return is_table(value) or (_are(value, is_span) and all(is_table(span[1]) for span in value))
+
+
+def _in_range(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: _is_number(value) and low < value <= high
+
+
+_TEXTS = (lambda value: _are(value, _is_text), f'texts of at most {MAX_TEXT} characters, no "<|"')
+_NAMES = (lambda value: _are(value, lambda x: isinstance(x, str)), 'a list of names')
+_RATE = (_in_range(0, 10_000), 'a number of rows per second')
+_PLAIN = (_is_name, 'a plain name: letters, digits and -_.,:+')
+# By key: what its value has to be, as a test and in words.
+Rules = dict[str, tuple[Callable[[Any], bool], str]]
+HEADER_RULES: Rules = {
+    'spec': (_is_count, 'a whole number'),
+    'task': _PLAIN,
+    'instruction': (_is_text, f'text of at most {MAX_TEXT} characters without "<|"'),
+    'control_hz': _RATE,
+    'cameras': (_are_sizes, 'by name of the camera its height and width in pixels'),
+    'seed': (_is_count, 'a whole number'),
+    'success': (lambda value: isinstance(value, bool), 'true or false'),
+    'subtasks': _TEXTS,
+    'askable': _TEXTS,
+    'referents': (_are_referents, 'rows and tables of numbers'),
+    'metrics': (lambda value: isinstance(value, dict), 'a JSON object'),
+    'world': (lambda value: isinstance(value, dict), 'a JSON object'),
+    'git_rev': (lambda value: isinstance(value, str), 'text'),
+    'qa': (lambda value: _are(value, _is_fact), '[kind, subject, answer, first row, end] each'),
+    **{f'{name}_{what}': _NAMES for name in TABLES for what in ('slots', 'units', 'kinds')},
+}
+WORLD_RULES: Rules = {
+    'task': _PLAIN,
+    'robot': _PLAIN,
+    'brick_scale': (_in_range(0, 100), 'a number'),
+    'cameras': (lambda value: _are(value, _is_camera), 'a list of names'),
+    'image_size': (lambda value: _is_count(value) and 0 < value <= MAX_PICTURE, 'pixels'),
+    'control_hz': _RATE,
+    'physics_dt_s': (_in_range(0, 1), 'seconds'),
+    'action_space': (lambda value: value in ('tool', 'joint'), "'tool' or 'joint'"),
+    'gripper_m': (
+        lambda value: value is None or (_are(value, _is_number) and len(value) == 2),
+        'two numbers or null',
+    ),
+    'camera_fovy_deg': (
+        lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+        'a number by camera',
+    ),
+    'camera_pose': (
+        lambda value: (
+            isinstance(value, dict)
+            and all(_are(pose, _is_number) and len(pose) == 12 for pose in value.values())
+        ),
+        '12 numbers by camera',
+    ),
+}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and is an episode, whatever its numbers are."""
+    try:
+        _read_file(os.fspath(path), None)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def check_episode(path: Path) -> list[str]:
     """Faults of a file in words, [] when it is sound."""
     try:
-        arrays, header = read_episode(path)
-    except (ValueError, OSError, KeyError) as error:  # a damaged file is a finding, not a crash
+        arrays, header = _read_file(os.fspath(path), None)
+    except (ValueError, OSError) as error:  # a damaged file is a finding, not a crash
         return [f'cannot be read: {error}']
     return find_faults(arrays, header)
 
@@ -607,14 +838,24 @@ def find_faults(arrays: Arrays, header: Header) -> list[str]:
     CORE has to be there; TRUTH is checked where it is, and has to be whole where the header names
     a world: then our simulator has written the file.
     """
-    faults = _find_missing(arrays, header)
+    faults = find_number_faults(arrays, header)
+    if faults:
+        return faults
+    if 'referents' in header and not _by_row(header['referents']):
+        faults.append('referents are not by row, as an older version wrote them: record it anew')
+    return faults + _find_picture_faults(arrays, header)
+
+
+def find_number_faults(arrays: Arrays, header: Header) -> list[str]:
+    """All that `find_faults` names but for the pictures: `read_episode` refuses a file for it."""
+    faults = _find_header_faults(header) or _find_missing(arrays, header)
     if faults:
         return faults
     if header['spec'] not in READABLE:
         known = ' and '.join(map(str, READABLE))
         return [f'spec version {header["spec"]}, this code reads {known}']
-    if len(arrays['time']) == 0:
-        return ['no rows']
+    if arrays['time'].ndim != 1 or len(arrays['time']) == 0:
+        return ['no rows'] if arrays['time'].ndim == 1 else ['time is not one number per row']
     faults = _find_slot_faults(arrays, header)
     faults = faults or _find_shape_faults(arrays, header)
     faults = faults or _find_infinite(arrays)
@@ -625,8 +866,28 @@ def find_faults(arrays: Arrays, header: Header) -> list[str]:
         *_find_time_faults(arrays, header),
         *_find_truth_faults(arrays, header),
         *_find_word_faults(arrays, header),
-        *_find_picture_faults(arrays, header),
     ]
+
+
+def _find_header_faults(header: Header) -> list[str]:
+    """Keys of a header whose values are none that the key can have."""
+    missing = [key for key in CORE_KEYS if key not in header]
+    if missing:
+        return [f'header has no {key!r}' for key in missing]
+    faults = _broken_rules('header', header, HEADER_RULES)
+    if not faults and 'world' in header:
+        faults = _broken_rules('header world', header['world'], WORLD_RULES)
+    return faults
+
+
+def _broken_rules(where: str, values: dict[str, Any], rules: Rules) -> list[str]:
+    faults = []
+    for key, (fits, words) in rules.items():
+        if key in values and not fits(values[key]):
+            shown = repr(values[key])
+            shown = shown if len(shown) < 60 else f'{shown[:50]}...'
+            faults.append(f'{where} {key!r} is {shown}, expected {words}')
+    return faults
 
 
 def _find_missing(arrays: Arrays, header: Header) -> list[str]:
@@ -717,8 +978,9 @@ def _find_shape_faults(arrays: Arrays, header: Header) -> list[str]:
         dtype, tail = expected[name]
         if array.dtype != dtype:
             faults.append(f'{name} is {array.dtype}, not {dtype}')
-        if len(array) != rows:
-            faults.append(f'{name} has {len(array)} rows, time has {rows}')
+        if array.ndim == 0 or len(array) != rows:
+            n = len(array) if array.ndim else 'no'
+            faults.append(f'{name} has {n} rows, time has {rows}')
         elif tail is None and array.ndim != 2:
             faults.append(f'{name} has shape {array.shape}, not ({rows}, any number)')
         elif tail is not None and array.shape[1:] != tail:
@@ -746,18 +1008,26 @@ def _find_range_faults(arrays: Arrays, header: Header) -> list[str]:
     for name, table in tables.items():
         if name not in arrays:
             continue
-        low = np.array([slot.low for slot in table])
-        high = np.array([slot.high for slot in table])
+        low = np.maximum([slot.low for slot in table], -LARGEST)
+        high = np.minimum([slot.high for slot in table], LARGEST)
         array = arrays[name]
         for i in np.flatnonzero(((array < low) | (array > high)).any(0)):
             worst = array[np.abs(array[:, i]).argmax(), i]
             faults.append(
-                f'{name} slot {table[i].name}: {worst:.4g} is outside {low[i]}..{high[i]}'
+                f'{name} slot {table[i].name}: {worst:.4g} in row '
+                f'{np.abs(array[:, i]).argmax()} is outside {low[i]:g}..{high[i]:g}'
             )
+    for name in ('qpos', 'qvel', 'ctrl', 'scene'):
+        if name in arrays and (np.abs(arrays[name]) > LARGEST_IN_WORLD).any():
+            row, column = np.argwhere(np.abs(arrays[name]) > LARGEST_IN_WORLD)[0]
+            worst = arrays[name][row, column]
+            faults.append(f'{name} is {worst:.4g} at row {row} column {column}: not of this world')
     return faults
 
 
 def _find_time_faults(arrays: Arrays, header: Header) -> list[str]:
+    if np.abs(arrays['time']).max() > 1e11:  # s: 3,000 years
+        return [f'time reaches {np.abs(arrays["time"]).max():.4g} s']
     step_s = np.diff(arrays['time'])
     dt_s = 1 / header['control_hz']
     if len(step_s) and (step_s <= 0).any():
@@ -776,6 +1046,11 @@ def _find_truth_faults(arrays: Arrays, header: Header) -> list[str]:
             faults.append(f'{name} holds {arrays[name].max()}, not only 0 and 1')
     if 'phase' in arrays and arrays['phase'].min() < 0:
         faults.append('phase is negative')
+    if 'phase' in arrays and arrays['phase'].max() > 99:
+        faults.append(f'phase {arrays["phase"].max()}, expected a few')
+    for *fact, first, end in header['qa'] if 'qa' in header else []:
+        if not first <= end <= len(arrays['time']):
+            faults.append(f'qa {fact} holds in rows {first} to {end} of {len(arrays["time"])}')
     if 'subtask_id' in arrays:
         ids = arrays['subtask_id']
         n = len(header['subtasks'])
@@ -790,7 +1065,7 @@ def _find_truth_faults(arrays: Arrays, header: Header) -> list[str]:
 
 
 def _find_word_faults(arrays: Arrays, header: Header) -> list[str]:
-    if not isinstance(header['instruction'], str) or not header['instruction']:
+    if not header['instruction']:
         return ['instruction is empty']
     if 'askable' in header and header['askable'][:1] != [header['instruction']]:
         return ['askable does not begin with the instruction']
@@ -798,19 +1073,16 @@ def _find_word_faults(arrays: Arrays, header: Header) -> list[str]:
         faults = _find_goal_faults(header)
         if faults:
             return faults
-    if 'referents' not in header:
+    if 'referents' not in header or not _by_row(header['referents']):
         return []
-    if not _by_row(header['referents']):
-        return ['referents are not by row, as an older version wrote them: record it anew']
     faults = []
     starts = [first for first, _ in header['referents']]
     if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] >= len(arrays['time']):
         faults.append(f'referents start at rows {starts}, expected 0 and then later ones')
-    shapes = {np.shape(table) for _, table in header['referents']}
-    if shapes != {(len(header['askable']), 8)}:
-        faults.append(
-            f'referents are {shapes}, expected 8 for each of {len(header["askable"])} goals'
-        )
+    n_goals = len(header['askable'])
+    for first, table in header['referents']:
+        if len(table) != n_goals or any(len(row) != 8 for row in table):
+            faults.append(f'referents of row {first}: expected 8 for each of {n_goals} goals')
     return faults
 
 
@@ -847,21 +1119,41 @@ def _find_picture_faults(arrays: Arrays, header: Header) -> list[str]:
 
 
 def episode_paths(source: Path | Sequence) -> list[str]:
-    """Episode files of a folder or file, or of several in a list or separated by commas."""
+    """Episode files of a folder or file, or of several in a list or separated by commas.
+
+    Raises:
+        FileNotFoundError: One of them is not there, or holds no episode.
+    """
     sources = str(source).split(',') if isinstance(source, (str, os.PathLike)) else list(source)
     paths = []
     for item in map(str, sources):
+        found = [item] if item.endswith('.safetensors') or os.path.isfile(item) else []
         if os.path.isdir(item):
             names = sorted(name for name in os.listdir(item) if name.endswith('.safetensors'))
-            paths += [os.path.join(item, name) for name in names]
-        elif os.path.isfile(item):
-            paths.append(item)
-    if not paths:
-        raise FileNotFoundError(
-            f'no *.safetensors episodes in {source}; record some: '
-            'python sim_rollout.py config/demo_collect.py'
-        )
+            found = [os.path.join(item, name) for name in names]
+        elif not os.path.exists(item):
+            found = []
+        if not found:
+            of_several = f' (of {source})' if len(sources) > 1 else ''
+            raise FileNotFoundError(
+                f'no *.safetensors episodes in {item or "an empty name"}{of_several}; '
+                f'record some: {_recording_command(item)}'
+            )
+        paths += found
     return paths
+
+
+def _recording_command(folder: str) -> str:
+    """The command that records into a folder that one of our configs names."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    stem, _, coached = os.path.basename(folder.rstrip('/')).partition('_coached')
+    last = '_collect'
+    if coached or folder.rstrip('/').endswith('_coached'):
+        last = '_coach'
+    config = f'config/{stem}{last}.py'
+    if not os.path.exists(os.path.join(here, config)):
+        config = 'config/demo_collect.py'
+    return f'python sim_rollout.py {config}'
 
 
 # -----------------------------------------------------------------------------

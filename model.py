@@ -27,17 +27,16 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vla import grounding, layers, pretrained
-from vla.folder import read_meta
+from vla.folder import check_sizes, read_meta
 from vla.layout import (
     USER,
     Batch,
@@ -174,6 +173,15 @@ class VLAConfig:
         for name, value in saved.items():
             if name in known:
                 values[name] = tuple(value) if isinstance(value, list) else value
+        return cls.checked(values)
+
+    @classmethod
+    def checked(cls, values: dict[str, Any]) -> 'VLAConfig':
+        """The configuration of values that somebody else has written; ValueError where none is."""
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
+        if missing:
+            raise ValueError(f'no {", ".join(missing)} (of tokens: is tokenizer.json there?)')
+        check_sizes(values, {f.name: getattr(f.type, '__name__', str(f.type)) for f in fields(cls)})
         return cls(**values)
 
 
@@ -951,14 +959,12 @@ class VLA(nn.Module):
                 f'{folder}/meta.json: {fault}; the checkpoint was made by revision '
                 f'{meta.get("git_rev")}: use that'
             ) from None
-        model = cls(cfg)
+        with torch.device('meta'):
+            shapes = {name: tuple(t.shape) for name, t in cls(cfg).state_dict().items()}
         averaged = ema and os.path.exists(f'{folder}/ema.safetensors')
         name = 'ema' if averaged else 'model'
-        weights = load_file(f'{folder}/{name}.safetensors')
-        # Numbers by themselves were saved without an axis by early revisions.
-        for key, tensor in weights.items():
-            if tensor.ndim == 0:
-                weights[key] = tensor.view(1)
+        weights = pretrained.read_weights(f'{folder}/{name}.safetensors', shapes)
+        model = cls(cfg)
         model.load_state_dict(weights)
         return model.eval(), meta
 
@@ -978,7 +984,10 @@ class VLA(nn.Module):
         """
         if read_meta(folder) is not None:
             return cls.load(folder)[0].to(dtype)
-        cfg = VLAConfig(**pretrained.read_config(folder) | changes)
+        try:
+            cfg = VLAConfig.checked(pretrained.read_config(folder) | changes)
+        except ValueError as fault:
+            raise ValueError(f'{folder} is no model that this code can make: {fault}') from None
         with torch.device('meta'):
             model = cls(cfg)
         model.add_robot_parts()

@@ -12,11 +12,11 @@ It acts as sim_rollout.py does: one denoising step, no text read, grippers round
 on one CPU core or one GPU in seconds; no simulation is involved.
 """
 
+import os
+
+os.environ['MPLBACKEND'] = 'Agg'  # pictures go to files, whatever a notebook has set
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')  # pictures go to files
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -34,23 +34,23 @@ from vla.processor import Processor
 ckpt = 'out/demo'  # folder written by train.py
 # which frames
 episode = ''  # one episode file; '': a held-out window of `episodes`
-step = 0  # row of that episode
+step = 0  # 0..: row of that episode
 episodes = ''  # folder; '': the one the checkpoint was trained on
-count = 0  # held-out windows to average the error over
-seed = 0  # which held-out windows, which noise
-eval_qa = 0  # questions about held-out frames to score
+count = 0  # 0..: held-out windows to average the error over
+seed = 0  # 0..4_294_967_295: which held-out windows, which noise
+eval_qa = 0  # 0..: questions about held-out frames to score
 # how to ask
 ask = ''  # a question; a folder of Qwen2.5-VL or EO-1 takes nothing else
 picture = ''  # file to ask about, with such a folder; '': the cameras of the frame
-max_words = 64  # tokens of an answer
-temperature = 0.0  # of an answer: 0 takes the likeliest word every time
-top_p = 1.0  # share of the probability that words are drawn from
-samples = 0  # chunks drawn from random noise, beside the one that starts from zero noise
-steps = 1  # denoising steps, as in sim_rollout.py
+max_words = 64  # 1..100_000: tokens of an answer
+temperature = 0.0  # 0..1000: of an answer: 0 takes the likeliest word every time
+top_p = 1.0  # >0..1: share of the probability that words are drawn from
+samples = 0  # 0..10_000: chunks drawn from random noise, beside the one that starts from zero noise
+steps = 1  # 1..1000: denoising steps, as in sim_rollout.py
 read_text = False  # act having read the text that was decoded, as sim_rollout.py --read_text=True
 instruction = None  # instead of the recorded one; --instruction= blanks it
 device = None  # 'cpu', 'cuda'; None: cuda where there is one
-dtype = 'float32'  # or 'bfloat16', as in sim_rollout.py
+dtype = 'float32'  # 'float32' | 'bfloat16': as in sim_rollout.py
 # output
 out = ''  # picture; '': <ckpt>/sample.png
 # overrides from a config file or the command line
@@ -330,7 +330,7 @@ if __name__ == '__main__':
     net, meta = model.VLA.load(ckpt)
     net = net.to(device).eval()
     autocast = layers.autocast_for(device, dtype)
-    processor = Processor.from_dict(meta['processor'])
+    processor = Processor.of_checkpoint(ckpt, meta)
     H = processor.horizon
     rng = np.random.default_rng(seed)
     if episode:

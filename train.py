@@ -10,10 +10,13 @@ torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=$HEAD
     train.py config/demo.py
 """
 
+import os
+
+os.environ['MPLBACKEND'] = 'Agg'  # pictures go to files, whatever a notebook has set
 import functools
 import json
 import math
-import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,6 +32,7 @@ from episode import git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
 from vla import checkpoint, frames, layers, optim, parallel, watch
 from vla.processor import FAR, Processor
+from vla.tokenizer import read_text as read_text_of_tokenizer
 
 HERE = Path(__file__).parent
 
@@ -36,90 +40,88 @@ HERE = Path(__file__).parent
 # where and what
 out_dir = 'out/run'  # checkpoint, log.jsonl, loss.png
 episodes = 'episodes/demo'  # folder of episodes, or several: a,b; sim_rollout.py records them
-weights = ()  # shares of the samples that these folders give; (): as many as they have
+weights = ()  # 0..: shares of the samples that these folders give; (): as many as they have
 task_shares = ('*=1',)  # shares of the samples by task: ('*=1', 'build=2'); (): as they have rows
-synthetic = 0  # episodes to make up when that folder is missing; 0: the folder has to exist
+synthetic = 0  # 0..100_000: episodes to make up where that folder is missing; 0: it has to exist
 tokenizer = 'assets/tokenizer.json'  # looked for in this folder, then beside train.py
 init_from = ''  # starting point: a checkpoint folder, with its normaliser and sizes; or a folder
 # of Qwen2.5-VL or EO-1, with its tokenizer, prompt and sizes
-resume = 'auto'  # 'auto': go on when out_dir holds a run; 'never': start over
-seed = 1337
+resume = 'auto'  # 'auto' | 'never': auto: go on when out_dir holds a run; never: start over
+seed = 1337  # 0..4_294_967_295
 
 # data
 cameras = ('overhead', 'left/wrist', 'right/wrist')
-image_size = 96  # pixels, square
-control_hz = 10  # rows per second of the episodes
-horizon = 8  # H, actions per chunk; 8 rows at 10 Hz = 0.8 s
+image_size = 96  # 16..4096: pixels, square
+control_hz = 10  # 1..1000: rows per second of the episodes
+horizon = 8  # 1..1000: H, actions per chunk; 8 rows at 10 Hz = 0.8 s
 state_slots = ('*',)  # names or patterns: python data.py stats FOLDER lists them
-action_space = 'tool'  # the array that is learnt: 'tool' (poses) or 'joint'
+action_space = 'tool'  # 'tool' | 'joint': the array that is learnt; tool: poses
 action_slots = ('*',)  # of that array; the command in force is held in the others
-rows_after_success = 3  # rows after the goal is reached for good that still start a window
-val_fraction = 0.05  # of the episodes, chosen by hash of task and seed
-noise_samples = 4  # K, (noise, time) pairs per chunk that share one reading of the images
-pure_noise = 0.5  # share of them at t = 1, the only time that acting in one step needs; the
+rows_after_success = 3  # 0..: rows after the goal is reached for good that still start a window
+val_fraction = 0.05  # 0..<1: of the episodes, chosen by hash of task and seed
+noise_samples = 4  # 1..1000: K, (noise, time) pairs per chunk that share one reading of the images
+pure_noise = 0.5  # 0..1: share of them at t = 1, the only time that acting in one step needs; the
 # others have times from Beta(1.5, 1), as in pi0 and EO-1
-read_text = 0.5  # probability that a noise sample sees the subtask text
-gain = 0.1  # augmentation: spread of the colour gain, per channel
-brightness = 6.0  # spread of the brightness offset, out of 255
-crop = 0.0  # up to this share of a picture's side is cut off
-reask_share = 0.3  # share of samples that ask for another goal in the same scene: where is that?
-prefix_rows = 0  # up to so many rows of a chunk are given clean, as when they are being executed
-question_share = 0.0  # share of samples that are questions about the scene and their answers
-refuse_share = 0.0  # share of samples that ask for what the scene has not: hands still, ask back
-wording_noise = 1.0  # share of the drawn instructions that may lose words or have unknown ones
-wordings = 0  # of each goal that samples take theirs from; 0: drawn anew for each, 0.1 ms
-log_scale_m = 0.004  # m: smaller moves count in the loss by their size, larger by its logarithm
+read_text = 0.5  # 0..1: probability that a noise sample sees the subtask text
+gain = 0.1  # 0..1: augmentation: spread of the colour gain, per channel
+brightness = 6.0  # 0..255: spread of the brightness offset, out of 255
+crop = 0.0  # 0..<1: up to this share of a picture's side is cut off
+reask_share = 0.3  # 0..1: share of samples that ask for another goal of the scene: where is it?
+prefix_rows = 0  # 0..1000: up to so many rows are given clean, as when they are being executed
+question_share = 0.0  # 0..1: share of samples that are questions about the scene, and answers
+refuse_share = 0.0  # 0..1: share of samples that ask for what is not there: hands still, ask back
+wording_noise = 1.0  # 0..1: share of drawn instructions that may lose words or have unknown ones
+wordings = 0  # 0..: of each goal that samples take theirs from; 0: drawn anew for each, 0.1 ms
+log_scale_m = 0.004  # 0..1: m: smaller moves count by their size, larger by its logarithm
 
 # model: these are fields of model.VLAConfig, explained there and with its defaults
-hidden_size = VLAConfig.hidden_size
-n_layers = VLAConfig.n_layers
-n_heads = VLAConfig.n_heads
-n_kv_heads = VLAConfig.n_kv_heads
-head_dim = VLAConfig.head_dim
-intermediate_size = VLAConfig.intermediate_size
-mrope_section = VLAConfig.mrope_section
-mlp = VLAConfig.mlp
-tokens_per_camera = VLAConfig.tokens_per_camera
-predict = VLAConfig.predict  # the head gives the clean chunk ('action') or the 'velocity'
-row_decay = VLAConfig.row_decay  # weight of a chunk's row against that of the row before
-text_weight = VLAConfig.text_weight  # of the text loss
+hidden_size = VLAConfig.hidden_size  # 8..65_536
+n_layers = VLAConfig.n_layers  # 1..1000
+n_heads = VLAConfig.n_heads  # 1..1000
+n_kv_heads = VLAConfig.n_kv_heads  # 1..1000
+head_dim = VLAConfig.head_dim  # 2..1024
+intermediate_size = VLAConfig.intermediate_size  # 1..1_000_000
+mrope_section = VLAConfig.mrope_section  # 0..512
+mlp = VLAConfig.mlp  # 'relu2' | 'gelu' | 'swiglu'
+tokens_per_camera = VLAConfig.tokens_per_camera  # 1..4096
+predict = VLAConfig.predict  # 'action' | 'velocity': what the head gives; action: a clean chunk
+row_decay = VLAConfig.row_decay  # 0..10: weight of a chunk's row against that of the row before
+text_weight = VLAConfig.text_weight  # 0..1000: of the text loss
 recompute = VLAConfig.recompute  # activation checkpointing: less memory, a third more work
 grounding = True  # what words name and where pictures show it are learnt apart, see grounding.py
 
 # optimizer
-batch_size = 128  # chunks per step, over all processes and accumulation steps together
-accumulate = 1  # backward passes per step
-max_steps = 2_600
-learning_rate = 2e-3  # AdamW, peak
-muon_learning_rate = 0.04  # Muon on the matrices of the decoder, peak; 0: AdamW for everything
+batch_size = 128  # 1..: chunks per step, over all processes and accumulation steps together
+accumulate = 1  # 1..1_000_000: backward passes per step
+max_steps = 2_600  # 1..
+learning_rate = 2e-3  # 0..10: AdamW, peak
+muon_learning_rate = 0.04  # 0..10: Muon on matrices of the decoder, peak; 0: AdamW for everything
 rates = ()  # of parts of the model: ('vision.*=0.1', 'decoder.*=0'); 0 freezes
-weight_decay = 0.01
-beta2 = 0.95  # of AdamW
-warmup_steps = 100
-final_lr = 0.02  # the cosine ends at this fraction of the peak
-ema = 0.995  # decay of the averaged weights, which are the ones that act; 0: none
+weight_decay = 0.01  # 0..10
+beta2 = 0.95  # 0..<1: of AdamW
+warmup_steps = 100  # 0..
+final_lr = 0.02  # 0..1: the cosine ends at this fraction of the peak
+ema = 0.995  # 0..<1: decay of the averaged weights, which are the ones that act; 0: none
 
 # running
-device = 'auto'  # 'cpu', 'cuda'
-dtype = 'auto'  # 'float32', 'bfloat16' (autocast); auto: bfloat16 where hardware is fast at it
-compile_model = 'auto'  # torch.compile of the blocks, which are alike; auto: on a GPU; on, off
-frames_on_device = 'auto'  # pictures of all windows live on the GPU; auto: if they fit; on, off
-loader_threads = 0  # that make batches; 0: one on CPUs, four with a GPU
+device = 'auto'  # 'auto' | 'cpu' | 'cuda'
+dtype = 'auto'  # 'auto' | 'float32' | 'bfloat16': auto: bfloat16 (autocast) where it is fast
+compile_model = 'auto'  # 'auto' | 'on' | 'off': torch.compile of the blocks; auto: on a GPU
+frames_on_device = 'auto'  # 'auto' | 'on' | 'off': pictures live on the GPU; auto: if they fit
+loader_threads = 0  # 0..256: that make batches; 0: one on CPUs, four with a GPU
 fsdp = False  # several processes hold one model between them, not a copy each
 offload = False  # with fsdp: parameters and optimizer in main memory; slow, for what fits no GPU
-log_interval = 20  # steps
-eval_interval = 200  # steps
-eval_batches = 2  # batches of held-out windows per evaluation
-checkpoint_interval = 200  # steps
-checkpoint_minutes = 10.0  # a checkpoint is also due after so long, looked at every 10 steps; 0: no
-keep_checkpoints = (
-    0  # of these, so many stay as out_dir/step_<n>; the best held-out one is in best/
-)
-rollout_interval = 0  # steps between scores in closed loop (one process only); 0: none
-rollout_episodes = 20  # of each score, held-out seeds
-replay_batch = ''  # a bad_batch.safetensors: what out_dir's weights make of it, and nothing else
-max_minutes = 0.0  # stop and save after so long; 0: no limit
-timeout_minutes = 10.0  # a process that the others wait for so long ends the run: it hangs
+log_interval = 20  # 1..: steps
+eval_interval = 200  # 1..: steps
+eval_batches = 2  # 1..100_000: batches of held-out windows per evaluation
+checkpoint_interval = 200  # 1..: steps
+checkpoint_minutes = 10.0  # 0..1e6: a checkpoint is due after so long, too; 0: by steps alone
+keep_checkpoints = 0  # 0..10_000: so many of these stay as out_dir/step_<n>; best/ is the best one
+rollout_interval = 0  # 0..: steps between scores in closed loop (one process only); 0: none
+rollout_episodes = 20  # 1..10_000: of each score, held-out seeds
+replay_batch = ''  # a bad_batch.safetensors: what out_dir's weights make of it, nothing else
+max_minutes = 0.0  # 0..1e6: stop and save after so long; 0: no limit
+timeout_minutes = 10.0  # >0..1e6: a process that the others wait for so long ends the run: it hangs
 requeue_signal = 'SIGUSR1'  # save, leave, ask slurm/train.sh to queue the job; SIGTERM: no asking
 wandb_project = ''  # log to W&B as well; WANDB_MODE=offline is honoured
 wandb_artifacts = False  # and leave the newest weights there when the run ends
@@ -154,8 +156,8 @@ def or_exit(action, *args, **kwargs):
     """Call something; a mistake of the user's ends the script with the one line that says it."""
     try:
         return action(*args, **kwargs)
-    except (ValueError, FileNotFoundError) as mistake:
-        sys.exit(str(mistake))
+    except (ValueError, OSError) as mistake:
+        parallel.exit_with(str(mistake), int(os.environ.get('RANK', 0)))
 
 
 def pick(config, names):
@@ -165,12 +167,20 @@ def pick(config, names):
 
 def check_settings(config, world_size):
     """Raise ValueError where settings do not go together."""
+    if not config['cameras']:
+        raise ValueError('cameras is empty: name those that the policy looks through')
     parts = world_size * config['accumulate']
     if config['batch_size'] % parts:
         raise ValueError(
             f'batch_size {config["batch_size"]} does not divide by '
             f'{world_size} processes x accumulate {config["accumulate"]}'
         )
+    if config['prefix_rows'] > config['horizon']:
+        raise ValueError(
+            f'prefix_rows {config["prefix_rows"]}: a chunk has horizon {config["horizon"]} rows'
+        )
+    if config['weights'] and not any(config['weights']):
+        raise ValueError(f'weights {config["weights"]}: one folder at least has to have a share')
     if config['rollout_interval'] and world_size > 1:
         raise ValueError(
             f'rollout_interval {config["rollout_interval"]}: {world_size} processes would wait for '
@@ -192,7 +202,7 @@ def next_command(out_dir):
     coach = f'config/{os.path.basename(out_dir).removesuffix("_start")}_coach.py'
     if out_dir.endswith('_start') and (HERE / coach).exists():
         return f'python sim_rollout.py {coach}'
-    return f'python sim_rollout.py --ckpt={out_dir}'
+    return shlex.join(['python', 'sim_rollout.py', f'--ckpt={out_dir}'])
 
 
 def model_config(config, start, processor, dataset):
@@ -219,15 +229,17 @@ def score(out_dir, step, episodes):
     """Score the weights in out_dir in closed loop, by the one stepping loop.
 
     Returns:
-        The share of successes, and paths of films.
+        The share of successes, None where there is no score, and paths of films.
     """
     out = Path(out_dir) / 'rollout' / str(step)
     shutil.rmtree(out, ignore_errors=True)  # of a run that was killed after this step
     command = [sys.executable, HERE / 'sim_rollout.py', f'--ckpt={out_dir}', '--video=2']
     command += [f'--episodes={episodes}', f'--out={out}']
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        print(f'no score at {step}, the reason is above; the run goes on', flush=True)
+        return None, []
     logs = out.rglob('rollouts.jsonl')  # one per task
-    rows = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    rows = [json.loads(line) for log in logs for line in log.read_text('utf-8').splitlines()]
     return sum(row['success'] for row in rows) / len(rows), sorted(map(str, out.rglob('*.mp4')))
 
 
@@ -313,7 +325,10 @@ if __name__ == '__main__':
     master = rank == 0
     sharded = fsdp and world_size > 1
     or_exit(check_settings, config, world_size)
-    stop_request = or_exit(parallel.StopRequest, requeue_signal)
+    stop_request = or_exit(parallel.StopRequest, requeue_signal, launched=world_size > 1)
+    if world_size > local_world_size and 'GLOO_SOCKET_IFNAME' not in os.environ:
+        interface = parallel.network_interface(os.environ['MASTER_ADDR'])
+        os.environ.update({'GLOO_SOCKET_IFNAME': interface} if interface else {})
     device = parallel.join(device, local_rank, world_size, timeout_minutes)
     torch.set_num_threads(1)  # two one-thread processes beat one two-thread process
     torch.manual_seed(seed)
@@ -330,12 +345,14 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # where to start from: nothing, this run's last checkpoint, another run, a published model
+    if master and not dry_run:
+        or_exit(checkpoint.check_folder, out_dir)
+        locked = or_exit(checkpoint.lock, out_dir)  # as long as this process lives
     settings = checkpoint.as_json(config)
     defaults = checkpoint.as_json(DEFAULTS)
-    words = Path(tokenizer) if os.path.exists(tokenizer) else HERE / tokenizer
-    start = or_exit(
-        checkpoint.find_start, settings, defaults, MAY_CHANGE, world_size, words.read_text()
-    )
+    path = tokenizer if os.path.exists(tokenizer) else HERE / tokenizer
+    words = or_exit(read_text_of_tokenizer, path)
+    start = or_exit(checkpoint.find_start, settings, defaults, MAY_CHANGE, world_size, words)
     if master and start.note:
         print(start.note)
     if start.kind == 'finished':
@@ -399,7 +416,7 @@ if __name__ == '__main__':
     )
     average_weights = optim.EMA(net, ema) if ema else None
     if start.state:
-        checkpoint.load_state(out_dir, start.state, net, optimizers, average_weights)
+        or_exit(checkpoint.load_state, out_dir, start.state, net, optimizers, average_weights)
     forward = parallel.wrap(net, local_rank, device)
     peak = watch.peak_flops(device, fast)
     known = {'fingerprint': fingerprint, 'processor': processor.to_dict()}
@@ -515,8 +532,10 @@ if __name__ == '__main__':
             if plays:
                 checkpoint.save_weights(out_dir, net, meta | {'step': step}, average_weights)
                 success, films = score(out_dir, step, rollout_episodes)
-                line['success'] = success
-                print(f'closed loop at {step}:  {success:.0%} of {rollout_episodes}', flush=True)
+                if success is not None:
+                    line['success'] = success
+                    said = f'{success:.0%} of {rollout_episodes}'
+                    print(f'closed loop at {step}:  {said}', flush=True)
             if master and len(line) > 1:
                 log.write(line, films)
             if saves:
@@ -542,8 +561,8 @@ if __name__ == '__main__':
             prefix = 'requeue: ' if stop == parallel.REQUEUE else ''
             print(f'{prefix}stopped at step {step}, saved; the same command goes on from here')
         else:
-            watch.plot_losses(log.path, f'{out_dir}/loss.png')
+            curves = watch.plot_losses(log.path, f'{out_dir}/loss.png')
             minutes = (time.perf_counter() - began) / 60
-            print(f'{step - start.step} steps in {minutes:.1f} min; curves: {out_dir}/loss.png')
+            print(f'{step - start.step} steps in {minutes:.1f} min; {curves}')
             print(f'next: {next_command(out_dir)}')
     parallel.leave()

@@ -13,6 +13,8 @@ import subprocess
 import sys
 
 OFF = ('disable', 'disabled', 'off', 'false', '0')  # MuJoCo's words for "do not render"
+NAMES = ('enable', 'enabled', 'on', 'true', '1', 'glfw')
+OF_PLATFORM = {'linux': ('glx', 'egl', 'osmesa'), 'win32': ('wgl',), 'darwin': ('cgl',)}
 NOTHING_RENDERS = (
     'no headless OpenGL found, cannot render: on Debian/Ubuntu run '
     '"apt-get install libegl1 libgl1 libgl1-mesa-dri libopengl0" (or libosmesa6), '
@@ -47,6 +49,10 @@ def gl_backend() -> str:
     asked = os.environ.get('MUJOCO_GL', '').lower().strip()
     if asked in OFF:
         return 'disable'
+    names = (*NAMES, *OF_PLATFORM.get(sys.platform, ()))
+    if asked not in ('', *names):
+        known = ', '.join((*names, *OFF))
+        raise SystemExit(f'MUJOCO_GL={asked}: MuJoCo knows {known}; unset, one that works is found')
     if not asked and sys.platform == 'linux':
         found = next((name for name in ('egl', 'osmesa') if _renders(name)), 'disable')
         asked = os.environ['MUJOCO_GL'] = found

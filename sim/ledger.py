@@ -10,13 +10,15 @@ with the settings, the weights and the code of now. `made_with` is a flat dict o
 settings of World, who drove and how, and fingerprints of weights and code.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from episode import read_episode, write_atomic
+from episode import is_whole, read_episode, write_atomic
 from sim.judge import PHASES
 
 Row = dict[str, Any]
@@ -40,23 +42,95 @@ def key_of(row: Row) -> Key:
 def read_log(path: Path) -> dict[Key, Row]:
     """Read the results of a log, by task and seed.
 
-    A whole line ends with two braces, because `made_with` is its last entry. A line that a kill cut
-    off does not, and is left out. Where several lines are about one episode the last one counts.
+    A line that cannot be read, or is no result, is one episode lost: a kill or a full disk has cut
+    it off, and what another writer has put behind it is lost with it. Where several lines are about
+    one seed the last one counts.
     """
     if not path.exists():
         return {}
     rows = {}
-    for line in path.read_text().splitlines():
-        if line.endswith('}}'):
-            row = json.loads(line)
+    for line in path.read_text('utf-8', errors='replace').splitlines():
+        row = _parse(line)
+        if row is not None:
             rows[key_of(row)] = row
     return rows
 
 
+def _parse(line: str) -> Row | None:
+    """The result that stands in a line, None where there is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    kinds = dict(seed=int, success=bool, made_with=dict)
+    details = dict(steps=int, phase_id=int, metrics=dict, instruction=str, phase=str)
+    if not isinstance(row, dict) or not row.keys() >= kinds.keys():
+        return None
+    fits = all(type(row[key]) is kind for key, kind in (kinds | details).items() if key in row)
+    return row if fits and row.get('phase_id', 0) in range(len(PHASES)) else None
+
+
 def append(path: Path, row: Row) -> None:
-    """Write one line in a single call to the system: tasks of a job array write into one file."""
-    with open(path, 'ab', buffering=0) as log:
-        log.write((json.dumps(row) + '\n').encode())
+    """Write one line in a single call to the system: tasks of a job array write into one file.
+
+    Behind a line that was cut off it begins a new one.
+    """
+    with open(path, 'a+b', buffering=0) as log:
+        line = json.dumps(row) + '\n'
+        if log.tell():
+            log.seek(-1, os.SEEK_END)
+            line = line if log.read(1) == b'\n' else f'\n{line}'
+        log.write(line.encode())
+
+
+def share(folder: str | Path, made_with: Row) -> IO[str]:
+    """Take a folder that is recorded into; several processes share it where their settings agree.
+
+    Who comes first removes what killed writers have left. The kernel gives the folder back when a
+    process ends.
+
+    Args:
+        folder: Of the recordings.
+        made_with: How this process records.
+
+    Returns:
+        The open file that holds the lock.
+
+    Raises:
+        ValueError: Another process records there with other settings.
+    """
+    path = Path(folder) / 'recording.lock'
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    f = open(number, 'r+', encoding='utf-8')  # noqa: SIM115 -- closing it would give the lock back
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in Path(folder).glob('*.tmp'):
+            left.unlink()
+        f.truncate(0)
+        f.write(json.dumps(made_with))
+        f.flush()
+        fcntl.flock(f, fcntl.LOCK_SH)
+        return f
+    except BlockingIOError:
+        fcntl.flock(f, fcntl.LOCK_SH)  # the one who came first has written its settings
+    except OSError:  # a file system that cannot lock
+        return f
+    differences = _differences(json.loads(f.read() or '{}'), made_with)
+    if differences:
+        raise ValueError(
+            f'another process records into {folder} with other settings: '
+            f'{", ".join(differences)}; take another folder'
+        )
+    return f
+
+
+def _differences(then: Row, now: Row) -> list[str]:
+    """Settings that differ; one that has gone since then is None now."""
+    return [
+        f'{key} was {value}, is {now.get(key)}'
+        for key, value in then.items()
+        if now.get(key) != value
+    ]
 
 
 def tidy(path: Path, asked: set[Key], done: dict[Key, Row]) -> int:
@@ -74,7 +148,7 @@ def tidy(path: Path, asked: set[Key], done: dict[Key, Row]) -> int:
         The number of whole lines that were dropped because their episodes are run again.
     """
     rows = read_log(path)
-    text = path.read_text() if path.exists() else ''
+    text = path.read_text('utf-8', errors='replace') if path.exists() else ''
     kept = {}
     for key, row in rows.items():
         if key not in asked or done.get(key) == row:
@@ -126,16 +200,14 @@ def recorded(
         file = episode_file(record, task, seed)
         key = (task, seed)
         logged = key in rows and rows[key]['success']
-        if file.exists() and not logged:  # it was killed between writing the file and logging it
+        there = is_whole(file)  # one that was emptied or cut off is recorded again
+        if there and not logged:  # it was killed between writing the file and logging it
             rows[key] = row_of_file(file, seed, made_with)
-        if key in rows and rows[key]['success'] == file.exists():
+        if key in rows and rows[key]['success'] == there:
             known[seed] = rows[key]
     for row in rows.values():
-        differences = []
-        for name, then in row['made_with'].items():
-            now = made_with.get(name)  # a setting that has gone since then is None now
-            if name != 'task' and then != now:
-                differences.append(f'{name} was {then}, is {now}')
+        then = {name: value for name, value in row['made_with'].items() if name != 'task'}
+        differences = _differences(then, made_with)
         if differences:
             raise ValueError(
                 f'{record} was made with other settings: {", ".join(differences)}; '

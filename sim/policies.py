@@ -87,10 +87,10 @@ def resolve(policy: str, default: Settings) -> tuple[str, Headers, Settings]:
 def checkpoint_world(folder: str, default: Settings) -> Settings:
     """Read the settings of the world that a checkpoint was trained for."""
     try:
-        meta = json.loads((Path(folder) / 'meta.json').read_text())
+        meta = json.loads((Path(folder) / 'meta.json').read_text('utf-8'))
         processor = meta['processor']
         made = meta.get('world', {}) | processor
-    except (ValueError, KeyError, TypeError) as fault:
+    except (ValueError, KeyError, TypeError, OSError) as fault:
         raise ValueError(f'policy={folder}: its meta.json is none of train.py: {fault!r}') from None
     if 'task' not in made:  # it was trained on made-up episodes
         print(

@@ -38,14 +38,33 @@ def values(parts):
     return {name: tensor.clone() for name, tensor in checkpoint.tensors_of(*parts).items()}
 
 
+PROCESSOR = {
+    'cameras': ['front'],
+    'image_size': 32,
+    'state_slots': ['a'],
+    'action_slots': ['a'],
+    'horizon': 2,
+    'control_hz': 10,
+    'tokenizer': '{}',
+}
+FACTS = {  # what a run writes beside these
+    'settings': {},
+    'processor': PROCESSOR,
+    'fingerprint': '',
+    'world_size': 1,
+    'best': 0.5,
+    'wandb_id': None,
+}
+
+
 def save(folder, step, parts):
-    facts = {'step': step, 'average_step': parts[2].step}
+    facts = FACTS | {'step': step, 'average_step': parts[2].step}
     return checkpoint.save_state(folder, checkpoint.tensors_of(*parts), facts)
 
 
 def load(folder):
     parts = make(9)
-    facts = checkpoint.read_facts(folder)
+    facts = checkpoint.read_state(folder)
     checkpoint.load_state(folder, facts, *parts)
     return facts['step'], values(parts)
 
@@ -226,7 +245,7 @@ def test_starting_over_leaves_nothing_that_could_be_taken_for_the_new_run(tmp_pa
     checkpoint.link(tmp_path, tmp_path / 'best')
     checkpoint.link(tmp_path, tmp_path / 'new.tmp')
     checkpoint.clear(tmp_path)
-    assert checkpoint.read_facts(tmp_path) is None
+    assert checkpoint.read_state(tmp_path) is None
     assert sorted(os.listdir(tmp_path)) == [
         'log.jsonl',
         'meta.json',

@@ -405,7 +405,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
         ('--distractors=1.5', 'distractors=1.5: expected a whole number'),
         ('--image_size=0', 'image_size=0: expected a whole number, from 1 to 4096'),
         ('--image_size=big', 'image_size=big: expected a whole number'),
-        ('--pose_range=2', 'pose_range=2: expected a number, from 0 to 1'),
+        ('--pose_range=2', 'pose_range=2: expected a number, from 0.0 to 1.0'),
         ('--physics_dt_s=0', 'physics_dt_s=0: expected a number, from 0.0005'),
         ('--task=5', 'task=5: expected text'),
         ('--cameras=5', 'cameras=5: expected names'),

@@ -157,7 +157,7 @@ def test_a_run_writes_a_checkpoint_that_suffices_by_itself(whole, episodes):
     files = {p.name for p in out.rglob('*') if p.is_file() and not p.name.endswith('.png')}
     # holds no code
     assert {os.path.splitext(name)[1] for name in files} == {'.safetensors', '.json', '.jsonl'}
-    facts = checkpoint.read_facts(out)
+    facts = checkpoint.read_state(out)
     assert facts['step'] == 24 and os.listdir(out / 'state') == [facts['folder']]
     assert (
         f'{sum(p.stat().st_size for p in (out / "state").rglob("*.*")) / 1e6:.0f} MB to go on,'
@@ -273,7 +273,7 @@ def test_an_offline_wandb_run_is_gone_on_with_under_its_id(episodes, tmp_path):
             '--wandb_artifacts=True',
             env=env,
         )
-        ids.append(checkpoint.read_facts(tmp_path)['wandb_id'])
+        ids.append(checkpoint.read_state(tmp_path)['wandb_id'])
     assert ids[0] and ids[0] == ids[1]
     assert len(list(tmp_path.glob(f'wandb/offline-run-*-{ids[0]}'))) == 2
     staged = [p.read_bytes() for p in tmp_path.glob('staged/**/*') if p.is_file()]
@@ -312,7 +312,7 @@ def test_a_run_that_diverges_saves_nothing_of_it(episodes, tmp_path):
     said = run(episodes, tmp_path, *words, '--checkpoint_interval=1', fails=True)
     assert f'the checkpoint of step 1 in {tmp_path} is sound' in said
     files = list(tmp_path.rglob('*.safetensors'))
-    assert len(files) == 3 and checkpoint.read_facts(tmp_path)['step'] == 1
+    assert len(files) == 3 and checkpoint.read_state(tmp_path)['step'] == 1
     assert model.VLA.load(tmp_path)[1]['step'] == 1
     assert all(v.isfinite().all() for path in files for v in load_file(path).values())
 
@@ -322,7 +322,7 @@ def test_a_finished_or_different_run_is_not_continued(whole, episodes, tmp_path)
     assert 'is finished at step 24' in run(episodes, out)
     said = run(episodes, out, '--learning_rate=0.1', fails=True)
     assert 'learning_rate 0.002 -> 0.1' in said and '--resume=never' in said
-    facts = checkpoint.read_facts(out)  # of a time when there was no such setting
+    facts = checkpoint.read_state(out)  # of a time when there was no such setting
     del facts['settings']['row_decay'], facts['settings']['keep_checkpoints']
     (tmp_path / 'state.json').write_text(json.dumps(facts))
     assert 'is finished at step 24' in run(episodes, tmp_path)
@@ -509,7 +509,7 @@ OLD = {new: old for old, new in checkpoint.RENAMED.items()}
 
 def make_old(folder, **settings):
     """Turn a run's state into one of the time when settings had other names, and more of them."""
-    facts = checkpoint.read_facts(folder)
+    facts = checkpoint.read_state(folder)
     old = checkpoint.GONE | checkpoint.GONE_TO_THE_FOLDER | facts['settings'] | settings
     facts['settings'] = {OLD.get(name, name): value for name, value in old.items()}
     facts['processor'] = {OLD.get(name, name): v for name, v in facts['processor'].items()}

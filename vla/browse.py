@@ -4,8 +4,10 @@ These are the commands of data.py. They ask files for nothing but CORE (see epis
 """
 
 import collections
+import filecmp
 import os
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,18 +28,62 @@ from episode import (
 # folders
 
 
-def link_episodes(paths: Iterable[str], folder: str) -> int:
-    """Hard links to episodes, named after their folder, as the same seed may be in several.
+def link_episodes(parts: Mapping[str, Iterable[str]]) -> dict[str, int]:
+    """Give episodes a second name in folders, after that of their own folder; or none of them.
+
+    The same seed may be in several folders. Names are hard links, copies across file systems. What
+    is there already with the same content stays, so that the command can be repeated.
+
+    Args:
+        parts: By folder the episodes that go there.
 
     Returns:
-        How many they are.
+        By folder how many they are.
+
+    Raises:
+        ValueError: A folder holds other episodes, or a name is taken; nothing is linked.
     """
-    os.makedirs(folder, exist_ok=True)
-    paths = list(paths)
+    names = {folder: _names_in(folder, paths) for folder, paths in parts.items()}
+    for folder, targets in names.items():
+        os.makedirs(folder, exist_ok=True)
+        for to, path in targets.items():
+            if os.path.lexists(to):
+                continue
+            tmp = f'{to}.{os.getpid()}.tmp'  # a kill leaves no half copy under a name that counts
+            try:
+                os.link(os.path.realpath(path), tmp)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(path, tmp)
+            os.replace(tmp, to)
+    return {folder: len(targets) for folder, targets in names.items()}
+
+
+def _names_in(folder: str, paths: Iterable[str]) -> dict[str, str]:
+    """{name in the folder: the episode that gets it}; ValueError where one cannot."""
+    targets: dict[str, str] = {}
     for path in paths:
         at, name = os.path.split(os.path.abspath(path))
-        os.link(path, f'{folder}/{os.path.basename(at)}_{name}')
-    return len(paths)
+        to = f'{folder}/{os.path.basename(at)}_{name}'
+        if to in targets:
+            raise ValueError(f'{path} and {targets[to]} would both be {to}: rename one folder')
+        if os.path.lexists(to) and not _same(path, to):
+            raise ValueError(f'{to} is there already and is not {path}: take another folder')
+        targets[to] = path
+    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    for name in there:
+        if name.endswith('.safetensors') and f'{folder}/{name}' not in targets:
+            raise ValueError(
+                f'{folder} holds {name}, which is none of these episodes: remove the folder, or '
+                'write to one that is not there yet (merge names it first)'
+            )
+    return targets
+
+
+def _same(a: str, b: str) -> bool:
+    """Whether two files are one, or hold the same bytes."""
+    if not os.path.isfile(b):
+        return False
+    return os.path.samefile(a, b) or filecmp.cmp(a, b, shallow=False)
 
 
 def pack_episodes(paths: Iterable[str], folder: str, quality: int) -> tuple[int, int]:

@@ -13,16 +13,17 @@ afresh or from something on disk, is `find_start`.
 """
 
 import dataclasses
+import fcntl
 import functools
 import json
 import math
 import os
+import platform
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
-import tokenizers
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
@@ -31,9 +32,10 @@ from torch import nn
 import model
 from episode import slots, write_atomic
 from vla import parallel, pretrained
-from vla.folder import read_meta
+from vla.folder import read_meta, read_state
 from vla.optim import EMA
 from vla.processor import saved_names
+from vla.tokenizer import load_tokenizer
 
 # -----------------------------------------------------------------------------
 # settings of earlier runs
@@ -240,7 +242,8 @@ def find_start(
         raise ValueError(f"resume {settings['resume']!r}, expected 'auto' or 'never'")
     out_dir = settings['out_dir']
     folder = settings['init_from']
-    state = read_facts(out_dir) if settings['resume'] == 'auto' else None
+    check_folder(out_dir)
+    state = read_state(out_dir) if settings['resume'] == 'auto' else None
     if state and state['step'] < settings['max_steps']:
         start = Start('resumed', state=state, processor=rename(state['processor']))
     elif state:
@@ -290,7 +293,7 @@ def _published_prompt(folder: str, fields: Mapping[str, Any], image_size: int) -
     side = fields['patch_size'] * fields['merge_size']  # pixels of a token
     if image_size % side:
         raise ValueError(f'image_size {image_size}: {folder} takes multiples of {side} pixels')
-    read = tokenizers.Tokenizer.from_file(f'{folder}/tokenizer.json')
+    read = load_tokenizer(f'{folder}/tokenizer.json')
     return {
         'tokenizer': pretrained.add_action_tokens(read).to_str(),
         'template': 'qwen',
@@ -420,13 +423,24 @@ def save_state(folder: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[
     return size
 
 
-def read_facts(folder: str) -> dict[str, Any] | None:
-    """Return state.json of a run, None where there is none."""
-    if not os.path.exists(f'{folder}/state.json'):
-        return None
-    with open(f'{folder}/state.json') as f:
-        # Early runs did not keep the sums since the last log line.
-        return {'sums': [{}], 'summed': 0} | json.load(f)
+def _instead(folder: str) -> str:
+    """What to do where the state of a run is lost."""
+    return f'--init_from={folder} --out_dir=OTHER starts from its weights, --resume=never over'
+
+
+def _check_shards(path: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError where files of a state are not there or damaged, or lack tensors."""
+    if not os.path.isdir(path):
+        raise ValueError(f'{path} is missing, which state.json names')
+    there: set[str] = set()
+    for entry in sorted(os.listdir(path)):
+        if entry.endswith('.safetensors'):
+            with pretrained.open_tensors(f'{path}/{entry}') as shard:
+                there |= set(shard.keys())
+    missing = [name for name in tensors if name not in there]
+    if missing:
+        more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
+        raise ValueError(f'{path} lacks {", ".join(missing[:3])}{more}')
 
 
 def load_state(
@@ -439,7 +453,11 @@ def load_state(
     """Read the state into a model, its optimizers and its average; called by all ranks.
 
     It is spread over however many ranks there are now.
+
+    Raises:
+        ValueError: A file is damaged, does not fit, or holds numbers that are not finite.
     """
+    path = f'{folder}/state/{facts["folder"]}'
     # A step makes what an optimizer keeps. It also changes weights, which are loaded next.
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -448,9 +466,17 @@ def load_state(
                     p.grad = torch.zeros_like(p)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    reader = dcp.HuggingFaceStorageReader(f'{folder}/state/{facts["folder"]}')
+    reader = dcp.HuggingFaceStorageReader(path)
     tensors = tensors_of(net, optimizers, average_weights)
-    _quietly(dcp.load, tensors, storage_reader=reader)
+    _check_shards(path, tensors)
+    try:
+        _quietly(dcp.load, tensors, storage_reader=reader)
+    except (RuntimeError, ValueError, KeyError, dcp.api.CheckpointException) as fault:
+        said = str(fault).strip().splitlines()[-1]
+        raise ValueError(f'{path} is damaged: {said}; {_instead(folder)}') from None
+    for name, tensor in tensors.items():
+        if not parallel.all_finite([tensor]):
+            raise ValueError(f'{path}: {name} is not finite; {_instead(folder)}')
     if average_weights is not None:
         average_weights.step = facts['average_step']
 
@@ -496,10 +522,10 @@ def not_finite(folder: str, step: int, what: str) -> str:
         step: At which it ends.
         what: What is not finite, in words.
     """
-    facts = read_facts(folder)
+    facts = read_state(folder)
     kept = f'there is no checkpoint in {folder} yet'
     if facts:
-        kept = f'the checkpoint of step {facts["step"]} in {folder} is sound'
+        kept = f'the checkpoint of step {facts["step"]} in {folder} holds finite numbers'
     return f'step {step}: {what}; nothing more is saved: {kept}'
 
 
@@ -511,6 +537,54 @@ def keep_batch(folder: str, batch: Mapping[str, torch.Tensor], about: Mapping[st
     save_file(tensors, f'{path}.tmp', text)
     os.replace(f'{path}.tmp', path)
     return path
+
+
+# -----------------------------------------------------------------------------
+# a run's folder is its own
+
+
+def check_folder(folder: str) -> None:
+    """Raise ValueError where writing a run would write, move or remove what lies elsewhere."""
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise ValueError(f'out_dir {folder} is no folder')
+    for name in _names(folder):
+        ours = name in ('state', 'best', 'log.jsonl', *WEIGHT_FILES) or name.startswith('step_')
+        if os.path.islink(f'{folder}/{name}') and (ours or name.endswith('.tmp')):
+            raise ValueError(
+                f'{folder}/{name} is a link to {os.readlink(f"{folder}/{name}")}, which the run '
+                'would write to or empty: remove the link'
+            )
+
+
+def lock(folder: str) -> IO[str]:
+    """Take a run's folder for this process; the kernel gives it back when the process ends.
+
+    Returns:
+        The open file that holds the lock.
+
+    Raises:
+        ValueError: Another process writes a run there.
+    """
+    os.makedirs(folder, exist_ok=True)
+    path = f'{folder}/run.lock'
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    f = open(number, 'r+', encoding='utf-8')  # noqa: SIM115 -- closing it would give the lock back
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f'a run is under way in {folder} ({f.read().strip()}): wait for it, end it, or take '
+            'another --out_dir'
+        ) from None
+    except OSError:  # a file system that cannot lock: as before
+        return f
+    for name in _names(folder):  # nobody else writes here: these were left by a kill
+        if name.endswith('.tmp') and os.path.isfile(f'{folder}/{name}'):
+            os.remove(f'{folder}/{name}')
+    f.truncate(0)
+    f.write(f'process {os.getpid()} on {platform.node()}')
+    f.flush()
+    return f
 
 
 # -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ def freeze(model: nn.Module, rates: Sequence[str]) -> dict[str, float]:
     factors = {name: 1.0 for name, _ in model.named_parameters()}
     for rate in rates:
         pattern, _, factor = rate.partition('=')
+        if not re.fullmatch(r'\d+(\.\d*)?(e-?\d+)?', factor):
+            raise ValueError(f"rates {rate!r}: expected 'pattern=factor', as in 'vision.*=0.1'")
         fits = fnmatch.filter(factors, pattern)
         if not fits:
             parts = sorted({name.split('.')[0] for name in factors})

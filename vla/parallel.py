@@ -15,12 +15,17 @@ called on all ranks, or those that call it wait for the others.
 import contextlib
 import ctypes
 import datetime
+import fcntl
+import os
 import platform
 import shutil
 import signal
+import socket
+import struct
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -73,6 +78,39 @@ def join(device: str, local_rank: int, world_size: int, timeout_minutes: float) 
     return device
 
 
+def network_interface(other_node: str) -> str | None:
+    """Name of the interface through which this machine reaches another one.
+
+    gloo looks up this machine's own name, which Debian and Ubuntu write down as 127.0.1.1: other
+    nodes are then told to connect to themselves. It takes GLOO_SOCKET_IFNAME instead where that is
+    set.
+
+    Args:
+        other_node: Name or address of the first node; on that node itself any address will do.
+
+    Returns:
+        None where there is no interface but the loopback.
+    """
+    addresses = {}
+    for _, name in socket.if_nameindex():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            try:  # SIOCGIFADDR of sockios.h, which takes and gives a struct ifreq
+                answer = fcntl.ioctl(s, 0x8915, struct.pack('256s', name[:15].encode()))
+            except OSError:  # it has no IPv4 address
+                continue
+            addresses[socket.inet_ntoa(answer[20:24])] = name
+    for target in (other_node, '192.0.2.1'):  # TEST-NET-1 of RFC 5737: by the default route
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            try:
+                s.connect((target, 9))  # sends nothing
+            except OSError:
+                continue
+            own = s.getsockname()[0]
+        if own in addresses and not own.startswith('127.'):
+            return addresses[own]
+    return next((name for own, name in addresses.items() if not own.startswith('127.')), None)
+
+
 def leave() -> None:
     """Part from the other processes."""
     if dist.is_initialized():
@@ -104,25 +142,45 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
+def exit_with(message: str, rank: int) -> NoReturn:
+    """End this process by a user's mistake, which one of several processes says.
+
+    The others wait a moment: the launcher ends them when the first one has gone. Where that one has
+    made no mistake they speak for themselves.
+    """
+    if rank:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(5)
+    raise SystemExit(message)
+
+
 class StopRequest:
     """Whether somebody wants the run to stop early: finish the step, save, leave.
 
-    SIGTERM requests that (LEAVE). The requeue signal wants the job to be queued again as well
-    (REQUEUE): slurm/train.sh does so. Signals may come at any moment and to one process only, so
-    all processes agree once a step.
+    SIGTERM and Ctrl-C request that (LEAVE); a second Ctrl-C ends the process at once. The requeue
+    signal wants the job to be queued again as well (REQUEUE): slurm/train.sh does so. Signals may
+    come at any moment and to one process only, so all processes agree once a step.
+
+    Args:
+        requeue_signal: Its name.
+        launched: By torchrun. When that is gone, killed, nobody looks after the run any more: it
+            stops as well, instead of training on unseen and in the way of the same command.
     """
 
-    def __init__(self, requeue_signal: str):
+    def __init__(self, requeue_signal: str, launched: bool = False):
         if requeue_signal not in signal.Signals.__members__:
             raise ValueError(
                 f'requeue_signal {requeue_signal!r} is no signal, expected e.g. SIGUSR1'
             )
         self.reason = 0
         self.requeue_signal = signal.Signals[requeue_signal]
-        signal.signal(signal.SIGTERM, self._hear)
-        signal.signal(self.requeue_signal, self._hear)
+        self.launcher = os.getppid() if launched else 0
+        for number in (signal.SIGTERM, signal.SIGINT, self.requeue_signal):
+            signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self.set(REQUEUE if number == self.requeue_signal else LEAVE)
 
     def set(self, reason: int) -> None:
@@ -131,6 +189,8 @@ class StopRequest:
 
     def agreed(self) -> int:
         """Return the reason that all processes act on: 0, LEAVE or REQUEUE; called by all."""
+        if self.launcher and os.getppid() != self.launcher:
+            self.set(LEAVE)
         return highest(self.reason)
 
 

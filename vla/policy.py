@@ -148,7 +148,7 @@ def checkpoint(
     net, meta = model.VLA.load(str(folder))
     net = net.to(device).eval()
     autocast = layers.autocast_for(device, dtype)
-    processor = Processor.from_dict(meta['processor'])
+    processor = Processor.of_checkpoint(str(folder), meta)
     processor.check_world(world)
     _check_settings(folder, processor.horizon, execute, delay, compile_model and read_text)
     act_once = net.act

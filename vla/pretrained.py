@@ -7,21 +7,24 @@
 A name here is a published one ("model.layers.0.mlp.up_proj.weight") unless it is called ours.
 """
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tokenizers
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from episode import write_atomic
 from vla import vision
+from vla.folder import check_sizes, is_whole, read_json
 from vla.layout import Batch
+from vla.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from model import VLA, VLAConfig
@@ -314,24 +317,38 @@ def read_config(folder: str) -> dict[str, Any]:
             f'{folder} holds neither a checkpoint of train.py (meta.json) nor a published model '
             '(config.json)'
         )
-    with open(path) as f:
-        hf = json.load(f)
+    hf = read_json(path)
     try:
         fields = config_from_hf(hf)
     except KeyError as missing:
         raise ValueError(
             f'{path} lacks {missing}: it is no config.json of Qwen2.5-VL or EO-1'
         ) from None
-    except ValueError as fault:
+    except (ValueError, TypeError, ZeroDivisionError) as fault:
         raise ValueError(f'{path}: {fault}') from None
+    _check_fields_of(path, fields)
     if os.path.exists(f'{folder}/tokenizer.json'):
-        tokenizer = add_action_tokens(tokenizers.Tokenizer.from_file(f'{folder}/tokenizer.json'))
+        tokenizer = add_action_tokens(load_tokenizer(f'{folder}/tokenizer.json'))
         ids = {field: tokenizer.token_to_id(token) for field, token in TOKEN_OF.items()}
         faults = id_faults(ids, fields)
         if faults:
             raise ValueError(f'{folder}: ' + '; '.join(faults))
         fields |= ids
     return fields
+
+
+def _check_fields_of(path: str, fields: dict[str, Any]) -> None:
+    """Raise ValueError where a config.json gives a size that is none."""
+    texts = {'mlp', 'vision', 'prefix_attention', 'chunk_attention', 'predict'}
+    hints = dict.fromkeys(fields, 'int') | dict.fromkeys(texts, 'str')
+    numbers = 'norm_eps rope_theta time_period_min time_period_max text_weight tokens_per_second'
+    hints |= dict.fromkeys(numbers.split(), 'float')
+    hints |= dict.fromkeys(('tie_embeddings', 'row_embedding'), 'bool')
+    hints |= dict.fromkeys(('mrope_section', 'vision_full_blocks'), 'tuple')
+    try:
+        check_sizes(fields, hints)
+    except ValueError as fault:
+        raise ValueError(f'{path}: {fault}') from None
 
 
 def id_faults(ids: dict[str, int | None], fields: dict[str, Any]) -> list[str]:
@@ -359,36 +376,116 @@ def find_tensors(folder: str) -> dict[str, Found]:
     files = ['model.safetensors']
     index = f'{folder}/model.safetensors.index.json'
     if os.path.exists(index):
-        with open(index) as f:
-            files = sorted(set(json.load(f)['weight_map'].values()))
+        files = _files_of_index(index)
     found = {}
     for file in files:
-        if not os.path.exists(f'{folder}/{file}'):
-            raise FileNotFoundError(f'{folder}/{file} is missing: the download is not complete')
-        with safe_open(f'{folder}/{file}', 'pt') as tensors:
+        with open_tensors(f'{folder}/{file}') as tensors:
             for key in tensors.keys():
-                shape = tuple(tensors.get_slice(key).get_shape())
-                found[hub_name(key)] = Found(file, key, shape)
+                part = tensors.get_slice(key)
+                if part.get_dtype() not in FLOATS:
+                    raise ValueError(
+                        f'{folder}/{file}: {key} is {part.get_dtype()}, expected one of '
+                        f'{", ".join(FLOATS)}'
+                    )
+                found[hub_name(key)] = Found(file, key, tuple(part.get_shape()))
     return found
+
+
+def _files_of_index(index: str) -> list[str]:
+    """The shards that an index names, all of them beside it."""
+    names = read_json(index).get('weight_map')
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index}: 'weight_map' does not say which file each tensor lies in")
+    for key, file in names.items():
+        if not isinstance(file, str) or file != os.path.basename(file) or file in ('', '.', '..'):
+            raise ValueError(f'{index}: {key} lies in {file!r}, expected a file beside the index')
+    return sorted(set(names.values()))
+
+
+FLOATS = ('F64', 'F32', 'F16', 'BF16')
+
+
+@contextlib.contextmanager
+def open_tensors(path: str) -> Iterator[Any]:
+    """Open a safetensors file, of which somebody else may have made a mess.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is none, or cannot be read; the text names the file.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f'{path} is missing: the folder is not complete')
+    if not os.path.isfile(path):
+        raise ValueError(f'{path} is no regular file')  # a pipe would be waited for
+    if not os.access(path, os.R_OK):
+        raise ValueError(f'{path} cannot be read by this user: its owner has to allow it')
+    try:
+        with safe_open(path, 'pt') as tensors:
+            yield tensors
+    except SafetensorError as fault:
+        raise ValueError(f'{path} is cut off or damaged: {fault}') from None
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite; their sum tells, and takes no second copy."""
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float64)))
+
+
+def read_weights(path: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Read weights that fit a network: names, shapes, finite numbers.
+
+    Names and shapes are compared before a tensor is read.
+
+    Args:
+        path: A safetensors file of ours.
+        shapes: Of all tensors of the network.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It does not fit, or is damaged; the text names file and tensor.
+    """
+    with open_tensors(path) as tensors:
+        there = {}
+        for name in tensors.keys():
+            part = tensors.get_slice(name)
+            # Numbers by themselves were saved without an axis by early revisions.
+            there[name] = tuple(part.get_shape()) or (1,)
+            if part.get_dtype() not in FLOATS:
+                raise ValueError(f'{path}: {name} is {part.get_dtype()}, expected floating point')
+        faults = misfits(there, shapes)
+        if faults:
+            raise ValueError(f'{path} does not fit the sizes in meta.json: {"; ".join(faults)}')
+        weights = {name: tensors.get_tensor(name).view(shapes[name]) for name in there}
+    for name, tensor in weights.items():
+        if not is_finite(tensor):
+            raise ValueError(f'{path}: {name} is not finite: the run has diverged or it is damaged')
+    return weights
+
+
+def misfits(
+    there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """What is missing, too many or misshapen among tensors, in words; of each kind a few names."""
+    missing = [name for name in wanted if name not in there]
+    extra = [name for name in there if name not in wanted]
+    other_shape = [
+        f'{name} {there[name]} for {shape}'
+        for name, shape in wanted.items()
+        if name in there and there[name] != shape
+    ]
+    faults = []
+    kinds = {'missing': missing, 'not in the model': extra, 'other shape': other_shape}
+    for what, names in kinds.items():
+        if names:
+            more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+            faults.append(f'{what}: {", ".join(names[:5])}{more}')
+    return faults
 
 
 def check_fit(folder: str, found: dict[str, Found], wanted: dict[str, Part]) -> None:
     """Raise one ValueError that names all tensors that are missing, too many or misshapen."""
-    missing = [name for name in wanted if name not in found]
-    extra = [name for name in found if name not in wanted]
-    other_shape = [
-        f'{name} {found[name].shape} for {part.shape}'
-        for name, part in wanted.items()
-        if name in found and found[name].shape != part.shape
-    ]
-    faults = []
-    for what, names in (
-        ('missing', missing),
-        ('not in the model', extra),
-        ('other shape', other_shape),
-    ):
-        if names:
-            faults.append(f'{what}: {", ".join(names)}')
+    there = {name: place.shape for name, place in found.items()}
+    faults = misfits(there, {name: part.shape for name, part in wanted.items()})
     if faults:
         raise ValueError(
             f'the tensors in {folder} do not fit its config.json: ' + '; '.join(faults)
@@ -416,11 +513,13 @@ def fill(model: 'VLA', folder: str, dtype: torch.dtype | None = None) -> None:
     ours: dict[str, Tensor] = {}
     shapes = {name: p.shape for name, p in model.named_parameters()}
     for file in dict.fromkeys(place.file for place in found.values()):
-        with safe_open(f'{folder}/{file}', 'pt') as tensors:
+        with open_tensors(f'{folder}/{file}') as tensors:
             for name, part in wanted.items():
                 if found[name].file != file:
                     continue
                 tensor = tensors.get_tensor(found[name].key)
+                if not is_finite(tensor):
+                    raise ValueError(f'{folder}/{file}: {found[name].key} is not finite')
                 if part.ours not in ours:
                     kind = dtype or tensor.dtype
                     if name.startswith(HEAD):
@@ -489,15 +588,17 @@ class Chat:
     """Prompts of a Qwen2.5-VL or EO-1 folder: text, pictures and state to a batch for VLA."""
 
     def __init__(self, folder: str):
-        self.tokenizer = add_action_tokens(
-            tokenizers.Tokenizer.from_file(f'{folder}/tokenizer.json')
-        )
-        settings = read_picture_settings(folder)
-        size = settings['size'] if 'size' in settings else {}
+        self.tokenizer = add_action_tokens(load_tokenizer(f'{folder}/tokenizer.json'))
+        path, settings = read_picture_settings(folder)
+        size = settings['size'] if isinstance(settings.get('size'), dict) else {}
         names = (('min_pixels', 'shortest_edge'), ('max_pixels', 'longest_edge'))
-        self.pixels = [settings[a] if a in settings else size[b] for a, b in names]
+        self.pixels: list[Any] = [settings[a] if a in settings else size.get(b) for a, b in names]
         sizes = ('patch_size', 'merge_size', 'temporal_patch_size')
-        self.sizes = [settings[name] for name in sizes]
+        self.sizes: list[Any] = [settings.get(name) for name in sizes]
+        known = {pair[0]: value for pair, value in zip(names, self.pixels)}
+        for name, value in (known | dict(zip(sizes, self.sizes))).items():
+            if not is_whole(value, 1, 100_000_000):
+                raise ValueError(f'{path}: {name} is {value!r}, expected a whole number above 0')
         self.end = self.tokenizer.token_to_id('<|im_end|>')  # closes an answer
 
     def prompt(
@@ -547,15 +648,17 @@ class Chat:
         return batch
 
 
-def read_picture_settings(folder: str) -> dict[str, Any]:
-    """How a folder's processor prepares pictures.
+def read_picture_settings(folder: str) -> tuple[str, dict[str, Any]]:
+    """How a folder's processor prepares pictures: the file that says it, and its settings.
 
     Raises:
         FileNotFoundError: the folder does not say.
+        ValueError: the file is damaged.
     """
     for name in ('preprocessor_config.json', 'processor_config.json'):
-        if os.path.exists(f'{folder}/{name}'):
-            with open(f'{folder}/{name}') as f:
-                settings = json.load(f)
-            return settings['image_processor'] if 'image_processor' in settings else settings
+        path = f'{folder}/{name}'
+        if os.path.exists(path):
+            settings = read_json(path)
+            inner = settings.get('image_processor')
+            return path, inner if isinstance(inner, dict) else settings
     raise FileNotFoundError(f'{folder} holds no preprocessor_config.json: how large are pictures?')

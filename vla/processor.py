@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
-import tokenizers
 import torch
 
 from episode import (
@@ -38,7 +37,8 @@ from episode import (
     table_of,
 )
 from instructions import plain
-from vla.tokenizer import SPECIAL_TOKENS
+from vla.folder import check_processor
+from vla.tokenizer import SPECIAL_TOKENS, parse_tokenizer
 
 # -----------------------------------------------------------------------------
 # Actions relative to the command in force when the chunk starts are small numbers around zero, the
@@ -271,12 +271,39 @@ class Processor:
         self._assistant_ids = functools.lru_cache(maxsize=100_000)(self._encode_assistant)
         self.stats: Any = None  # {name: array}
         if stats:
-            self.stats = {name: np.asarray(value, np.float64) for name, value in stats.items()}
+            self.stats = self._checked_stats(stats)
             if stats_of not in (None, self.stats_of):
                 raise ValueError(
                     f'the normaliser was made for other numbers ({stats_of}) than these settings '
                     f'give ({self.stats_of}): it depends on slots, horizon, rate and log_scale_m'
                 )
+
+    def _checked_stats(self, stats: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Mean and spread as arrays; ValueError where they are not those of these slots."""
+        n_state = len(self.state_slots)
+        n_action = len(self.action_slots)
+        shapes = {
+            'state_mean': (n_state,),
+            'state_std': (n_state,),
+            'action_mean': (self.horizon, n_action),
+            'action_std': (self.horizon, n_action),
+        }
+        if stats.keys() != shapes.keys():
+            raise ValueError(f'stats holds {", ".join(stats)}, expected {", ".join(shapes)}')
+        arrays = {}
+        for name, shape in shapes.items():
+            try:
+                array = np.asarray(stats[name], np.float64)
+            except (ValueError, TypeError):
+                raise ValueError(f'stats {name} is no array of numbers {shape}') from None
+            if array.shape != shape:
+                raise ValueError(f'stats {name} has shape {array.shape}, expected {shape}')
+            if not np.isfinite(array).all():
+                raise ValueError(f'stats {name} is not finite')
+            if name.endswith('_std') and (array <= 0).any():
+                raise ValueError(f'stats {name} is {array.min():.4g}, expected spreads above 0')
+            arrays[name] = array
+        return arrays
 
     def _choose_slots(
         self, state_slots: Iterable[str], action_slots: Iterable[str], tables: Tables
@@ -311,7 +338,7 @@ class Processor:
 
     def _read_tokenizer(self, tokenizer: str) -> None:
         self.tokenizer_json = tokenizer
-        self.tokenizer = tokenizers.Tokenizer.from_str(tokenizer)
+        self.tokenizer = parse_tokenizer(tokenizer, 'the text of the tokenizer')
         stands_for = {'<|pad|>': '<|endoftext|>'} if self.template == 'qwen' else {}
         self.token_id: dict[str, Any] = {
             name: self.tokenizer.token_to_id(stands_for.get(name, name)) for name in SPECIAL_TOKENS
@@ -377,6 +404,45 @@ class Processor:
         for name in ('state_table', 'action_table'):
             made.pop(name, None)
         return cls(**made, tables=tables)
+
+    @classmethod
+    def of_checkpoint(cls, folder: str, meta: dict[str, Any]) -> 'Processor':
+        """The processor of a checkpoint of train.py.
+
+        Args:
+            folder: That it stands in, for the error.
+            meta: Its meta.json.
+
+        Raises:
+            ValueError: It is damaged, or does not fit the model beside it.
+        """
+        where = f'{folder}/meta.json'
+        if 'processor' not in meta:
+            raise ValueError(f"{where}: no 'processor': these weights were not written by train.py")
+        check_processor(f'{where}: processor', meta['processor'])
+        try:
+            processor = cls.from_dict(meta['processor'])
+        except ValueError as fault:
+            raise ValueError(f'{where}: processor: {fault}') from None
+        ours = {
+            'state_dim': processor.state_dim,
+            'action_dim': processor.action_dim,
+            'horizon': processor.horizon,
+            'image_pad_id': processor.token_id['<|image_pad|>'],
+            'state_pad_id': processor.token_id['<|state_pad|>'],
+            'action_start_id': processor.token_id['<|action_start|>'],
+        }
+        for field, value in ours.items():
+            theirs = meta['model'][field]
+            if theirs != value:
+                raise ValueError(f'{where}: model {field} is {theirs}, the processor gives {value}')
+        n_words = processor.tokenizer.get_vocab_size()
+        if n_words > meta['model']['vocab_size']:
+            raise ValueError(
+                f'{where}: model vocab_size is {meta["model"]["vocab_size"]}, the tokenizer has '
+                f'{n_words} words'
+            )
+        return processor
 
     # ---- agreement with a simulated world or a recorded episode
 

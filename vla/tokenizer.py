@@ -13,6 +13,7 @@ import tokenizers
 import instructions
 from episode import COLOURS, write_atomic
 from vla import questions
+from vla.folder import read_json
 
 SPECIAL_TOKENS = (
     '<|pad|>',
@@ -49,6 +50,56 @@ def known_words() -> set[str]:
     written = ' '.join(PIECE.findall(questions.ASK_BACK))
     listed = {*TEMPLATE_WORDS, *COLOURS, *read.split(), *written.split()}
     return listed | instructions.vocabulary()
+
+
+def parse_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
+    """Make a tokenizer of the JSON text of a `tokenizers` file.
+
+    Args:
+        text: JSON.
+        where: The text stands there, for the error.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as fault:  # noqa: BLE001 -- the library raises nothing more special
+        raise ValueError(f'{where} is no tokenizer: {fault}') from None
+
+
+def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
+    """Read a tokenizer.json.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no tokenizer; the text names the file.
+    """
+    read_json(os.fspath(path))  # its errors say more
+    with open(path, encoding='utf-8') as f:
+        return parse_tokenizer(f.read(), str(path))
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """JSON text of a tokenizer that has the special tokens of models trained from scratch.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no tokenizer, or lacks tokens; the text names the file.
+    """
+    tokenizer = load_tokenizer(path)
+    missing = missing_tokens(tokenizer)
+    if missing:
+        raise ValueError(
+            f'{path} lacks {", ".join(missing)}; make one: python data.py tokenizer --out=FILE'
+        )
+    with open(path, encoding='utf-8') as f:
+        return f.read()
+
+
+def missing_tokens(tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """The special tokens that a tokenizer has not."""
+    return [name for name in SPECIAL_TOKENS if tokenizer.token_to_id(name) is None]
 
 
 def make_tokenizer(

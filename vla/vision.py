@@ -16,6 +16,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import PIL.Image
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -506,14 +508,15 @@ def smart_size(
 
 
 def resize(picture: Tensor, h: int, w: int) -> Tensor:
-    """(..., height, width, 3) bytes -> (..., h, w, 3) float32, as PIL's bicubic filter does it."""
-    height, width, _ = picture.shape[-3:]
-    y = picture.view(-1, height, width, 3)
-    y = y.permute(0, 3, 1, 2).float()
-    for size in ((height, w), (h, w)):  # PIL rounds to bytes after either direction
-        y = F.interpolate(y, size, mode='bicubic', antialias=True)
-        y = y.add(0.5).floor().clamp(0, 255)
-    return y.permute(0, 2, 3, 1).view(*picture.shape[:-3], h, w, 3)
+    """(..., height, width, 3) bytes -> (..., h, w, 3) float32, by PIL's bicubic filter.
+
+    PIL does it itself, as in the published processor: in which order it takes the two directions,
+    with a rounding to bytes after each, has changed from version to version.
+    """
+    frames = picture.reshape(-1, *picture.shape[-3:]).cpu().numpy()
+    images = [PIL.Image.fromarray(frame) for frame in frames]
+    resized = [np.asarray(x.resize((w, h), PIL.Image.Resampling.BICUBIC)) for x in images]
+    return torch.from_numpy(np.stack(resized)).view(*picture.shape[:-3], h, w, 3).float()
 
 
 def preprocess(

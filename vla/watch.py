@@ -435,6 +435,20 @@ def saved_text(folder: str, state_bytes: int, began: float) -> str:
     )
 
 
+def read_log(path: str) -> list[dict[str, Any]]:
+    """Entries of a log.jsonl; lines that a kill or a full disk has damaged are left out."""
+    entries = []
+    with open(path, encoding='utf-8', errors='replace') as f:
+        for line in f:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict) and type(entry.get('step')) is int:
+                entries.append(entry)
+    return entries
+
+
 class Log:
     """One JSON object per line in <folder>/log.jsonl, and the same to W&B where a project is named.
 
@@ -468,9 +482,8 @@ class Log:
         self.run: Any = None
         kept = []
         if start and os.path.exists(self.path):
-            with open(self.path) as f:
-                whole = [line for line in f if line.endswith('\n')]  # a kill may leave half a line
-            kept = [line for line in whole if json.loads(line)['step'] <= start]
+            entries = [entry for entry in read_log(self.path) if entry['step'] <= start]
+            kept = [json.dumps(entry) + '\n' for entry in entries]
         write_atomic(self.path, ''.join(kept).encode())
         if project:
             import wandb
@@ -491,14 +504,17 @@ class Log:
     def write(self, line: Mapping[str, Any], films: Sequence[str] = ()) -> None:
         """Append a line; the films go to W&B beside it."""
         line = {k: v for k, v in line.items() if v == v}  # JSON has no nan, the mean of nothing
-        with open(self.path, 'a') as f:
+        with open(self.path, 'a', encoding='utf-8') as f:
             f.write(json.dumps(line) + '\n')
         if self.run:
             import wandb
 
-            if films:
-                line['films'] = [wandb.Video(str(film)) for film in films]
-            self.run.log(line)
+            try:  # W&B is for looking at: it never costs the run
+                if films:
+                    line['films'] = [wandb.Video(str(film)) for film in films]
+                self.run.log(line)
+            except (OSError, RuntimeError, ValueError, wandb.Error) as fault:
+                print(f'not at W&B, but in {self.path}: {fault}', flush=True)
 
     def close(self, weights: str = '') -> None:
         """End the run at W&B.
@@ -547,15 +563,26 @@ def peak_flops(device: str, dtype: torch.dtype, size: int = 1024, seconds: float
     return 2 * size**3 / min(times)
 
 
-def plot_losses(log_path: str, out: str) -> None:
-    """Draw training and held-out curves of a log.jsonl as PNG."""
+def plot_losses(log_path: str, out: str) -> str:
+    """Draw training and held-out curves of a log.jsonl as PNG.
+
+    Returns:
+        Where they are, in words; or why there are none, which costs a run nothing.
+    """
+    try:
+        _plot_losses(log_path, out)
+    except (ImportError, OSError, RuntimeError, ValueError) as fault:
+        return f'no curves: {fault}'
+    return f'curves: {out}'
+
+
+def _plot_losses(log_path: str, out: str) -> None:
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    with open(log_path) as f:
-        entries = [json.loads(line) for line in f]
+    entries = read_log(log_path)
     error = {'joint_rad': 'error (rad)'}
     if any('val_position_mm' in entry for entry in entries):
         error = {'position_mm': 'error (mm)'}  # a robot with tool poses

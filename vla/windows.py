@@ -56,6 +56,20 @@ def frame_of(text: str) -> dict[str, Any]:
     return json.loads(text)
 
 
+def held_out(headers: Sequence[Header], fraction: float) -> list[bool]:
+    """Which of all episodes are held out: one at least, where there are two and a fraction is.
+
+    Where the hash chooses none it is the one whose hash is lowest, the first that a larger fraction
+    would choose.
+    """
+    keys = [(header['task'], header['seed']) for header in headers]
+    chosen = [in_validation(*key, fraction) for key in keys]
+    if fraction > 0 and len(keys) > 1 and not any(chosen):
+        hashes = [zlib.crc32(f'{task}/{seed}'.encode()) for task, seed in keys]
+        chosen[hashes.index(min(hashes))] = True
+    return chosen
+
+
 class Windows:
     """Windows of H actions over folders of episodes.
 
@@ -85,7 +99,8 @@ class Windows:
         parts = self._read_files(split, val_fraction)
         if not self.paths:
             raise ValueError(
-                f'no episode of {source} is in the {split!r} part (val_fraction {val_fraction})'
+                f'no episode of {source} is in the {split!r} part (val_fraction {val_fraction}): '
+                'record more, or hold none out: --val_fraction=0'
             )
         self._index_rows(parts, rows_after_success)
         self._index_referents(parts)
@@ -94,8 +109,13 @@ class Windows:
 
     # ---- reading the files
 
-    def _read_files(self, split: str | None, val_fraction: float) -> Parts:
-        """Map all files and keep views of their wide arrays; return what is kept in memory."""
+    def _read_files(self, split: str | None, val_fraction: float, only_held: str = '') -> Parts:
+        """Map all files and keep views of their wide arrays; return what is kept in memory.
+
+        only_held is the file that is held out where the hash chooses none.
+        """
+        paths: list[str] = []
+        keys: list[Header] = []
         self.paths: list[str] = []
         self.names: list[str] = []
         self.task: list[str] = []
@@ -115,9 +135,20 @@ class Windows:
         for path in episode_paths(self.folders):
             arrays, header = read_episode(path, map_bytes)
             self._check(path, arrays, header)
-            held_out = in_validation(header['task'], header['seed'], val_fraction)
-            if not split or (split == 'val') == held_out:
+            paths.append(path)
+            keys.append({'task': header['task'], 'seed': header['seed']})
+            is_held = in_validation(header['task'], header['seed'], val_fraction)
+            if only_held:
+                is_held = path == only_held
+            if not split or (split == 'val') == is_held:
                 self._keep(path, arrays, header, parts)
+        chosen = held_out(keys, val_fraction)
+        if split and not only_held and sum(chosen) == 1:
+            # By hash there may be none: then the episode that is held out all the same is another.
+            path = paths[chosen.index(True)]
+            key = keys[chosen.index(True)]
+            if not in_validation(key['task'], key['seed'], val_fraction):
+                return self._read_files(split, val_fraction, path)
         if 'grounding' in self._lacking:
             del self.files['scene']
         return parts
@@ -415,6 +446,9 @@ class Windows:
         """What questions need of a header; it is read when the first question is asked."""
         self.demand('questions')
         header = self.header(episode)
+        unknown = {fact[0] for fact in header['qa']} - questions.TEMPLATES.keys()
+        if unknown:
+            raise ValueError(f'{self.paths[episode]}: qa of the kind {min(unknown)!r}: unknown')
         return {name: header[name] for name in ('qa', 'subtasks', 'instruction')}
 
     def row(self, row: int) -> dict[str, Any]:
