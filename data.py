@@ -70,7 +70,7 @@ import functools
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -467,7 +467,7 @@ def _cropped(images: torch.Tensor, crop: torch.Tensor) -> torch.Tensor:
 
 def prefetch(
     make: Callable[[int], list[Batch]], steps: range, pin: bool = False, threads: int = 1
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield make(step) for each step; threads make the next ones meanwhile, each one of its own.
 
     Order and numbers stay as they are.

@@ -154,7 +154,7 @@ def median_ms(action: Callable[[], Any], device: str, seconds: float) -> float:
     for _ in range(WARM_UPS):
         action()
     wait_for(device)
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 5 or time.perf_counter() < end:
         began = time.perf_counter()
