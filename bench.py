@@ -50,7 +50,6 @@ import torch
 
 import data
 import model
-import train
 from episode import git_rev, write_synthetic_episodes
 from sim import ledger, rig, tasks
 from sim.expert import Expert
@@ -444,7 +443,7 @@ def as_json(section, **numbers):
 
 def settings_for_gpu(name, tiny):
     """The settings of train.py with config/<name>.py, for a first lesson on made-up episodes."""
-    settings = dict(train.config)
+    settings = dict(TRAIN.config)
     first = f'config/{name}_start.py'
     for path in (f'config/{name}.py', *([first] if (CODE / first).exists() else [])):
         settings |= settings_of(path, settings)
@@ -466,8 +465,8 @@ def make_gpu_data(settings, folder):
         'tokenizer': (CODE / 'assets/tokenizer.json').read_text(),
         'tokens_per_camera': settings['tokens_per_camera'],
     }
-    processor = Processor(**train.pick(settings, train.PROCESSING) | prompt)
-    how = train.pick(settings, train.READING + train.SAMPLING) | {'val_fraction': 0.0}
+    processor = Processor(**TRAIN.pick(settings, TRAIN.PROCESSING) | prompt)
+    how = TRAIN.pick(settings, TRAIN.READING + TRAIN.SAMPLING) | {'val_fraction': 0.0}
     dataset = data.Dataset(folder, processor, 'train', multiple=8, **how)
     processor.fit(dataset)
     processor.user_tokens = dataset.user_tokens
@@ -477,7 +476,7 @@ def make_gpu_data(settings, folder):
 def make_gpu_model(settings, dataset, device, compiled):
     """Make the network that a config asks for, where it is trained."""
     start = argparse.Namespace(fields={})
-    cfg = train.model_config(settings, start, dataset.processor, dataset)
+    cfg = TRAIN.model_config(settings, start, dataset.processor, dataset)
     with torch.device(device):
         torch.manual_seed(0)
         net = model.VLA(cfg)

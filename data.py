@@ -73,7 +73,7 @@ import itertools
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -615,7 +615,7 @@ def _cropped(images: torch.Tensor, crop: torch.Tensor) -> torch.Tensor:
 
 def prefetch(
     make: Callable[[int], list[Batch]], steps: range, pin: bool = False, threads: int = 1
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield make(step) for each step; threads make the next ones meanwhile, each one of its own.
 
     Order and numbers stay as they are.

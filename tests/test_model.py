@@ -794,6 +794,41 @@ def test_fast_rms_norm_equals_the_library():
     assert all(close(a, b) for a, b in zip(*results))
 
 
+@pytest.mark.filterwarnings('ignore:CUDA is not available')
+def test_float32_on_a_gpu_is_not_rounded_to_tf32():
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        layers.autocast_for('cuda', 'float32')
+        assert torch.backends.cudnn.allow_tf32 is False
+        layers.autocast_for('cpu', 'bfloat16')  # says nothing about a GPU
+        assert torch.backends.cudnn.allow_tf32 is False
+        layers.autocast_for('cuda', 'bfloat16')
+        assert torch.backends.cudnn.allow_tf32 is True
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_a_bias_of_either_type_hides_what_a_boolean_mask_hides(dtype, tolerance):
+    """Also where a row is padding, which sees nothing but padding."""
+    net, batch = network(), make_batch()
+    described = net.prefix_layout(batch)
+    rows = net.chunk_layout(described, batch['read_text'])
+    seen = described.join(rows)
+    bias = layout.attention_bias(rows, seen, dtype)
+    assert bias.dtype == dtype and (bias == 0).any(-1).all()
+    g = torch.Generator().manual_seed(0)
+    q = torch.randn(3, 2, rows.kind.shape[1], 8, generator=g).to(dtype)
+    k = torch.randn(3, 2, seen.kind.shape[1], 8, generator=g).to(dtype)
+    v = torch.randn(3, 2, seen.kind.shape[1], 8, generator=g).to(dtype)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    with torch.no_grad():
+        ours = layers.attend(q, k, v, bias)
+        assert close(ours, attention(q, k, v, attn_mask=bias == 0), tolerance)
+    written_out = layers.attend(q.float(), k.float(), v.float(), bias.float())
+    assert close(ours, written_out, max(tolerance, 1e-5))
+
+
 # -----------------------------------------------------------------------------
 # disk
 

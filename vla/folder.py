@@ -84,6 +84,8 @@ PROCESSOR: Rules = {
     'log_scale_m': (False, lambda value: is_number(value) and value >= 0, 'a number, at least 0'),
     'compand': (False, lambda value: is_number(value) and value >= 0, 'a number, at least 0'),
     'pad_dims': (False, *_size(0, 100_000)),
+    'plain_words': (False, lambda value: type(value) is bool, 'true or false'),
+    'user_tokens': (False, *_size(0, 1_000_000)),
     'stats': (False, lambda value: value is None or is_object(value), 'an object or null'),
     'stats_of': (False, lambda value: value is None or is_text(value), 'text or null'),
     'state_table': (False, *_TABLE),
