@@ -43,6 +43,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,8 @@ out = 'out/soak'  # of soak: <out>/<task>/rollouts.jsonl, one line per episode
 exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides by file or command line
 # -----------------------------------------------------------------------------
 CODE = Path(__file__).resolve().parent
+# train.py is read like a config: its settings, and the small functions that make a model of them.
+TRAIN = types.SimpleNamespace(**runpy.run_path(str(CODE / 'train.py')))
 SECTIONS = ('world', 'render', 'loader', 'train', 'act')
 # Sections of --gpu, and the most seconds that each may take: six minutes.
 GPU_SECTIONS = {

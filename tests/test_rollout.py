@@ -79,7 +79,8 @@ def test_replay_is_bit_equal_also_with_other_cameras(recorded, tmp_path):
     large, _ = read_episode(recorded / 'place_0000001.safetensors')
     assert small['image/head'].shape[1:] == (32, 32, 3) and list(header['cameras']) == ['head']
     for name in large.keys() & small.keys():
-        assert np.array_equal(small[name], large[name]), name
+        floats = small[name].dtype.kind == 'f'  # nan: no brick of that colour
+        assert np.array_equal(small[name], large[name], equal_nan=floats), name
 
 
 def test_a_replay_takes_the_seeds_and_the_task_it_is_told_and_says_what_it_leaves_out(
@@ -478,7 +479,7 @@ def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
         '--instruction=',
         '--workers=1',
     )
-    assert 'place 0/2 (0%, 95% CI 0-66) seeds 1000000-1000001' in text
+    assert '0/2 (0%, 95% CI 0-66) seeds 1000000-1000001' in text
     assert 'chunk latency' in text and 'got as far as: reach ' in text
     folder = checkpoint / 'rollout' / 'place-blanked-execute=4-read_text=True'
     rows = log(folder)
