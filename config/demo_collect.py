@@ -7,5 +7,4 @@ brick_scale = 2.0  # DUPLO: twice LEGO, and so is the tolerance of a press
 kicks = 0.1  # disturbances to recover from; without them the first mistake is the last
 seed0 = 0
 episodes = 900  # seeds tried; only successes are written
-workers = 2  # processes: one per core
 record = 'episodes/demo'

@@ -4,5 +4,4 @@
 policy = 'out/join_start'
 seed0 = 100_000
 episodes = 700  # seeds tried; only successes are written
-workers = 2  # processes: one per core
 record = 'episodes/join_coached'

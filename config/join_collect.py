@@ -8,5 +8,4 @@ brick_scale = 2.0  # DUPLO: twice LEGO, and so is the tolerance of a press
 kicks = 0.1  # disturbances to recover from; each arm gets its own
 seed0 = 0
 episodes = 1_500  # seeds tried; only successes are written
-workers = 2  # processes: one per core
 record = 'episodes/join'

@@ -4,6 +4,10 @@ that is there; a brick is its colour.
 python -m pytest tests/test_words.py
 """
 
+import json
+import re
+
+import launch
 import numpy as np
 import pytest
 import torch
@@ -11,7 +15,7 @@ import torch
 import data
 import instructions
 from episode import COLOURS, read_episode, synthetic_episode, write_episode
-from vla import questions, tokenizer
+from vla import questions, tokenizer, watch
 from vla.processor import Processor
 from vla.windows import SCENE_FRAMES
 
@@ -217,3 +221,33 @@ def test_a_batch_of_questions_alone_has_a_loss(folder):
     assert not batch['action_mask'].any() and batch['n_rows'] == 1
     silent = make_dataset(folder, reask_share=1.0).batch(0, 4)
     assert (silent['labels'] == -100).all() and silent['n_tokens'] == 1
+
+
+def test_held_out_scores_of_tasks_have_a_line_of_their_own():
+    scores = {'val_loss': 1.25, 'val_position_mm': 3.0, 'val_position_mm@2': 4.0}
+    scores |= {
+        'val_position_mm/join': 2.5,
+        'val_gripper_mm/join': 1.0,
+        'val_position_mm/place': 3.5,
+    }
+    assert watch.scores_text(scores, 7) == (
+        'held out at 7:  loss 1.25  position_mm 3\n  position_mm by task:  join 2.5  place 3.5'
+    )
+
+
+def test_a_run_of_several_tasks_says_their_rows_and_scores_each_on_held_out_episodes(
+    folder, tmp_path
+):
+    words = ['config/debug.py', f'--episodes={folder}', f'--out_dir={tmp_path}', '--n_layers=1']
+    words += ['--image_size=16', '--cameras=overhead,', '--tokens_per_camera=2', '--batch_size=8']
+    words += ['--max_steps=2', '--eval_interval=2', '--eval_batches=1', '--val_fraction=0.6']
+    said = launch.run('train.py', *words, '--horizon=4', '--refuse_share=0.2')
+    rows = re.findall(
+        r'^  (\w+): (\d) episodes, (\d+) windows .*, (\d+)% of the samples', said, re.M
+    )
+    meta = json.loads((tmp_path / 'meta.json').read_text())
+    assert meta['tasks'] == [task for task, *_ in rows] and sum(int(row[3]) for row in rows) == 100
+    line = json.loads((tmp_path / 'log.jsonl').read_text().splitlines()[-1])
+    held_out = data.Dataset(folder, make_processor(), 'val', 0.6).tasks
+    errors = {key.partition('/')[2] for key in line if key.startswith('val_position_mm/')}
+    assert errors == (set(held_out) if len(held_out) > 1 else set())

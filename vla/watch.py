@@ -421,9 +421,19 @@ def step_text(line: Mapping[str, Any], max_steps: int, batch_size: int) -> str:
 
 
 def scores_text(scores: Mapping[str, float], step: int) -> str:
-    """Return held-out scores as they are printed; those of single rows are left to the log."""
-    shown = [f'{k.removeprefix("val_")} {v:.4g}' for k, v in scores.items() if '@' not in k]
-    return f'held out at {step}:  ' + '  '.join(shown)
+    """Return held-out scores as they are printed; those of single rows are left to the log.
+
+    Of the scores of a task ('val_position_mm/join') the first kind is shown, in a line of its own.
+    """
+    shown = {k.removeprefix('val_'): f'{v:.4g}' for k, v in scores.items() if '@' not in k}
+    of_all = [f'{name} {value}' for name, value in shown.items() if '/' not in name]
+    text = f'held out at {step}:  ' + '  '.join(of_all)
+    by_task = [name.split('/') for name in shown if '/' in name]
+    if by_task:
+        kind = by_task[0][0]
+        words = [f'{task} {shown[f"{kind}/{task}"]}' for name, task in by_task if name == kind]
+        text += f'\n  {kind} by task:  ' + '  '.join(words)
+    return text
 
 
 def saved_text(folder: str, state_bytes: int, began: float) -> str:
