@@ -823,6 +823,13 @@ def is_whole(path: Path) -> bool:
     return True
 
 
+def find_world_faults(where: str, world: Any) -> list[str]:
+    """What is wrong with settings of a world that a file holds, in words."""
+    if not isinstance(world, dict):
+        return [f'{where} is {type(world).__name__}, expected a JSON object']
+    return _broken_rules(where, world, WORLD_RULES)
+
+
 def check_episode(path: Path) -> list[str]:
     """Faults of a file in words, [] when it is sound."""
     try:
@@ -876,7 +883,7 @@ def _find_header_faults(header: Header) -> list[str]:
         return [f'header has no {key!r}' for key in missing]
     faults = _broken_rules('header', header, HEADER_RULES)
     if not faults and 'world' in header:
-        faults = _broken_rules('header world', header['world'], WORLD_RULES)
+        faults = find_world_faults('header world', header['world'])
     return faults
 
 

@@ -15,6 +15,7 @@ on one CPU core or one GPU in seconds; no simulation is involved.
 import os
 
 os.environ['MPLBACKEND'] = 'Agg'  # pictures go to files, whatever a notebook has set
+import shlex
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -58,6 +59,14 @@ exec((Path(__file__).parent / 'configurator.py').read_text())
 # -----------------------------------------------------------------------------
 SHOWN = {'m': ('mm', 1e3)}  # unit in the file -> unit shown, factor
 STYLES = (('recorded', '-o'), ('predicted', '--x'))
+
+
+def or_exit(action, *args, **kwargs):
+    """Call something; a mistake of the user's ends the script with the one line that says it."""
+    try:
+        return action(*args, **kwargs)
+    except (ValueError, OSError) as mistake:
+        raise SystemExit(str(mistake)) from None
 
 
 # -----------------------------------------------------------------------------
@@ -318,40 +327,51 @@ if __name__ == '__main__':
         if not ask:
             raise SystemExit(f'{ckpt} is not written by train.py: give it a question, --ask="..."')
         if picture:
-            pictures = [np.asarray(Image.open(picture).convert('RGB'))]
+            pictures = [np.asarray(or_exit(Image.open, picture).convert('RGB'))]
         else:
-            arrays, header = read_episode(episode_paths(episode or episodes or 'episodes/demo')[0])
+            paths = or_exit(episode_paths, episode or episodes or 'episodes/demo')
+            arrays, header = or_exit(read_episode, paths[0])
+            if step >= len(arrays['time']):
+                raise SystemExit(f'step={step}: {paths[0]} has {len(arrays["time"])} rows')
             pictures = [arrays[f'image/{camera}'][step] for camera in header['cameras']]
-        print(answer_published(ckpt, pictures, ask, device, dtype, max_words, **how))
+        asked = (ckpt, pictures, ask, device, dtype, max_words)
+        print(or_exit(answer_published, *asked, **how))
         raise SystemExit(0)
 
     # -----------------------------------------------------------------------------
     # model and frames
-    net, meta = model.VLA.load(ckpt)
+    net, meta = or_exit(model.VLA.load, ckpt)
     net = net.to(device).eval()
-    autocast = layers.autocast_for(device, dtype)
-    processor = Processor.of_checkpoint(ckpt, meta)
+    autocast = or_exit(layers.autocast_for, device, dtype)
+    processor = or_exit(Processor.of_checkpoint, ckpt, meta)
     H = processor.horizon
     rng = np.random.default_rng(seed)
     if episode:
-        dataset = train_data = data.Dataset(episode, processor)
+        dataset = train_data = or_exit(data.Dataset, episode, processor)
         if not 0 <= step < len(dataset.last):
             raise SystemExit(f'step={step}: {episode} has rows 0 to {len(dataset.last) - 1}')
         row = step
     else:
-        folder = episodes or meta['settings']['episodes']
-        fraction = meta['settings']['val_fraction']
+        settings = meta.get('settings', {})
+        if not {'episodes', 'val_fraction'} <= settings.keys():
+            raise SystemExit(
+                f'{ckpt}/meta.json: settings do not say which episodes: --episode=FILE'
+            )
+        folder = episodes or settings['episodes']
+        fraction = settings['val_fraction']
         held_out = 'val' if fraction else None
-        dataset = data.Dataset(folder, processor, split=held_out, val_fraction=fraction)
+        dataset = or_exit(data.Dataset, folder, processor, split=held_out, val_fraction=fraction)
         row = int(rng.choice(dataset.windows))
         if eval_qa:
-            train_data = data.Dataset(folder, processor, split='train', val_fraction=fraction)
+            train_data = or_exit(
+                data.Dataset, folder, processor, split='train', val_fraction=fraction
+            )
     gripper_m = gripper_openings(dataset)
     tools = pose_columns(processor.action_table)
 
     # -----------------------------------------------------------------------------
     # one frame
-    obs = dataset.row(row)
+    obs = or_exit(dataset.row, row)
     command = obs[f'{processor.action_space}_command']
     mask = dataset.chunk_mask(np.array([row]))[0]  # (H,)
     recorded = dataset.chunk(np.array([row]))[0]  # (H, C)
@@ -432,4 +452,5 @@ if __name__ == '__main__':
     draw(processor, obs, recorded, predicted, spread, mask, views, title, path)
     print(f'picture: {path}')
     if processor.state_names == STATE_NAMES:  # our own robot can be driven
-        print(f'next: python sim_rollout.py --ckpt={ckpt} --video=4')
+        command = ['python', 'sim_rollout.py', f'--ckpt={ckpt}', '--video=4']
+        print(f'next: {shlex.join(command)}')

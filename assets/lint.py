@@ -8,7 +8,8 @@ an ERROR, and 2 for a path that does not exist or an unknown option. It needs on
 library. In folders, XML that is neither MJCF nor URDF is passed over.
 
 ERROR: malformed XML; an absolute path; a missing file; a file included twice, or without an
-element; a file named here that is neither MJCF nor URDF.
+element; a file named here that is neither MJCF nor URDF; a negative mass, a range with its ends
+reversed, a keyframe of another length than the model, a <replicate> that would not end.
 WARNING: a file that is there, but not where MuJoCo looks; duplicate names; a mesh scale or size out
 of proportion; a geom of the visual group 2 with a mass of its own; a hinge or slide without limits.
 
@@ -74,6 +75,18 @@ SECTIONS = ('actuator', 'sensor', 'tendon', 'equality')
 SCALE_RANGE = (1e-4, 99.0)
 SIZE_RANGE_M = (1e-3, 100.0)  # the longest edge of a mesh's bounding box
 VISUAL_GROUP = '2'
+# Attributes that are never below zero, by the elements that have them so.
+POSITIVE = {
+    'mass': ('geom', 'inertial'),
+    'diaginertia': ('inertial',),
+    'density': ('geom', 'mesh'),
+    'damping': ('joint',),
+    'armature': ('joint',),
+    'frictionloss': ('joint',),
+    'timestep': ('option',),
+}
+RANGES = ('range', 'ctrlrange', 'forcerange', 'actfrcrange', 'actrange')  # low end, high end
+MOST_COPIES = 10_000  # of one <replicate>: MuJoCo makes every one before it says anything
 
 
 class Element(NamedTuple):
@@ -396,6 +409,7 @@ class Model:
     def check(self) -> list[Finding]:
         """Return all findings."""
         for e in self.elements:
+            self._check_numbers(e)
             if 'default' not in e.ancestors:
                 self._check_files(e)
             if e.tag == 'compiler':
@@ -417,6 +431,7 @@ class Model:
                 f'cannot tell whether "{name}" exists ({len(self._unsure)} such here): '
                 'paths count from the file that includes this one, and none was found that does',
             )
+        self._check_keyframes()
         self._check_names()
         self._check_defaults()
         return self.findings
@@ -505,6 +520,48 @@ class Model:
                 f'mesh {e.attributes["file"]} is {longest:.3g} m long: is scale right? '
                 '(.001 for a mesh in millimetres)',
             )
+
+    # -- numbers
+    def _check_numbers(self, e):
+        """Numbers that MuJoCo refuses, or takes and cannot simulate."""
+        for name in POSITIVE:
+            if any(x < 0 for x in numbers(e.attributes.get(name, ''))) and e.tag in POSITIVE[name]:
+                self._say(e, 'ERROR', f'{e.tag} {name}="{e.attributes[name]}" is negative')
+        for name in RANGES:
+            ends = numbers(e.attributes.get(name, ''))
+            if len(ends) == 2 and ends[0] > ends[1]:
+                self._say(e, 'ERROR', f'{e.tag} {name}="{e.attributes[name]}": low end above high')
+        if e.tag == 'replicate':
+            self._check_copies(e)
+
+    def _check_copies(self, e):
+        """That a <replicate> ends: MuJoCo takes any count, and never comes back from 10^8."""
+        count = numbers(e.attributes.get('count', '1'))
+        if len(count) == 1 and not 0 < count[0] <= MOST_COPIES:
+            text = f'replicate count="{e.attributes["count"]}": expected 1 to {MOST_COPIES}'
+            self._say(e, 'ERROR', text)
+
+    def _check_keyframes(self):
+        """Lengths of qpos, qvel and ctrl in keyframes, where no body is copied or attached."""
+        tags = {e.tag for e in self.elements}
+        if self.is_part or tags & {'replicate', 'attach', 'composite', 'flexcomp', 'plugin'}:
+            return
+        joints = [e for e in self.elements if e.parent in BODIES and 'default' not in e.ancestors]
+        n_qpos = 0
+        n_qvel = 0
+        for e in joints:
+            kind = self._with_defaults(e).get('type', 'hinge') if e.tag == 'joint' else ''
+            kind = 'free' if e.tag == 'freejoint' else kind
+            n_qpos += {'free': 7, 'ball': 4, 'hinge': 1, 'slide': 1}.get(kind, 0)
+            n_qvel += {'free': 6, 'ball': 3, 'hinge': 1, 'slide': 1}.get(kind, 0)
+        n_ctrl = sum(e.parent == 'actuator' for e in self.elements)
+        for e in self.elements:
+            if e.tag != 'key' or e.parent != 'keyframe':
+                continue
+            for name, expected in (('qpos', n_qpos), ('qvel', n_qvel), ('ctrl', n_ctrl)):
+                there = len(e.attributes.get(name, '').split())
+                if there not in (0, expected):
+                    self._say(e, 'ERROR', f'key {name} has {there} numbers, expected {expected}')
 
     # -- names
     def _check_names(self):

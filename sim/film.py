@@ -11,6 +11,7 @@ Pictures are (h, w, 3) uint8, row 0 on top.
 import contextlib
 import functools
 import os
+import re
 import sys
 import time
 import warnings
@@ -39,6 +40,7 @@ BACKGROUND = (24, 24, 28)
 YELLOW = (255, 210, 90)
 BLUE = (150, 200, 255)
 DEPTH_M = 1.5  # depth pictures are white here and beyond
+MOST_COPIES = 10_000  # that a scene may ask for by <replicate>
 DISPLAYS = ('DISPLAY', 'WAYLAND_DISPLAY')
 HEADLESS = (
     'the viewer needs a display and none can be opened ({}). Make a film instead: '
@@ -351,8 +353,16 @@ def view_scene(path: str | Path, show_contacts: bool = False, show_joints: bool 
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'view={path}: no such file; scenes are in assets/scenes')
-    model = mujoco.MjModel.from_xml_path(str(path))
-    data = mujoco.MjData(model)
+    with open(path, encoding='utf-8', errors='replace') as f:
+        counts = re.findall(r'<replicate[^>]*\bcount\s*=\s*["\'](\d+)', f.read())
+    if any(int(count) > MOST_COPIES for count in counts):
+        raise ValueError(f'view={path}: replicate count {max(map(int, counts))} would never end')
+    try:
+        model = mujoco.MjModel.from_xml_path(str(path))
+        data = mujoco.MjData(model)
+    except (ValueError, mujoco.FatalError) as fault:
+        said = ' '.join(str(fault).split())
+        raise ValueError(f'view={path}: MuJoCo cannot load it: {said}') from None
     if model.nkey:
         mujoco.mj_resetDataKeyframe(model, data, 0)
     mujoco.mj_forward(model, data)

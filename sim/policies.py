@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from episode import TOOL_ACTION_NAMES, demand, read_episode
+from episode import TOOL_ACTION_NAMES, demand, find_world_faults, read_episode
 from sim.control import TOOL_HIGH, TOOL_LOW
 from sim.expert import Expert
 from sim.kicks import Kicks
@@ -90,6 +90,9 @@ def checkpoint_world(folder: str, default: Settings) -> Settings:
         meta = json.loads((Path(folder) / 'meta.json').read_text('utf-8'))
         processor = meta['processor']
         made = meta.get('world', {}) | processor
+        faults = find_world_faults('world', made)
+        if faults:
+            raise ValueError('; '.join(faults))
     except (ValueError, KeyError, TypeError, OSError) as fault:
         raise ValueError(f'policy={folder}: its meta.json is none of train.py: {fault!r}') from None
     if 'task' not in made:  # it was trained on made-up episodes

@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import shutil
+import signal
 import struct
 
 import numpy as np
@@ -19,7 +20,8 @@ import torch
 import data
 import episode
 import model
-from vla import checkpoint, folder, pretrained, tokenizer
+from sim import ledger
+from vla import checkpoint, folder, parallel, pretrained, processor, tokenizer, watch
 from vla.processor import Processor
 
 CAMERAS = ('front',)
@@ -216,21 +218,21 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp('run')
     with open('assets/tokenizer.json', encoding='utf-8') as f:
         words = f.read()
-    processor = Processor(CAMERAS, 32, ('spine_z',), ('spine_z', '*/gripper'), 2, 10, words)
-    processor.stats = {
+    made = Processor(CAMERAS, 32, ('spine_z',), ('spine_z', '*/gripper'), 2, 10, words)
+    made.stats = {
         'state_mean': np.zeros(1),
         'state_std': np.ones(1),
         'action_mean': np.zeros((2, 3)),
         'action_std': np.ones((2, 3)),
     }
     cfg = model.VLAConfig(
-        vocab_size=processor.tokenizer.get_vocab_size(),
+        vocab_size=made.tokenizer.get_vocab_size(),
         state_dim=1,
         action_dim=3,
         horizon=2,
-        image_pad_id=processor.token_id['<|image_pad|>'],
-        state_pad_id=processor.token_id['<|state_pad|>'],
-        action_start_id=processor.token_id['<|action_start|>'],
+        image_pad_id=made.token_id['<|image_pad|>'],
+        state_pad_id=made.token_id['<|state_pad|>'],
+        action_start_id=made.token_id['<|action_start|>'],
         hidden_size=16,
         n_layers=1,
         n_heads=1,
@@ -241,9 +243,9 @@ def run(tmp_path_factory):
         image_size=32,
         n_cameras=1,
     )
-    facts = {'processor': processor.to_dict(), 'settings': {}, 'step': 3, 'git_rev': 'x'}
+    facts = {'processor': made.to_dict(), 'settings': {}, 'step': 3, 'git_rev': 'x'}
     model.VLA(cfg).save(str(out), facts)
-    state = {'step': 3, 'folder': '000000003', 'settings': {}, 'processor': processor.to_dict()}
+    state = {'step': 3, 'folder': '000000003', 'settings': {}, 'processor': made.to_dict()}
     state |= {'world_size': 1, 'fingerprint': 'x', 'best': 1.0, 'wandb_id': None, 'average_step': 3}
     pretrained.write_json(str(out / 'state.json'), state)
     return out
@@ -404,3 +406,68 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path):
     first.close()
     checkpoint.lock(out).close()
     assert os.listdir(out) == ['run.lock']  # and what a kill had left is gone
+
+
+def test_ctrl_c_asks_for_a_stop_once_and_so_does_a_launcher_that_is_gone(monkeypatch):
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in signals}
+    try:
+        request = parallel.StopRequest('SIGUSR1', launched=True)
+        assert request.agreed() == 0
+        signal.raise_signal(signal.SIGINT)
+        assert request.agreed() == parallel.LEAVE
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        request = parallel.StopRequest('SIGUSR1', launched=True)
+        monkeypatch.setattr(os, 'getppid', lambda: 1)
+        assert request.agreed() == parallel.LEAVE
+        assert parallel.StopRequest('SIGUSR1').agreed() == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_damaged_lines_of_logs_are_left_out(tmp_path):
+    row = dict(seed=1, success=True, made_with={'task': 'place'})
+    path = tmp_path / 'rollouts.jsonl'
+    path.write_text('{"seed": 9')
+    ledger.append(path, row)  # behind a line that was cut off
+    with open(path, 'ab') as f:
+        f.write(
+            b'{"seed": }}\n{"seed": 2}\n[1]\n\xff\n{"seed": "x", "success": 1, "made_with": {}}\n'
+        )
+    assert ledger.read_log(path) == {1: row}
+    log = tmp_path / 'log.jsonl'
+    log.write_text('{"step": 1, "loss": 2}\n{"step": \nnull\n{"loss": 3}\n')
+    assert watch.read_log(str(log)) == [{'step': 1, 'loss': 2}]
+
+
+def test_collectors_share_a_folder_where_their_settings_agree(tmp_path):
+    (tmp_path / 'place_0000500.safetensors.8978.tmp').write_text('left by a kill')
+    first = ledger.share(tmp_path, dict(task='place', kicks=0.1))
+    assert os.listdir(tmp_path) == ['recording.lock']
+    second = ledger.share(tmp_path, dict(task='place', kicks=0.1))
+    with pytest.raises(ValueError, match='kicks was 0.1, is 0.2; take another folder'):
+        ledger.share(tmp_path, dict(task='place', kicks=0.2))
+    first.close()
+    second.close()
+    ledger.share(tmp_path, dict(task='place', kicks=0.2)).close()
+
+
+def test_an_emptied_recording_counts_as_none(sound, tmp_path):
+    made_with = dict(task='place')
+    row = dict(seed=3, success=True, made_with=made_with)
+    log = tmp_path / 'rollouts.jsonl'
+    ledger.append(log, row)
+    path = ledger.episode_file(tmp_path, 'place', 3)
+    path.write_bytes(sound)
+    assert ledger.recorded(log, tmp_path, 'place', [3], made_with) == {3: row}
+    path.write_bytes(b'')
+    assert ledger.recorded(log, tmp_path, 'place', [3], made_with) == {}
+
+
+def test_one_stray_action_that_widens_the_spread_is_named():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 0.02, (1000, 2))
+    values[7, 1] = 9
+    assert processor._strays(('a', 'b'), values, np.full(2, 0.001)).keys() == {'b'}

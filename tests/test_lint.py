@@ -493,3 +493,42 @@ def test_command_prints_one_line_per_finding_and_exits_with_1_on_errors(at):
     at('caf\udce9.xml', '<mujoco>')  # a name that is not UTF-8
     odd = subprocess.run([*command, main.parent], capture_output=True, text=True)
     assert odd.returncode == 1 and r'caf\udce9.xml:1: ERROR: malformed' in odd.stdout
+
+
+@pytest.mark.parametrize(
+    'body, words',
+    [
+        ('<geom size="1" mass="-1"/>', 'geom mass="-1" is negative'),
+        ('<inertial mass="-1" pos="0 0 0" diaginertia="1 1 1"/>', 'inertial mass="-1" is negative'),
+        (
+            '<geom size="1"/><joint range="1 -1" limited="true"/>',
+            'range="1 -1": low end above high',
+        ),
+        ('<geom size="1"/><joint range="-1 1" damping="-2"/>', 'joint damping="-2" is negative'),
+        ('<replicate count="100000000"><geom size="1"/></replicate>', 'expected 1 to 10000'),
+    ],
+)
+def test_numbers_that_cannot_be_simulated_are_errors(tmp_path, body, words):
+    path = tmp_path / 'm.xml'
+    path.write_text(f'<mujoco>\n<worldbody><body>{body}</body></worldbody>\n</mujoco>')
+    (finding,) = [f for f in lint.lint([path]) if f.severity == 'ERROR']
+    assert words in finding.text and finding.line == 2
+
+
+def test_a_keyframe_has_the_length_of_the_model(tmp_path):
+    path = tmp_path / 'm.xml'
+    model = (
+        '<mujoco><worldbody><body><freejoint/><geom size="1"/><body><joint range="-1 1"/>'
+        '<geom size="1"/></body></body></worldbody><actuator><motor joint="a"/></actuator>\n'
+        '<keyframe><key {}/></keyframe></mujoco>'
+    )
+    for key, words in (
+        ('qpos="0 0 0 1 0 0 0 0.5" qvel="0 0 0 0 0 0 0" ctrl="1"', None),
+        ('qpos="0 0 0 1 0 0 0"', 'key qpos has 7 numbers, expected 8'),
+        ('qvel="0"', 'key qvel has 1 numbers, expected 7'),
+        ('ctrl="0 0"', 'key ctrl has 2 numbers, expected 1'),
+    ):
+        path.write_text(model.format(key))
+        lint.load.cache_clear()
+        said = [f.text for f in lint.lint([path]) if f.severity == 'ERROR']
+        assert said == ([words] if words else [])

@@ -168,6 +168,7 @@ def tool_frames(states: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 SPACES = ('tool', 'joint')  # which of the action arrays is learnt
 FIT_WINDOWS = 200_000  # at most so many are looked at for the normaliser
+STRAY = 100  # times as far from the middle as 98 % of the rows: a slot is named as well
 FAR = 10  # spreads: a slot that reaches further is named before training
 
 
@@ -697,6 +698,7 @@ class Processor:
         # of a million windows an even selection tells as much
         windows = dataset.windows[:: -(-len(dataset.windows) // FIT_WINDOWS)]
         parts = []
+        firsts = []  # first rows of the chunks, for quantiles
         total = 0
         square = 0
         count = 0
@@ -707,6 +709,7 @@ class Processor:
             parts.append(states[:, self.state_index])
             relative = self.relative_actions(dataset.chunk(rows), dataset.commands(rows, states))
             mask = dataset.chunk_mask(rows)[..., None]
+            firsts.append(relative[:, 0][mask[:, 0, 0]])
             total = total + (relative * mask).sum(0)  # (H, A)
             square = square + (relative**2 * mask).sum(0)  # (H, A)
             count = count + mask.sum(0)  # (H, 1)
@@ -723,9 +726,11 @@ class Processor:
         }
         reach = np.abs((state - self.stats['state_mean']) / self.stats['state_std']).max(0)
         odd = _odd(self.state_slots, state.std(0), state_floor, reach)
+        odd |= _strays(self.state_slots, state, state_floor)
         reach = ((furthest + np.abs(mean)) / self.stats['action_std']).max(0)
         names = [f'action {name}' for name in self.action_slots]
-        return odd | _odd(names, spread.max(0), action_floor, reach)
+        odd |= _odd(names, spread.max(0), action_floor, reach)
+        return odd | _strays(names, np.concatenate(firsts), action_floor)
 
     def _floors(self) -> tuple[np.ndarray, np.ndarray]:
         """Of the state slots (S,) and of the action slots (A,), as they are log-scaled."""
@@ -746,6 +751,25 @@ def _odd(
             table[name] = f'does not move: spread {spread:.2g} is below its floor {floor:.2g}'
         elif reach > FAR:
             table[name] = f'reaches {reach:.0f} spreads of {spread:.2g}'
+    return table
+
+
+def _strays(names: Sequence[str], values: np.ndarray, floors: np.ndarray) -> dict[str, str]:
+    """{slot: what is wrong with it} where single rows (n, slots) lie far from all others.
+
+    One of them widens the spread that everything is divided by, so that it does not look far in
+    spreads.
+    """
+    if not len(values):
+        return {}
+    off = np.abs(values - np.median(values, 0))
+    middle = np.maximum(np.quantile(off, 0.98, axis=0), floors)
+    table = {}
+    for i in np.flatnonzero(off.max(0) > STRAY * middle).tolist():
+        table[names[i]] = (
+            f'reaches {off[:, i].max():.3g} from the middle, 98 % of the rows {middle[i]:.2g}: '
+            'python data.py stats'
+        )
     return table
 
 
