@@ -257,7 +257,7 @@ class Processor:
         self.frames = tuple(map(_carrier, self.cameras))
         self._choose_slots(state_slots, action_slots, tables or TABLES)
         self._read_tokenizer(tokenizer)
-        self._known_ids = functools.lru_cache(maxsize=100_000)(self._encode_prompt)
+        self.forget_prompts_after(100_000)
         self.stats: Any = None  # {name: array}
         if stats:
             self.stats = {name: np.asarray(value, np.float64) for name, value in stats.items()}
@@ -450,6 +450,10 @@ class Processor:
             f'{"" if question else "<|vla|>"}<|im_end|>\n<|im_start|>assistant\n'
         )
         return user, assistant
+
+    def forget_prompts_after(self, n: int) -> None:
+        """Keep the token ids of the last n prompts: strangers may send ever new ones."""
+        self._known_ids = functools.lru_cache(maxsize=n)(self._encode_prompt)
 
     def prompt_ids(
         self, instruction: str, subtask: str | None = None, question: bool = False
