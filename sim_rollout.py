@@ -552,7 +552,7 @@ if __name__ == '__main__':
         from vla.policy import checkpoint  # here, because recording the expert does without torch
 
         load = functools.partial(checkpoint, policy, **how)
-    ask = functools.partial(policies.remote, policy, execute, delay)
+    ask = functools.partial(policies.remote, policy, execute=execute, delay=delay)
     driver = functools.partial(
         policies.driver, kind=kind, kicks=kicks, files=files, checkpoint=load, server=ask
     )

@@ -246,9 +246,11 @@ class Client:
         self._closed = faults.ConnectionClosed
         self.address = address
         self.timeout_s = timeout_s
+        self._open = contextlib.ExitStack()
         try:
             # A proxy between a policy and its robot is never meant.
-            self._connection = connect(address, compression=None, max_size=MAX_BYTES, proxy=None)
+            connecting = connect(address, compression=None, max_size=MAX_BYTES, proxy=None)
+            self._connection = self._open.enter_context(connecting)
         except (OSError, faults.InvalidURI, faults.InvalidHandshake) as fault:
             said = str(fault) or type(fault).__name__
             raise ConnectionError(
@@ -304,7 +306,7 @@ class Client:
 
     def close(self) -> None:
         """Hang up."""
-        self._connection.close()
+        self._open.close()
 
     def __enter__(self) -> 'Client':
         return self

@@ -206,7 +206,7 @@ def driver(
     kicks: float = 0.0,
     files: dict[int, Path] | None = None,
     checkpoint: Callable[[dict[str, Any]], Start] | None = None,
-    server: Callable[[], Start] | None = None,
+    server: Callable[[dict[str, Any]], Start] | None = None,
 ) -> Start:
     """Make who drives in a world.
 
@@ -217,7 +217,7 @@ def driver(
         files: Of a replay: the file of each seed.
         checkpoint: Loads a trained model, given World.metadata(); functools.partial of
             vla.policy.checkpoint. It comes by argument because nothing in sim/ imports torch.
-        server: Asks a policy server; functools.partial of `remote`.
+        server: Connects to a policy server, given World.metadata(); functools.partial of `remote`.
     """
     if kind == 'expert':
         return expert(world, kicks)
@@ -230,7 +230,7 @@ def driver(
         return coached(world, student) if kind == 'coached' else student
     if kind == 'remote':
         assert server is not None, 'somebody has to know the address'
-        return server()
+        return server(world.metadata())
     return constant(kind)
 
 
@@ -360,20 +360,23 @@ def coached(world: World, student: Start) -> Start:
     return start
 
 
-def remote(address: str, execute: int = 1, delay: int = 0) -> Start:
+def remote(address: str, world: Settings, execute: int = 1, delay: int = 0) -> Start:
     """Ask a policy server for chunks of actions, execute a part of each and look again.
 
     A request holds state (S,), see episode.STATE, images {camera: (h, w, 3) uint8}, prompt, the
-    commands in force tool_command (15,) and joint_command (17,), and with a delay action_prefix
-    (delay, A). vla.policy.answers is the other end.
+    commands in force tool_command (15,) and joint_command (17,), gripper_m (2,), which close and
+    open a hand, and with a delay action_prefix (delay, A). vla.policy.answers is the other end.
 
     Args:
         address: 'ws://host:port'.
+        world: World.metadata().
         execute: Rows of a chunk that are executed before the next one is asked for.
         delay: Rows of the chunk in force that are still executed while the next one is made. They
             take the place of that one's first rows, whether or not the server has been told so.
     """
     client = wire.Client(address)
+    _check_server(address, client.metadata, world)
+    gripper_m = np.array(world['gripper_m'])
 
     def start(seed: int) -> Act:
         pending: list[np.ndarray] = []  # absolute rows of the chunk in force, not yet executed
@@ -391,6 +394,7 @@ def remote(address: str, execute: int = 1, delay: int = 0) -> Start:
                 prompt=obs['instruction'],
                 tool_command=obs['tool_command'],
                 joint_command=obs['joint_command'],
+                gripper_m=gripper_m,
             )
             if pending:
                 request['action_prefix'] = np.array(pending)
@@ -416,3 +420,22 @@ def remote(address: str, execute: int = 1, delay: int = 0) -> Start:
         return act
 
     return start
+
+
+def _check_server(address: str, told: Settings, world: Settings) -> None:
+    """Raise ValueError where a server says that it expects another world."""
+    space = world['action_space']
+    here = {
+        'control_hz': world['control_hz'],
+        'action_space': space,
+        'action_names': list(world[f'{space}_action_names']),
+    }
+    for name, value in here.items():
+        if name in told and told[name] != value:
+            raise ValueError(f'{name}: the policy at {address} has {told[name]}, the world {value}')
+    missing = [name for name in told.get('cameras', ()) if name not in world['cameras']]
+    if missing:
+        raise ValueError(
+            f'cameras: the policy at {address} needs {missing[0]}, the world has '
+            f'{", ".join(world["cameras"]) or "none"}'
+        )

@@ -238,6 +238,8 @@ def answers(folder: str | Path, **how: Any) -> tuple[Callable, dict[str, Any]]:
                                 in joints; it may be left out where the state holds it
         action_prefix (P, A)    may be left out: absolute rows that are executed while the chunk is
                                 made; it begins with them
+        gripper_m (2,)          may be left out: commands that close and open a hand, where they are
+                                others than in the world that it was trained for
     The reply holds `actions` (H, A), absolute commands, and `subtask`, the text that was read.
 
     Args:
@@ -256,7 +258,10 @@ def answers(folder: str | Path, **how: Any) -> tuple[Callable, dict[str, Any]]:
 
     def infer(request: dict[str, Any]) -> dict[str, Any]:
         obs, prefix = read_request(request, processor)
-        rows, tokens = predictor.predict(obs, gripper_m, prefix)
+        openings = gripper_m
+        if 'gripper_m' in request:
+            openings = tuple(_numbers(request, 'gripper_m', (2,)).tolist())
+        rows, tokens = predictor.predict(obs, openings, prefix)
         if not np.isfinite(rows).all():
             raise ValueError('the policy has no finite answer to this state')
         return dict(actions=rows, subtask=processor.decode_text(tokens[0]) if tokens else '')
