@@ -19,6 +19,10 @@ python sim_rollout.py --task=join --episodes=1 --video=1
 python sim_rollout.py --task=join --viewer
 python sim_rollout.py --view=assets/scenes/bricks.xml --show_contacts
 
+Serve a checkpoint to others, and let any server that speaks openpi's websocket protocol drive:
+python sim_rollout.py --serve --ckpt=out/demo
+python sim_rollout.py --policy=ws://127.0.0.1:8000
+
 Replay a folder; this exits with 1 unless the physics is bit-equal:
 python sim_rollout.py --policy=episodes/demo
 
@@ -55,6 +59,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+import wire
 from episode import write_atomic, write_episode
 from sim import film, labels, ledger, policies
 from sim.judge import PHASES
@@ -64,12 +69,13 @@ from sim.world import RENDER_MODES, World
 
 # -----------------------------------------------------------------------------
 # who drives
-policy = 'expert'  # expert, hold, zero, random; checkpoint folder; episode or folder to replay
+# expert, hold, zero, random; checkpoint folder; episode or folder to replay; ws://host:port
+policy = 'expert'
 ckpt = ''  # --ckpt=out/demo is the same as --policy=out/demo
 kicks = 0.0  # 0..1: expert: probability per step that a disturbance starts; the label stays clean
-execute = 1  # 1..: checkpoint: rows of each predicted chunk that are executed before it looks again
+execute = 1  # 1..: checkpoint, server: rows of each chunk executed before the next one
 steps = 1  # 1..1000: checkpoint: denoising steps per chunk
-delay = 0  # 0..: checkpoint: steps by which a chunk comes late; rows before it are executed
+delay = 0  # 0..: checkpoint, server: steps by which a chunk comes late; rows before it go on
 read_text = False  # checkpoint: decode the subtask text and act having read it
 text_chunks = 1  # 1..: checkpoint: chunks that are made on one decoded text
 compile_model = False  # checkpoint: torch.compile, CUDA graphs on a GPU; not with read_text
@@ -111,6 +117,10 @@ viewer = False  # the episodes run in MuJoCo's viewer, in real time, none is rec
 view = ''  # a scene instead of a task: --view=assets/scenes/bricks.xml
 show_contacts = False  # points and forces of contact
 show_joints = False  # axes of joints
+# answer the observations of others instead, with a checkpoint
+serve = False  # over openpi's websocket protocol, until it is interrupted
+host = '127.0.0.1'  # address to listen at; beyond this machine anybody may ask
+port = 8000  # 0..65535
 DEFAULTS = dict(globals())  # tells which settings were changed
 config: dict  # the next line makes it: all settings by name
 exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides by file or command line
@@ -146,6 +156,8 @@ CHECKPOINT_KEYS = (
     'dtype',
 )
 TEXTS = ('task', 'robot', 'wording', 'instruction', 'device')
+# of these those that are the matter of who asks, where a checkpoint is served
+CLIENT_KEYS = ('execute', 'delay', 'text_chunks')
 # -----------------------------------------------------------------------------
 # The one stepping loop
 
@@ -268,8 +280,11 @@ def check(settings, kind):
             f'pictures: no kind {unknown[0]!r}; expected some of {",".join(RENDER_MODES)}'
         )
     asks_checkpoint = kind in ('checkpoint', 'coached')
+    asks_chunks = asks_checkpoint or kind == 'remote'
     # setting: whether it is used, and where it would be
     used = dict.fromkeys(CHECKPOINT_KEYS, (asks_checkpoint, 'a checkpoint drives: --ckpt=out/demo'))
+    for name in ('execute', 'delay'):
+        used[name] = (asks_chunks, used[name][1])
     used['kicks'] = (kind == 'expert', 'the expert drives: leave --policy and --ckpt out')
     used['pictures'] = (settings['video'], 'films are made: --video=1')
     told = settings['instruction'] is None
@@ -338,6 +353,25 @@ def make_folder(name, folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise SystemExit(f'{name}={folder}: cannot be made a folder: {fault.strerror}') from None
+
+
+def answer_others(folder, how, host, port):
+    """Serve a checkpoint until the script is interrupted, or end the script with one line."""
+    from vla.policy import answers  # here, because recording the expert does without torch
+
+    def started(taken):
+        print(f'{folder} answers at ws://{host}:{taken}; Ctrl-C ends it', flush=True)
+        if not wire.is_loopback(host):
+            print(f'host={host}: whoever reaches this machine may ask, there is no password')
+        print(f'next: python sim_rollout.py --policy=ws://{host}:{taken}', flush=True)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it like Ctrl-C does
+    try:
+        infer, metadata = answers(folder, **how)
+        metadata['weights'] = ledger.fingerprint(ledger.weight_files(folder))
+        wire.serve(infer, metadata, host, port, started)
+    except (ValueError, OSError, ImportError) as refusal:
+        raise SystemExit(str(refusal)) from None
 
 
 # -----------------------------------------------------------------------------
@@ -543,8 +577,17 @@ if __name__ == '__main__':
             tasks = list(files)
         else:
             tasks = chosen_tasks(task or (default | made)['task'])
-    except ValueError as refusal:
+    except (ValueError, ConnectionError, ImportError) as refusal:
         raise SystemExit(str(refusal)) from None
+    if serve:
+        if kind != 'checkpoint':
+            raise SystemExit(f'serve: policy is {policy}, expected a checkpoint: --ckpt=out/demo')
+        for key in CLIENT_KEYS:
+            if config[key] != DEFAULTS[key]:
+                raise SystemExit(f'serve: {key}={config[key]} is for where chunks are executed')
+        keys = [key for key in CHECKPOINT_KEYS if key not in CLIENT_KEYS]
+        answer_others(policy, {key: config[key] for key in keys}, host, port)
+        raise SystemExit(0)
     if isinstance(cameras, str):
         config['cameras'] = tuple(name for name in cameras.split(',') if name)
     asked = {key: config[key] for key in WORLD_KEYS if config[key] is not None}
@@ -586,6 +629,8 @@ if __name__ == '__main__':
     if asks_checkpoint:
         weights = ledger.fingerprint(ledger.weight_files(policy))
         made_with |= dict(how, weights=weights)
+    if kind == 'remote':
+        made_with |= dict(execute=execute, delay=delay)
     if not record:  # a recording is a matter of hours, and a later revision may go on with it
         made_with['code'] = ledger.fingerprint(ledger.code_files(CODE))
     usual = default | made | {key: DEFAULTS[key] for key in (*how, 'kicks')}
@@ -610,7 +655,8 @@ if __name__ == '__main__':
         try:
             if record:
                 done = ledger.recorded(log, record, name, seeds_of[name], how_made)
-            elif is_score:  # a replay is a test of this machine
+            # A replay is a test of this machine, and a server may have got other weights by now.
+            elif is_score and kind != 'remote':
                 done = ledger.scored(log, seeds_of[name], how_made)
         except (ValueError, OSError) as refusal:
             raise SystemExit(str(refusal)) from None
@@ -644,8 +690,9 @@ if __name__ == '__main__':
         from vla.policy import checkpoint  # here, because recording the expert does without torch
 
         load = functools.partial(checkpoint, policy, **how)
+    ask = functools.partial(policies.remote, policy, execute=execute, delay=delay)
     driver = functools.partial(
-        policies.driver, kind=kind, kicks=kicks, files=files, checkpoint=load
+        policies.driver, kind=kind, kicks=kicks, files=files, checkpoint=load, server=ask
     )
     # -----------------------------------------------------------------------------
     # watch, and nothing else

@@ -16,13 +16,15 @@ Actions are absolute commands; tool actions are in the torso frame (episode.TOOL
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from episode import TOOL_ACTION_NAMES, demand, find_world_faults, read_episode
+import wire
+from episode import TOOL_ACTION_NAMES, demand, find_world_faults, read_episode, state_vector
 from sim.control import TOOL_HIGH, TOOL_LOW
 from sim.expert import Expert
 from sim.kicks import Kicks
@@ -36,6 +38,7 @@ Start = Callable[[int], Act]
 
 CONSTANT = ('hold', 'zero', 'random')
 ASKED_FOR_ONLY = {'wording', 'impossible_share'}  # not taken over from what a checkpoint learnt
+SERVERS = ('ws://', 'wss://')
 CHANGES_NOTHING = {'cameras', 'image_size'}  # of what happens in a replay
 
 
@@ -47,19 +50,22 @@ def resolve(policy: str, default: Settings) -> tuple[str, Headers, Settings]:
     """Find out who drives.
 
     Args:
-        policy: A name, a checkpoint folder, an episode file or a folder of them.
+        policy: A name, a checkpoint folder, the address of a policy server, an episode file or a
+            folder of them.
         default: All settings of the world.
 
     Returns:
-        The kind ('expert', 'hold', 'zero', 'random', 'checkpoint' or 'replay'), the headers of the
-        episodes of a replay, and the world settings that a checkpoint was made with; its task is
-        the names of all it was trained on, separated by commas.
+        The kind ('expert', 'hold', 'zero', 'random', 'checkpoint', 'remote' or 'replay'), the
+        headers of the episodes of a replay, and the world settings that a checkpoint was made with;
+        its task is the names of all it was trained on, separated by commas.
 
     Raises:
         ValueError: The policy is none of these.
     """
     if policy == 'expert' or policy in CONSTANT:
         return policy, {}, {}
+    if policy.startswith(SERVERS):
+        return 'remote', {}, remote_world(policy, default)
     path = Path(policy)
     if (path / 'meta.json').exists():
         return 'checkpoint', {}, checkpoint_world(policy, default)
@@ -79,7 +85,8 @@ def resolve(policy: str, default: Settings) -> tuple[str, Headers, Settings]:
     if not headers:
         raise ValueError(
             f'policy={policy}: neither expert, hold, zero or random, nor a checkpoint folder '
-            '(meta.json), nor an episode (*.safetensors) or a folder of them'
+            '(meta.json), nor a server (ws://host:port), nor an episode (*.safetensors) or a '
+            'folder of them'
         )
     return 'replay', headers, {}
 
@@ -106,6 +113,22 @@ def checkpoint_world(folder: str, default: Settings) -> Settings:
     # Nobody asks for an action space: only a checkpoint may act in joints, all others use tools.
     if 'action_space' in processor and processor['action_space'] != 'tool':
         settings['action_space'] = processor['action_space']
+    return settings
+
+
+def remote_world(address: str, default: Settings) -> Settings:
+    """Ask a policy server for the world that its policy was trained for.
+
+    Servers other than ours do not say; the defaults, and what the user asks for, hold there.
+    """
+    with wire.Client(address) as client:
+        told = client.metadata
+    made = told.get('world', {}) | told
+    settings = {key: made[key] for key in default if key in made}
+    if isinstance(settings.get('cameras'), list):
+        settings['cameras'] = tuple(settings['cameras'])
+    if 'action_space' in made and made['action_space'] != 'tool':
+        settings['action_space'] = made['action_space']
     return settings
 
 
@@ -190,6 +213,7 @@ def driver(
     kicks: float = 0.0,
     files: dict[str, dict[int, Path]] | None = None,
     checkpoint: Callable[[dict[str, Any]], Start] | None = None,
+    server: Callable[[dict[str, Any]], Start] | None = None,
 ) -> Start:
     """Make who drives in a world.
 
@@ -200,6 +224,7 @@ def driver(
         files: Of a replay: by task, the file of each seed.
         checkpoint: Loads a trained model, given World.metadata(); functools.partial of
             vla.policy.checkpoint. It comes by argument because nothing in sim/ imports torch.
+        server: Connects to a policy server, given World.metadata(); functools.partial of `remote`.
     """
     if kind == 'expert':
         return expert(world, kicks)
@@ -210,6 +235,9 @@ def driver(
         assert checkpoint is not None, 'somebody has to load the checkpoint'
         student = checkpoint(world.metadata())
         return coached(world, student) if kind == 'coached' else student
+    if kind == 'remote':
+        assert server is not None, 'somebody has to know the address'
+        return server(world.metadata())
     return constant(kind)
 
 
@@ -337,3 +365,84 @@ def coached(world: World, student: Start) -> Start:
         return act
 
     return start
+
+
+def remote(address: str, world: Settings, execute: int = 1, delay: int = 0) -> Start:
+    """Ask a policy server for chunks of actions, execute a part of each and look again.
+
+    A request holds state (S,), see episode.STATE, images {camera: (h, w, 3) uint8}, prompt, the
+    commands in force tool_command (15,) and joint_command (17,), gripper_m (2,), which close and
+    open a hand, and with a delay action_prefix (delay, A). vla.policy.answers is the other end.
+
+    Args:
+        address: 'ws://host:port'.
+        world: World.metadata().
+        execute: Rows of a chunk that are executed before the next one is asked for.
+        delay: Rows of the chunk in force that are still executed while the next one is made. They
+            take the place of that one's first rows, whether or not the server has been told so.
+    """
+    client = wire.Client(address)
+    _check_server(address, client.metadata, world)
+    gripper_m = np.array(world['gripper_m'])
+
+    def start(seed: int) -> Act:
+        pending: list[np.ndarray] = []  # absolute rows of the chunk in force, not yet executed
+        subtask = ''
+
+        def next_rows(obs: dict[str, Any]) -> np.ndarray:
+            nonlocal subtask
+            request = dict(
+                state=state_vector(obs),
+                images={
+                    name.removeprefix('image/'): value
+                    for name, value in obs.items()
+                    if name.startswith('image/')
+                },
+                prompt=obs['instruction'],
+                tool_command=obs['tool_command'],
+                joint_command=obs['joint_command'],
+                gripper_m=gripper_m,
+            )
+            if pending:
+                request['action_prefix'] = np.array(pending)
+            reply = client.infer(request)
+            rows = reply['actions']
+            if execute + delay > len(rows):
+                raise ValueError(
+                    f'execute={execute}, delay={delay}: the chunks of {address} have '
+                    f'{len(rows)} rows'
+                )
+            subtask = str(reply.get('subtask', ''))  # only our server says
+            return rows[len(pending) : execute + delay]
+
+        def act(obs: dict[str, Any]) -> Choice:
+            choice: Choice = {}
+            if len(pending) <= delay:
+                began = time.perf_counter()
+                pending.extend(next_rows(obs))
+                choice['chunk_ms'] = (time.perf_counter() - began) * 1e3
+            action = pending.pop(0)
+            return dict(choice, executed=action, action=action, kicked=False, subtask=subtask)
+
+        return act
+
+    return start
+
+
+def _check_server(address: str, told: Settings, world: Settings) -> None:
+    """Raise ValueError where a server says that it expects another world."""
+    space = world['action_space']
+    here = {
+        'control_hz': world['control_hz'],
+        'action_space': space,
+        'action_names': list(world[f'{space}_action_names']),
+    }
+    for name, value in here.items():
+        if name in told and told[name] != value:
+            raise ValueError(f'{name}: the policy at {address} has {told[name]}, the world {value}')
+    missing = [name for name in told.get('cameras', ()) if name not in world['cameras']]
+    if missing:
+        raise ValueError(
+            f'cameras: the policy at {address} needs {missing[0]}, the world has '
+            f'{", ".join(world["cameras"]) or "none"}'
+        )

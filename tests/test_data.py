@@ -168,7 +168,9 @@ def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
     arrays = {k: v for k, v in arrays.items() if k in CORE or k.startswith('image/')}
     safetensors.numpy.save_file(arrays, tmp_path / 'old', {'header': json.dumps(header)})
     old = data.Dataset([tmp_path / 'old'], make_processor(), None)
-    with pytest.raises(ValueError, match='old has no scene, askable, referents: grounding learns from the'):
+    with pytest.raises(
+        ValueError, match='old has no scene, askable, referents: grounding learns from the'
+    ):
         old.demand('grounding')
     old.processor.fit(old)  # all else can be learnt
     assert not old.batch(0, 4).keys() & {'scene', 'referents'}

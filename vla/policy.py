@@ -11,7 +11,7 @@ functools.partial(checkpoint, 'out/demo', ...) can be handed to a worker process
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from vla.graphs import Graphed
 from vla.processor import Processor
 
 Act = Callable[[dict[str, Any]], dict[str, Any]]
+
+MAX_PROMPT = 1000  # characters, of what is asked over a wire
+MAX_PROMPTS = 1000  # so many prompts of strangers are kept with their tokens
 
 
 def command_in_force(obs: dict[str, Any], action_space: str) -> np.ndarray:
@@ -106,6 +109,70 @@ def _as_graph(net: model.VLA) -> Callable[..., torch.Tensor]:
     return act
 
 
+class Predictor(NamedTuple):
+    """A trained model that makes chunks.
+
+    predict: takes an observation, the commanded openings of a closed and an open hand (see
+        gripper_range_m), the absolute rows that the chunk has to begin with, and the tokens of a
+        text to act on, None to decode one where texts are read. It returns the chunk (H, C),
+        absolute, float32, and the tokens of its text, None where no text is read.
+    processor: what stands between an observation and the model.
+    meta: the checkpoint's meta.json.
+    """
+
+    predict: Callable[..., tuple[np.ndarray, list[list[int]] | None]]
+    processor: Processor
+    meta: dict[str, Any]
+
+
+def load_predictor(
+    folder: str | Path,
+    steps: int = 1,
+    read_text: bool = False,
+    compile_model: bool = False,
+    device: str | None = None,
+    dtype: str = 'float32',
+) -> Predictor:
+    """Load a trained model; `checkpoint` says what the arguments are."""
+    torch.set_num_threads(1)
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f'device={device}: torch sees no such GPU here; leave --device out')
+    net, meta = model.VLA.load(str(folder))
+    net = net.to(device).eval()
+    autocast = layers.autocast_for(device, dtype)
+    processor = Processor.of_checkpoint(str(folder), meta)
+    act_once = net.act
+    if compile_model and device.startswith('cuda'):
+        act_once = _as_graph(net)
+    elif compile_model:
+        act_once = torch.compile(net.act, fullgraph=True, dynamic=False)
+
+    def predict(
+        obs: dict[str, Any],
+        gripper_m: tuple[float, float] | None,
+        begins_with: Sequence[np.ndarray] | np.ndarray = (),
+        texts: list[list[int]] | None = None,
+    ) -> tuple[np.ndarray, list[list[int]] | None]:
+        encoded = processor.encode([obs])
+        batch = {name: value.to(device) for name, value in encoded.items()}
+        command = command_in_force(obs, processor.action_space)[None]  # (1, C)
+        prefix = None
+        if len(begins_with):
+            rows = processor.normalise_actions(np.array([begins_with]), command)
+            prefix = torch.from_numpy(rows).to(device)  # (1, P, A)
+        tokens = None
+        with torch.inference_mode(), autocast:
+            if read_text:
+                chunk, tokens = net.plan_and_act(batch, steps, action_prefix=prefix, texts=texts)
+            else:
+                chunk = act_once(batch, steps, action_prefix=prefix)  # (1, H, A)
+        absolute = processor.decode_actions(chunk.float().cpu().numpy(), command)[0]
+        return round_grippers(absolute, processor.action_names, gripper_m), tokens
+
+    return Predictor(predict, processor, meta)
+
+
 def checkpoint(
     folder: str | Path,
     world: dict[str, Any],
@@ -141,22 +208,10 @@ def checkpoint(
     Raises:
         ValueError: The world does not fit the checkpoint, or the settings do not fit each other.
     """
-    torch.set_num_threads(1)
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if device.startswith('cuda') and not torch.cuda.is_available():
-        raise ValueError(f'device={device}: torch sees no such GPU here; leave --device out')
-    net, meta = model.VLA.load(str(folder))
-    net = net.to(device).eval()
-    autocast = layers.autocast_for(device, dtype)
-    processor = Processor.of_checkpoint(str(folder), meta)
+    predictor = load_predictor(folder, steps, read_text, compile_model, device, dtype)
+    processor = predictor.processor
     processor.check_world(world)
     _check_settings(folder, processor.horizon, execute, delay, compile_model and read_text)
-    act_once = net.act
-    if compile_model and device.startswith('cuda'):
-        act_once = _as_graph(net)
-    elif compile_model:
-        act_once = torch.compile(net.act, fullgraph=True, dynamic=False)
-    action_names = world[f'{processor.action_space}_action_names']
     gripper_m = gripper_range_m(world)
 
     def start(seed: int) -> Act:
@@ -167,24 +222,10 @@ def checkpoint(
         def next_rows(obs: dict[str, Any]) -> np.ndarray:
             """Make a chunk, (H, A) absolute; its first rows are those that are pending."""
             nonlocal tokens, n_chunks
-            encoded = processor.encode([obs])
-            batch = {name: value.to(device) for name, value in encoded.items()}
-            command = command_in_force(obs, processor.action_space)[None]  # (1, A)
-            prefix = None
-            if pending:
-                rows = processor.normalise_actions(np.array([pending]), command)
-                prefix = torch.from_numpy(rows).to(device)  # (1, delay, A)
-            with torch.inference_mode(), autocast:
-                if read_text:
-                    texts = tokens if n_chunks % text_chunks else None  # None: decode anew
-                    chunk, tokens = net.plan_and_act(
-                        batch, steps, action_prefix=prefix, texts=texts
-                    )
-                else:
-                    chunk = act_once(batch, steps, action_prefix=prefix)  # (1, H, A)
+            texts = tokens if n_chunks % text_chunks else None  # None: decode anew
+            rows, tokens = predictor.predict(obs, gripper_m, pending, texts)
             n_chunks += 1
-            absolute = processor.decode_actions(chunk.float().cpu().numpy(), command)[0]
-            return round_grippers(absolute, action_names, gripper_m)
+            return rows
 
         def act(obs: dict[str, Any]) -> dict[str, Any]:
             """Answer an observation; `chunk_ms` is there where a chunk was made for it."""
@@ -201,3 +242,132 @@ def checkpoint(
         return act
 
     return start
+
+
+# -----------------------------------------------------------------------------
+# Answering over a wire
+
+
+def answers(folder: str | Path, **how: Any) -> tuple[Callable, dict[str, Any]]:
+    """Let a trained model answer the observations of others, for wire.serve.
+
+    A request holds:
+        state (C,)              all slots of the checkpoint's state, see `state_names`
+        images                  {camera: (h, w, 3) or (3, h, w) uint8}: those it learnt from
+        prompt                  the instruction
+        tool_command (15,)      the command in force, or joint_command (17,) where the policy acts
+                                in joints; it may be left out where the state holds it
+        action_prefix (P, A)    may be left out: absolute rows that are executed while the chunk is
+                                made; it begins with them
+        gripper_m (2,)          may be left out: commands that close and open a hand, where they are
+                                others than in the world that it was trained for
+    The reply holds `actions` (H, A), absolute commands, and `subtask`, the text that was read.
+
+    Args:
+        folder: A checkpoint of train.py.
+        how: Settings of `load_predictor`.
+
+    Returns:
+        A function from requests to replies, which raises ValueError for a request that does not
+        fit; and what a client has to know.
+    """
+    predictor = load_predictor(folder, **how)
+    processor = predictor.processor
+    processor.forget_prompts_after(MAX_PROMPTS)
+    world = predictor.meta.get('world', {})  # of another robot's logs nothing is known
+    gripper_m = gripper_range_m(world)
+
+    def infer(request: dict[str, Any]) -> dict[str, Any]:
+        obs, prefix = read_request(request, processor)
+        openings = gripper_m
+        if 'gripper_m' in request:
+            openings = tuple(_numbers(request, 'gripper_m', (2,)).tolist())
+        rows, tokens = predictor.predict(obs, openings, prefix)
+        if not np.isfinite(rows).all():
+            raise ValueError('the policy has no finite answer to this state')
+        return dict(actions=rows, subtask=processor.decode_text(tokens[0]) if tokens else '')
+
+    metadata = dict(
+        policy=str(folder),
+        step=predictor.meta['step'],
+        cameras=list(processor.cameras),
+        image_size=processor.image_size,
+        control_hz=processor.control_hz,
+        horizon=processor.horizon,
+        action_space=processor.action_space,
+        action_names=list(processor.action_names),
+        state_names=list(processor.state_names),
+        world=world,
+    )
+    return infer, metadata
+
+
+def read_request(
+    request: dict[str, Any], processor: Processor
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Check a request, see `answers`.
+
+    Returns:
+        The observation, and the rows (P, C) that the chunk begins with.
+
+    Raises:
+        ValueError: It lacks something, or something in it has no sense.
+    """
+    missing = [name for name in ('state', 'images', 'prompt') if name not in request]
+    if missing:
+        raise ValueError(f'the request has no {missing[0]!r}; it needs state, images and prompt')
+    prompt = request['prompt']
+    if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
+        raise ValueError(f'prompt: expected text of at most {MAX_PROMPT} characters')
+    state = _numbers(request, 'state', (len(processor.state_names),))
+    space = processor.action_space
+    n_slots = len(processor.action_names)
+    name = f'{space}_command'
+    if name in request:
+        command = _numbers(request, name, (n_slots,))
+    elif processor.command_index is not None:
+        command = state[processor.command_index]
+    else:
+        raise ValueError(f'the request has no {name!r}, and the state does not hold it')
+    prefix = np.zeros((0, n_slots), np.float32)
+    if 'action_prefix' in request:
+        prefix = _numbers(request, 'action_prefix', (None, n_slots))
+        if len(prefix) >= processor.horizon:
+            raise ValueError(
+                f'action_prefix: {len(prefix)} rows, a chunk has {processor.horizon} altogether'
+            )
+    obs = {'state': state, 'instruction': prompt, name: command}
+    images = request['images']
+    if not isinstance(images, dict):
+        raise ValueError(f'images: {type(images).__name__}, expected a map by camera')
+    for camera in processor.cameras:
+        if camera not in images:
+            raise ValueError(f'images: no {camera!r}; expected {", ".join(processor.cameras)}')
+        obs[f'image/{camera}'] = _picture(camera, images[camera])
+    return obs, prefix
+
+
+def _numbers(request: dict[str, Any], name: str, expected: tuple[int | None, ...]) -> np.ndarray:
+    """Take an array of finite float32 out of a request; None in its shape is any length."""
+    value = request[name]
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in 'fiu':
+        raise ValueError(f'{name}: {type(value).__name__}, expected an array of numbers')
+    fits = value.ndim == len(expected) and all(
+        want in (None, got) for got, want in zip(value.shape, expected)
+    )
+    if not fits:
+        raise ValueError(f'{name}: shape {value.shape}, expected {expected}')
+    with np.errstate(over='ignore'):  # what is too large for float32 is not finite
+        value = value.astype(np.float32)
+    if not np.isfinite(value).all():
+        raise ValueError(f'{name}: not all numbers are finite')
+    return value
+
+
+def _picture(camera: str, value: Any) -> np.ndarray:
+    """Take a picture out of a request, (h, w, 3) uint8; ALOHA clients of openpi send (3, h, w)."""
+    is_picture = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
+    if not is_picture or 3 not in (value.shape[0], value.shape[2]) or 0 in value.shape:
+        got = getattr(value, 'shape', type(value).__name__)
+        raise ValueError(f'images/{camera}: {got}, expected (h, w, 3) or (3, h, w) of uint8')
+    return value if value.shape[2] == 3 else value.transpose(1, 2, 0)

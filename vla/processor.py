@@ -267,9 +267,7 @@ class Processor:
         self.frames = tuple(map(_carrier, self.cameras))
         self._choose_slots(state_slots, action_slots, tables or TABLES)
         self._read_tokenizer(tokenizer)
-        # The two parts are known apart: a few hundred texts answer any number of instructions.
-        self._user_ids = functools.lru_cache(maxsize=300_000)(self._encode_user)
-        self._assistant_ids = functools.lru_cache(maxsize=100_000)(self._encode_assistant)
+        self.forget_prompts_after(300_000)
         self.stats: Any = None  # {name: array}
         if stats:
             self.stats = self._checked_stats(stats)
@@ -533,6 +531,14 @@ class Processor:
             f'{"" if question else "<|vla|>"}<|im_end|>\n<|im_start|>assistant\n'
         )
         return user, assistant
+
+    def forget_prompts_after(self, n: int) -> None:
+        """Keep the token ids of the last n prompts: strangers may send ever new ones.
+
+        The two parts are known apart: a few hundred texts answer any number of instructions.
+        """
+        self._user_ids = functools.lru_cache(maxsize=n)(self._encode_user)
+        self._assistant_ids = functools.lru_cache(maxsize=n)(self._encode_assistant)
 
     def prompt_ids(
         self, instruction: str, subtask: str | None = None, question: bool = False
