@@ -260,7 +260,7 @@ def _with_bricks(words: Frame | str, described: dict[str, dict]) -> Frame | str:
     """A frame with what names its bricks, where it has their names."""
     if isinstance(words, str):
         return words
-    bricks = {key: described[words[key]] for key in ('upper', 'lower') if key in words}
+    bricks = {key: dict(described[words[key]]) for key in ('upper', 'lower') if key in words}
     return words | bricks
 
 
