@@ -109,8 +109,8 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
                 yaw,
             )  # goal_error: from the place to the brick
             assert row[12:].tolist() == [hand == 0, hand == 1]
-            if world.truth().tool_pose(goal.hand)[1][2, 2] < 0.99 and goal != world.plan:
-                continue  # a hand that rolls while it pulls sees what is far off askew
+            if world.truth().tool_pose(goal.hand)[1][2, 2] < 0.999 and goal != world.plan:
+                continue  # a hand that leans by 3 degrees or more sees what is far off askew
             fetch = labels.scene(world.truth())[1 + hand, COLOURS.index(goal.upper)][:3]
             seen_by_hand = row[4 * hand : 4 * hand + 3].numpy()
             assert np.allclose(seen_by_hand, fetch, atol=0.004 + 0.03 * abs(fetch).max())

@@ -38,7 +38,7 @@ def world():
 @pytest.mark.parametrize('kind', ['hold', 'zero', 'random'])
 def test_constant_policies_run_to_the_time_limit_without_success(blind_world, kind):
     start = policies.constant(kind)
-    result, rows, frames = sim_rollout.run_episode(blind_world, start, seed=1_000_003)
+    result, rows, frames = sim_rollout.run_episode(blind_world, start, seed=1_000_006)
     assert not result['success'] and result['fault'] is None
     assert result['steps'] == blind_world.max_steps
     assert result['phase'] in ('start', 'reach')  # it may pass by
