@@ -19,6 +19,9 @@ python sim_rollout.py --task=join --episodes=1 --video=1
 python sim_rollout.py --task=join --viewer
 python sim_rollout.py --view=assets/scenes/bricks.xml --show_contacts
 
+Drive with the keyboard and record that; sim/teleop.py says which keys do what:
+python sim_rollout.py --task=place --viewer --teleop --record=episodes/mine
+
 Serve a checkpoint to others, and let any server that speaks openpi's websocket protocol drive:
 python sim_rollout.py --serve --ckpt=out/demo
 python sim_rollout.py --policy=ws://127.0.0.1:8000
@@ -47,6 +50,7 @@ import inspect
 import itertools
 import json
 import math
+import queue
 import re
 import shlex
 import signal
@@ -63,8 +67,13 @@ import wire
 from episode import write_atomic, write_episode
 from sim import film, labels, ledger, policies
 from sim.judge import PHASES
+<<<<<<< HEAD
 from sim.tasks import TASKS
 from sim.workers import Job, WorkerError, cores, dispatch, setup, start_workers, stop_workers
+=======
+from sim.teleop import keyboard
+from sim.workers import WorkerError, dispatch, setup, start_workers, stop_workers
+>>>>>>> r-interop
 from sim.world import RENDER_MODES, World
 
 # -----------------------------------------------------------------------------
@@ -113,7 +122,8 @@ out = ''  # for log and films; '': record folder; of scores a folder per task an
 # <checkpoint>/rollout or out/<policy>
 reset_s = 10.0  # 0..: s: what laying out the next scene would take, for successes per hour
 # to look at it on a display; docs/viewer-checklist.md says at what
-viewer = False  # the episodes run in MuJoCo's viewer, in real time, none is recorded
+viewer = False  # the episodes run in MuJoCo's viewer, in real time, none of them is recorded
+teleop = False  # but for those that are driven there by keys: arrows, page up, enter, insert, ...
 view = ''  # a scene instead of a task: --view=assets/scenes/bricks.xml
 show_contacts = False  # points and forces of contact
 show_joints = False  # axes of joints
@@ -231,8 +241,19 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
     return result, rows, frames
 
 
+<<<<<<< HEAD
 def run_job(world, start, job, record, pictures):
     """Do one job in a worker process: run an episode, write its file or film.
+=======
+def save_episode(world, folder, result, rows):
+    """Write the file of an episode that has just ended."""
+    packed = labels.pack_episode(world.truth(), world.metadata(), result, rows)
+    write_episode(ledger.episode_file(folder, world.task, result['seed']), *packed)
+
+
+def run_job(world, start, job, instruction, record, pictures):
+    """Do one job in a worker process: run an episode, write its file or film, return the result.
+>>>>>>> r-interop
 
     Args:
         world: A World of the job's task.
@@ -249,8 +270,12 @@ def run_job(world, start, job, record, pictures):
     recording = bool(record) and not filmed  # a film repeats an episode that was recorded before
     result, rows, frames = run_episode(world, start, job.seed, job.instruction, recording, filmed)
     if recording and result['success']:
+<<<<<<< HEAD
         packed = labels.pack_episode(world.truth(), world.metadata(), result, rows)
         write_episode(ledger.episode_file(record, world.task, job.seed), *packed)
+=======
+        save_episode(world, record, result, rows)
+>>>>>>> r-interop
     if filmed:
         outcome = 'success' if result['success'] else 'failure'
         path = path.with_name(f'{path.name}_{outcome}.mp4')
@@ -551,13 +576,17 @@ if __name__ == '__main__':
         raise SystemExit(0)
     # -----------------------------------------------------------------------------
     # who drives, in which world, on which seeds
-    policy = ckpt or policy
+    policy = ckpt or ('teleop' if teleop else policy)
     parameters = inspect.signature(World).parameters
     default = {key: parameters[key].default for key in WORLD_KEYS}
     files = {}  # of a replay: {task: {seed: path}}
     asked_seeds = []
     try:
-        kind, headers, made = policies.resolve(policy, default)
+        kind, headers, made = 'teleop', {}, {}
+        if not teleop:
+            kind, headers, made = policies.resolve(policy, default)
+        elif not viewer:
+            raise ValueError('teleop: the keys are those of a window: --viewer --teleop')
         if record and kind == 'checkpoint':
             kind = 'coached'
         check(config, kind)
@@ -597,8 +626,12 @@ if __name__ == '__main__':
         if seed0 is not None:
             first = seed0
         asked_seeds = list(range(first, first + (episodes or 10)))
+<<<<<<< HEAD
     seeds_of = {name: list(files[name]) if files else asked_seeds for name in tasks}
     if record and kind not in ('expert', 'replay', 'coached'):
+=======
+    if record and kind not in ('expert', 'replay', 'coached', 'teleop'):
+>>>>>>> r-interop
         raise SystemExit(
             f'record={record}: only the expert gives labels worth learning, policy is {policy}'
         )
@@ -698,6 +731,7 @@ if __name__ == '__main__':
     # watch, and nothing else
     if viewer:
         try:
+<<<<<<< HEAD
             for part in parts:
                 world, start = setup(world_settings | {'task': part['task']}, driver)
                 with film.viewer(world.model, world.data, show_contacts, show_joints) as draw:
@@ -710,6 +744,31 @@ if __name__ == '__main__':
                             f'seed {seed}: {result["phase"]} after {result["steps"]} steps, '
                             f'{result["instruction"]}'
                         )
+=======
+            world, start = setup(world_settings, driver)
+            pressed = queue.SimpleQueue()
+            shown = (world.model, world.data, show_contacts, show_joints, pressed.put)
+            recording = teleop and bool(record)
+            with film.viewer(*shown) as draw:
+                world.observer = draw
+                if teleop:
+                    start = keyboard(pressed, draw, world.control_hz, world.max_opening_m)
+                    world.max_steps *= 10  # a person takes longer than a script
+                for seed in todo:
+                    if not draw():
+                        break
+                    result, rows, _ = run_episode(
+                        world, start, seed, instruction, recording, watched=draw
+                    )
+                    print(
+                        f'seed {seed}: {result["phase"]} after {result["steps"]} steps, '
+                        f'{result["instruction"]}'
+                    )
+                    if recording and result['success']:
+                        save_episode(world, record, result, rows)
+                        ledger.append(log, dict(result, made_with=made_with))
+                        print(f'recorded: {ledger.episode_file(record, task, seed)}')
+>>>>>>> r-interop
         except (ValueError, FileNotFoundError, RuntimeError) as refusal:
             raise SystemExit(str(refusal)) from None
         raise SystemExit(0)

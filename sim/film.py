@@ -299,8 +299,12 @@ def has_display() -> bool:
 
 @contextlib.contextmanager
 def viewer(
-    model: Any, data: Any, show_contacts: bool = False, show_joints: bool = False
-) -> Iterator[Callable[[], bool]]:
+    model: Any,
+    data: Any,
+    show_contacts: bool = False,
+    show_joints: bool = False,
+    keys: Callable[[int], object] | None = None,
+) -> Iterator[Callable[..., bool]]:
     """Open MuJoCo's passive viewer.
 
     Args:
@@ -308,10 +312,12 @@ def viewer(
         data: Its MjData, of which the viewer shows the present state.
         show_contacts: Show points and forces of contact.
         show_joints: Show the axes of joints.
+        keys: Called with the code of each key that is pressed, in the viewer's thread.
 
     Yields:
-        A function `draw() -> bool`. It shows the present state, waits until the wall clock has
-        caught up with the simulated time, and is False once the window is closed.
+        A function `draw(standing=False) -> bool`. It shows the present state, waits until the wall
+        clock has caught up with the simulated time, and is False once the window is closed. With
+        `standing` simulated time stands still meanwhile and is not made up for.
 
     Raises:
         RuntimeError: There is no display.
@@ -321,7 +327,7 @@ def viewer(
         raise RuntimeError(HEADLESS.format(', '.join(there)))
     import mujoco.viewer  # here and nowhere else: it opens a connection to the display
 
-    with mujoco.viewer.launch_passive(model, data) as window:
+    with mujoco.viewer.launch_passive(model, data, key_callback=keys) as window:
         flags = mujoco.mjtVisFlag
         window.opt.flags[flags.mjVIS_CONTACTPOINT] = show_contacts
         window.opt.flags[flags.mjVIS_CONTACTFORCE] = show_contacts
@@ -329,10 +335,10 @@ def viewer(
         began = None  # wall time of simulated time 0
         last = 0.0  # simulated time of the last call
 
-        def draw() -> bool:
+        def draw(standing: bool = False) -> bool:
             nonlocal began, last
             window.sync()
-            if began is None or data.time < last:  # an episode begins
+            if began is None or standing or data.time < last:  # also where an episode begins
                 began = time.time() - data.time
             last = data.time
             time.sleep(max(0.0, began + data.time - time.time()))

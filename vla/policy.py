@@ -117,11 +117,13 @@ class Predictor(NamedTuple):
         text to act on, None to decode one where texts are read. It returns the chunk (H, C),
         absolute, float32, and the tokens of its text, None where no text is read.
     processor: what stands between an observation and the model.
+    net: the model itself.
     meta: the checkpoint's meta.json.
     """
 
     predict: Callable[..., tuple[np.ndarray, list[list[int]] | None]]
     processor: Processor
+    net: model.VLA
     meta: dict[str, Any]
 
 
@@ -170,7 +172,7 @@ def load_predictor(
         absolute = processor.decode_actions(chunk.float().cpu().numpy(), command)[0]
         return round_grippers(absolute, processor.action_names, gripper_m), tokens
 
-    return Predictor(predict, processor, meta)
+    return Predictor(predict, processor, net, meta)
 
 
 def checkpoint(
