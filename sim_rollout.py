@@ -67,13 +67,9 @@ import wire
 from episode import write_atomic, write_episode
 from sim import film, labels, ledger, policies
 from sim.judge import PHASES
-<<<<<<< HEAD
 from sim.tasks import TASKS
-from sim.workers import Job, WorkerError, cores, dispatch, setup, start_workers, stop_workers
-=======
 from sim.teleop import keyboard
-from sim.workers import WorkerError, dispatch, setup, start_workers, stop_workers
->>>>>>> r-interop
+from sim.workers import Job, WorkerError, cores, dispatch, setup, start_workers, stop_workers
 from sim.world import RENDER_MODES, World
 
 # -----------------------------------------------------------------------------
@@ -241,19 +237,14 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
     return result, rows, frames
 
 
-<<<<<<< HEAD
-def run_job(world, start, job, record, pictures):
-    """Do one job in a worker process: run an episode, write its file or film.
-=======
 def save_episode(world, folder, result, rows):
     """Write the file of an episode that has just ended."""
     packed = labels.pack_episode(world.truth(), world.metadata(), result, rows)
     write_episode(ledger.episode_file(folder, world.task, result['seed']), *packed)
 
 
-def run_job(world, start, job, instruction, record, pictures):
-    """Do one job in a worker process: run an episode, write its file or film, return the result.
->>>>>>> r-interop
+def run_job(world, start, job, record, pictures):
+    """Do one job in a worker process: run an episode, write its file or film.
 
     Args:
         world: A World of the job's task.
@@ -270,12 +261,7 @@ def run_job(world, start, job, instruction, record, pictures):
     recording = bool(record) and not filmed  # a film repeats an episode that was recorded before
     result, rows, frames = run_episode(world, start, job.seed, job.instruction, recording, filmed)
     if recording and result['success']:
-<<<<<<< HEAD
-        packed = labels.pack_episode(world.truth(), world.metadata(), result, rows)
-        write_episode(ledger.episode_file(record, world.task, job.seed), *packed)
-=======
         save_episode(world, record, result, rows)
->>>>>>> r-interop
     if filmed:
         outcome = 'success' if result['success'] else 'failure'
         path = path.with_name(f'{path.name}_{outcome}.mp4')
@@ -626,12 +612,8 @@ if __name__ == '__main__':
         if seed0 is not None:
             first = seed0
         asked_seeds = list(range(first, first + (episodes or 10)))
-<<<<<<< HEAD
     seeds_of = {name: list(files[name]) if files else asked_seeds for name in tasks}
-    if record and kind not in ('expert', 'replay', 'coached'):
-=======
     if record and kind not in ('expert', 'replay', 'coached', 'teleop'):
->>>>>>> r-interop
         raise SystemExit(
             f'record={record}: only the expert gives labels worth learning, policy is {policy}'
         )
@@ -731,44 +713,31 @@ if __name__ == '__main__':
     # watch, and nothing else
     if viewer:
         try:
-<<<<<<< HEAD
             for part in parts:
                 world, start = setup(world_settings | {'task': part['task']}, driver)
-                with film.viewer(world.model, world.data, show_contacts, show_joints) as draw:
+                pressed = queue.SimpleQueue()
+                shown = (world.model, world.data, show_contacts, show_joints, pressed.put)
+                recording = teleop and bool(record)
+                with film.viewer(*shown) as draw:
                     world.observer = draw
+                    if teleop:
+                        start = keyboard(pressed, draw, world.control_hz, world.max_opening_m)
+                        world.max_steps *= 10  # a person takes longer than a script
                     for seed in part['todo']:
                         if not draw():
                             break
-                        result, _, _ = run_episode(world, start, seed, part['words'], watched=draw)
+                        result, rows, _ = run_episode(
+                            world, start, seed, part['words'], recording, watched=draw
+                        )
                         print(
                             f'seed {seed}: {result["phase"]} after {result["steps"]} steps, '
                             f'{result["instruction"]}'
                         )
-=======
-            world, start = setup(world_settings, driver)
-            pressed = queue.SimpleQueue()
-            shown = (world.model, world.data, show_contacts, show_joints, pressed.put)
-            recording = teleop and bool(record)
-            with film.viewer(*shown) as draw:
-                world.observer = draw
-                if teleop:
-                    start = keyboard(pressed, draw, world.control_hz, world.max_opening_m)
-                    world.max_steps *= 10  # a person takes longer than a script
-                for seed in todo:
-                    if not draw():
-                        break
-                    result, rows, _ = run_episode(
-                        world, start, seed, instruction, recording, watched=draw
-                    )
-                    print(
-                        f'seed {seed}: {result["phase"]} after {result["steps"]} steps, '
-                        f'{result["instruction"]}'
-                    )
-                    if recording and result['success']:
-                        save_episode(world, record, result, rows)
-                        ledger.append(log, dict(result, made_with=made_with))
-                        print(f'recorded: {ledger.episode_file(record, task, seed)}')
->>>>>>> r-interop
+                        if recording and result['success']:
+                            save_episode(world, record, result, rows)
+                            ledger.append(part['log'], dict(result, made_with=part['made_with']))
+                            path = ledger.episode_file(record, part['task'], seed)
+                            print(f'recorded: {path}')
         except (ValueError, FileNotFoundError, RuntimeError) as refusal:
             raise SystemExit(str(refusal)) from None
         raise SystemExit(0)

@@ -198,7 +198,9 @@ def test_the_viewer_shows_the_running_task_in_real_time_until_it_is_closed(world
 
     window = Window(draws=25)
     monkeypatch.setattr(film, 'has_display', lambda: True)
-    monkeypatch.setattr(mujoco.viewer, 'launch_passive', lambda model, data: window)
+    monkeypatch.setattr(
+        mujoco.viewer, 'launch_passive', lambda model, data, key_callback=None: window
+    )
     with film.viewer(world.model, world.data, show_contacts=True, show_joints=True) as draw:
         world.observer, began = draw, time.time()
         result, _, _ = sim_rollout.run_episode(world, policies.constant('hold'), 5, watched=draw)
