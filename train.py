@@ -28,6 +28,7 @@ from episode import git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
 from vla import checkpoint, layers, optim, parallel, watch
 from vla.processor import FAR, Processor
+from vla.vision import STEMS
 
 HERE = Path(__file__).parent
 
@@ -74,6 +75,7 @@ head_dim = VLAConfig.head_dim
 intermediate_size = VLAConfig.intermediate_size
 mrope_section = VLAConfig.mrope_section
 mlp = VLAConfig.mlp
+vision = VLAConfig.vision  # pictures to tokens: a stem by its name in STEMS of vla/vision.py
 tokens_per_camera = VLAConfig.tokens_per_camera
 predict = VLAConfig.predict  # the head gives the clean chunk ('action') or the 'velocity'
 row_decay = VLAConfig.row_decay  # weight of a chunk's row against that of the row before
@@ -199,7 +201,14 @@ def model_config(config, start, processor, dataset):
         state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'],
     )
-    return VLAConfig(**settings | given | start.fields)
+    cfg = VLAConfig(**settings | given | start.fields)
+    tokens = STEMS[cfg.vision].tokens_per_picture(cfg)
+    if tokens != cfg.tokens_per_camera:
+        raise ValueError(
+            f'tokens_per_camera {cfg.tokens_per_camera}: the stem {cfg.vision!r} makes {tokens} of '
+            f'a picture of image_size {cfg.image_size}'
+        )
+    return cfg
 
 
 def score(out_dir, step, episodes):
