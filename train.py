@@ -24,7 +24,7 @@ import torch
 
 import data
 import model
-from episode import git_rev, tables_of, write_synthetic_episodes
+from episode import STATE_NAMES, git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
 from vla import checkpoint, layers, optim, parallel, watch
 from vla.processor import FAR, Processor
@@ -176,8 +176,10 @@ def get_lr(step, max_steps, warmup_steps, final_lr):
     return min(1.0, (step + 1) / max(1, warmup_steps)) * (final_lr + (1 - final_lr) * cosine)
 
 
-def next_command(out_dir):
+def next_command(out_dir, processor):
     """Return what to type after a run: after a first lesson there is somebody to coach."""
+    if processor.state_names != STATE_NAMES:  # our own robot can be driven, no other
+        return f'python sample.py --ckpt={out_dir}'
     coach = f'config/{os.path.basename(out_dir).removesuffix("_start")}_coach.py'
     if out_dir.endswith('_start') and (HERE / coach).exists():
         return f'python sim_rollout.py {coach}'
@@ -297,7 +299,7 @@ if __name__ == '__main__':
     if start.kind == 'finished':
         if master:
             print(f'{out_dir} is finished at step {start.step}; --resume=never starts over')
-            print(f'next: {next_command(out_dir)}')
+            print(f'next: {next_command(out_dir, or_exit(Processor.from_dict, start.processor))}')
         sys.exit(0)
 
     # -----------------------------------------------------------------------------
@@ -466,5 +468,5 @@ if __name__ == '__main__':
             watch.plot_losses(log.path, f'{out_dir}/loss.png')
             minutes = (time.perf_counter() - began) / 60
             print(f'{step - start.step} steps in {minutes:.1f} min; curves: {out_dir}/loss.png')
-            print(f'next: {next_command(out_dir)}')
+            print(f'next: {next_command(out_dir, processor)}')
     parallel.leave()
