@@ -43,9 +43,14 @@ def map_bytes(path: str) -> np.ndarray:
     return torch.from_file(path, False, os.path.getsize(path), dtype=torch.uint8).numpy()
 
 
+def split_share(task: str, seed: int) -> float:
+    """The val_fraction, 0 to 1, above which an episode is held out: a hash."""
+    return zlib.crc32(f'{task}/{seed}'.encode()) / 2**32
+
+
 def in_validation(task: str, seed: int, fraction: float) -> bool:
     """Whether an episode is held out: by hash, so that more episodes never move one across."""
-    return zlib.crc32(f'{task}/{seed}'.encode()) / 2**32 < fraction
+    return split_share(task, seed) < fraction
 
 
 class Windows:
@@ -75,10 +80,6 @@ class Windows:
         else:
             self.folders = [str(folder) for folder in source]
         parts = self._read_files(split, val_fraction)
-        if not self.paths:
-            raise ValueError(
-                f'no episode of {source} is in the {split!r} part (val_fraction {val_fraction})'
-            )
         self._index_rows(parts, rows_after_success)
         self._index_referents(parts)
         self._start_pool()
@@ -100,15 +101,34 @@ class Windows:
         parts: Parts = {
             name: [] for name in ('action', 'subtask_id', 'kicked', 'goal', 'success', 'referents')
         }
+        shares = []
         for path in episode_paths(self.folders):
             arrays, header = read_episode(path, map_bytes)
             self._check(path, arrays, header)
             held_out = in_validation(header['task'], header['seed'], val_fraction)
+            shares.append(split_share(header['task'], header['seed']))
             if not split or (split == 'val') == held_out:
                 self._keep(path, arrays, header, parts)
+        if not self.paths:
+            raise ValueError(self._no_episode(split, val_fraction, shares))
         if 'grounding' in self._lacking:
             del self.files['scene']
         return parts
+
+    def _no_episode(self, split: str | None, val_fraction: float, shares: list[float]) -> str:
+        """Say that a part is empty, and which val_fraction would not leave it so."""
+        if split == 'val':
+            least = math.floor(100 * min(shares) + 1) / 100
+            count = sum(share < least for share in shares)
+            advice = f'--val_fraction={least:g} holds {count} out, --val_fraction=0 none'
+        else:
+            most = math.floor(100 * max(shares)) / 100
+            advice = f'--val_fraction={most:g} or less leaves some to learn from'
+        return (
+            f'val_fraction {val_fraction:g} leaves no episode in the {split!r} part: the '
+            f'{len(shares)} of {",".join(self.folders)} are split by a hash of task and seed; '
+            f'{advice}'
+        )
 
     def _check(self, path: str, arrays: Arrays, header: Header) -> None:
         """Refuse a file that does not fit, and note what TRUTH it lacks."""
