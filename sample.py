@@ -324,6 +324,11 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # a folder of Qwen2.5-VL or EO-1 has no normaliser for actions: it answers
     if read_meta(ckpt) is None:
+        if not Path(ckpt, 'config.json').exists():
+            raise SystemExit(
+                f'ckpt={ckpt} holds neither a checkpoint (meta.json) nor a published model '
+                '(config.json)'
+            )
         if not ask:
             raise SystemExit(f'{ckpt} is not written by train.py: give it a question, --ask="..."')
         if picture:

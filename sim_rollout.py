@@ -400,9 +400,15 @@ def lesson(record):
     start = f'config/{stem}_start.py'
     if not (CODE / whole).exists():
         return shlex.quote(f'--episodes={record}')
+    folders = record if stem == name else f'{record.rstrip("/").removesuffix("_coached")},{record}'
+    elsewhere = (
+        ''
+        if Path(record) == Path('episodes') / name
+        else ' ' + shlex.quote(f'--episodes={folders}')
+    )
     if stem == name and (CODE / start).exists():
-        return f'{whole} {start}'
-    return whole
+        return f'{whole} {start}{elsewhere}'
+    return whole + elsewhere
 
 
 def show_progress(answers, total):

@@ -28,11 +28,12 @@ from safetensors import safe_open
 
 import data
 import model
-from episode import git_rev, tables_of, write_synthetic_episodes
+from episode import STATE_NAMES, git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
 from vla import checkpoint, frames, layers, optim, parallel, watch
 from vla.processor import FAR, Processor
 from vla.tokenizer import read_text as read_text_of_tokenizer
+from vla.vision import STEMS
 
 HERE = Path(__file__).parent
 
@@ -83,6 +84,7 @@ head_dim = VLAConfig.head_dim  # 2..1024
 intermediate_size = VLAConfig.intermediate_size  # 1..1_000_000
 mrope_section = VLAConfig.mrope_section  # 0..512
 mlp = VLAConfig.mlp  # 'relu2' | 'gelu' | 'swiglu'
+vision = VLAConfig.vision  # pictures to tokens: a stem by its name in STEMS of vla/vision.py
 tokens_per_camera = VLAConfig.tokens_per_camera  # 1..4096
 predict = VLAConfig.predict  # 'action' | 'velocity': what the head gives; action: a clean chunk
 row_decay = VLAConfig.row_decay  # 0..10: weight of a chunk's row against that of the row before
@@ -197,8 +199,10 @@ def get_lr(step, max_steps, warmup_steps, final_lr):
     return min(1.0, (step + 1) / max(1, warmup_steps)) * (final_lr + (1 - final_lr) * cosine)
 
 
-def next_command(out_dir):
+def next_command(out_dir, processor):
     """Return what to type after a run: after a first lesson there is somebody to coach."""
+    if processor.state_names != STATE_NAMES:  # our own robot can be driven, no other
+        return f'python sample.py --ckpt={out_dir}'
     coach = f'config/{os.path.basename(out_dir).removesuffix("_start")}_coach.py'
     if out_dir.endswith('_start') and (HERE / coach).exists():
         return f'python sim_rollout.py {coach}'
@@ -222,7 +226,14 @@ def model_config(config, start, processor, dataset):
         state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'],
     )
-    return VLAConfig(**settings | given | start.fields)
+    cfg = VLAConfig(**settings | given | start.fields)
+    tokens = STEMS[cfg.vision].tokens_per_picture(cfg)
+    if tokens != cfg.tokens_per_camera:
+        raise ValueError(
+            f'tokens_per_camera {cfg.tokens_per_camera}: the stem {cfg.vision!r} makes {tokens} of '
+            f'a picture of image_size {cfg.image_size}'
+        )
+    return cfg
 
 
 def score(out_dir, step, episodes):
@@ -358,7 +369,7 @@ if __name__ == '__main__':
     if start.kind == 'finished':
         if master:
             print(f'{out_dir} is finished at step {start.step}; --resume=never starts over')
-            print(f'next: {next_command(out_dir)}')
+            print(f'next: {next_command(out_dir, or_exit(Processor.from_dict, start.processor))}')
         sys.exit(0)
 
     # -----------------------------------------------------------------------------
@@ -564,5 +575,5 @@ if __name__ == '__main__':
             curves = watch.plot_losses(log.path, f'{out_dir}/loss.png')
             minutes = (time.perf_counter() - began) / 60
             print(f'{step - start.step} steps in {minutes:.1f} min; {curves}')
-            print(f'next: {next_command(out_dir)}')
+            print(f'next: {next_command(out_dir, processor)}')
     parallel.leave()

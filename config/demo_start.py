@@ -1,4 +1,4 @@
-# First lesson: a policy that is good enough to be coached, from demonstrations alone; 9 min on
+# First lesson: a policy that is good enough to be coached, from the expert alone; 9 min on
 # 2 CPU cores.
 # torchrun --standalone --nproc_per_node=2 train.py config/demo.py config/demo_start.py
 out_dir = 'out/demo_start'

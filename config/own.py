@@ -13,4 +13,4 @@ log_scale_m = 0.0  # every size of motion counts alike: no studs to be hit
 horizon = 16  # rows of a chunk
 noise_samples = 4
 pure_noise = 0.5
-val_fraction = 0.1
+val_fraction = 0.1  # by hash: of few episodes that may be none, and the error says what is some

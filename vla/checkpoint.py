@@ -247,7 +247,7 @@ def find_start(
     if state and state['step'] < settings['max_steps']:
         start = Start('resumed', state=state, processor=rename(state['processor']))
     elif state:
-        start = Start('finished', state=state)
+        start = Start('finished', state=state, processor=rename(state['processor']))
     else:
         start = Start('fresh')
     meta = read_meta(folder) if folder else None

@@ -45,9 +45,14 @@ def map_bytes(path: str) -> np.ndarray:
     return torch.from_file(path, False, os.path.getsize(path), dtype=torch.uint8).numpy()
 
 
+def split_share(task: str, seed: int) -> float:
+    """The val_fraction, 0 to 1, above which an episode is held out: a hash."""
+    return zlib.crc32(f'{task}/{seed}'.encode()) / 2**32
+
+
 def in_validation(task: str, seed: int, fraction: float) -> bool:
     """Whether an episode is held out: by hash, so that more episodes never move one across."""
-    return zlib.crc32(f'{task}/{seed}'.encode()) / 2**32 < fraction
+    return split_share(task, seed) < fraction
 
 
 @functools.cache
