@@ -499,11 +499,13 @@ def bench_gpu_training(name, device, folder):
     autocast = layers.autocast_for(device, settings['dtype'])
     fast = autocast.fast_dtype
     peak = watch.peak_flops(device, fast)
-    for compiled in (False, True):
+    ways = {'eager': (False, False), 'compiled blocks': (True, False)}
+    ways |= {'CUDA graph': (False, True), 'compiled blocks, CUDA graph': (True, True)}
+    for how, (compiled, graphed) in ways.items():
+        if graphed and (device == 'cpu' or name == 'large'):  # large is not short of launches
+            continue
         if compiled and not parallel.can_compile(device):
-            print(
-                f'{section}: blocks are compiled on GPUs, where there is a C compiler', flush=True
-            )
+            print(f'{section}: {how} takes a GPU and a C compiler', flush=True)
             continue
         net = make_gpu_model(settings, dataset, device, compiled)
         optimizers = optim.configure_optimizers(
@@ -520,11 +522,11 @@ def bench_gpu_training(name, device, folder):
             average_weights,
             seconds,
             threads=1 if tiny else 4,
+            graphed=graphed,
         )
         tokens = dataset.batch(0, 2)['input_ids'].shape[1]
         flops = model.flops_per_sample(net.cfg, tokens, settings['noise_samples'])
         found['mfu'] = found['samples_per_s'] * flops / peak
-        how = 'compiled blocks' if compiled else 'eager'
         note = f'{settings["batch_size"]} samples a step, {net.n_parameters / 1e6:.1f} M, {fast}'
         show(section, f'training, {how}', found['samples_per_s'], 'samples/s', note)
         show(section, f'MFU, {how}', 100 * found['mfu'], '%')
@@ -533,7 +535,7 @@ def bench_gpu_training(name, device, folder):
         for part, spent_ms in found['parts_ms'].items():
             share = spent_ms / sum(found['parts_ms'].values())
             show(section, f'  {part}, {how}', spent_ms, 'ms', f'{share:.0%} of a step')
-        as_json(section, compiled=compiled, batch_size=settings['batch_size'], **found)
+        as_json(section, how=how, batch_size=settings['batch_size'], **found)
         del net, optimizers, average_weights
         if device != 'cpu':
             torch.cuda.empty_cache()

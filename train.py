@@ -30,7 +30,7 @@ import data
 import model
 from episode import STATE_NAMES, git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
-from vla import checkpoint, frames, layers, optim, parallel, watch
+from vla import checkpoint, frames, graphs, layers, optim, parallel, watch
 from vla.processor import FAR, Processor
 from vla.tokenizer import read_text as read_text_of_tokenizer
 from vla.vision import STEMS
@@ -109,6 +109,7 @@ ema = 0.995  # 0..<1: decay of the averaged weights, which are the ones that act
 device = 'auto'  # 'auto' | 'cpu' | 'cuda'
 dtype = 'auto'  # 'auto' | 'float32' | 'bfloat16': auto: bfloat16 (autocast) where it is fast
 compile_model = 'auto'  # 'auto' | 'on' | 'off': torch.compile of the blocks; auto: on a GPU
+cuda_graph = False  # forward and backward are launched as one; one process, accumulate=1, a GPU
 frames_on_device = 'auto'  # 'auto' | 'on' | 'off': pictures live on the GPU; auto: if they fit
 loader_threads = 0  # 0..256: that make batches; 0: one on CPUs, four with a GPU
 fsdp = False  # several processes hold one model between them, not a copy each
@@ -135,8 +136,8 @@ exec((HERE / 'configurator.py').read_text())  # overrides from a config file or 
 
 # A resumed run may change these, because no weight depends on them but by the order of sums.
 MAY_CHANGE = """
-    out_dir resume device threads compile_model frames_on_device loader_threads fsdp offload
-    recompute accumulate log_interval eval_interval eval_batches checkpoint_interval
+    out_dir resume device threads compile_model cuda_graph frames_on_device loader_threads fsdp
+    offload recompute accumulate log_interval eval_interval eval_batches checkpoint_interval
     checkpoint_minutes keep_checkpoints rollout_interval rollout_episodes replay_batch max_minutes
     timeout_minutes requeue_signal wandb_project wandb_artifacts dry_run
 """.split()
@@ -188,6 +189,11 @@ def check_settings(config, world_size):
             f'rollout_interval {config["rollout_interval"]}: {world_size} processes would wait for '
             'one simulator; score in another job: '
             f'python sim_rollout.py --ckpt={config["out_dir"]}'
+        )
+    if config['cuda_graph'] and parts > 1:
+        raise ValueError(
+            f'cuda_graph=True is for one process and accumulate=1; here are {world_size} processes '
+            f'x accumulate {config["accumulate"]}'
         )
     if config['offload'] and (config['muon_learning_rate'] or not config['fsdp']):
         raise ValueError('offload=True is for fsdp=True, and AdamW only: --muon_learning_rate=0')
@@ -457,6 +463,15 @@ if __name__ == '__main__':
     saved_at = began
     make = functools.partial(micro_batches, train_data, config, rank, world_size)
     on_gpu = device.startswith('cuda')
+    if cuda_graph and not on_gpu:
+        sys.exit(f'cuda_graph=True needs a GPU, device is {device}: leave it out')
+
+    def loss_of(batch):
+        """Return the loss of a batch on the device, and its parts."""
+        with autocast:
+            return forward(data.augment(batch, train_data.frames))
+
+    graphed = graphs.GraphedBackward(net, loss_of) if cuda_graph else None
     fit = frames.fit(train_data, device)
     if or_exit(parallel.decide, 'frames_on_device', frames_on_device, fit):
         train_data.keep_frames(device)
@@ -467,9 +482,11 @@ if __name__ == '__main__':
         fraction = get_lr(step, max_steps, warmup_steps, final_lr)
         optim.set_rates(optimizers, fraction)
         for i, batch in enumerate(upcoming):
+            if graphed:
+                meter.add(graphed(batch))
+                continue
             with parallel.accumulating(forward, i == accumulate - 1):
-                with autocast:
-                    loss, parts = forward(data.augment(batch, train_data.frames))
+                loss, parts = loss_of(batch)
                 (loss / accumulate).backward()
             meter.add({'loss': loss.detach(), **parts}, accumulate)
         norm, norms = optim.clip(net, GRAD_CLIP)

@@ -75,6 +75,22 @@ def test_a_chunk_is_recorded_and_replayed_with_other_inputs():
             assert torch.allclose(act(other).clone(), net.act(other, 3), atol=1e-4)
 
 
+def test_gradients_by_a_graph_are_those_of_each_batch():
+    net, batch = on_gpu(*grounded())
+    learn = graphs.GraphedBackward(net, net.forward)
+    for seed in range(4):
+        other = dict(batch, state=batch['state'] + seed)
+        loss = learn(other)['loss'].item()
+        grads = [p.grad.clone() for p in net.parameters()]
+        net.zero_grad(set_to_none=True)
+        expected = net(other)[0]
+        expected.backward()
+        assert loss == pytest.approx(expected.item(), rel=1e-4)
+        for p, grad in zip(net.parameters(), grads, strict=True):
+            assert (p.grad - grad).norm() <= 1e-3 * grad.norm() + 1e-6
+        net.zero_grad(set_to_none=True)
+
+
 def test_a_step_asks_the_gpu_nothing():
     """CUDA itself refuses whatever waits for the device."""
     net, batch = on_gpu(*grounded())

@@ -11,6 +11,7 @@ import torch
 from test_model import grounded, make_batch, network
 from test_train import TRAIN_CONFIGS, publish
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 import data
 import train
@@ -180,14 +181,38 @@ def test_blocks_that_are_alike_are_compiled_once():
 # what a CUDA graph takes and gives
 
 
+def record_here(function):
+    """In the place of CUDA's: fixed memory for results, which a replay writes to."""
+    results = tree_map(torch.clone, function())
+
+    def replay():
+        tree_map(lambda fixed, new: fixed.copy_(new), results, function())
+
+    return replay, results
+
+
+def test_gradients_by_a_graph_are_those_of_each_batch_alone():
+    net, batch = grounded()
+    learn = graphs.GraphedBackward(net, net.forward, record_here)
+    for seed in range(3):
+        other = dict(batch, state=batch['state'] + seed)
+        numbers = learn(other)
+        grads = [p.grad for p in net.parameters()]
+        net.zero_grad(set_to_none=True)  # as train.py does after every step
+        loss, parts = net(other)
+        loss.backward()
+        assert torch.equal(numbers['loss'], loss) and numbers.keys() == {'loss', *parts}
+        expected = [p.grad for p in net.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
+        net.zero_grad(set_to_none=True)
+
+
 def test_a_graph_is_recorded_once_per_shape_and_works_on_what_it_is_given():
     recorded = []
 
     def record(function):
-        """In the place of CUDA's: fixed memory for results, which a replay writes to."""
-        results = function().clone()
-        recorded.append(results)
-        return lambda: results.copy_(function()), results
+        recorded.append(function)
+        return record_here(function)
 
     double = graphs.Graphed(lambda inputs: 2 * inputs['x'] + inputs['y'], record)
     for n in (3, 4, 3, 4):
@@ -200,12 +225,7 @@ def test_a_graph_is_recorded_once_per_shape_and_works_on_what_it_is_given():
 
 def test_a_chunk_by_a_graph_is_that_of_the_network():
     net, batch = grounded()
-
-    def record(function):
-        results = function().clone()
-        return lambda: results.copy_(function()), results
-
-    act = graphs.Graphed(lambda inputs: net.act(inputs, 3), record)
+    act = graphs.Graphed(lambda inputs: net.act(inputs, 3), record_here)
     with torch.inference_mode():
         for seed in range(3):
             state = torch.randn(batch['state'].shape, generator=torch.Generator().manual_seed(seed))

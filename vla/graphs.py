@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 Record = Callable[[Callable[[], Any]], tuple[Callable[[], Any], Any]]
@@ -57,3 +57,36 @@ class Graphed:
             fixed[name].copy_(x, non_blocking=True)
         replay()
         return results
+
+
+class GraphedBackward:
+    """Loss and gradients of a batch as one CUDA graph: what a training step asks of the network.
+
+    Optimizers stay outside, because their rates change with every step.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss_of: Callable[[Tensors], tuple[Tensor, Tensors]],
+        record: Record = record_on_cuda,
+    ):
+        """Make it of a function of a batch that gives the loss and its parts."""
+        self.params = [p for p in net.parameters() if p.requires_grad]
+        self.loss_of = loss_of
+        self.graphed = Graphed(self._run, record)
+
+    def _run(self, batch: Tensors) -> tuple[Tensors, list[Tensor | None]]:
+        for p in self.params:  # the recording makes gradients of its own, each replay writes them
+            p.grad = None
+        loss, parts = self.loss_of(batch)
+        loss.backward()
+        numbers = {'loss': loss.detach(), **parts}
+        return numbers, [p.grad for p in self.params]
+
+    def __call__(self, batch: Tensors) -> Tensors:
+        """The loss and its parts; parameters then have the gradients of this batch alone."""
+        numbers, grads = self.graphed(batch)
+        for p, grad in zip(self.params, grads):
+            p.grad = grad
+        return numbers

@@ -19,7 +19,7 @@ import model
 from vla import graphs, optim
 
 WARM_UPS = 3  # steps or calls that do not count
-PARTS = ('loader wait', 'forward', 'backward', 'clip', 'Muon', 'AdamW', 'EMA')
+PARTS = ('loader wait', 'graph', 'forward', 'backward', 'clip', 'Muon', 'AdamW', 'EMA')
 
 
 class Clock:
@@ -65,6 +65,7 @@ def training(
     average_weights: optim.EMA | None,
     seconds: float,
     threads: int = 1,
+    graphed: bool = False,
 ) -> dict[str, Any]:
     """Take the steps that train.py takes, first timed as a whole and then part by part.
 
@@ -78,6 +79,7 @@ def training(
         average_weights: Running average, or None.
         seconds: For either measurement, three steps at least.
         threads: That make batches.
+        graphed: Forward and backward are one CUDA graph, see train.py --cuda_graph.
 
     Returns:
         samples_per_s; step_ms; first_step_s, which compiling falls into; memory_gb, the peak;
@@ -91,17 +93,26 @@ def training(
     )
     loss = torch.zeros(())
 
+    def loss_of(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        with autocast:
+            return net(data.augment(batch, dataset.frames))
+
+    graph = graphs.GraphedBackward(net, loss_of) if graphed else None
+
     def step(mark: Callable[[str], None]) -> None:
         nonlocal loss
         mark('start')
         (batch,) = next(batches)
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         mark('loader wait')
-        with autocast:
-            loss, _ = net(data.augment(batch, dataset.frames))
-        mark('forward')
-        loss.backward()
-        mark('backward')
+        if graph:
+            loss = graph(batch)['loss']
+            mark('graph')
+        else:
+            loss, _ = loss_of(batch)
+            mark('forward')
+            loss.backward()
+            mark('backward')
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         mark('clip')
         for optimizer in optimizers:
