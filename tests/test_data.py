@@ -443,7 +443,7 @@ def test_a_fingerprint_sees_every_kind_of_change_and_no_move_to_another_folder(t
         'subtasks': fingerprint(subtasks=['other words', *header['subtasks'][1:]]),
         'referents': fingerprint(referents=[[0, [[0, 1, 2, 1, 0, 0, 0, 0]]]]),
         'success': fingerprint(success=False),
-        'size': fingerprint(qa=[['a', 'b', 'c']]),
+        'size': fingerprint(qa=[['arm', '', 'left', 0, 1]]),
         **{f'jpeg {quality}': fingerprint(jpeg=quality) for quality in (50, 90)},
     }
     assert len({whole, *other.values()}) == 1 + len(other), other
