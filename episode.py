@@ -587,7 +587,7 @@ def read_episode(path: Path, map_bytes: Callable | None = None) -> tuple[Arrays,
         arrays, header = _read_file(path, map_bytes)
     except ValueError as fault:
         raise ValueError(f'{path}: cannot be read: {fault}') from None
-    faults = find_number_faults(arrays, header)
+    faults = find_number_faults(arrays, header, whole=False)
     if faults:
         more = f'; and {len(faults) - 3} more: python data.py check' if len(faults) > 3 else ''
         raise ValueError(f'{path}: ' + '; '.join(faults[:3]) + more)
@@ -853,9 +853,13 @@ def find_faults(arrays: Arrays, header: Header) -> list[str]:
     return faults + _find_picture_faults(arrays, header)
 
 
-def find_number_faults(arrays: Arrays, header: Header) -> list[str]:
-    """All that `find_faults` names but for the pictures: `read_episode` refuses a file for it."""
-    faults = _find_header_faults(header) or _find_missing(arrays, header)
+def find_number_faults(arrays: Arrays, header: Header, whole: bool = True) -> list[str]:
+    """All that `find_faults` names but for the pictures: `read_episode` refuses a file for it.
+
+    whole: TRUTH has to be whole where there is a world; earlier code recorded less of it, and who
+    needs it says what is missing (`demand`).
+    """
+    faults = _find_header_faults(header) or _find_missing(arrays, header, whole)
     if faults:
         return faults
     if header['spec'] not in READABLE:
@@ -897,10 +901,10 @@ def _broken_rules(where: str, values: dict[str, Any], rules: Rules) -> list[str]
     return faults
 
 
-def _find_missing(arrays: Arrays, header: Header) -> list[str]:
+def _find_missing(arrays: Arrays, header: Header, whole: bool) -> list[str]:
     keys = [*CORE_KEYS, 'state_slots', 'state_units']
     names = ['time', 'state']
-    if 'world' in header:  # TRUTH is whole
+    if whole and 'world' in header:
         keys += TRUTH_KEYS
         names = [*CORE_ARRAYS, *TRUTH_ARRAYS]
     for name in ACTIONS:
@@ -1063,7 +1067,7 @@ def _find_truth_faults(arrays: Arrays, header: Header) -> list[str]:
         n = len(header['subtasks'])
         if ids.min() < 0 or ids.max() >= n:
             faults.append(f'subtask_id {ids.min()}..{ids.max()}, header has {n} subtasks')
-    if 'tool_executed' in arrays and 'kicked' in arrays:
+    if arrays.keys() >= {'tool_executed', 'tool_action', 'kicked'}:
         off = np.abs(arrays['tool_executed'] - arrays['tool_action']).max(1)
         off = off * (arrays['kicked'] == 0)
         if (off > MAX_JITTER).any():
