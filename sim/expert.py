@@ -182,7 +182,8 @@ def take_apart(truth: Truth, goal: Goal) -> list[Move]:
     # Only with the upper brick off the lower one and beside it may either go down. (A plate may
     # have been pushed to where a hand lays bricks down on the other side of it.)
     off_m = abs(gap[1]) if truth.lifts() else np.hypot(gap[0], gap[1])
-    beside = off_m > HAND_WIDTH_M or truth.lies(goal.upper)
+    there = hand.misplaced(*put_down(goal.hand)) < 0.02
+    beside = off_m > HAND_WIDTH_M or truth.lies(goal.upper) or (there and not truth.lifts())
     parted = not joined and beside
     holding = _hold_apart(truth, goal, holder, parted)
     ready = holding.verb == 'hold'

@@ -53,6 +53,7 @@ MAX_YAW_RAD = 2.2  # of a hand; the wrist's last joint ends at 2.6
 M_PER_RAD = 0.03  # an error in yaw counts as much as one of 3 cm per rad in place
 WAITING_POINT_M = np.array([0.37, 0.13, 0.19])  # where a hand waits for the other, on its own side
 WAITING_NEAR_X_M = 0.28  # where the place is on the near side of the other hand
+HOLD_WINDUP_M = 0.008  # while holding a plate down
 LOW_M = 0.014  # how far above its seat stays what comes in under the holder's palm
 CLEAR_Z_M = 0.14  # how high a hand rises that has let go
 FINGERTIP_M = 0.006  # the tool is this far above the fingertips
@@ -429,7 +430,10 @@ class Hand:
         over = closed and (error < 0.01 or (down and error < 0.02))
         z_speed = 0.1 if error < 0.03 else SPEED_M_S
         if over:
-            self.go(self.tool[:2], 0.0, touching - 0.008, z_speed=z_speed)
+            # The command stays where it is: following the hand, which gives under the press, it
+            # crept, and pushed the plate 5 cm ahead.
+            ahead = np.clip(self.command[XY] - self.tool[XY], -HOLD_WINDUP_M, HOLD_WINDUP_M)
+            self.go(self.tool[:2] + ahead, 0.0, touching - 0.008, z_speed=z_speed)
         else:
             z = touching + 0.02 + np.clip(1.5 * (error - 0.01), 0, 0.06)
             self.go(self.grip[:2], 0.0, z, z_speed=z_speed)

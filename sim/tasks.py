@@ -844,7 +844,7 @@ TASKS = {
     'mixed': Task(
         _mixed_bricks,
         _mixed_sample,
-        time_limit_s=25.0,
+        time_limit_s=30.0,
         two_hands='what is joined or unplugged here takes two hands, as it does in those tasks; '
         'what is placed or stacked takes one. The words say which it is.',
     ),
