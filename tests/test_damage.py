@@ -10,8 +10,11 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 import safetensors.numpy
 import safetensors.torch
@@ -21,7 +24,7 @@ import data
 import episode
 import model
 from sim import ledger
-from vla import checkpoint, folder, parallel, pretrained, processor, tokenizer, watch
+from vla import checkpoint, folder, parallel, pretrained, processor, tokenizer, vision, watch
 from vla.processor import Processor
 
 CAMERAS = ('front',)
@@ -471,3 +474,29 @@ def test_one_stray_action_that_widens_the_spread_is_named():
     values = rng.normal(0, 0.02, (1000, 2))
     values[7, 1] = 9
     assert processor._strays(('a', 'b'), values, np.full(2, 0.001)).keys() == {'b'}
+
+
+def test_the_interface_between_nodes_is_not_the_loopback():
+    name = parallel.network_interface('127.0.1.1')  # what Debian calls this machine
+    assert name is None or (name != 'lo' and os.path.exists(f'/sys/class/net/{name}'))
+
+
+@pytest.mark.parametrize('size', [(480, 640), (100, 900), (640, 30), (29, 29)])
+def test_pictures_are_brought_to_their_size_as_the_installed_pillow_does_it(size):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    h, w = vision.smart_size(*size, 56 * 56, 28 * 28 * 1280)
+    expected = PIL.Image.fromarray(picture).resize((w, h), PIL.Image.Resampling.BICUBIC)
+    assert np.array_equal(vision.resize(torch.from_numpy(picture), h, w), np.asarray(expected))
+
+
+@pytest.mark.mujoco
+@pytest.mark.parametrize('value, words', [('opengl', 'MUJOCO_GL=opengl: MuJoCo knows '), ('', '')])
+def test_a_word_that_mujoco_does_not_know_is_refused_and_none_is_as_unset(value, words):
+    done = subprocess.run(
+        [sys.executable, '-c', 'from sim.gl import gl_backend; print(gl_backend())'],
+        env=os.environ | {'MUJOCO_GL': value},
+        capture_output=True,
+        text=True,
+    )
+    assert len(done.stderr.splitlines()) == bool(words) and words in done.stderr
+    assert done.returncode == bool(words)
