@@ -10,6 +10,7 @@ python bench.py --only=train --processes=1
 
 With a trained checkpoint, and of the task for two arms:
 python bench.py --only=loader,act --ckpt=out/demo
+python bench.py --only=act --ckpt=out/demo --onnx=out/demo/chunk.onnx
 python bench.py --train_config=config/join.py --collect_config=config/join_collect.py
 
 One GPU, in six minutes: training, chunks, collection and the tests that need it; --device=cpu
@@ -69,6 +70,7 @@ train_config = 'config/demo.py'  # the training that is measured, its loader and
 train_steps = 40  # 1..: optimizer steps
 processes = None  # 1..1024: of training; None: one per GPU or two on CPUs, as make demo has it
 ckpt = ''  # for loader and act; '': one made for the occasion, hardly trained
+onnx = ''  # of act: a file of sample.py --export, measured beside torch
 # instead of all that
 gpu = False  # what one GPU reaches, section by section, each in a process of its own
 device = 'auto'  # of gpu: 'cuda', or 'cpu' for a rehearsal with tiny networks
@@ -379,7 +381,7 @@ def bench_train(folder, processes):
 # Acting
 
 
-def bench_act(ckpt):
+def bench_act(ckpt, onnx=''):
     """Measure from observation to commands as sim_rollout.py does it, in each sensible --dtype."""
     torch.set_num_threads(1)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -413,6 +415,10 @@ def bench_act(ckpt):
         after = f'after {words} words, ' if words else ''
         autocast = layers.autocast_for(device, dtype)
         actions[f'{steps} step(s), {after}{dtype}'] = functools.partial(act, steps, words, autocast)
+    if onnx:
+        from vla.export import load_chunk  # here, because it needs onnxruntime
+
+        actions['ONNX file on the CPU'] = functools.partial(load_chunk(onnx), obs)
     note = f'{net.n_parameters / 1e6:.2f} M parameters, {device}, one thread'
     for name, time_s in alternate(seconds, **actions).items():
         show('act', f'chunk, {name}', time_s * 1e3, 'ms', note)
@@ -843,4 +849,4 @@ if __name__ == '__main__':
             elif section == 'train':
                 bench_train(trained, processes)
             elif section == 'act':
-                bench_act(ckpt or trained)
+                bench_act(ckpt or trained, onnx)

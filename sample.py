@@ -6,6 +6,7 @@ python sample.py --ckpt=out/demo --samples=20         # spread over the noise th
 python sample.py --ckpt=out/demo --count=200          # mean error over held-out windows
 python sample.py --ckpt=out/demo --ask="where is the red brick ?"       # an answer about the frame
 python sample.py --ckpt=out/demo --eval_qa=1000       # right answers by kind of question, held out
+python sample.py --ckpt=out/demo --export=out/demo/chunk.onnx        # what acts, as an ONNX file
 python sample.py --ckpt=out/Qwen2.5-VL-3B-Instruct --picture=docs/place.png --ask="What is there?"
 
 It acts as sim_rollout.py does: one denoising step, no text read, grippers rounded. Everything runs
@@ -53,6 +54,8 @@ instruction = None  # instead of the recorded one; --instruction= blanks it
 device = None  # 'cpu', 'cuda'; None: cuda where there is one
 dtype = 'float32'  # 'float32' | 'bfloat16': as in sim_rollout.py
 # output
+export = ''  # ONNX file of a chunk with so many steps, and nothing else; vla/export.py runs it
+export_tokens = 64  # of an exported chunk: longest prompt, shorter ones are padded
 out = ''  # picture; '': <ckpt>/sample.png
 # overrides from a config file or the command line
 exec((Path(__file__).parent / 'configurator.py').read_text())
@@ -341,6 +344,19 @@ if __name__ == '__main__':
             pictures = [arrays[f'image/{camera}'][step] for camera in header['cameras']]
         asked = (ckpt, pictures, ask, device, dtype, max_words)
         print(or_exit(answer_published, *asked, **how))
+        raise SystemExit(0)
+
+    # -----------------------------------------------------------------------------
+    # an ONNX file, and nothing else
+    if export:
+        from vla.export import export_chunk  # here, because it needs packages of its own
+
+        try:
+            off = export_chunk(ckpt, export, steps, export_tokens)
+        except (ValueError, OSError, ImportError) as refusal:
+            raise SystemExit(str(refusal)) from None
+        print(f'{export}: {Path(export).stat().st_size / 1e6:.1f} MB, within {off:.1g} of torch')
+        print(f'next: python bench.py --only=act --ckpt={ckpt} --onnx={export}')
         raise SystemExit(0)
 
     # -----------------------------------------------------------------------------

@@ -127,6 +127,7 @@ max_minutes = 0.0  # 0..1e6: stop and save after so long; 0: no limit
 timeout_minutes = 10.0  # >0..1e6: a process that the others wait for so long ends the run: it hangs
 requeue_signal = 'SIGUSR1'  # save, leave, ask slurm/train.sh to queue the job; SIGTERM: no asking
 wandb_project = ''  # log to W&B as well; WANDB_MODE=offline is honoured
+tracker = 'wandb'  # 'wandb' | 'trackio' | 'none': where that project is: or 'trackio', without an account; 'none'
 wandb_artifacts = False  # and leave the newest weights there when the run ends
 dry_run = False  # print sizes, memory and how a batch is shared out, draw the first batch, stop
 DEFAULTS = dict(globals())  # what runs had before a setting was there
@@ -139,7 +140,7 @@ MAY_CHANGE = """
     out_dir resume device threads compile_model cuda_graph frames_on_device loader_threads fsdp
     offload recompute accumulate log_interval eval_interval eval_batches checkpoint_interval
     checkpoint_minutes keep_checkpoints rollout_interval rollout_episodes replay_batch max_minutes
-    timeout_minutes requeue_signal wandb_project wandb_artifacts dry_run
+    timeout_minutes requeue_signal wandb_project tracker wandb_artifacts dry_run
 """.split()
 # Settings of the processor; of all reading of episodes; and of the samples that training draws.
 PROCESSING = (
@@ -446,7 +447,8 @@ if __name__ == '__main__':
         if not start.state:
             checkpoint.clear(out_dir)
         about = meta['settings'] | {'git_rev': rev}
-        log = watch.Log(out_dir, start.step, wandb_project, start.wandb_id, about, job, array_job)
+        told = (wandb_project, start.wandb_id, about, job, array_job, tracker)
+        log = watch.Log(out_dir, start.step, *told)
         run_id = log.run_id
         print(f'starting at step {start.step}' if start.step else 'starting', flush=True)
 

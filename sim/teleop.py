@@ -103,12 +103,17 @@ class Keyboard:
         return f'{self.hand} hand, {STRIDES_M[self.stride] * 1e3:.0f} mm a press'
 
 
+def say(text: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(text, flush=True)
+
+
 def keyboard(
     pressed: 'queue.SimpleQueue[int]',
     draw: Callable[..., bool],
     control_hz: int,
     open_m: float,
-    tell: Callable[[str], object] = print,
+    tell: Callable[[str], object] = say,
 ) -> Start:
     """Let the keys drive.
 

@@ -224,3 +224,33 @@ def test_training_starts_from_a_published_folder_as_eo1_does(published, tmp_path
     assert 0 < change < 1e-2
     text = run('sample.py', f'--ckpt={tmp_path}/run', '--ask=what now ?', '--max_words=3')
     assert 'answered' in text and 'right/tool_x' in text
+
+
+def test_an_exported_chunk_is_torchs(trained, tmp_path):
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(package, reason='pip install onnx onnxscript onnxruntime')
+    from vla import export, policy
+
+    checkpoint, _ = trained
+    path = tmp_path / 'chunk.onnx'
+    said = run('sample.py', f'--ckpt={checkpoint}', f'--export={path}', '--steps=2')
+    assert float(said.split('within ')[1].split()[0]) < 1e-4
+    predictor = policy.load_predictor(checkpoint, steps=2, device='cpu')
+    predict = export.load_chunk(path)
+    for seed, words in ((1, 'put the red brick on it'), (2, 'join the blue one and the red one')):
+        obs = export.made_up(predictor.processor, seed) | {'instruction': words}
+        ours, _ = predictor.predict(obs, None)
+        np.testing.assert_allclose(predict(obs), ours, atol=1e-5)
+    with pytest.raises(ValueError, match='tokens, the exported chunk 64'):
+        predict(obs | {'instruction': 'brick ' * 100})
+
+
+def test_an_export_without_its_packages_says_what_to_install(trained, tmp_path):
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        checkpoint, _ = trained
+        said = run('sample.py', f'--ckpt={checkpoint}', f'--export={tmp_path}/x.onnx', fails=True)
+        assert said.splitlines()[-1].endswith('pip install onnx onnxscript onnxruntime')

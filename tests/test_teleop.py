@@ -164,7 +164,11 @@ def test_real_keys_in_the_viewer_record_an_episode(tmp_path):
     _, _, all_keys = by_keys(world, 0)
     words = ('--task=place', '--viewer', '--teleop', '--seeds=0', '--cameras=', '--workers=1')
     script = launch.Script('sim_rollout.py', *words, f'--record={tmp_path}')
-    next(line for line in script.stdout if 'mm a press' in line)  # the window is there
+    said = ''
+    while 'mm a press' not in said:  # then the window is there
+        line = script.stdout.readline()
+        assert line, said
+        said += line
     found = subprocess.run(['xdotool', 'search', '--name', 'MuJoCo'], capture_output=True)
     window = found.stdout.split()[-1].decode()
     subprocess.run(['xdotool', 'windowfocus', window], check=True)

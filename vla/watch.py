@@ -1,6 +1,7 @@
 """What a run says of itself: first lines, a line per interval, log.jsonl and W&B, pictures."""
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -459,11 +460,21 @@ def read_log(path: str) -> list[dict[str, Any]]:
     return entries
 
 
+TRACKERS = ('wandb', 'trackio', 'none')
+
+
+def _import_tracker(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ImportError(f'tracker={name} is not installed: pip install {name}') from None
+
+
 class Log:
-    """One JSON object per line in <folder>/log.jsonl, and the same to W&B where a project is named.
+    """One JSON object per line in <folder>/log.jsonl, and the same to a tracker of a project.
 
     Lines after step `start` are of steps that will be taken again: they go. W&B goes on under the
-    id of the run that is gone on with.
+    id of the run that is gone on with, Trackio under its name.
     """
 
     def __init__(
@@ -475,40 +486,47 @@ class Log:
         config: Mapping[str, Any],
         job: str = '',
         array_job: str = '',
+        tracker: str = 'wandb',
     ):
         """Open the log.
 
         Args:
-            folder: Of the run; its name is the run's name at W&B.
+            folder: Of the run; its name is the run's name at the tracker.
             start: Steps that have been taken.
-            project: At W&B; '': none.
+            project: At the tracker; '': none.
             run_id: Of the run at W&B that is gone on with.
-            config: What W&B is told of the run.
+            config: What the tracker is told of the run.
             job: Id of the SLURM job, for the name.
             array_job: Id of the SLURM array, which groups runs.
+            tracker: One of TRACKERS. 'trackio' needs no account and keeps all on this machine.
+
+        Raises:
+            ValueError: There is no such tracker.
+            ImportError: It is not installed.
         """
+        if tracker not in TRACKERS:
+            raise ValueError(f'tracker={tracker}: expected one of {", ".join(TRACKERS)}')
         os.makedirs(folder, exist_ok=True)
         self.path = f'{folder}/log.jsonl'
         self.run: Any = None
+        self.tracker: Any = None  # its module: what is used of Trackio's is called as at W&B
         kept = []
         if start and os.path.exists(self.path):
             entries = [entry for entry in read_log(self.path) if entry['step'] <= start]
             kept = [json.dumps(entry) + '\n' for entry in entries]
         write_atomic(self.path, ''.join(kept).encode())
-        if project:
-            import wandb
-
+        if project and tracker != 'none':
+            self.tracker = _import_tracker(tracker)
             name = os.path.basename(folder)
-            self.run = wandb.init(
-                project=project,
-                id=run_id,
-                resume='allow',
-                dir=folder,
-                config=dict(config),
-                name=f'{name}-{job}' if job else name,
-                group=array_job or name,
-            )
-            self.run.define_metric('*', step_metric='step')  # W&B's own counter never goes back
+            told: dict[str, Any] = dict(project=project, resume='allow', config=dict(config))
+            told['group'] = array_job or name
+            if tracker == 'wandb':
+                told |= dict(id=run_id, dir=folder, name=f'{name}-{job}' if job else name)
+            else:
+                told |= dict(name=name)
+            self.run = self.tracker.init(**told)
+            if tracker == 'wandb':  # whose own counter never goes back
+                self.run.define_metric('*', step_metric='step')
         self.run_id = self.run.id if self.run else None
 
     def write(self, line: Mapping[str, Any], films: Sequence[str] = ()) -> None:
@@ -517,25 +535,24 @@ class Log:
         with open(self.path, 'a', encoding='utf-8') as f:
             f.write(json.dumps(line) + '\n')
         if self.run:
-            import wandb
-
-            try:  # W&B is for looking at: it never costs the run
+            try:  # a tracker is for looking at: it never costs the run
                 if films:
-                    line['films'] = [wandb.Video(str(film)) for film in films]
-                self.run.log(line)
-            except (OSError, RuntimeError, ValueError, wandb.Error) as fault:
-                print(f'not at W&B, but in {self.path}: {fault}', flush=True)
+                    line['films'] = [self.tracker.Video(str(film)) for film in films]
+                if self.tracker.__name__ == 'trackio':
+                    self.run.log({k: v for k, v in line.items() if k != 'step'}, step=line['step'])
+                else:
+                    self.run.log(line)
+            except (OSError, RuntimeError, ValueError) as fault:
+                print(f'not at the tracker, but in {self.path}: {fault}', flush=True)
 
     def close(self, weights: str = '') -> None:
-        """End the run at W&B.
+        """End the run at the tracker.
 
         Args:
             weights: A folder whose files go there as the next version of the run's artifact.
         """
         if self.run and weights:
-            import wandb
-
-            artifact = wandb.Artifact(f'weights-{self.run_id}', 'model')
+            artifact = self.tracker.Artifact(f'weights-{self.run_id}', 'model')
             for entry in os.scandir(weights):
                 if entry.name.endswith(('.safetensors', 'meta.json')):
                     artifact.add_file(entry.path)

@@ -1,6 +1,6 @@
 """Shows that the plugin works with the lerobot that is installed here.
 
-    python plugins/lerobot_env_vla_lego/check.py           # 2 minutes on two cores
+    python plugins/lerobot_env_vla_lego/check.py           # a few minutes on two cores
 
 The scripted expert drives through lerobot's own evaluation, which has to count its successes; then
 `lerobot-eval` runs an untrained ACT policy of lerobot's, from a folder, on two tasks.
@@ -98,4 +98,4 @@ if __name__ == '__main__':
             f'--output_dir={folder}/eval',
         ]
         subprocess.run(command, check=True)
-        print(Path(folder, 'eval', 'eval_info.json').read_text())
+        print(Path(folder, 'eval', 'eval_info.json').read_text(encoding='utf-8'))

@@ -32,11 +32,6 @@ except ImportError as fault:
 ALL = 'all'
 
 
-def make_one(task: str, **arguments: Any) -> gymnasium.Env:
-    """One environment; a worker process that unpickles this imports the plugin and so the ids."""
-    return gymnasium.make(f'vla_lego/{task}-v0', disable_env_checker=True, **arguments)
-
-
 @EnvConfig.register_subclass('vla_lego')
 @dataclass
 class VlaLegoEnv(EnvConfig):
@@ -97,6 +92,8 @@ class VlaLegoEnv(EnvConfig):
             options['context'] = 'forkserver'  # torch's threads do not survive a fork
         envs = {}
         for name in names:
-            make = partial(make_one, name, **self.gym_kwargs)
+            # A worker process imports the module that the id names, and so needs no lerobot.
+            an_id = f'{self.package_name}:vla_lego/{name}-v0'
+            make = partial(gymnasium.make, an_id, disable_env_checker=True, **self.gym_kwargs)
             envs[every.index(name)] = kind([make] * n_envs, **options)
         return {self.type: envs}
