@@ -127,7 +127,7 @@ max_minutes = 0.0  # 0..1e6: stop and save after so long; 0: no limit
 timeout_minutes = 10.0  # >0..1e6: a process that the others wait for so long ends the run: it hangs
 requeue_signal = 'SIGUSR1'  # save, leave, ask slurm/train.sh to queue the job; SIGTERM: no asking
 wandb_project = ''  # log to W&B as well; WANDB_MODE=offline is honoured
-tracker = 'wandb'  # 'wandb' | 'trackio' | 'none': where that project is: or 'trackio', without an account; 'none'
+tracker = 'wandb'  # 'wandb' | 'trackio' | 'none': where that project is; trackio: no account
 wandb_artifacts = False  # and leave the newest weights there when the run ends
 dry_run = False  # print sizes, memory and how a batch is shared out, draw the first batch, stop
 DEFAULTS = dict(globals())  # what runs had before a setting was there
