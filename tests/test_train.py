@@ -330,6 +330,17 @@ def test_a_finished_or_different_run_is_not_continued(whole, episodes, tmp_path)
     assert 'holds a run with other settings (row_decay 1.0 -> 0.5): ' in said
 
 
+def test_a_run_with_another_stem_goes_on_with_it_only(whole, tmp_path):
+    facts = checkpoint.read_facts(whole[0])
+    facts['settings'] |= dict(vision='mine', max_steps=30, out_dir=str(tmp_path))
+    (tmp_path / 'state.json').write_text(json.dumps(facts))
+    defaults = checkpoint.as_json(train.DEFAULTS)
+    rest = (defaults, train.MAY_CHANGE, facts['world_size'], '')
+    assert checkpoint.find_start(facts['settings'], *rest).kind == 'resumed'
+    with pytest.raises(ValueError, match="vision 'mine' -> 'conv'"):
+        checkpoint.find_start(facts['settings'] | {'vision': 'conv'}, *rest)
+
+
 def test_a_run_is_not_continued_on_other_data(episodes, tmp_path):
     shutil.copytree(episodes, tmp_path / 'e')
     assert 'stopped at step 1' in run(

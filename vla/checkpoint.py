@@ -66,7 +66,6 @@ GONE_TO_THE_FOLDER = {
     'template': 'minimal',
     'pad_dims': 0,
     'norm': 'rms',
-    'vision': 'conv',
     'vision_width': 1280,
     'vision_layers': 32,
     'vision_heads': 16,
