@@ -736,7 +736,12 @@ def soak_task(task, seeds, workers, out):
     """Run the seeds of one task that are not done; return the results of all of them."""
     folder = f'{out}/{task}'
     log = Path(folder) / 'rollouts.jsonl'
-    done = ledger.read_log(log)
+
+    def read_done():
+        """Return the results that are there, by seed."""
+        return {seed: row for (name, seed), row in ledger.read_log(log).items() if name == task}
+
+    done = read_done()
     for first, end in missing_ranges(seeds, done):
         print(f'{task}: {sum(s in done for s in seeds)} of {len(seeds)} done', flush=True)
         command = [
@@ -752,7 +757,7 @@ def soak_task(task, seeds, workers, out):
         ended = subprocess.run(command, stdout=subprocess.DEVNULL)  # its progress goes to stderr
         if ended.returncode:
             raise SystemExit(f'{" ".join(command)} failed, for the reason above')
-        done = ledger.read_log(log)
+        done = read_done()
     return [done[seed] for seed in seeds]
 
 
