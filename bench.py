@@ -824,9 +824,9 @@ if __name__ == '__main__':
         raise SystemExit(f'only={only}: no section {unknown[0]}; there are {there}')
     n_cores = os.cpu_count() or 1
     load, _, _ = os.getloadavg()
-    gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
+    gpu_name = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
     print(
-        f'{processor_name()}, {n_cores} cores{gpu}; mujoco {mujoco.__version__}, '
+        f'{processor_name()}, {n_cores} cores{gpu_name}; mujoco {mujoco.__version__}, '
         f'torch {torch.__version__}, rev {git_rev()}; load {load:.1f} before the start'
     )
     print(f'python {" ".join(sys.argv)}\n')

@@ -96,7 +96,7 @@ grounding = True  # what words name and where pictures show it are learnt apart,
 batch_size = 128  # 1..: chunks per step, over all processes and accumulation steps together
 accumulate = 1  # 1..1_000_000: backward passes per step
 max_steps = 2_600  # 1..
-learning_rate = 2e-3  # 0..10: AdamW, peak
+learning_rate = 2e-3  # 0..: AdamW, peak
 muon_learning_rate = 0.04  # 0..10: Muon on matrices of the decoder, peak; 0: AdamW for everything
 rates = ()  # of parts of the model: ('vision.*=0.1', 'decoder.*=0'); 0 freezes
 weight_decay = 0.01  # 0..10
