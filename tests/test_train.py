@@ -308,10 +308,10 @@ def test_a_run_that_diverges_saves_nothing_of_it(episodes, tmp_path):
     said = run(episodes, tmp_path, *words, '--checkpoint_interval=3', fails=True)
     assert re.search('^step [0-9]+: (10|11|1[2-9]|20) steps in a row without a finite', said, re.M)
     assert f'there is no checkpoint in {tmp_path} yet' in said
-    assert not list(tmp_path.rglob('*.safetensors'))
+    assert [path.name for path in tmp_path.rglob('*.safetensors')] == ['bad_batch.safetensors']
     said = run(episodes, tmp_path, *words, '--checkpoint_interval=1', fails=True)
     assert f'the checkpoint of step 1 in {tmp_path} holds finite numbers' in said
-    files = list(tmp_path.rglob('*.safetensors'))
+    files = [path for path in tmp_path.rglob('*.safetensors') if path.stem != 'bad_batch']
     assert len(files) == 3 and checkpoint.read_state(tmp_path)['step'] == 1
     assert model.VLA.load(tmp_path)[1]['step'] == 1
     assert all(v.isfinite().all() for path in files for v in load_file(path).values())
