@@ -55,7 +55,7 @@ device = None  # 'cpu', 'cuda'; None: cuda where there is one
 dtype = 'float32'  # 'float32' | 'bfloat16': as in sim_rollout.py
 # output
 export = ''  # ONNX file of a chunk with so many steps, and nothing else; vla/export.py runs it
-export_tokens = 64  # of an exported chunk: longest prompt, shorter ones are padded
+export_tokens = 64  # 8..8192: of an exported chunk: longest prompt, shorter ones are padded
 out = ''  # picture; '': <ckpt>/sample.png
 # overrides from a config file or the command line
 exec((Path(__file__).parent / 'configurator.py').read_text())

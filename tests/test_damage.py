@@ -439,7 +439,7 @@ def test_damaged_lines_of_logs_are_left_out(tmp_path):
         f.write(
             b'{"seed": }}\n{"seed": 2}\n[1]\n\xff\n{"seed": "x", "success": 1, "made_with": {}}\n'
         )
-    assert ledger.read_log(path) == {1: row}
+    assert ledger.read_log(path) == {('place', 1): row}
     log = tmp_path / 'log.jsonl'
     log.write_text('{"step": 1, "loss": 2}\n{"step": \nnull\n{"loss": 3}\n')
     assert watch.read_log(str(log)) == [{'step': 1, 'loss': 2}]

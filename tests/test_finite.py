@@ -159,8 +159,8 @@ def poisoned_training(bad, *words):
     augment = data.augment
     calls = iter(range(1_000_000))
 
-    def poison(batch):
-        batch = augment(batch)
+    def poison(batch, frames=None):
+        batch = augment(batch, frames)
         if next(calls) in bad:
             batch['state'] = batch['state'] * torch.nan
         return batch

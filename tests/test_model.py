@@ -882,6 +882,7 @@ def test_wrong_settings_are_refused_by_name(tmp_path):
 
 
 def test_somebody_elses_meta_json_is_no_checkpoint(tmp_path):
+    (tmp_path / 'config.json').write_text('{}')  # a published folder
     for other in ('{"name": "a model card"}', '[1, 2]', '{"model": "vit"}', 'not JSON'):
         (tmp_path / 'meta.json').write_text(other)
         assert read_meta(str(tmp_path)) is None

@@ -135,18 +135,17 @@ def test_a_few_episodes_are_learnt_and_chunks_are_drawn(converted, tmp_path):
     assert 'is finished at step 50' in run(*words)
 
 
-def test_of_few_episodes_a_fraction_that_splits_them_is_named(converted):
+def test_of_few_episodes_one_is_held_out(converted):
     robot, folder = converted
     tables = episode.tables_of(folder)
     shape = dict(cameras=tuple(CAMERAS[robot]), control_hz=HZ[robot], action_space='joint')
     shape |= dict(image_size=32, state_slots=('*',), action_slots=('*',), horizon=8)
     words = (ROOT / 'assets/tokenizer.json').read_text()
     processor = Processor(**shape, tokenizer=words, tables=tables)
-    for split, fraction in (('val', 0.001), ('train', 0.999)):
-        with pytest.raises(ValueError, match=f'no episode in the {split!r} part') as error:
-            data.Dataset(folder, processor, split, fraction)
-        named = float(re.search('--val_fraction=([0-9.]+)', str(error.value))[1])
-        assert 0 < len(data.Dataset(folder, processor, split, named).paths) < 6
+    held = data.Dataset(folder, processor, 'val', 0.001)
+    assert len(held.paths) == 1  # one at least, whatever the hash says
+    with pytest.raises(ValueError, match='--val_fraction=0'):
+        data.Dataset(folder, processor, 'train', 0.999)
 
 
 def test_what_needs_the_simulators_truth_says_so_in_a_sentence(converted, tmp_path):

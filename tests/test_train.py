@@ -156,7 +156,12 @@ def test_a_run_writes_a_checkpoint_that_suffices_by_itself(whole, episodes):
     assert model.VLA.load(out / 'best')[1]['step'] == best['step']
     files = {p.name for p in out.rglob('*') if p.is_file() and not p.name.endswith('.png')}
     # holds no code
-    assert {os.path.splitext(name)[1] for name in files} == {'.safetensors', '.json', '.jsonl', '.lock'}
+    assert {os.path.splitext(name)[1] for name in files} == {
+        '.safetensors',
+        '.json',
+        '.jsonl',
+        '.lock',
+    }
     facts = checkpoint.read_state(out)
     assert facts['step'] == 24 and os.listdir(out / 'state') == [facts['folder']]
     assert (
