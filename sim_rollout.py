@@ -728,7 +728,7 @@ if __name__ == '__main__':
                     world.observer = draw
                     if teleop:
                         start = keyboard(pressed, draw, world.control_hz, world.max_opening_m)
-                        world.max_steps *= 10  # a person takes longer than a script
+                        world.patience = 10
                     for seed in part['todo']:
                         if not draw():
                             break

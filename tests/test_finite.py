@@ -205,7 +205,7 @@ def test_ten_bad_steps_in_a_row_end_a_run(episodes, tmp_path):
     words.append('--checkpoint_interval=4')
     said = launch.run(poisoned_training, range(6, 100), *words, fails=True)
     assert re.search(r'^step 1[56]: 1\d steps in a row without a finite gradient', said, re.M)
-    assert f'the checkpoint of step 4 in {tmp_path} is sound' in said
+    assert f'the checkpoint of step 4 in {tmp_path} holds finite numbers' in said
 
 
 def test_a_checkpoint_is_due_by_minutes_too(episodes, tmp_path):

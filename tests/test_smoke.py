@@ -110,7 +110,7 @@ def test_task_survives_random_actions(task, dt):
     assert (
         metrics['penetration_mm'] < 1e3 * MAX_PENETRATION_M and metrics['energy_j'] < MAX_ENERGY_J
     )
-    for seed in (1_000_001, 1_000_002):  # in one run hands and bricks touch twice, or never
+    for seed in range(1_000_001, 1_000_005):  # in one run they touch twice, or rest on each other
         depths += random_run(world, seed)[1]
     typical = float(np.median(depths)) if depths else 0.0
     assert typical < 2.0, 'robot and bricks typically overlap by less than 2 mm'

@@ -44,7 +44,8 @@ def prepare(folder, name):
         assigned = runpy.run_path(path)
         settings |= {key: value for key, value in assigned.items() if key in settings}
     size = 56 if name == 'eo1_3b' else 16
-    settings |= dict(image_size=size, init_from='', out_dir=str(folder / 'run'))
+    # made-up episodes have no goal frames, from which what cannot be done is drawn
+    settings |= dict(image_size=size, init_from='', out_dir=str(folder / 'run'), refuse_share=0.0)
     if name == 'eo1_3b':  # the folder decides the sizes
         settings['init_from'] = str(publish(folder / 'published'))
     else:

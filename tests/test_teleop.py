@@ -87,7 +87,7 @@ def by_keys(world, seed, record=False):
         return True
 
     start = teleop.keyboard(pressed, person, world.control_hz, world.max_opening_m, [].append)
-    world.max_steps *= 10
+    world.patience = 10
     result, rows, _ = sim_rollout.run_episode(world, start, seed, record=record)
     return result, rows, all_keys
 
