@@ -32,6 +32,27 @@ MIN_JOIN_HEIGHT_M = 0.05  # "in the air": the lower brick's bottom is at least t
 
 
 @dataclass(frozen=True)
+class Grip:
+    """Where a hand holds a brick that goes between others, in the brick's own frame: it has to come
+    to lie just as the goal says, not half a turn from it.
+
+    at_m: tool from the brick's middle. along: axis that the hand may move along, 0 or 1; the fingers
+    close along the other. open_m: opening that fits in between there. shift_m: where to aim, from
+    the seat: away from a neighbour on one side. clear_m: height above the seat that is clear of all
+    around it. tight: neighbours on two sides. via: place (x, y) m on the table where a giver lays
+    the brick.
+    """
+
+    at_m: tuple = (0.0, 0.0)
+    along: int = 1
+    open_m: float = 0.064
+    shift_m: tuple = (0.0, 0.0)
+    clear_m: float = 0.0
+    tight: bool = False
+    via: tuple | None = None
+
+
+@dataclass(frozen=True)
 class Goal:
     """What one episode asks for: `upper` sits on `lower` with its centre `cell` studs from lower's
     centre and its long side along quarter turn `turns` (modulo the brick's symmetry), pressed by
@@ -42,7 +63,7 @@ class Goal:
     to lie on the table; the holder lifts lower first, or holds it down where it is a plate.
     `steady`: the holder keeps lower from tipping where it stands. `where`: words for the cell, None
     where there are none. `then`: what comes next; which goal of such a chain is at work follows
-    from the state (World.current).
+    from the state (World.current). `grip`: how to hold upper between neighbours (plans from files).
     """
 
     upper: str
@@ -56,6 +77,7 @@ class Goal:
     steady: bool = False
     where: str | None = None
     then: 'Goal | None' = None
+    grip: Grip | None = None
 
     @property
     def chain(self):

@@ -36,6 +36,7 @@ from sim.kinematics import (
     rotvec_to_matrix,
     yaw_of,
 )
+from sim.plan_task import plan_task
 from sim.tasks import HANDS, MIN_JOIN_HEIGHT_M, PUT_DOWN, TASKS, Goal
 
 ASSETS = Path(__file__).parent.parent / 'assets'
@@ -59,7 +60,8 @@ class World:
 
     brick_scale 1 (LEGO) or 2 (DUPLO): dimensions and snap tolerance scale, forces per stud do not.
     cameras: those rendered into observations; () renders nothing. image_size in pixels (square).
-    How hard: distractors is the number of bricks that nobody asks for, pose_range and target_range
+    plan: a file that says what to build (see plan.py), in place of a task; initial_blocks: its bricks
+    lie where it says. How hard: distractors is the number of bricks that nobody asks for, pose_range and target_range
     0..1, see tasks.vary. Forces are N per stud; force_spread 0..1: from episode to episode each
     varies by up to this share.
     """
@@ -79,8 +81,10 @@ class World:
         distractors=0,
         pose_range=1.0,
         target_range=1.0,
+        plan='',
+        initial_blocks=False,
     ):
-        if task not in TASKS:
+        if not plan and task not in TASKS:
             raise ValueError(f'task={task!r}: expected one of {sorted(TASKS)}')
         for name in cameras:
             if name not in CAMERAS:
@@ -93,9 +97,15 @@ class World:
                 f'{forces}, force_spread={force_spread}: expected forces > 0, a spread in 0..1'
             )
         self.forces = dict(forces, force_spread=force_spread)
-        self.task = task
-        self.spec = TASKS[task]
         self.brick_scale = float(brick_scale)
+        self.plan_file = str(plan)
+        self.initial_blocks = bool(initial_blocks)
+        if plan:
+            self.task = Path(plan).stem
+            self.spec = plan_task(plan, self.brick_scale, **forces, initial_blocks=initial_blocks)
+        else:
+            self.task = task
+            self.spec = TASKS[task]
         self.cameras = tuple(cameras)
         self.image_size = image_size
         self.control_hz = control_hz
@@ -115,7 +125,10 @@ class World:
             target_range=target_range,
         )
         self.max_steps = round(self.spec.time_limit_s * control_hz)
-        self.model, robot_model = build_model(self.bricks, self.brick_scale, robot, physics_dt_s)
+        slots = 3 * len(self.bricks) if plan else 16
+        self.model, robot_model = build_model(
+            self.bricks, self.brick_scale, robot, physics_dt_s, slots
+        )
         self.data = mujoco.MjData(self.model)
         self.clutch = Clutch(
             self.model, self.data, self.bricks, self.brick_scale, insertion_force_n, pull_force_n
@@ -449,6 +462,8 @@ class World:
         link = self.clutch.link(g.lower, g.upper, loose)
         if link is None:
             return False
+        if g.grip:  # of a plan: just as it says
+            return np.allclose(link['cell'], g.cell) and (link['turns'] - g.turns) % 4 == 0
         nx, ny = next(b.studs for b in self.bricks if b.name == g.upper)
         # a loose lower brick looks the same turned by 180 degrees, a tower of two does not
         cells = [g.cell] if g.holder is None or g.steady else [g.cell, tuple(-c for c in g.cell)]
@@ -776,6 +791,8 @@ class World:
         """JSON-able facts a recording or checkpoint has to agree on."""
         return dict(
             task=self.task,
+            plan=self.plan_file,
+            initial_blocks=self.initial_blocks,
             brick_scale=self.brick_scale,
             **self.curriculum,
             cameras=list(self.cameras),
@@ -868,6 +885,9 @@ def build_model(bricks, scale, robot, physics_dt_s, n_slots=16):
     try:
         scene = mujoco.MjSpec.from_file(f'{folder}/vla-lego.xml', include=files)
         scene.option.timestep = physics_dt_s
+        # MuJoCo 4.0.0 chooses a sparse Jacobian from 60 degrees of freedom on, and factors its Newton
+        # Hessian wrongly then: bricks at rest gain speed until the simulation diverges.
+        scene.option.jacobian = mujoco.mjtJacobian.mjJAC_DENSE
         model = scene.compile()
     except ValueError as error:
         raise ValueError(

@@ -1,0 +1,229 @@
+"""The expert for plans: hands that place bricks between neighbours and mend what came loose.
+
+As in expert.py, an answer is a function of the world's state alone. What is new here: a grip that the
+planner chose (Goal.grip), a brick that has to lie one way round, a straight way down into a gap, ways
+around what stands already, and fingers that open only as far as there is room.
+"""
+
+import numpy as np
+
+from sim.clutch import STUD_HEIGHT_M, STUD_PITCH_M, wrap
+from sim.expert import (
+    CLEAR_Y_M,
+    FINGERTIP_M,
+    HANDOVER_POINT_M,
+    MAX_YAW_RAD,
+    PRESS_SPEED_M_S,
+    SHARED_Y_M,
+    SPEED_M_S,
+    WINDUP_M,
+    Expert,
+    Hand,
+    idle,
+    narrate,
+)
+from sim.kinematics import rot_z
+from sim.tasks import HANDS
+from sim.world import TOOL, TOOL_HIGH, TOOL_LOW
+
+SLOW_SHARE = 0.25  # of the press speed: or towers break
+DESCENT_M_S = 0.12  # into a gap, down to the studs
+AROUND_M = 0.075  # around the plate: what a hand with a brick takes up
+OVER_M = 0.012  # above what stands, on the way
+FULL_ROOM_M = 0.016  # per unit... of a finger that opens over a brick with nothing beside it
+AT_SEAT_M = 0.03  # a brick this near to its place has neighbours
+
+
+class Fitter(Hand):
+    """A hand that holds the goal's upper brick as goal.grip says."""
+
+    def __init__(self, world, hand, goal):
+        grip = goal.grip
+        super().__init__(world, hand, goal.upper, np.array([*grip.at_m, 0.0]))
+        self.goal = goal
+        spec = next(b for b in world.bricks if b.name == goal.upper)
+        self.width_m = spec.studs[1 - grip.along] * self.scale * STUD_PITCH_M
+        self.target, self.target_yaw = world.seat(goal)
+        at_seat = np.linalg.norm(self.target - self.brick) < AT_SEAT_M
+        wide_m = min(self.width_m + 2 * FULL_ROOM_M, TOOL_HIGH[7])
+        self.open_m = grip.open_m if at_seat else wide_m
+        self.held = self.near and self.opening_m < self.width_m + 0.003 and not self.tipped
+        self.closed = self.opening_m < self.width_m + 0.004 * self.scale
+        straight = self.brick_yaw - (np.pi / 2 if grip.along == 1 else 0)
+        left = wrap(self.target_yaw - self.brick_yaw)
+        ways = [wrap(straight), wrap(straight + np.pi)]
+        self.grasp_yaw = min(ways, key=lambda yaw: max(abs(yaw), abs(yaw + left)))
+        self.top_m, self.zone = standing(world, self.stack)
+
+    def turn(self, yaw):
+        """Yaw to command so that the held brick gets to `yaw`, this way round."""
+        turn = self.command[5] + wrap(yaw - self.brick_yaw)
+        return turn if abs(turn) < MAX_YAW_RAD + 0.3 else wrap(turn)
+
+    def go(self, xy, turn, z, speed=SPEED_M_S, z_speed=SPEED_M_S):
+        """As Hand.go, but over what stands: up before it goes sideways across the plate."""
+        away = np.linalg.norm(np.asarray(xy) - self.tool[:2])
+        if away > 0.02 and crosses(self.zone, self.tool[:2], np.asarray(xy)):
+            depth = self.height if self.held else FINGERTIP_M
+            floor = self.top_m + depth + OVER_M
+            z = max(z, floor)
+            speed *= float(np.clip((self.tool[2] - floor + 0.02) / 0.015, 0.02, 1))
+        super().go(xy, turn, z, speed, z_speed)
+
+    def let_go(self, clear_z):
+        """Open as far as there is room, rise straight up, shut again above."""
+        clear_z = max(clear_z, self.top_m + FINGERTIP_M + 0.03)
+        above = self.above()
+        empty = self.opening_m < self.width_m - 0.004
+        self.gripper(shut=above or empty)
+        opened = self.width_m + 0.6 * (self.open_m - self.width_m)
+        if not above and not empty and self.opening_m < opened:
+            self.new[:3] = self.tool
+            return 'release'
+        Hand.go(self, self.command[:2], self.command[5], clear_z)
+        return 'retreat'
+
+    def bring(self):
+        """Carry the held brick over its place, go straight down where it is clear, press."""
+        s = self.scale
+        grip = self.goal.grip
+        aim = self.target + rot_z(self.target_yaw) @ np.array([*grip.shift_m, 0])
+        e = (aim - self.brick)[:2]
+        turn = self.turn(self.target_yaw)
+        error = np.hypot(*e) + 0.03 * abs(wrap(self.target_yaw - self.brick_yaw))
+        seat_z = self.target[2] - self.in_hand[2]
+        stud = s * STUD_HEIGHT_M
+        gap = self.tool[2] - seat_z - stud  # the brick's bottom above the studs
+        beside = grip.clear_m > 0 and gap < grip.clear_m + 0.002
+        fine = 0.00025 if grip.tight else 0.0005 if grip.clear_m > 0 else 0.0009
+        tolerance = (0.0014 if beside or gap < 0.003 else fine) * s
+        self.gripper(shut=True)
+        low = seat_z + stud + grip.clear_m + 0.012 * s
+        if error < tolerance and self.command[2] < low:
+            ahead = np.clip(self.command[:2] + 0.6 * e - self.tool[:2], -WINDUP_M, WINDUP_M)
+            press = PRESS_SPEED_M_S * s * SLOW_SHARE
+            speed = press + np.clip(4 * (gap - 0.004), 0, DESCENT_M_S)
+            super().go(self.tool[:2] + ahead, turn, seat_z - 0.015, SPEED_M_S, speed)
+            return 'press'
+        close = error < 0.006 * s
+        xy = self.command[:2] + 0.6 * e if close else aim[:2] - (rot_z(turn) @ self.in_hand)[:2]
+        z = seat_z + stud + grip.clear_m + 0.004 + np.clip(1.5 * (error - 0.003), 0, 0.05)
+        self.go(xy, turn, z, self.lifted_speed() if error > 0.02 else SPEED_M_S)
+        return 'align' if error < 0.02 else 'carry'
+
+    def push_down(self):
+        """Press with shut fingers on top of where the goal's studs have come loose."""
+        at, top = over_link(self.world, self.goal)
+        error = np.hypot(*(at - self.tool[:2]))
+        touching = top + self.scale * STUD_HEIGHT_M + FINGERTIP_M
+        shut = self.opening_m < 0.008
+        self.gripper(shut=True)
+        over = shut and (error < 0.003 or self.tool[2] < touching + 0.003 and error < 0.006)
+        if over:
+            z = min(touching, self.command[2]) - 0.004
+            super().go(at, self.command[5], max(z, touching - 0.02), 0.05, 0.04)
+            return 'press'
+        z = touching + 0.02 + np.clip(1.5 * (error - 0.01), 0, 0.05)
+        if not shut and self.tool[2] < touching + 0.01:
+            super().go(self.command[:2], self.command[5], touching + 0.03)
+        else:
+            self.go(at, 0.0, z)
+        return 'reach'
+
+
+def standing(world, held):
+    """Height m of what stands on the plate or beside it, and the plate's box ((2,) low, (2,) high) m
+    with room for a hand around. held: names that do not count.
+    """
+    plate = next(b for b in world.bricks if b.fixed)
+    s = world.brick_scale
+    half = np.array(plate.studs) / 2 * s * STUD_PITCH_M
+    middle = np.array(plate.at_m)
+    top = plate.height_m(s)
+    for brick in world.bricks:
+        at = world.brick_pose(brick.name)[0]
+        inside = (np.abs(at[:2] - middle) < half + 0.05).all()
+        if inside and brick.name not in held and not brick.fixed:
+            top = max(top, at[2] + brick.height_m(s))
+    return top + s * STUD_HEIGHT_M, (middle - half - AROUND_M, middle + half + AROUND_M)
+
+
+def crosses(zone, start, end):
+    """True where the way from start to end (2,) m leads through the zone."""
+    low, high = zone
+    ways = start + np.linspace(0, 1, 9)[:, None] * (end - start)
+    return bool(((ways > low) & (ways < high)).all(1).any())
+
+
+def over_link(world, goal):
+    """Place (2,) m over the middle of the goal's studs, and the top of what is there, m."""
+    s = world.brick_scale
+    link = world.clutch.link(goal.lower, goal.upper, loose=True)
+    pos, R = world.brick_pose(goal.lower)
+    eq = world.clutch.slot_eq_id[int(np.flatnonzero((world.clutch.links == link))[0])]
+    anchor = world.model.eq_data[eq, :3]
+    up, Ru = world.brick_pose(goal.upper)
+    at = (up + Ru @ anchor)[:2]
+    top = up[2]
+    for brick in world.bricks:
+        there, Rb = world.brick_pose(brick.name)
+        local = Rb.T @ np.array([*(at - there[:2]), 0])
+        half = np.array(brick.studs) / 2 * s * STUD_PITCH_M
+        if (np.abs(local[:2]) < half + 0.002).all():
+            top = max(top, there[2] + brick.height_m(s))
+    return at, top
+
+
+def build(world, goal, trusting):
+    """Moves for a goal of a plan: fetch the brick, put it where it goes, press; push down on what
+    has come loose.
+    """
+    h = Fitter(world, goal.hand, goal)
+    joined = world.joined()
+    if goal.giver and not joined and not h.held:
+        moves = _give(world, goal, h)
+        if moves:
+            return moves
+    other = idle(world, HANDS[1 - HANDS.index(goal.hand)], goal.upper)
+    loose = not joined and world.joined(goal, loose=True)
+    if joined or trusting and h.gone():
+        verb = h.let_go(0.14)
+    elif loose:
+        verb = h.push_down()
+    elif not h.held:
+        verb = h.pick()
+    else:
+        verb = h.bring()
+    return [other, (h, verb, goal.upper, goal.where)]
+
+
+def _give(world, goal, h):
+    """The giver brings the brick to where the other hand reaches it, and leaves; None once it is
+    there.
+    """
+    g = Hand(world, goal.giver, goal.upper)
+    side = 1 if goal.giver == 'left' else -1
+    within_reach = side * g.brick[1] < SHARED_Y_M
+    if within_reach and not g.held:
+        if side * g.tool[1] >= CLEAR_Y_M - 0.04:
+            return None
+        return [(g, g.leave(), goal.upper, None), idle(world, goal.hand, goal.upper)]
+    spot = np.array(goal.grip.via or HANDOVER_POINT_M)
+    verb = g.lay_down(spot, np.pi / 2) if g.held else g.pick()
+    return [(g, verb, goal.upper, 'middle'), idle(world, goal.hand, goal.upper)]
+
+
+class Builder(Expert):
+    """Ground-truth policy for plans."""
+
+    def act(self, world):
+        """Returns the next tool action (15,) float32 and info, as Expert.act."""
+        action = world.tool_command.astype(float)
+        verbs = dict.fromkeys(HANDS, 'rest')
+        action[0] -= np.clip(action[0], -0.05, 0.05)
+        moves = build(world, world.goal, self.trusting)
+        for h, verb, _, _ in moves:
+            verbs[h.hand] = verb
+            action[TOOL[h.hand]] = h.new
+        action = np.clip(action, TOOL_LOW, TOOL_HIGH).astype(np.float32)
+        return action, dict(phase=tuple(verbs[k] for k in HANDS), subtask=narrate(moves))
