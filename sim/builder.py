@@ -41,12 +41,11 @@ class Fitter(Hand):
         grip = goal.grip
         super().__init__(world, hand, goal.upper, np.array([*grip.at_m, 0.0]))
         self.goal = goal
-        spec = next(b for b in world.bricks if b.name == goal.upper)
-        self.width_m = spec.studs[1 - grip.along] * self.scale * STUD_PITCH_M
+        self.width_m = world.grip_width_m(goal)
         self.target, self.target_yaw = world.seat(goal)
-        at_seat = np.linalg.norm(self.target - self.brick) < AT_SEAT_M
+        self.at_seat = np.linalg.norm(self.target - self.brick) < AT_SEAT_M
         wide_m = min(self.width_m + 2 * FULL_ROOM_M, TOOL_HIGH[7])
-        self.open_m = grip.open_m if at_seat else wide_m
+        self.open_m = grip.open_m if self.at_seat else wide_m
         self.held = self.near and self.opening_m < self.width_m + 0.003 and not self.tipped
         self.closed = self.opening_m < self.width_m + 0.004 * self.scale
         straight = self.brick_yaw - (np.pi / 2 if grip.along == 1 else 0)
@@ -69,6 +68,24 @@ class Fitter(Hand):
             z = max(z, floor)
             speed *= float(np.clip((self.tool[2] - floor + 0.02) / 0.015, 0.02, 1))
         super().go(xy, turn, z, speed, z_speed)
+
+    def pick(self):
+        """As Hand.pick, but straight down where something stands on the brick or beside it."""
+        heights = {b.name: b.height_m(self.scale) for b in self.world.bricks}
+        top = max(self.world.brick_pose(name)[0][2] + heights[name] for name in self.stack)
+        if self.at_seat:
+            top = max(top, self.target[2] + self.goal.grip.clear_m)
+        high = top + self.scale * STUD_HEIGHT_M + FINGERTIP_M + 0.005
+        error = np.hypot(*(self.grip - self.tool)[:2])
+        turn = abs(wrap(self.grasp_yaw - self.yaw))
+        around = len(self.stack) > 1 or self.at_seat
+        if self.tipped or not around or error + 0.03 * turn < 0.003 * self.scale:
+            return super().pick()
+        risen = self.tool[2] > high - 0.004
+        xy = self.grip[:2] if risen else self.command[:2]
+        self.go(xy, self.grasp_yaw if risen else self.command[5], max(high, self.command[2] - 0.02))
+        self.gripper(shut=False)
+        return 'reach'
 
     def let_go(self, clear_z):
         """Open as far as there is room, rise straight up, shut again above."""

@@ -406,6 +406,8 @@ class World:
             fetch = (goals[done].giver, goals[done].hand)
             to_next, to_last = (np.linalg.norm((tool - there)[:2]) for there in (top, at))
             nearer = last.hand in fetch and to_next < to_last
+            if upper == last.lower and last.grip:  # which the hand fetches from below it
+                nearer = self.opening_m(last.hand) > self.grip_width_m(last) + 0.004
             dropped = np.linalg.norm((top - at)[:2]) < 0.03 and top[2] > at[2] + 0.005
             if not (
                 self._left(last)
@@ -416,6 +418,11 @@ class World:
             ):
                 done -= 1
         return goals[done]
+
+    def grip_width_m(self, goal):
+        """Distance between the fingers on the goal's upper brick, m."""
+        studs = next(b.studs for b in self.bricks if b.name == goal.upper)
+        return studs[1 - goal.grip.along] * self.brick_scale * STUD_PITCH_M
 
     def _left(self, goal):
         """True where a goal's hand is above or beside what it has pressed on."""
