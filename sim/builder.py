@@ -27,7 +27,11 @@ from sim.tasks import HANDS
 from sim.world import TOOL, TOOL_HIGH, TOOL_LOW
 
 SLOW_SHARE = 0.25  # of the press speed: or towers break
-DESCENT_M_S = 0.12  # into a gap, down to the studs
+DESCENT_M_S = 0.05  # beside others, down to the studs: at 0.12 the arm swings 2 mm to the side
+TIGHT_DESCENT_M_S = 0.025
+SETTLE_M = 0.0025  # per unit of scale: above the studs, where the arm comes to rest before it presses
+PRECISE_M = 0.0003  # per unit of scale: off its place by less than this, between or on several bricks
+AIR_WINDUP_M = 0.006  # as WINDUP_M, with nothing touched yet: the arm lags that much
 AROUND_M = 0.075  # around the plate: what a hand with a brick takes up
 OVER_M = 0.012  # above what stands, on the way
 FULL_ROOM_M = 0.016  # per unit... of a finger that opens over a brick with nothing beside it
@@ -52,6 +56,8 @@ class Fitter(Hand):
         left = wrap(self.target_yaw - self.brick_yaw)
         ways = [wrap(straight), wrap(straight + np.pi)]
         self.grasp_yaw = min(ways, key=lambda yaw: max(abs(yaw), abs(yaw + left)))
+        lowers = {g.lower for g in world.plan.chain if g.upper == goal.upper}
+        self.precise = len(lowers) > 1 or grip.clear_m > 0
         self.top_m, self.zone = standing(world, self.stack)
 
     def turn(self, yaw):
@@ -104,27 +110,37 @@ class Fitter(Hand):
         """Carry the held brick over its place, go straight down where it is clear, press."""
         s = self.scale
         grip = self.goal.grip
-        aim = self.target + rot_z(self.target_yaw) @ np.array([*grip.shift_m, 0])
-        e = (aim - self.brick)[:2]
         turn = self.turn(self.target_yaw)
-        error = np.hypot(*e) + 0.03 * abs(wrap(self.target_yaw - self.brick_yaw))
         seat_z = self.target[2] - self.in_hand[2]
         stud = s * STUD_HEIGHT_M
         gap = self.tool[2] - seat_z - stud  # the brick's bottom above the studs
-        beside = grip.clear_m > 0 and gap < grip.clear_m + 0.002
-        fine = 0.00025 if grip.tight else 0.0005 if grip.clear_m > 0 else 0.0009
-        tolerance = (0.0014 if beside or gap < 0.003 else fine) * s
+        # Away from a neighbour until the brick is beside it. Snapped from there, 1.6 mm to the side,
+        # links to several bricks below pulled at each other with 75 times what they hold.
+        shift = np.array([*grip.shift_m, 0]) * np.clip((gap - 0.002 * s) / (0.004 * s), 0, 1)
+        aim = self.target + rot_z(self.target_yaw) @ shift
+        e = (aim - self.brick)[:2]
+        error = np.hypot(*e) + 0.03 * abs(wrap(self.target_yaw - self.brick_yaw))
         self.gripper(shut=True)
-        low = seat_z + stud + grip.clear_m + 0.012 * s
-        if error < tolerance and self.command[2] < low:
-            ahead = np.clip(self.command[:2] + 0.6 * e - self.tool[:2], -WINDUP_M, WINDUP_M)
-            press = PRESS_SPEED_M_S * s * SLOW_SHARE
-            speed = press + np.clip(4 * (gap - 0.004), 0, DESCENT_M_S)
-            super().go(self.tool[:2] + ahead, turn, seat_z - 0.015, SPEED_M_S, speed)
-            return 'press'
-        close = error < 0.006 * s
+        if error > (0.0014 if gap < grip.clear_m + 0.002 else 0.0005) * s:
+            return self.hover(aim, turn, seat_z + stud + grip.clear_m + 0.004, e, error)
+        settle = SETTLE_M * s
+        precise = PRECISE_M * s if self.precise else 0.0009 * s
+        if gap > settle + 0.001 or gap > 0.6 * settle and error > precise:
+            fastest = TIGHT_DESCENT_M_S if grip.tight else DESCENT_M_S
+            z = max(seat_z + stud + settle, self.command[2] - fastest * self.dt)
+            ahead = np.clip(self.command[:2] + 0.6 * e - self.tool[:2], -AIR_WINDUP_M, AIR_WINDUP_M)
+            super().go(self.tool[:2] + ahead, turn, z, 0.05, fastest)
+            return 'align'
+        ahead = np.clip(self.command[:2] + 0.6 * e - self.tool[:2], -WINDUP_M, WINDUP_M)
+        press = PRESS_SPEED_M_S * s * SLOW_SHARE
+        super().go(self.tool[:2] + ahead, turn, seat_z - 0.015, SPEED_M_S, press)
+        return 'press'
+
+    def hover(self, aim, turn, z, e, error):
+        """Carry the held brick to above its place, and wait there until it is right above it."""
+        close = error < 0.006 * self.scale
         xy = self.command[:2] + 0.6 * e if close else aim[:2] - (rot_z(turn) @ self.in_hand)[:2]
-        z = seat_z + stud + grip.clear_m + 0.004 + np.clip(1.5 * (error - 0.003), 0, 0.05)
+        z += np.clip(1.5 * (error - 0.003), 0, 0.05)
         self.go(xy, turn, z, self.lifted_speed() if error > 0.02 else SPEED_M_S)
         return 'align' if error < 0.02 else 'carry'
 

@@ -328,13 +328,15 @@ def built_parts(structure: Structure, connections: list[dict]) -> list[Part]:
             break
         poses |= new
     parts = []
+    origin = None  # the middle of the plate may be between two studs
     for part in structure.parts:
         if part.name in poses:
             at, turned, layer = poses[part.name]
             square = part.studs[0] == part.studs[1]
             turned = 0 if square else int(turned) % 2
-            size = np.array(part.studs[::-1] if turned else part.studs)
-            corner = tuple(np.round(at - size / 2).astype(int).tolist())
+            low = at - np.array(part.studs[::-1] if turned else part.studs) / 2
+            origin = low if origin is None else origin
+            corner = tuple(np.round(low - origin).astype(int).tolist())
             parts.append(Part(part.name, part.studs, part.colour, corner, layer, turned))
     return parts
 

@@ -37,7 +37,7 @@ MARGIN_M = 0.001  # around a finger, for what the arm misses by
 # By how much each finger opens to let go, the first that fits. (At 3 mm a pad still rubs where the
 # brick lies askew in the hand.)
 RELEASES_M = (0.016, 0.012, 0.009, 0.007, 0.005, 0.0035)
-BIAS_M = 0.0004  # per unit of scale: away from a neighbour on one side; the studs pull it back
+BIAS_M = 0.0008  # per unit of scale: away from a neighbour on one side; the studs pull it back
 OVERSHOOT = 1.1  # a press ends at this share of the force that the studs ask for
 MAX_GROUP = 5  # bricks that are joined beforehand and placed as a whole
 MAX_TRIES = 4000  # bricks or groups looked at in one search
