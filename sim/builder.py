@@ -30,8 +30,9 @@ SLOW_SHARE = 0.25  # of the press speed: or towers break
 DESCENT_M_S = 0.05  # beside others, down to the studs: at 0.12 the arm swings 2 mm to the side
 TIGHT_DESCENT_M_S = 0.025
 SETTLE_M = 0.0025  # per unit of scale: above the studs, where the arm comes to rest before it presses
-PRECISE_M = 0.0003  # per unit of scale: off its place by less than this, between or on several bricks
-AIR_WINDUP_M = 0.006  # as WINDUP_M, with nothing touched yet: the arm lags that much
+PRECISE_M = 0.0003  # per unit of scale: off its place by less than this it is pressed on
+PUSH_M = 0.004  # below what shut fingers touch: a few newtons, studs that are in need no more
+FEEDBACK = 0.3
 AROUND_M = 0.075  # around the plate: what a hand with a brick takes up
 OVER_M = 0.012  # above what stands, on the way
 FULL_ROOM_M = 0.016  # per unit... of a finger that opens over a brick with nothing beside it
@@ -56,8 +57,6 @@ class Fitter(Hand):
         left = wrap(self.target_yaw - self.brick_yaw)
         ways = [wrap(straight), wrap(straight + np.pi)]
         self.grasp_yaw = min(ways, key=lambda yaw: max(abs(yaw), abs(yaw + left)))
-        lowers = {g.lower for g in world.plan.chain if g.upper == goal.upper}
-        self.precise = len(lowers) > 1 or grip.clear_m > 0
         self.top_m, self.zone = standing(world, self.stack)
 
     def turn(self, yaw):
@@ -121,25 +120,25 @@ class Fitter(Hand):
         e = (aim - self.brick)[:2]
         error = np.hypot(*e) + 0.03 * abs(wrap(self.target_yaw - self.brick_yaw))
         self.gripper(shut=True)
+        # The command goes where the hand has to be, with a share of what is still missing. Adding that
+        # up from step to step, as Hand.bring does, swung by 2 mm: the arm lags by half a step.
+        xy = aim[:2] - (rot_z(turn) @ self.in_hand)[:2] + FEEDBACK * e * (error < 0.006 * s)
         if error > (0.0014 if gap < grip.clear_m + 0.002 else 0.0005) * s:
-            return self.hover(aim, turn, seat_z + stud + grip.clear_m + 0.004, e, error)
+            return self.hover(xy, turn, seat_z + stud + grip.clear_m + 0.004, error)
         settle = SETTLE_M * s
-        precise = PRECISE_M * s if self.precise else 0.0009 * s
+        precise = PRECISE_M * s
         if gap > settle + 0.001 or gap > 0.6 * settle and error > precise:
             fastest = TIGHT_DESCENT_M_S if grip.tight else DESCENT_M_S
             z = max(seat_z + stud + settle, self.command[2] - fastest * self.dt)
-            ahead = np.clip(self.command[:2] + 0.6 * e - self.tool[:2], -AIR_WINDUP_M, AIR_WINDUP_M)
-            super().go(self.tool[:2] + ahead, turn, z, 0.05, fastest)
+            super().go(xy, turn, z, 0.05, fastest)
             return 'align'
-        ahead = np.clip(self.command[:2] + 0.6 * e - self.tool[:2], -WINDUP_M, WINDUP_M)
+        ahead = np.clip(xy - self.tool[:2], -WINDUP_M, WINDUP_M)
         press = PRESS_SPEED_M_S * s * SLOW_SHARE
         super().go(self.tool[:2] + ahead, turn, seat_z - 0.015, SPEED_M_S, press)
         return 'press'
 
-    def hover(self, aim, turn, z, e, error):
+    def hover(self, xy, turn, z, error):
         """Carry the held brick to above its place, and wait there until it is right above it."""
-        close = error < 0.006 * self.scale
-        xy = self.command[:2] + 0.6 * e if close else aim[:2] - (rot_z(turn) @ self.in_hand)[:2]
         z += np.clip(1.5 * (error - 0.003), 0, 0.05)
         self.go(xy, turn, z, self.lifted_speed() if error > 0.02 else SPEED_M_S)
         return 'align' if error < 0.02 else 'carry'
@@ -153,8 +152,7 @@ class Fitter(Hand):
         self.gripper(shut=True)
         over = shut and (error < 0.003 or self.tool[2] < touching + 0.003 and error < 0.006)
         if over:
-            z = min(touching, self.command[2]) - 0.004
-            super().go(at, self.command[5], max(z, touching - 0.02), 0.05, 0.04)
+            super().go(at, self.command[5], touching - PUSH_M, 0.05, 0.02)
             return 'press'
         z = touching + 0.02 + np.clip(1.5 * (error - 0.01), 0, 0.05)
         if not shut and self.tool[2] < touching + 0.01:
