@@ -11,7 +11,6 @@ from sim.clutch import STUD_HEIGHT_M, STUD_PITCH_M, wrap
 from sim.expert import (
     CLEAR_Y_M,
     FINGERTIP_M,
-    HANDOVER_POINT_M,
     MAX_YAW_RAD,
     PRESS_SPEED_M_S,
     SHARED_Y_M,
@@ -19,7 +18,6 @@ from sim.expert import (
     WINDUP_M,
     Expert,
     Hand,
-    idle,
     narrate,
 )
 from sim.kinematics import rot_z
@@ -33,6 +31,11 @@ SETTLE_M = 0.0025  # per unit of scale: above the studs, where the arm comes to 
 PRECISE_M = 0.0003  # per unit of scale: off its place by less than this it is pressed on
 PUSH_M = 0.004  # below what shut fingers touch: a few newtons, studs that are in need no more
 FEEDBACK = 0.3
+OTHER_SIDE_M = 0.11  # beyond the middle: a brick that lies there is for the other hand to fetch
+NEAR_M = 0.06  # of a tool from the brick that it may hold
+# Where a brick is handed over: its middle this far before the plate, not nearer to the robot than that
+BEFORE_PLATE_M = 0.05
+NEAREST_M = 0.19
 AROUND_M = 0.075  # around the plate: what a hand with a brick takes up
 OVER_M = 0.012  # above what stands, on the way
 FULL_ROOM_M = 0.016  # per unit... of a finger that opens over a brick with nothing beside it
@@ -51,7 +54,8 @@ class Fitter(Hand):
         self.at_seat = np.linalg.norm(self.target - self.brick) < AT_SEAT_M
         wide_m = min(self.width_m + 2 * FULL_ROOM_M, TOOL_HIGH[7])
         self.open_m = grip.open_m if self.at_seat else wide_m
-        self.held = self.near and self.opening_m < self.width_m + 0.003 and not self.tipped
+        between = -0.006 < self.opening_m - self.width_m < 0.003
+        self.held = self.near and between and not self.tipped
         self.closed = self.opening_m < self.width_m + 0.004 * self.scale
         straight = self.brick_yaw - (np.pi / 2 if grip.along == 1 else 0)
         left = wrap(self.target_yaw - self.brick_yaw)
@@ -207,17 +211,23 @@ def over_link(world, goal):
 
 def build(world, goal, trusting):
     """Moves for a goal of a plan: fetch the brick, put it where it goes, press; push down on what
-    has come loose.
+    has come loose. A hand that has a brick of the structure between its fingers lets go of it first.
     """
+    other = HANDS[1 - HANDS.index(goal.hand)]
     h = Fitter(world, goal.hand, goal)
     joined = world.joined()
-    if goal.giver and not joined and not h.held:
-        moves = _give(world, goal, h)
+    giver = goal.giver or (other if beyond(h.brick, goal.hand) else None)
+    if giver and not joined and not h.held:
+        moves = give(world, goal, h)
         if moves:
             return moves
-    other = idle(world, HANDS[1 - HANDS.index(goal.hand)], goal.upper)
+    beside = aside(world, other, goal)
     loose = not joined and world.joined(goal, loose=True)
+    stuck = holding(world, goal.hand) if loose else None
     if joined or trusting and h.gone():
+        verb = h.let_go(0.14)
+    elif stuck:
+        h = Fitter(world, goal.hand, stuck)
         verb = h.let_go(0.14)
     elif loose:
         verb = h.push_down()
@@ -225,23 +235,58 @@ def build(world, goal, trusting):
         verb = h.pick()
     else:
         verb = h.bring()
-    return [other, (h, verb, goal.upper, goal.where)]
+    return [beside, (h, verb, h.goal.upper, h.goal.where)]
 
 
-def _give(world, goal, h):
+def beyond(brick, hand):
+    """True where a brick at (3,) m lies where only the other hand should fetch it."""
+    side = 1 if hand == 'left' else -1
+    return side * brick[1] < -OTHER_SIDE_M
+
+
+def holding(world, hand):
+    """The goal whose brick, part of the structure, is between the hand's fingers; or None."""
+    tool = world.tool_pose(hand)[0]
+    placed = {link['upper'] for link in world.connections(loose=True)}
+    for goal in world.plan.chain:
+        near = np.linalg.norm(world.brick_pose(goal.upper)[0] - tool) < NEAR_M
+        if near and goal.upper in placed and Fitter(world, hand, goal).held:
+            return goal
+    return None
+
+
+def aside(world, hand, goal):
+    """The move of the hand that has nothing to do: lets go, rises, keeps clear."""
+    stuck = holding(world, hand)
+    if stuck:
+        h = Fitter(world, hand, stuck)
+        return h, h.let_go(0.14), stuck.upper, None
+    h = Hand(world, hand, goal.upper)
+    top, (low, high) = standing(world, ())
+    inside = (h.tool[:2] > low).all() and (h.tool[:2] < high).all()
+    if inside and h.tool[2] < top + FINGERTIP_M + 0.02:
+        h.go(h.command[:2], h.command[5], top + FINGERTIP_M + 0.04)
+    else:
+        h.keep_clear()
+    return h, 'rest', goal.upper, None
+
+
+def give(world, goal, h):
     """The giver brings the brick to where the other hand reaches it, and leaves; None once it is
     there.
     """
-    g = Hand(world, goal.giver, goal.upper)
-    side = 1 if goal.giver == 'left' else -1
-    within_reach = side * g.brick[1] < SHARED_Y_M
-    if within_reach and not g.held:
+    giver = HANDS[1 - HANDS.index(goal.hand)]
+    g = Hand(world, giver, goal.upper)
+    side = 1 if giver == 'left' else -1
+    if side * g.brick[1] < SHARED_Y_M and not g.held:
         if side * g.tool[1] >= CLEAR_Y_M - 0.04:
             return None
-        return [(g, g.leave(), goal.upper, None), idle(world, goal.hand, goal.upper)]
-    spot = np.array(goal.grip.via or HANDOVER_POINT_M)
+        return [(g, g.leave(), goal.upper, None), aside(world, goal.hand, goal)]
+    plate = next(b for b in world.bricks if b.fixed)
+    near = plate.at_m[0] - plate.studs[0] / 2 * world.brick_scale * STUD_PITCH_M
+    spot = np.array([max(near - BEFORE_PLATE_M, NEAREST_M), 0.0])
     verb = g.lay_down(spot, np.pi / 2) if g.held else g.pick()
-    return [(g, verb, goal.upper, 'middle'), idle(world, goal.hand, goal.upper)]
+    return [(g, verb, goal.upper, 'middle'), aside(world, goal.hand, goal)]
 
 
 class Builder(Expert):
