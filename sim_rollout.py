@@ -9,6 +9,8 @@ with the instruction blanked python sim_rollout.py --ckpt=out/demo --episodes=20
 # film two successes, two failures python sim_rollout.py --task=join --episodes=1 --video=1 # watch
 the expert python sim_rollout.py --task=join --viewer               # the same in MuJoCo's viewer
 python sim_rollout.py --view=assets/scenes/bricks.xml --show_contacts    # any scene in the viewer
+python sim_rollout.py --plan=assets/plans/arch.yaml --video=1  # build a structure of your own
+python sim_rollout.py --plan=assets/plans                # a table of all plans in a folder
 python sim_rollout.py --policy=episodes/demo             # replay a folder; exits with 1 unless
 bit-equal 1 GPU, 8 GPU: the same commands: networks go to a GPU if there is one; --workers=16 gives
 each core a world. 2 nodes: seeds are independent: an array job takes --seeds=0:1000,
@@ -40,7 +42,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from episode import read_episode, state_vector, write_atomic, write_episode
-from sim import film, labels, policies
+from sim import film, labels, plan_score, policies
 from sim.expert import CLOSED_M
 from sim.world import PHASES, RENDER_MODES, World
 
@@ -66,6 +68,9 @@ device = None  # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
 dtype = 'float32'  # checkpoint: or 'bfloat16', which makes one chunk no faster: it is calls, not arithmetic
 # world; None: what the checkpoint or the episode was made with, else the defaults of World
 task = None  # one of tasks.TASKS: 'place', 'join', 'stack', ...
+plan = None  # file that says what to build (sim/plan.py), in place of a task; a folder: the table of all of them
+initial_blocks = None  # True: the plan's bricks lie where its file says, not where the seed does
+reverse = None  # True: the plan stands there and is taken apart
 brick_scale = None  # 1.0 LEGO, 2.0 DUPLO
 cameras = None  # names, comma separated, see world.py; --cameras= (empty) renders none
 image_size = None  # px
@@ -100,6 +105,9 @@ TEST_SEED0 = 1_000_000
 CODE = Path(__file__).parent
 WORLD_KEYS = (
     'task',
+    'plan',
+    'initial_blocks',
+    'reverse',
     'brick_scale',
     'cameras',
     'image_size',
@@ -144,7 +152,7 @@ LIMITS = {  # type, lowest, highest
     'workers': (int, 1, math.inf),
     'video': (int, 0, math.inf),
 }
-TEXTS = ('task', 'robot', 'instruction', 'device')
+TEXTS = ('task', 'plan', 'robot', 'instruction', 'device')
 # -----------------------------------------------------------------------------
 # The one stepping loop
 
@@ -261,6 +269,38 @@ def run_job(world, start, job, instruction, record, pictures):
         if pictures:
             film.save_pictures(path.with_suffix(''), world, film.FILM_VIEWS, pictures, film.FILM_PX)
     return result
+
+
+def build_plan(job):
+    """(plan file, seed, kicks, arguments of setup) -> row of the table (plan_score.row)."""
+    file, seed, instruction, (world_settings, *rest) = job
+    try:
+        world, start = setup(dict(world_settings, plan=str(file)), *rest)
+        try:
+            result, _, _ = run_episode(world, start, seed, instruction)
+        finally:
+            world.close()
+    except ValueError as refusal:
+        return plan_score.refused(file, seed, str(refusal))
+    return plan_score.row(world, file, seed, result)
+
+
+def score_plans(folder, asked, out, instruction, setup_args):
+    """Build every plan of a folder once per seed, print the table, write plans.json."""
+    jobs = [
+        (file, seed, instruction, setup_args)
+        for file in plan_score.plan_files(folder)
+        for seed in asked
+    ]
+    rows = []
+    with multiprocessing.get_context('spawn').Pool(min(workers, len(jobs))) as pool:
+        for row in tqdm(pool.imap(build_plan, jobs), total=len(jobs), unit='plan'):
+            rows.append(row)
+    print('\n'.join(plan_score.table(rows)))
+    for row in [row for row in rows if row['refused']][:5]:
+        print(f'  {row["refused"]}')
+    write_atomic(out / 'plans.json', json.dumps(rows, indent=1).encode())
+    print(f'  rows: {out / "plans.json"}')
 
 
 def pack(world, result, rows):
@@ -582,7 +622,12 @@ if __name__ == '__main__':
         tuple(filter(None, cameras.split(','))) if isinstance(cameras, str) else cameras
     )
     world_settings = default | made | {k: config[k] for k in WORLD_KEYS if config[k] is not None}
-    task = world_settings['task']
+    plan = world_settings['plan']
+    task = Path(plan).stem if plan else world_settings['task']
+    several = bool(plan) and Path(plan).is_dir()
+    if several and (record or viewer or video):
+        raise SystemExit(f'plan={plan}: a folder is scored; to record, film or view name one file')
+    episodes = episodes or (1 if several else None)
     seed0 = seed0 if seed0 is not None else 0 if record else TEST_SEED0
     asked = list(files or asked or range(seed0, seed0 + (episodes or 10)))
     if record and kind not in ('expert', 'replay', 'coached'):
@@ -635,6 +680,12 @@ if __name__ == '__main__':
             )
         )
     setup_args = world_settings, kind, policy, files, kicks, how
+    if several:
+        try:
+            score_plans(plan, asked, out, instruction, setup_args)
+        except ValueError as refusal:
+            raise SystemExit(str(refusal)) from None
+        raise SystemExit(0)
     # ---- watch
     if viewer:
         try:

@@ -13,6 +13,7 @@ from sim.expert import (
     FINGERTIP_M,
     MAX_YAW_RAD,
     PRESS_SPEED_M_S,
+    PULL_SPEED_M_S,
     SHARED_Y_M,
     SPEED_M_S,
     WINDUP_M,
@@ -147,6 +148,17 @@ class Fitter(Hand):
         self.go(xy, turn, z, self.lifted_speed() if error > 0.02 else SPEED_M_S)
         return 'align' if error < 0.02 else 'carry'
 
+    def peel(self):
+        """Up, tilting about the fingers' axis where there is room: one row of studs after the other
+        comes out, at a fraction of the force that takes all of them off at once.
+        """
+        rise = PULL_SPEED_M_S * self.scale * self.dt
+        turn = self.command[5]
+        z = self.command[2] + rise
+        self.gripper(shut=True)
+        super().go(self.tool[:2], turn, min(z, self.tool[2] + 0.03), z_speed=0.2)
+        return 'pull'
+
     def push_down(self):
         """Press with shut fingers on top of where the goal's studs have come loose."""
         at, top = over_link(self.world, self.goal)
@@ -238,6 +250,25 @@ def build(world, goal, trusting):
     return [beside, (h, verb, h.goal.upper, h.goal.where)]
 
 
+def take_off(world, goal):
+    """Moves for a brick that has to come off the structure: grasp it, peel it off, lay it down."""
+    h = Fitter(world, goal.hand, goal)
+    links = world.connections(loose=True)
+    linked = any(c['upper'] == goal.upper for c in links)
+    comes_along = any(c['lower'] == goal.upper for c in links)
+    beside = aside(world, HANDS[1 - HANDS.index(goal.hand)], goal)
+    spot = np.array(goal.grip.via)
+    if not h.held and not linked and world.lies(goal.upper) and not comes_along:
+        verb = h.let_go(0.14)
+    elif not h.held:
+        verb = h.pick()
+    elif linked or np.linalg.norm((h.brick - h.target)[:2]) < 0.02 and h.brick[2] < h.top_m:
+        verb = h.peel()
+    else:
+        verb = h.lay_down(spot, np.pi / 2)
+    return [beside, (h, verb, goal.upper, 'table')]
+
+
 def beyond(brick, hand):
     """True where a brick at (3,) m lies where only the other hand should fetch it."""
     side = 1 if hand == 'left' else -1
@@ -297,7 +328,8 @@ class Builder(Expert):
         action = world.tool_command.astype(float)
         verbs = dict.fromkeys(HANDS, 'rest')
         action[0] -= np.clip(action[0], -0.05, 0.05)
-        moves = build(world, world.goal, self.trusting)
+        goal = world.goal
+        moves = take_off(world, goal) if goal.apart else build(world, goal, self.trusting)
         for h, verb, _, _ in moves:
             verbs[h.hand] = verb
             action[TOOL[h.hand]] = h.new

@@ -7,13 +7,14 @@ the table where both arms reach.
 """
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from sim.clutch import STUD_PITCH_M, Brick
 from sim.plan import PLATE, Structure, read_plan
-from sim.planner import Step, order
+from sim.planner import Step, order, undo
 from sim.tasks import BUILD_TEMPLATES, HANDS, RGBA, Goal, Task
 
 MIDDLE_X_M = 0.33  # of the plate, where it is small
@@ -28,6 +29,7 @@ BESIDE_PLATE_M = 0.05  # a brick's middle is this far from the plate, and half i
 ROOM_M = 0.014  # between the circles around two bricks: a finger
 SHARED_Y_M = 0.02  # a seat this near to the middle is for the hand on whose side the brick lies
 SPREAD_RAD = np.radians(30)
+PLACE_M = 0.085  # between places where bricks are laid down
 LIMITS_X_M = (0.18, 0.46)  # where hands can fetch a brick from
 LIMITS_Y_M = 0.38
 
@@ -38,22 +40,27 @@ def plan_task(
     insertion_force_n: float = 1.0,
     pull_force_n: float = 2.0,
     initial_blocks: bool = False,
+    reverse: bool = False,
 ) -> Task:
     """The task of building the plan in a file.
 
-    initial_blocks: bricks lie where the file says instead of where the seed does.
+    initial_blocks: bricks lie where the file says instead of where the seed does. reverse: the
+    structure stands there, and is to be taken apart.
 
     Raises:
         FileNotFoundError, ValueError: the file is no plan, cannot be built, or bricks are out of
             reach; one line with the reason.
     """
     structure = read_plan(path)
-    steps = order(structure, scale, insertion_force_n, pull_force_n)
     plate = base_plate(structure, scale)
     bricks = (plate, *(Brick(p.name, p.studs, RGBA[p.colour]) for p in structure.parts))
     if initial_blocks and structure.initial is None:
         raise ValueError(f'{path}: initial_blocks: the file does not say where bricks lie at first')
-    sample = functools.partial(_sample, structure, steps, plate, initial_blocks)
+    if reverse:
+        sample = functools.partial(_sample_undo, structure, undo(structure, scale), plate)
+    else:
+        steps = order(structure, scale, insertion_force_n, pull_force_n)
+        sample = functools.partial(_sample, structure, steps, plate, initial_blocks)
     seconds = SPARE_SECONDS + SECONDS_PER_BRICK * len(structure.parts)
     why = 'each arm fetches on its own side, and steadies or hands over where the plan needs it.'
     return Task(lambda scale: bricks, sample, seconds, why)
@@ -139,6 +146,54 @@ def _sample(structure, steps, plate, initial_blocks, rng, scale):
     words = [f'{g.upper} on {g.lower}' for g in goal.chain]
     text = str(rng.choice(BUILD_TEMPLATES)).format(plan=' , '.join(words))
     return poses, [(goal, text)]
+
+
+UNDO_TEMPLATES = (
+    'take it apart : {plan}',
+    'undo all of it : {plan}',
+    'clear the plate : {plan}',
+    'lay every brick on the table : {plan}',
+)
+
+
+def _sample_undo(structure, steps, plate, rng, scale):
+    """-> the standing structure {brick: chain of its links}, [(chain of goals, instruction)]."""
+    pitch = scale * STUD_PITCH_M
+    low, high = _base(structure)
+    hands = {}
+    places = {hand: _places(plate, hand, pitch) for hand in HANDS}
+    lean = rng.permutation(HANDS).tolist()
+    vias = {}
+    for step in steps:
+        y = (step.part.middle - (low + high) / 2)[1] * pitch
+        wanted = lean[0] if abs(y) <= SHARED_Y_M else HANDS[int(y < 0)]
+        other = HANDS[1 - HANDS.index(wanted)]
+        hand = wanted if len(places[wanted]) >= len(places[other]) - 2 else other
+        lean = lean[::-1]
+        if not places[hand]:
+            raise ValueError(f'{structure.name}: no room on the table for {len(steps)} bricks')
+        hands[step.part.name] = hand
+        vias[step.part.name] = places[hand].pop(0)
+    poses = {}
+    for step in steps[::-1]:
+        poses[step.part.name] = goals_of(structure, [step], hands, {})
+    goal = None
+    for step in reversed(steps):
+        first = poses[step.part.name]
+        grip = replace(first.grip, via=vias[step.part.name])
+        goal = replace(first, apart=True, then=goal, grip=grip)
+    words = [f'{g.upper} off {g.lower}' for g in goal.chain]
+    text = str(rng.choice(UNDO_TEMPLATES)).format(plan=' , '.join(words))
+    return poses, [(goal, text)]
+
+
+def _places(plate, hand, pitch):
+    """Places (x, y) m where a hand lays bricks down, the farthest from the plate first."""
+    sign = 1 if hand == HANDS[0] else -1
+    inner = max(SCATTER_Y_M[0], plate.studs[1] / 2 * pitch + BESIDE_PLATE_M) + 0.01
+    rows = np.arange(SCATTER_Y_M[1] - 0.02, inner - 1e-6, -PLACE_M)
+    columns = np.arange(SCATTER_X_M[0] + 0.03, SCATTER_X_M[1], PLACE_M)
+    return [(float(x), float(sign * y)) for y in rows for x in columns]
 
 
 def _check_reach(structure, plate, poses, pitch):

@@ -1,7 +1,7 @@
 """In which order two arms can build a plan, and where a hand holds each brick for it.
 
     steps = order(structure, brick_scale=2.0)      # [Step], refuses with the reason and the brick
-    undo = steps[::-1]                             # takes it apart
+    steps = undo(structure, brick_scale=2.0)       # those that take it apart
 
 Assembly by disassembly (Homem de Mello and Sanderson 1991): from the finished structure take off a
 brick, or a group of bricks that hang together, that
@@ -90,6 +90,29 @@ def order(
     if steps is None:
         left = min(search.reasons)
         raise ValueError(f'{structure.name}: cannot be built: {search.reasons[left]}')
+    return steps
+
+
+def undo(structure: Structure, brick_scale: float = 2.0) -> list[Step]:
+    """Steps that take the finished structure apart brick by brick, first to last: the highest brick
+    that a hand can get hold of, and that nothing else hangs on.
+
+    Raises:
+        ValueError: no hand gets at any of the bricks that are left; says which, and why.
+    """
+    search = _Search(structure, brick_scale, 0.0)  # nothing is pressed on
+    standing = frozenset(search.parts)
+    steps = []
+    while standing:
+        for group, root in _groups(search, standing, table=False):
+            step = _step(search, group, root, standing - group, False) if len(group) == 1 else None
+            if step is not None:
+                steps.append(step)
+                standing -= group
+                break
+        else:
+            left = min(search.reasons)
+            raise ValueError(f'{structure.name}: cannot be undone: {search.reasons[left]}')
     return steps
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from episode import TOOL_ACTION_NAMES, read_episode
+from sim.builder import Builder
 from sim.expert import Expert
 from sim.kicks import Kicks
 from sim.world import TOOL_HIGH, TOOL_LOW
@@ -153,7 +154,7 @@ def expert(world, probability):
     """The scripted teacher; probability per step that a disturbance starts."""
 
     def start(seed):
-        teacher = Expert()
+        teacher = Builder() if world.plan_file else Expert()
         disturbance = Kicks(seed, probability=probability)
 
         def act(obs):

@@ -61,7 +61,7 @@ class World:
     brick_scale 1 (LEGO) or 2 (DUPLO): dimensions and snap tolerance scale, forces per stud do not.
     cameras: those rendered into observations; () renders nothing. image_size in pixels (square).
     plan: a file that says what to build (see plan.py), in place of a task; initial_blocks: its bricks
-    lie where it says. How hard: distractors is the number of bricks that nobody asks for, pose_range and target_range
+    lie where it says; reverse: it stands there and is taken apart. How hard: distractors is the number of bricks that nobody asks for, pose_range and target_range
     0..1, see tasks.vary. Forces are N per stud; force_spread 0..1: from episode to episode each
     varies by up to this share.
     """
@@ -83,6 +83,7 @@ class World:
         target_range=1.0,
         plan='',
         initial_blocks=False,
+        reverse=False,
     ):
         if not plan and task not in TASKS:
             raise ValueError(f'task={task!r}: expected one of {sorted(TASKS)}')
@@ -99,10 +100,10 @@ class World:
         self.forces = dict(forces, force_spread=force_spread)
         self.brick_scale = float(brick_scale)
         self.plan_file = str(plan)
-        self.initial_blocks = bool(initial_blocks)
+        self.plan_options = dict(initial_blocks=bool(initial_blocks), reverse=bool(reverse))
         if plan:
             self.task = Path(plan).stem
-            self.spec = plan_task(plan, self.brick_scale, **forces, initial_blocks=initial_blocks)
+            self.spec = plan_task(plan, self.brick_scale, **forces, **self.plan_options)
         else:
             self.task = task
             self.spec = TASKS[task]
@@ -261,9 +262,11 @@ class World:
         adr = m.jnt_qposadr[m.body_jntadr[self._body_id[goal.upper]]]
         d.qpos[adr : adr + 7] = x, y, z, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
         mujoco.mj_kinematics(m, d)
-        a = names.index(goal.lower)
-        b = names.index(goal.upper)
-        self.clutch.connect(a, b, self.clutch.nearest_cell(a, b, *self.clutch.relative_pose(a, b)))
+        for link in goal.chain:  # a brick may sit on several
+            a = names.index(link.lower)
+            b = names.index(link.upper)
+            fit = self.clutch.nearest_cell(a, b, *self.clutch.relative_pose(a, b))
+            self.clutch.connect(a, b, fit)
 
     def step(self, action):
         """action: tool action (15,), cast to float32 (so that a recorded action replays bit-equal)
@@ -391,6 +394,8 @@ class World:
         goals = plan.chain
         if not goals[1:]:
             return plan
+        if plan.apart:
+            return next((g for g in goals if not self.taken_off(g)), goals[-1])
         done = next((i for i, g in enumerate(goals) if not self.joined(g, loose=True)), None)
         if done is None:
             at_work = [g for g in goals if not self.joined(g)] or [
@@ -419,6 +424,11 @@ class World:
                 done -= 1
         return goals[done]
 
+    def taken_off(self, goal):
+        """True where the goal's upper brick lies on the table by itself, and no hand has it."""
+        linked = any(goal.upper in (c['upper'], c['lower']) for c in self.connections(loose=True))
+        return not linked and self.lies(goal.upper) and self.held_by(goal.upper) is None
+
     def grip_width_m(self, goal):
         """Distance between the fingers on the goal's upper brick, m."""
         studs = next(b.studs for b in self.bricks if b.name == goal.upper)
@@ -435,6 +445,8 @@ class World:
         the place on the table before the hand that pulls where the goal is to take them apart.
         """
         goal = goal or self.goal
+        if goal.apart and goal.grip:
+            return np.array([*goal.grip.via, 0.0]), np.pi / 2
         if goal.apart:
             x, y, yaw = PUT_DOWN[goal.hand]
             return np.array([x, y, 0.0]), yaw
@@ -510,6 +522,8 @@ class World:
 
     def goal_reached(self):
         """The goal's conditions at this instant; success needs them for HOLD_S."""
+        if self.goal.apart and self.goal.grip:
+            return all(map(self.taken_off, self.plan.chain)) and self.released(self.goal.hand)
         if self.goal.apart:
             pair = (self.goal.hand, self.goal.upper), (self.goal.holder, self.goal.lower)
             return (
@@ -799,7 +813,7 @@ class World:
         return dict(
             task=self.task,
             plan=self.plan_file,
-            initial_blocks=self.initial_blocks,
+            **self.plan_options,
             brick_scale=self.brick_scale,
             **self.curriculum,
             cameras=list(self.cameras),
