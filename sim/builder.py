@@ -99,7 +99,7 @@ class Fitter(Hand):
 
     def let_go(self, clear_z):
         """Open as far as there is room, rise straight up, shut again above."""
-        clear_z = max(clear_z, self.top_m + FINGERTIP_M + 0.03)
+        clear_z = max(clear_z, self.top_m + FINGERTIP_M + 0.03, self.brick[2] + self.height + 0.045)
         above = self.above()
         empty = self.opening_m < self.width_m - 0.004
         self.gripper(shut=above or empty)

@@ -616,7 +616,9 @@ class Clutch:
                 and (fit['turns'] - row['turns']) % 4 == 0
                 and self.data.time - row['time'] > self.RESEAT_AFTER_S
             ):
-                if (min(a, b), max(a, b)) in forces:
+                # held in its seat by another link, a brick does not touch this one
+                in_seat = gap_m < 5e-5 and (self.links['b'][self._seated] == b).any()
+                if in_seat or (min(a, b), max(a, b)) in forces:
                     row['loose'] = False
                     row['over'] = 0
                     self._start(slot, 'reseat')
