@@ -12,8 +12,8 @@ from sim.expert import (
     CLEAR_Y_M,
     FINGERTIP_M,
     MAX_YAW_RAD,
+    PEEL_RAD_S,
     PRESS_SPEED_M_S,
-    PULL_SPEED_M_S,
     SHARED_Y_M,
     SPEED_M_S,
     WINDUP_M,
@@ -21,7 +21,7 @@ from sim.expert import (
     Hand,
     narrate,
 )
-from sim.kinematics import rot_z
+from sim.kinematics import rot_z, rotvec_to_matrix
 from sim.tasks import HANDS
 from sim.world import TOOL, TOOL_HIGH, TOOL_LOW
 
@@ -32,6 +32,8 @@ SETTLE_M = 0.0025  # per unit of scale: above the studs, where the arm comes to 
 PRECISE_M = 0.0003  # per unit of scale: off its place by less than this it is pressed on
 PUSH_M = 0.004  # below what shut fingers touch: a few newtons, studs that are in need no more
 FEEDBACK = 0.3
+MAX_PEEL_RAD = 0.4
+PIVOT_M = -0.03  # per unit of scale: above (negative) a brick's edge; it is tilted off about that line
 OTHER_SIDE_M = 0.11  # beyond the middle: a brick that lies there is for the other hand to fetch
 NEAR_M = 0.06  # of a tool from the brick that it may hold
 # Where a brick is handed over: its middle this far before the plate, not nearer to the robot than that
@@ -149,14 +151,22 @@ class Fitter(Hand):
         return 'align' if error < 0.02 else 'carry'
 
     def peel(self):
-        """Up, tilting about the fingers' axis where there is room: one row of studs after the other
-        comes out, at a fraction of the force that takes all of them off at once.
+        """Tilt the brick about a line above its edge until its studs are out, then lift. Pulled straight
+        up, or tilted about the fingers, it brings along what is below: that is held no better.
         """
-        rise = PULL_SPEED_M_S * self.scale * self.dt
-        turn = self.command[5]
-        z = self.command[2] + rise
+        side = 1 if self.hand == 'left' else -1
+        yaw = self.yaw + wrap(self.target_yaw - self.brick_yaw)
+        upright = rot_z(yaw)
+        rolled = upright.T @ self.R
+        roll = np.arctan2(rolled[2, 1], rolled[2, 2])
+        lean = np.clip(roll - side * PEEL_RAD_S * self.dt, -MAX_PEEL_RAD, MAX_PEEL_RAD)
+        tilted = upright @ rotvec_to_matrix(np.array([lean, 0, 0]))
+        rest = self.target + rot_z(self.target_yaw) @ np.array([*self.goal.grip.at_m, self.height])
+        edge = upright @ np.array([0, side * self.width_m / 2, -self.height - PIVOT_M * self.scale])
+        at = rest + edge + tilted @ upright.T @ -edge
         self.gripper(shut=True)
-        super().go(self.tool[:2], turn, min(z, self.tool[2] + 0.03), z_speed=0.2)
+        rise = 0.002 if abs(roll) < 0.8 * MAX_PEEL_RAD else 0.05
+        super().go(at[:2], tilted, at[2] + rise, SPEED_M_S, SPEED_M_S)
         return 'pull'
 
     def push_down(self):
