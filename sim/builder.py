@@ -246,6 +246,11 @@ def build(world, goal, trusting):
     beside = aside(world, other, goal)
     loose = not joined and world.joined(goal, loose=True)
     stuck = holding(world, goal.hand) if loose else None
+    if not joined and not within(h.zone, h.tool) and within(h.zone, beside[0].tool):
+        there = h.target if h.held else h.brick
+        if within(h.zone, there):  # two palms do not fit over the plate
+            h.new[:] = h.command
+            return [beside, (h, 'wait', goal.upper, goal.where)]
     if joined or trusting and h.gone():
         verb = h.let_go(0.14)
     elif stuck:
@@ -285,13 +290,20 @@ def beyond(brick, hand):
     return side * brick[1] < -OTHER_SIDE_M
 
 
+def within(zone, at):
+    """True where a place (2,) or (3,) m is in the zone of `standing`."""
+    low, high = zone
+    return bool((at[:2] > low).all() and (at[:2] < high).all())
+
+
 def holding(world, hand):
     """The goal whose brick, part of the structure, is between the hand's fingers; or None."""
     tool = world.tool_pose(hand)[0]
     placed = {link['upper'] for link in world.connections(loose=True)}
     for goal in world.plan.chain:
-        near = np.linalg.norm(world.brick_pose(goal.upper)[0] - tool) < NEAR_M
-        if near and goal.upper in placed and Fitter(world, hand, goal).held:
+        off = world.brick_pose(goal.upper)[0] - tool
+        near = np.linalg.norm(off) < NEAR_M
+        if near and goal.upper in placed and not goal.apart and Fitter(world, hand, goal).held:
             return goal
     return None
 
@@ -303,10 +315,13 @@ def aside(world, hand, goal):
         h = Fitter(world, hand, stuck)
         return h, h.let_go(0.14), stuck.upper, None
     h = Hand(world, hand, goal.upper)
-    top, (low, high) = standing(world, ())
-    inside = (h.tool[:2] > low).all() and (h.tool[:2] < high).all()
-    if inside and h.tool[2] < top + FINGERTIP_M + 0.02:
-        h.go(h.command[:2], h.command[5], top + FINGERTIP_M + 0.04)
+    top, zone = standing(world, ())
+    if within(zone, h.tool) and h.tool[2] < top + FINGERTIP_M + 0.02:
+        grips = h.opening_m > 0.01 and h.tool[2] < top
+        if grips and h.command[6] < h.opening_m:  # something that stands askew
+            h.new[6] = h.opening_m + 0.01
+        else:
+            h.go(h.command[:2], h.command[5], top + FINGERTIP_M + 0.04)
     else:
         h.keep_clear()
     return h, 'rest', goal.upper, None

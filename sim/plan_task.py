@@ -29,6 +29,7 @@ BESIDE_PLATE_M = 0.05  # a brick's middle is this far from the plate, and half i
 ROOM_M = 0.014  # between the circles around two bricks: a finger
 SHARED_Y_M = 0.02  # a seat this near to the middle is for the hand on whose side the brick lies
 SPREAD_RAD = np.radians(30)
+JOIN_REACH_M = (0.24, 0.36), 0.27  # x, and y up to there: where a hand can press with any yaw
 PLACE_M = 0.085  # between places where bricks are laid down
 LIMITS_X_M = (0.18, 0.46)  # where hands can fetch a brick from
 LIMITS_Y_M = 0.38
@@ -217,6 +218,7 @@ def _scatter(structure, steps, plate, side, rng, pitch):
     what is joined onto it while it lies there. How it lies, a hand grasps it nearly straight.
     """
     around = {part.name: np.hypot(*part.size) / 2 * pitch for part in structure.parts}
+    joined_on = set()
     for step in steps:
         if step.table:
             root = min(
@@ -226,6 +228,7 @@ def _scatter(structure, steps, plate, side, rng, pitch):
             off = np.linalg.norm(step.part.middle - root.middle) * pitch
             reach = off + np.hypot(*step.part.size) / 2 * pitch
             around[root.name] = max(around[root.name], reach)
+            joined_on.add(root.name)
     half = np.array(plate.studs) / 2 * pitch
     inner = max(SCATTER_Y_M[0], half[1] + BESIDE_PLATE_M)
     for _ in range(200):
@@ -235,11 +238,13 @@ def _scatter(structure, steps, plate, side, rng, pitch):
             for name in sorted(step.group, key=lambda n: -around[n]):
                 if name in poses:
                     continue
-                spot = _free_spot(rng, spots, around[name], side[name], inner)
+                reach = JOIN_REACH_M if name in joined_on else (SCATTER_X_M, SCATTER_Y_M[1])
+                spot = _free_spot(rng, spots, around[name], side[name], inner, reach)
                 if spot is None:
                     break
                 spots.append((*spot, around[name]))
-                poses[name] = (*spot, _lying(structure, steps, name, rng))
+                spread = SPREAD_RAD / 3 if name in joined_on else SPREAD_RAD
+                poses[name] = (*spot, _lying(structure, steps, name, rng, spread))
         if len(poses) == len(structure.parts):
             return poses
     raise ValueError(
@@ -251,17 +256,17 @@ def _whole(steps, name):
     return next(step for step in steps if name in step.group and not step.table)
 
 
-def _free_spot(rng, spots, size, side, inner):
+def _free_spot(rng, spots, size, side, inner, reach):
     sign = 1 if side == HANDS[0] else -1
     for _ in range(60):
-        x = rng.uniform(*SCATTER_X_M)
-        y = sign * rng.uniform(inner, SCATTER_Y_M[1])
+        x = rng.uniform(*reach[0])
+        y = sign * rng.uniform(inner, max(reach[1], inner + 0.02))
         if all(np.hypot(x - u, y - v) > size + r + ROOM_M for u, v, r in spots):
             return float(x), float(y)
     return None
 
 
-def _lying(structure, steps, name, rng):
+def _lying(structure, steps, name, rng, spread):
     """Yaw, rad, of a brick on the table: that of its place in the plan, turned so that the hand
     grasps it nearly straight.
     """
@@ -271,4 +276,4 @@ def _lying(structure, steps, name, rng):
     straight = np.pi / 2 if along == 1 else 0.0  # of the brick when the hand is at rest
     seated = part.turns * np.pi / 2
     turn = (straight - seated + np.pi / 2) % np.pi - np.pi / 2  # by half a turn at most
-    return float(seated + turn + rng.uniform(-SPREAD_RAD, SPREAD_RAD))
+    return float(seated + turn + rng.uniform(-spread, spread))

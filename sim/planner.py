@@ -38,6 +38,7 @@ MARGIN_M = 0.001  # around a finger, for what the arm misses by
 # brick lies askew in the hand.)
 RELEASES_M = (0.016, 0.012, 0.009, 0.007, 0.005, 0.0035)
 BIAS_M = 0.0008  # per unit of scale: away from a neighbour on one side; the studs pull it back
+TOUCH_COST = 0.03  # m of lever that a grip on one brick alone is worth
 OVERSHOOT = 1.1  # a press ends at this share of the force that the studs ask for
 MAX_GROUP = 5  # bricks that are joined beforehand and placed as a whole
 MAX_TRIES = 4000  # bricks or groups looked at in one search
@@ -348,7 +349,10 @@ def _grip(search, root, moving, fixed, links):
             # Fingers on the long sides hold best. A hand far from where it presses tilts the brick.
             turned = along != int(part.size[1] >= part.size[0])
             lever = np.abs(at - wanted).max()
+            # Pads that also touch what stands on the brick, flush with it, squeeze studs apart.
+            touching = _touches(at, along, width_m, boxes, search.scale)
             cost = lever + 0.02 * turned + 0.5 * (RELEASES_M[0] - room) + 1e-4 * abs(k)
+            cost += TOUCH_COST * touching
             if best is None or cost < best[0]:
                 best = cost, at, along, width_m + 2 * room
     if best is None:
@@ -415,6 +419,14 @@ def _room(at, along, width_m, boxes, scale):
         if free:
             return room
     return None
+
+
+def _touches(at, along, width_m, boxes, scale):
+    """True where a pad is on the side of another brick as well."""
+    size = np.zeros(2)
+    size[along] = PAD_WIDTH_M / 2
+    size[1 - along] = width_m / 2 + MARGIN_M
+    return _hits(np.array(at), size, boxes, grasp_height(scale) - TIP_M)
 
 
 def _hits(middle, half, boxes, bottom):

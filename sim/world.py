@@ -411,7 +411,7 @@ class World:
             fetch = (goals[done].giver, goals[done].hand)
             to_next, to_last = (np.linalg.norm((tool - there)[:2]) for there in (top, at))
             nearer = last.hand in fetch and to_next < to_last
-            if upper == last.lower and last.grip:  # which the hand fetches from below it
+            if last.grip and upper in self.below(last.upper):  # which the hand fetches from below it
                 nearer = self.opening_m(last.hand) > self.grip_width_m(last) + 0.004
             dropped = np.linalg.norm((top - at)[:2]) < 0.03 and top[2] > at[2] + 0.005
             if not (
@@ -428,6 +428,17 @@ class World:
         """True where the goal's upper brick lies on the table by itself, and no hand has it."""
         linked = any(goal.upper in (c['upper'], c['lower']) for c in self.connections(loose=True))
         return not linked and self.lies(goal.upper) and self.held_by(goal.upper) is None
+
+    def below(self, brick):
+        """Names of the loose bricks that a brick stands on, and of those that they stand on."""
+        fixed = {b.name for b in self.bricks if b.fixed}
+        found = {brick}
+        new = {brick}
+        while new:
+            under = {c['lower'] for c in self.connections() if c['upper'] in new}
+            new = under - found - fixed
+            found |= new
+        return found - {brick}
 
     def grip_width_m(self, goal):
         """Distance between the fingers on the goal's upper brick, m."""
