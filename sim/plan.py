@@ -28,7 +28,15 @@ import yaml
 from sim.tasks import RGBA
 
 PLATE = 'plate'  # name of the base plate, what layer 0 sits on
-BRICK_STUDS = ((1, 2), (1, 4), (2, 2), (2, 3), (2, 4), (2, 6), (2, 8))  # assets/lego has these bricks
+BRICK_STUDS = (
+    (1, 2),
+    (1, 4),
+    (2, 2),
+    (2, 3),
+    (2, 4),
+    (2, 6),
+    (2, 8),
+)  # assets/lego has these bricks
 BLOCK_STUD_M = 0.016
 BLOCK_LAYER_M = 0.0191
 GRID_TOLERANCE = 0.1  # of a stud or a layer: what lies further off the grid is refused

@@ -1,7 +1,7 @@
 """Scores of many plans: a table per folder with intervals, as WorkBenchMark's tiers are reported.
 
-    rows = [plan_score.row(world, result), ...]
-    print('\\n'.join(plan_score.table(rows)))
+rows = [plan_score.row(world, result), ...]
+print('\\n'.join(plan_score.table(rows)))
 """
 
 from collections.abc import Iterable

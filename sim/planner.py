@@ -33,6 +33,7 @@ PAD_LENGTH_M = 0.080
 PALM_M = (0.056, 0.090)
 MAX_OPENING_M = 0.080
 TIP_M = 0.006  # the fingertips are this far below the tool
+ALONG_MARGIN_M = 0.0025  # on either side of a pad
 MARGIN_M = 0.001  # around a finger, for what the arm misses by
 # By how much each finger opens to let go, the first that fits. (At 3 mm a pad still rubs where the
 # brick lies askew in the hand.)
@@ -72,7 +73,12 @@ class _Search:
     def __post_init__(self):
         self.parts = {part.name: part for part in self.structure.parts}
         self.hopeless = set()
+        self.hanging = []
         self.reasons = {}  # {number of bricks left: reason}, the first of each
+
+    def reason(self) -> str:
+        """Why there is no way: what stopped the search where it had come furthest."""
+        return self.reasons[min(self.reasons)] if self.reasons else self.hanging[0]
 
 
 def order(
@@ -89,8 +95,7 @@ def order(
     search = _Search(structure, brick_scale, insertion_force_n / pull_force_n)
     steps = _take_apart(search, frozenset(search.parts), table=False)
     if steps is None:
-        left = min(search.reasons)
-        raise ValueError(f'{structure.name}: cannot be built: {search.reasons[left]}')
+        raise ValueError(f'{structure.name}: cannot be built: {search.reason()}')
     return steps
 
 
@@ -112,8 +117,7 @@ def undo(structure: Structure, brick_scale: float = 2.0) -> list[Step]:
                 standing -= group
                 break
         else:
-            left = min(search.reasons)
-            raise ValueError(f'{structure.name}: cannot be undone: {search.reasons[left]}')
+            raise ValueError(f'{structure.name}: cannot be undone: {search.reason()}')
     return steps
 
 
@@ -169,7 +173,9 @@ def _above(search, standing, name):
     group = {name}
     new = {name}
     while new:
-        on = {upper for lower, upper in search.structure.links if lower in new and upper in standing}
+        on = {
+            upper for lower, upper in search.structure.links if lower in new and upper in standing
+        }
         new = on - group
         group |= new
     return frozenset(group)
@@ -205,7 +211,7 @@ def _step(search, group, root, rest, table):
     held = {name for pair in structure.links for name in pair if name in rest}
     inner = structure.links if not table else {**structure.links, (PLATE, *on_table): 1}
     if connected(inner, rest) != set(rest) or not held <= rest:
-        refuse('what is left would hang in the air without it')
+        search.hanging.append(f'{root}: what is left would hang in the air without it')
         return None
     use = peel(search.structure, rest, links, search.force_ratio, search.scale, table)
     if use > 1:
@@ -284,8 +290,9 @@ def _bolts(structure, parts, piece, load, cut, scale, table, rest):
             studs += cells if lower == PLATE else cells & parts[lower].cells
     at = load.mean(0)
     if table and cut == min(parts[name].layer for name in rest):
-        footprint = np.array([cell for name in piece if parts[name].layer == cut
-                              for cell in parts[name].cells])
+        footprint = np.array(
+            [cell for name in piece if parts[name].layer == cut for cell in parts[name].cells]
+        )
         inside = (at >= footprint.min(0)).all() and (at <= footprint.max(0)).all()
         return 0.0 if inside else np.inf
     if not studs:
@@ -409,7 +416,7 @@ def _room(at, along, width_m, boxes, scale):
         if width_m + 2 * room > MAX_OPENING_M:
             continue
         size = np.zeros(2)
-        size[along] = PAD_WIDTH_M / 2 + MARGIN_M
+        size[along] = PAD_WIDTH_M / 2 + ALONG_MARGIN_M
         size[1 - along] = (PAD_THICKNESS_M + room + MARGIN_M) / 2
         free = True
         for side in (-1, 1):
@@ -433,7 +440,5 @@ def _hits(middle, half, boxes, bottom):
     low = middle - half
     high = middle + half
     return bool(
-        (
-            (boxes[:, :2] < high).all(1) & (boxes[:, 2:4] > low).all(1) & (boxes[:, 4] > bottom)
-        ).any()
+        ((boxes[:, :2] < high).all(1) & (boxes[:, 2:4] > low).all(1) & (boxes[:, 4] > bottom)).any()
     )

@@ -411,7 +411,9 @@ class World:
             fetch = (goals[done].giver, goals[done].hand)
             to_next, to_last = (np.linalg.norm((tool - there)[:2]) for there in (top, at))
             nearer = last.hand in fetch and to_next < to_last
-            if last.grip and upper in self.below(last.upper):  # which the hand fetches from below it
+            if last.grip and upper in self.below(
+                last.upper
+            ):  # which the hand fetches from below it
                 nearer = self.opening_m(last.hand) > self.grip_width_m(last) + 0.004
             dropped = np.linalg.norm((top - at)[:2]) < 0.03 and top[2] > at[2] + 0.005
             if not (
