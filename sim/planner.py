@@ -356,10 +356,13 @@ def _grip(search, root, moving, fixed, links):
             # Fingers on the long sides hold best. A hand far from where it presses tilts the brick.
             turned = along != int(part.size[1] >= part.size[0])
             lever = np.abs(at - wanted).max()
-            # Pads that also touch what stands on the brick, flush with it, squeeze studs apart.
+            # A pad that also touches what stands on the brick, flush with it, pushes that off; two
+            # hold both.
             touching = _touches(at, along, width_m, boxes, search.scale)
+            if touching == 1:
+                continue
             cost = lever + 0.02 * turned + 0.5 * (RELEASES_M[0] - room) + 1e-4 * abs(k)
-            cost += TOUCH_COST * touching
+            cost += TOUCH_COST * (touching > 0)
             if best is None or cost < best[0]:
                 best = cost, at, along, width_m + 2 * room
     if best is None:
@@ -429,11 +432,16 @@ def _room(at, along, width_m, boxes, scale):
 
 
 def _touches(at, along, width_m, boxes, scale):
-    """True where a pad is on the side of another brick as well."""
+    """On how many sides a pad is on the face of another brick as well."""
     size = np.zeros(2)
     size[along] = PAD_WIDTH_M / 2
-    size[1 - along] = width_m / 2 + MARGIN_M
-    return _hits(np.array(at), size, boxes, grasp_height(scale) - TIP_M)
+    size[1 - along] = MARGIN_M
+    count = 0
+    for side in (-1, 1):
+        face = np.array(at)
+        face[1 - along] += side * width_m / 2
+        count += _hits(face, size, boxes, grasp_height(scale) - TIP_M)
+    return count
 
 
 def _hits(middle, half, boxes, bottom):
