@@ -1,8 +1,8 @@
 """The expert for plans: hands that place bricks between neighbours and mend what came loose.
 
-As in expert.py, an answer is a function of the world's state alone. What is new here: a grip that the
-planner chose (Goal.grip), a brick that has to lie one way round, a straight way down into a gap, ways
-around what stands already, and fingers that open only as far as there is room.
+As in expert.py, an answer is a function of the world's state alone. What is new here: a grip that
+the planner chose (Goal.grip), a brick that has to lie one way round, a straight way down into a
+gap, ways around what stands already, and fingers that open only as far as there is room.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ TIGHT_DESCENT_M_S = 0.025
 SETTLE_M = (
     0.0025  # per unit of scale: above the studs, where the arm comes to rest before it presses
 )
-PRECISE_M = 0.0003  # per unit of scale: off its place by less than this it is pressed on
+PRECISE_M = 0.0003  # per unit of scale: a brick is pressed on from that near to its place
 PUSH_M = 0.004  # below what shut fingers touch: a few newtons, studs that are in need no more
 GROUP_SHARE = 0.4  # of the usual speed, with several bricks in the hand
 FEEDBACK = 0.3
@@ -41,12 +41,12 @@ PIVOT_M = (
 )  # per unit of scale: above (negative) a brick's edge; it is tilted off about that line
 OTHER_SIDE_M = 0.11  # beyond the middle: a brick that lies there is for the other hand to fetch
 NEAR_M = 0.06  # of a tool from the brick that it may hold
-# Where a brick is handed over: its middle this far before the plate, not nearer to the robot than that
+# Where a brick is handed over: its middle this far before the plate, at least so far from the robot
 BEFORE_PLATE_M = 0.05
 NEAREST_M = 0.19
 AROUND_M = 0.075  # around the plate: what a hand with a brick takes up
 OVER_M = 0.012  # above what stands, on the way
-FULL_ROOM_M = 0.016  # per unit... of a finger that opens over a brick with nothing beside it
+FULL_ROOM_M = 0.016  # that a finger opens over a brick with nothing beside it
 AT_SEAT_M = 0.03  # a brick this near to its place has neighbours
 
 
@@ -131,15 +131,15 @@ class Fitter(Hand):
         seat_z = self.target[2] - self.in_hand[2]
         stud = s * STUD_HEIGHT_M
         gap = self.tool[2] - seat_z - stud  # the brick's bottom above the studs
-        # Away from a neighbour until the brick is beside it. Snapped from there, 1.6 mm to the side,
+        # Away from a neighbour until the brick is beside it. Snapped from there, 1.6 mm aside,
         # links to several bricks below pulled at each other with 75 times what they hold.
         shift = np.array([*grip.shift_m, 0]) * np.clip((gap - 0.002 * s) / (0.004 * s), 0, 1)
         aim = self.target + rot_z(self.target_yaw) @ shift
         e = (aim - self.brick)[:2]
         error = np.hypot(*e) + 0.03 * abs(wrap(self.target_yaw - self.brick_yaw))
         self.gripper(shut=True)
-        # The command goes where the hand has to be, with a share of what is still missing. Adding that
-        # up from step to step, as Hand.bring does, swung by 2 mm: the arm lags by half a step.
+        # The command goes where the hand has to be, with a share of what is still missing. Adding
+        # that up from step to step, as Hand.bring does, swung by 2 mm: the arm lags by half a step.
         xy = aim[:2] - (rot_z(turn) @ self.in_hand)[:2] + FEEDBACK * e * (error < 0.006 * s)
         if error > (0.0014 if gap < grip.clear_m + 0.002 else 0.0005) * s:
             return self.hover(xy, turn, seat_z + stud + grip.clear_m + 0.004, error)
@@ -164,8 +164,11 @@ class Fitter(Hand):
         return 'align' if error < 0.02 else 'carry'
 
     def peel(self):
-        """Tilt the brick about a line above its edge until its studs are out, then lift. Pulled straight
-        up, or tilted about the fingers, it brings along what is below: that is held no better.
+        """Tilt the brick about a line above its edge until its studs are out, then lift.
+
+        Pulled straight up, or tilted about the fingers, it brings along what is below, which studs
+        hold no better. About a line above it the hand also pushes against the tilt, and the load
+        falls off towards the foot of a tower.
         """
         side = 1 if self.hand == 'left' else -1
         yaw = self.yaw + wrap(self.target_yaw - self.brick_yaw)
@@ -202,8 +205,10 @@ class Fitter(Hand):
 
 
 def standing(world, held):
-    """Height m of what stands on the plate or beside it, and the plate's box ((2,) low, (2,) high) m
-    with room for a hand around. held: names that do not count.
+    """Height m of what stands on the plate or beside it, and the zone where a hand could hit it.
+
+    The zone is the plate's box ((2,) low, (2,) high) m with room for a hand around. held: names
+    that do not count.
     """
     plate = next(b for b in world.bricks if b.fixed)
     s = world.brick_scale
@@ -230,7 +235,7 @@ def over_link(world, goal):
     s = world.brick_scale
     link = world.clutch.link(goal.lower, goal.upper, loose=True)
     pos, R = world.brick_pose(goal.lower)
-    eq = world.clutch.slot_eq_id[int(np.flatnonzero((world.clutch.links == link))[0])]
+    eq = world.clutch.slot_eq_id[int(np.flatnonzero(world.clutch.links == link)[0])]
     anchor = world.model.eq_data[eq, :3]
     up, Ru = world.brick_pose(goal.upper)
     at = (up + Ru @ anchor)[:2]
@@ -245,8 +250,10 @@ def over_link(world, goal):
 
 
 def build(world, goal, trusting):
-    """Moves for a goal of a plan: fetch the brick, put it where it goes, press; push down on what
-    has come loose. A hand that has a brick of the structure between its fingers lets go of it first.
+    """Moves for a goal of a plan: fetch the brick, put it where it goes, press.
+
+    What has come loose is pushed down on. A hand that has a brick of the structure between its
+    fingers lets go of it first.
     """
     other = HANDS[1 - HANDS.index(goal.hand)]
     h = Fitter(world, goal.hand, goal)
@@ -341,9 +348,7 @@ def aside(world, hand, goal):
 
 
 def give(world, goal, h):
-    """The giver brings the brick to where the other hand reaches it, and leaves; None once it is
-    there.
-    """
+    """The giver brings the brick to where the other hand reaches it; None once it is there."""
     giver = HANDS[1 - HANDS.index(goal.hand)]
     g = Hand(world, giver, goal.upper)
     side = 1 if giver == 'left' else -1

@@ -1,19 +1,20 @@
-"""Plans: which bricks make up a structure, read from a file, checked, and compared with what was built.
+"""Plans: which bricks make up a structure, read from a file and checked, and the judge of them.
 
     structure = read_plan('assets/plans/arch.yaml')
-    structure.parts                    # bricks on a grid of studs and layers, named by colour and number
-    structure.links                    # {(lower, upper): studs}; the lower of layer 0 is the plate
+    structure.parts                  # bricks on a grid of studs and layers, named by colour, number
+    structure.links                  # {(lower, upper): studs}; the lower of layer 0 is the plate
     score = judge(structure, built)    # block accuracy and success
 
 Two forms are read, YAML or JSON. Ours counts studs and layers from a corner:
 
     bricks:
-    - {type: 4x2, colour: red, at: [0, 0, 0]}        # 4 studs along x, 2 along y, lowest corner, layer
+    - {type: 4x2, colour: red, at: [0, 0, 0]}    # 4 studs along x, 2 along y; low corner, layer
     - {type: 2x2, colour: blue, at: [1, 0, 1], turn: 90}
 
-That of WorkBenchMark (arXiv 2606.19358) has poses of DUPLO bricks: `blocks` with `type` brick_4x2 or
-brick_2x2, `color`, `pos` of the middle in m (z is the vertical, a layer is 19.1 mm, a stud 16 mm) and
-`rotation` in degrees about x, y, z; `initial_blocks`, where it is there, says where they lie at first.
+That of WorkBenchMark (arXiv 2606.19358) has poses of DUPLO bricks: `blocks` with `type` brick_4x2
+or brick_2x2, `color`, `pos` of the middle in m (z is the vertical, a layer is 19.1 mm, a stud 16
+mm) and `rotation` in degrees about x, y, z; `initial_blocks`, where there are some, says where they lie
+at first.
 """
 
 import json
@@ -86,8 +87,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Structure:
-    """A checked plan: `parts` in the order of the file, `links` {(lower, upper): studs}, and where
-    the file says so `initial` {name: (x, y, yaw)} in m and rad, in the file's own frame.
+    """A checked plan.
+
+    parts: in the order of the file. links: {(lower, upper): studs}. initial: where bricks lie at
+    first, {name: (x, y, yaw)} in m and rad in the file's own frame, where the file says so.
     """
 
     name: str
@@ -311,7 +314,7 @@ def connected(links: Iterable[tuple[str, str]], names: Iterable[str]) -> set[str
     return found - {PLATE}
 
 
-# -- the judge -----------------------------------------------------------------------------------------------
+# -- the judge ----------------------------------------
 def built_parts(structure: Structure, connections: list[dict]) -> list[Part]:
     """Where the bricks are that hang together with the plate, on the plate's own grid.
 

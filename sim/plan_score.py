@@ -1,4 +1,4 @@
-"""Scores of many plans: a table per folder with intervals, as WorkBenchMark's tiers are reported.
+r"""Scores of many plans: a table per folder with intervals, as WorkBenchMark's tiers are reported.
 
 rows = [plan_score.row(world, result), ...]
 print('\\n'.join(plan_score.table(rows)))
@@ -70,7 +70,7 @@ def table(rows: Iterable[dict]) -> list[str]:
     for one in rows:
         tiers.setdefault(one['tier'], []).append(one)
     lines = [
-        'tier            built                          block acc.  s/task  tasks/h  broken  refused'
+        'tier            built                         block acc.  s/task  tasks/h  broken  refused'
     ]
     for tier, of_tier in sorted(tiers.items()):
         n = len(of_tier)
@@ -78,11 +78,12 @@ def table(rows: Iterable[dict]) -> list[str]:
         low, high = wilson(len(built), n)
         accuracy = np.mean([r['block_accuracy'] for r in of_tier])
         seconds = np.mean([r['robot_s'] for r in built]) if built else float('nan')
-        share = f'{len(built)}/{n} ({100 * len(built) / n:.0f}%, 95% CI {100 * low:.0f}-{100 * high:.0f})'
+        interval = f'95% CI {100 * low:.0f}-{100 * high:.0f}'
+        share = f'{len(built)}/{n} ({100 * len(built) / n:.0f}%, {interval})'
         broken = sum(r['broken'] for r in of_tier)
         declined = sum(r['refused'] is not None for r in of_tier)
         lines.append(
-            f'{tier:<15s} {share:<30s} {accuracy:>10.3f} {seconds:>7.1f} '
+            f'{tier:<15s} {share:<29s} {accuracy:>10.3f} {seconds:>7.1f} '
             f'{SECONDS_PER_HOUR / seconds:>8.0f} {broken:>7d} {declined:>8d}'
         )
     return lines

@@ -1,9 +1,9 @@
-"""The task that a plan makes: its bricks, where they lie at first, the goals and the words for them.
+"""The task that a plan makes: its bricks, where they lie at first, the goals and words for them.
 
     task = plan_task('assets/plans/arch.yaml', scale=2.0)       # a tasks.Task, as World takes it
 
-The plan's x and y are those of the world. Its layer 0 goes onto a green base plate that is screwed to
-the table where both arms reach.
+The plan's x and y are those of the world. Its layer 0 goes onto a green base plate that is screwed
+to the table where both arms reach.
 """
 
 import functools
@@ -83,9 +83,10 @@ def _base(structure):
     return low, high
 
 
-def goals_of(structure: Structure, steps: list[Step], hands: dict, givers: dict) -> Goal:
-    """The chain of goals of these steps. hands: {part: hand that presses it on}; givers: {part: hand
-    that brings it first}.
+def goals_of(structure: Structure, steps: list[Step], hands: dict, givers: dict) -> Goal | None:
+    """The chain of goals of these steps.
+
+    hands: {part: hand that presses it on}. givers: {part: hand that brings it first}.
     """
     low, high = _base(structure)
     middle = {PLATE: (low + high) / 2}
@@ -214,8 +215,10 @@ def _check_reach(structure, plate, poses, pitch):
 
 
 def _scatter(structure, steps, plate, side, rng, pitch):
-    """{brick: (x, y, yaw)}, each on the side of its hand, with room for fingers all around, and for
-    what is joined onto it while it lies there. How it lies, a hand grasps it nearly straight.
+    """{brick: (x, y, yaw)}, each on the side of its hand, with room for fingers all around.
+
+    There is also room for what is joined onto it while it lies there. How it lies, a hand grasps it
+    nearly straight.
     """
     around = {part.name: np.hypot(*part.size) / 2 * pitch for part in structure.parts}
     joined_on = set()
@@ -267,8 +270,9 @@ def _free_spot(rng, spots, size, side, inner, reach):
 
 
 def _lying(structure, steps, name, rng, spread):
-    """Yaw, rad, of a brick on the table: that of its place in the plan, turned so that the hand
-    grasps it nearly straight.
+    """Yaw, rad, of a brick on the table.
+
+    It is that of its place in the plan, turned so that the hand grasps it nearly straight.
     """
     part = structure.part(name)
     own = [step for step in steps if step.part.name == name]

@@ -47,9 +47,11 @@ MAX_TRIES = 4000  # bricks or groups looked at in one search
 
 @dataclass(frozen=True)
 class Step:
-    """Place `part`, with what is on it already, on `lowers` (by falling number of studs); the first
-    is what the place is measured from. `group`: names of all that comes along. `table`: the lower
-    brick lies on the table, where a group is made. `also`: links (lower, upper) of other bricks of
+    """Place a part, with what is on it already, on what stands.
+
+    `lowers`: by falling number of studs; the first is what the place is measured from.
+    `group`: names of all that comes along. `table`: the lower brick lies on the table, where a
+    group is made. `also`: links (lower, upper) of other bricks of
     the group that form at the same time.
     """
 
@@ -100,8 +102,9 @@ def order(
 
 
 def undo(structure: Structure, brick_scale: float = 2.0) -> list[Step]:
-    """Steps that take the finished structure apart brick by brick, first to last: the highest brick
-    that a hand can get hold of, and that nothing else hangs on.
+    """Steps that take the finished structure apart brick by brick, first to last.
+
+    Each time it is the highest brick that a hand can get hold of and that nothing else hangs on.
 
     Raises:
         ValueError: no hand gets at any of the bricks that are left; says which, and why.
@@ -122,8 +125,9 @@ def undo(structure: Structure, brick_scale: float = 2.0) -> list[Step]:
 
 
 def _take_apart(search, standing, table):
-    """Steps that build `standing` (a frozenset of names), or None. table: it lies on the table, on
-    its one lowest brick, which is there already.
+    """Steps that build `standing` (a frozenset of names), or None.
+
+    table: it lies on the table, on its one lowest brick, which is there already.
     """
     if not standing or table and len(standing) == 1:
         return []
@@ -147,8 +151,9 @@ def _take_apart(search, standing, table):
 
 
 def _groups(search, standing, table):
-    """(names, lowest brick) of what may be taken off, single bricks first, from the top down; those
-    that stand between two neighbours last.
+    """(names, lowest brick) of what may be taken off.
+
+    Single bricks come first, from the top down, and those between two neighbours last.
     """
     parts = [search.parts[name] for name in standing]
     lowest = min(part.layer for part in parts)
@@ -225,7 +230,7 @@ def _step(search, group, root, rest, table):
     return Step(parts[root], tuple(lowers), grip, tuple(sorted(group)), table, also)
 
 
-# -- statics -------------------------------------------------------------------------------------------------
+# -- statics ----------------------------------------
 def peel(
     structure: Structure,
     rest: frozenset[str],
@@ -234,15 +239,15 @@ def peel(
     scale: float,
     table: bool,
 ) -> float:
-    """Largest share of what the studs below hold that a press of `links` {(lower, upper): studs}
-    takes up; more than 1 peels something off.
+    """Largest share of what the studs below hold that a press takes up; more than 1 peels.
 
+    links: {(lower, upper): studs} that are pressed on.
     Cut through all that stands below at each layer: the bricks above the cut that hang together are
     one stiff piece, pressed on at the middle of its new studs, and the studs through the cut are a
     group of bolts (as in Clutch: four friction points to a stud). On the table nothing pulls.
     """
     parts = {part.name: part for part in structure.parts}
-    pressed = {}
+    pressed: dict[str, list] = {}
     for lower, upper in links:
         if lower != PLATE:
             studs = parts[lower].cells & parts[upper].cells
@@ -280,8 +285,9 @@ def _piece(structure, names):
 
 
 def _bolts(structure, parts, piece, load, cut, scale, table, rest):
-    """Tension at the worst friction point per newton of one stud's pull, where every stud of `load`
-    is pressed on with one newton.
+    """Tension at the worst friction point per newton of one stud's pull.
+
+    Every stud of `load` is pressed on with one newton.
     """
     studs = []
     for lower, upper in structure.links:
@@ -310,7 +316,7 @@ def _bolts(structure, parts, piece, load, cut, scale, table, rest):
     return max(0.0, tension * 4)
 
 
-# -- the hand ------------------------------------------------------------------------------------------------
+# -- the hand ----------------------------------------
 def _neighbours(moving, fixed):
     """((below, above) along x, the same along y): does a brick touch the moving ones from there?"""
     sides = [[False, False], [False, False]]
@@ -409,8 +415,9 @@ def grasp_height(scale: float) -> float:
 
 
 def _room(at, along, width_m, boxes, scale):
-    """How far each finger can open, m, or None. at: tool above the brick's middle; along: the axis
-    that the pads are 10 mm wide on.
+    """How far each finger can open, m, or None.
+
+    at: tool above the brick's middle. along: the axis that the pads are 10 mm wide on.
     """
     tip = grasp_height(scale) - TIP_M
     if _hits(at, np.array(PALM_M)[[along, 1 - along]] / 2, boxes, tip + PAD_LENGTH_M):

@@ -1,4 +1,4 @@
-"""Protects plans: files are read or refused in one line, planned in a buildable order, built, judged.
+"""Protects plans: files are read or refused in one line, planned, built, judged.
 
 python -m pytest tests/test_plan.py
 """
@@ -31,7 +31,7 @@ def write(folder, bricks, key='bricks'):
     return path
 
 
-# -- reading -------------------------------------------------------------------------------------------------
+# -- reading ----------------------------------------
 def test_both_forms_and_json_say_the_same(tmp_path):
     ours = read_plan(write(tmp_path, [RED, dict(type='2x2', colour='blue', at=[0, 2, 1], turn=90)]))
     second = dict(
@@ -92,7 +92,7 @@ def test_a_file_that_is_none_is_refused(tmp_path):
         read_plan(tmp_path / 'bad.yaml')
 
 
-# -- the judge -----------------------------------------------------------------------------------------------
+# -- the judge ----------------------------------------
 def moved(part, **other):
     fields = {name: getattr(part, name) for name in Part.__dataclass_fields__}
     return Part(**(fields | other))
@@ -119,7 +119,7 @@ def test_bricks_of_one_kind_are_interchangeable():
     assert judge(structure, swapped) == (1.0, True)
 
 
-# -- the planner ---------------------------------------------------------------------------------------------
+# -- the planner ----------------------------------------
 @pytest.mark.parametrize('scale', [1.0, 2.0])
 @pytest.mark.parametrize('name', DOZEN)
 def test_every_step_finds_what_it_stands_on_and_nothing_above(name, scale):
@@ -168,7 +168,7 @@ def test_what_cannot_be_built_is_refused_with_reason_and_brick(tmp_path):
         order(read_plan(write(tmp_path, long)))
 
 
-# -- the world -----------------------------------------------------------------------------------------------
+# -- the world ----------------------------------------
 def build(name, seed=0, **settings):
     world = World(plan=plan(name), cameras=(), **settings)
     world.reset(seed)
