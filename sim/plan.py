@@ -13,8 +13,8 @@ Two forms are read, YAML or JSON. Ours counts studs and layers from a corner:
 
 That of WorkBenchMark (arXiv 2606.19358) has poses of DUPLO bricks: `blocks` with `type` brick_4x2
 or brick_2x2, `color`, `pos` of the middle in m (z is the vertical, a layer is 19.1 mm, a stud 16
-mm) and `rotation` in degrees about x, y, z; `initial_blocks`, where there are some, says where they lie
-at first.
+mm) and `rotation` in degrees about x, y, z; `initial_blocks`, where there are some, says where they
+lie at first.
 """
 
 import json
