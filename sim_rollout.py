@@ -19,6 +19,10 @@ python sim_rollout.py --task=join --episodes=1 --video=1
 python sim_rollout.py --task=join --viewer
 python sim_rollout.py --view=assets/scenes/bricks.xml --show_contacts
 
+Build a structure of your own; a folder of plans gives a table of all of them:
+python sim_rollout.py --plan=assets/plans/arch.yaml --video=1
+python sim_rollout.py --plan=assets/plans
+
 Drive with the keyboard and record that; sim/teleop.py says which keys do what:
 python sim_rollout.py --task=place --viewer --teleop --record=episodes/mine
 
@@ -50,6 +54,7 @@ import inspect
 import itertools
 import json
 import math
+import multiprocessing
 import queue
 import re
 import shlex
@@ -65,7 +70,7 @@ from tqdm import tqdm
 
 import wire
 from episode import write_atomic, write_episode
-from sim import film, labels, ledger, policies
+from sim import film, labels, ledger, plan_score, policies
 from sim.judge import PHASES
 from sim.tasks import TASKS
 from sim.teleop import keyboard
@@ -90,6 +95,9 @@ device = None  # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
 dtype = 'float32'  # 'float32' | 'bfloat16': checkpoint; no faster: a chunk is calls
 # the world; None: as the checkpoint or the episode was made, else World's own default
 task = None  # of tasks.TASKS: 'place', 'join', 'stack', ...; several: place,join; or all
+plan = None  # file that says what to build (sim/plan.py), in place of a task; a folder: all of them
+initial_blocks = None  # True: the plan's bricks lie where its file says, not where the seed does
+reverse = None  # True: the plan stands there and is taken apart
 brick_scale = None  # 1.0..2.0: 1.0 LEGO, 2.0 DUPLO
 cameras = None  # names, comma separated, see sim/world.py; --cameras= (empty) renders none
 image_size = None  # 1..4096: px
@@ -135,6 +143,9 @@ CODE = Path(__file__).parent
 TEST_SEED0 = 1_000_000
 WORLD_KEYS = (
     'task',
+    'plan',
+    'initial_blocks',
+    'reverse',
     'brick_scale',
     'cameras',
     'image_size',
@@ -161,7 +172,7 @@ CHECKPOINT_KEYS = (
     'device',
     'dtype',
 )
-TEXTS = ('task', 'robot', 'wording', 'instruction', 'device')
+TEXTS = ('task', 'plan', 'robot', 'wording', 'instruction', 'device')
 # of these those that are the matter of who asks, where a checkpoint is served
 CLIENT_KEYS = ('execute', 'delay', 'text_chunks')
 # -----------------------------------------------------------------------------
@@ -271,6 +282,53 @@ def run_job(world, start, job, record, pictures):
         if pictures:
             film.save_pictures(path.with_suffix(''), world, film.FILM_VIEWS, pictures, film.FILM_PX)
     return job, result
+
+
+def build_plan(job):
+    """Build one plan of a folder in a worker process.
+
+    Args:
+        job: Plan file, seed, instruction or None, settings of the world, and who drives.
+
+    Returns:
+        Its row of the table, see plan_score.row.
+    """
+    file, seed, words, world_settings, driver = job
+    try:
+        world, start = setup(world_settings | {'plan': str(file)}, driver)
+        try:
+            result, _, _ = run_episode(world, start, seed, words)
+            return plan_score.row(world, file, seed, result)
+        finally:
+            world.close()
+    except ValueError as refusal:
+        return plan_score.refused(file, seed, str(refusal))
+
+
+def score_plans(folder, seeds, root, words, world_settings, driver):
+    """Build every plan of a folder once per seed, print the table, write plans.json.
+
+    Args:
+        folder: Where the plans lie.
+        seeds: One episode of each plan for each.
+        root: Folder of plans.json.
+        words: The instruction in place of the world's, or None.
+        world_settings: Arguments of World but for the plan.
+        driver: Who drives, see workers.setup.
+
+    Raises:
+        ValueError: There is no plan in the folder.
+    """
+    files = plan_score.plan_files(folder)
+    jobs = [(*pair, words, world_settings, driver) for pair in itertools.product(files, seeds)]
+    rows = []
+    with multiprocessing.get_context('spawn').Pool(min(workers or cores(), len(jobs))) as pool:
+        rows += tqdm(pool.imap(build_plan, jobs), total=len(jobs), unit='plan')
+    print('\n'.join(plan_score.table(rows)))
+    for row in [row for row in rows if row['refused']][:5]:
+        print(f'  {row["refused"]}')
+    write_atomic(root / 'plans.json', json.dumps(rows, indent=1).encode())
+    print(f'  rows: {root / "plans.json"}')
 
 
 # -----------------------------------------------------------------------------
@@ -596,6 +654,8 @@ if __name__ == '__main__':
                 )
                 files[made['task']] = chosen
             tasks = list(files)
+        elif plan or made.get('plan'):
+            tasks = [Path(plan or made['plan']).stem]
         else:
             tasks = chosen_tasks(task or (default | made)['task'])
     except (ValueError, ConnectionError, ImportError) as refusal:
@@ -613,11 +673,14 @@ if __name__ == '__main__':
         config['cameras'] = tuple(name for name in cameras.split(',') if name)
     asked = {key: config[key] for key in WORLD_KEYS if config[key] is not None}
     world_settings = default | made | asked | {'task': tasks[0]}
+    several = bool(plan) and Path(plan).is_dir()
+    if several and (record or viewer or video):
+        raise SystemExit(f'plan={plan}: a folder is scored; to record, film or view name one file')
     if not asked_seeds:
         first = 0 if record else TEST_SEED0
         if seed0 is not None:
             first = seed0
-        asked_seeds = list(range(first, first + (episodes or 10)))
+        asked_seeds = list(range(first, first + (episodes or (1 if several else 10))))
     seeds_of = {name: list(files[name]) if files else asked_seeds for name in tasks}
     if record and kind not in ('expert', 'replay', 'coached', 'teleop'):
         raise SystemExit(
@@ -650,6 +713,8 @@ if __name__ == '__main__':
     if asks_checkpoint:
         weights = ledger.fingerprint(ledger.weight_files(policy))
         made_with |= dict(how, weights=weights)
+    if world_settings['plan'] and Path(world_settings['plan']).is_file():
+        made_with['plan_text'] = ledger.fingerprint([Path(world_settings['plan'])])
     if kind == 'remote':
         made_with |= dict(execute=execute, delay=delay)
     if not record:  # a recording is a matter of hours, and a later revision may go on with it
@@ -715,6 +780,14 @@ if __name__ == '__main__':
     driver = functools.partial(
         policies.driver, kind=kind, kicks=kicks, files=files, checkpoint=load, server=ask
     )
+    # -----------------------------------------------------------------------------
+    # all plans of a folder, and nothing else
+    if several:
+        try:
+            score_plans(plan, asked_seeds, root, instruction, world_settings, driver)
+        except ValueError as refusal:
+            raise SystemExit(str(refusal)) from None
+        raise SystemExit(0)
     # -----------------------------------------------------------------------------
     # watch, and nothing else
     if viewer:

@@ -127,6 +127,7 @@ class Clutch:
     MAX_SPIN_RAD_S = 60.0  # at 4 ms welds wind up what turns faster, until it diverges
     RESEAT_AFTER_S = 0.05
     PRESSED_GAP_M = 0.0006  # above the stud tops, a brick that touches them
+    IN_SEAT_GAP_M = 5e-5  # above its seat, a brick that another link holds there
     RESEAT_GAP_M = 3e-4  # above its seat, a brick whose studs have not come out
 
     def __init__(
@@ -656,7 +657,9 @@ class Clutch:
                 parted = True
                 self._note('part', row)
                 continue
-            resting = (min(a, b), max(a, b)) in forces
+            # Held in its seat by another link, a brick does not touch this one.
+            in_seat = gap_m < self.IN_SEAT_GAP_M and (self.links['b'][self._seated] == b).any()
+            resting = in_seat or (min(a, b), max(a, b)) in forces
             late = self.data.time - row['time'] > self.RESEAT_AFTER_S
             same_turn = (fit.turns - row['turns']) % 4 == 0
             in_place = gap_m < self.RESEAT_GAP_M and self._fits(fit) and same_turn

@@ -33,6 +33,8 @@ def goal_at_work(truth: Truth, plan: Goal) -> Goal:
     goals = plan.chain
     if len(goals) == 1:
         return plan
+    if plan.apart:
+        return next((goal for goal in goals if not truth.taken_off(goal)), goals[-1])
     for i, goal in enumerate(goals):
         if not truth.joined(goal, loose=True):
             if i > 0 and _busy(truth, goals[i - 1], goal):
@@ -58,10 +60,13 @@ def _busy(truth: Truth, last: Goal, following: Goal) -> bool:
     to_next = np.linalg.norm((tool - top)[:2])
     to_last = np.linalg.norm((tool - at)[:2])
     fetches_next = last.hand in (following.giver, following.hand)
+    nearer = fetches_next and to_next < to_last
+    if last.grip and following.upper in truth.below(last.upper):  # it fetches from below
+        nearer = truth.opening_m(last.hand) > truth.grip_width_m(last) + 0.004
     dropped = np.linalg.norm((top - at)[:2]) < 0.03 and top[2] > at[2] + 0.005
     return not (
         _left(truth, last)
-        or (fetches_next and to_next < to_last)
+        or nearer
         or dropped
         or following.upper == last.upper
         or truth.held_by(following.upper) == last.hand
@@ -146,6 +151,8 @@ class Judge:
     def reached(self, truth: Truth) -> bool:
         """The goal's conditions at this instant; success needs them for HOLD_S."""
         goal = truth.goal
+        if goal.apart and goal.grip:  # a structure that is taken apart
+            return all(map(truth.taken_off, truth.plan.chain)) and truth.released(goal.hand)
         if goal.apart:
             assert goal.holder is not None, 'to take bricks apart, somebody holds the lower one'
             pair = ((goal.hand, goal.upper), (goal.holder, goal.lower))
@@ -213,14 +220,15 @@ class Judge:
 
     def _measure(self, truth: Truth, goal: Goal) -> None:
         """Metrics that do not depend on the phase."""
-        undone = (goal.lower, goal.upper) if goal.apart else None  # what has to break
+        # What has to break.
+        undone = {(one.lower, one.upper) for one in truth.plan.chain if one.apart}
         breaks = [event[2:] for event in truth.events if event[1] == 'break']
         metrics = self.metrics
         metrics['steps'] = truth.steps
         metrics['peak_force_n'] = truth.peak_force_n
         metrics['penetration_mm'] = max(metrics['penetration_mm'], 1e3 * truth.penetration_m)
         metrics['energy_j'] = max(metrics['energy_j'], truth.energy_j)
-        metrics['broken'] = sum(pair != undone for pair in breaks)
+        metrics['broken'] = sum(pair not in undone for pair in breaks)
 
 
 def _unasked_done(truth: Truth) -> bool:

@@ -33,13 +33,16 @@ def scene(truth: Truth) -> np.ndarray:
         (3, n, 4) float32: in the frame of the torso, of the left and of the right tool, which are
         the frames of what carries a camera, of the brick of each of the n COLOURS the position m,
         and the yaw rad, modulo pi, by which that frame has to turn for a hand to grasp the brick;
-        nan where no loose brick has that colour.
+        nan where no loose brick has that colour. Of several of one colour, which only plans from
+        files have, it is the first.
     """
     frames = [(np.zeros(3), np.eye(3))]
     frames += [truth.tool_pose(hand) for hand in HANDS]
     seen = np.full((len(frames), len(COLOURS), 4), np.nan, np.float32)
     for name in truth.movable:
         number = truth.number(name)
+        if not np.isnan(seen[0, number, 0]):
+            continue
         pos, R = truth.brick_pose(name)
         for row, (at, Rf) in zip(seen, frames):
             yaw = wrap(yaw_of(R) - np.pi / 2 - yaw_of(Rf), np.pi)

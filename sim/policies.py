@@ -25,6 +25,7 @@ import numpy as np
 
 import wire
 from episode import TOOL_ACTION_NAMES, demand, find_world_faults, read_episode, state_vector
+from sim.builder import Builder
 from sim.control import TOOL_HIGH, TOOL_LOW
 from sim.expert import Expert
 from sim.kicks import Kicks
@@ -280,7 +281,7 @@ def expert(world: World, probability: float) -> Start:
     """Let the scripted expert drive, disturbed with this probability per step."""
 
     def start(seed: int) -> Act:
-        teacher = Expert()
+        teacher = Builder() if world.plan_file else Expert()
         disturbance = Kicks(seed, probability=probability)
 
         def act(obs: dict[str, Any]) -> Choice:
@@ -338,8 +339,9 @@ def coached(world: World, student: Start) -> Start:
         rng = np.random.default_rng([104_729, seed])
         choose = student(seed)
         driving = True
-        teacher = Expert(trusting=True)
-        rescuer = Expert()
+        expert_of = Builder if world.plan_file else Expert
+        teacher = expert_of(trusting=True)
+        rescuer = expert_of()
 
         def act(obs: dict[str, Any]) -> Choice:
             nonlocal driving

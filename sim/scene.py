@@ -16,6 +16,7 @@ from sim.gl import mujoco
 from sim.tasks import HANDS
 
 ASSETS = Path(__file__).parent.parent / 'assets'
+SPARSE_FROM_DOF = 60  # in MuJoCo, where nothing else is said
 NEEDED = dict(  # what a robot's file has to define
     joint=(*JOINT_NAMES, *(f'{hand}/finger_{i}' for hand in HANDS for i in (1, 2))),
     actuator=JOINT_ACTION_NAMES,
@@ -106,6 +107,10 @@ def build_model(
             f'{path}: does not join table and bricks: {error}; names that are taken are listed '
             f'in {readme}'
         ) from error
+    # MuJoCo 4.0.0 chooses a sparse Jacobian from 60 degrees of freedom on, and factors its Newton
+    # Hessian wrongly then: bricks at rest gain speed until the simulation diverges.
+    if model.nv >= SPARSE_FROM_DOF:
+        model.opt.jacobian = mujoco.mjtJacobian.mjJAC_DENSE
     if model.opt.cone != mujoco.mjtCone.mjCONE_ELLIPTIC:
         raise ValueError(f'{path}: option cone="pyramidal": expected elliptic, the clutch reads it')
     return model, robot_model

@@ -48,6 +48,22 @@ PLACE_ROOM_M = 0.04  # radius of what is kept clear there, and where hands lay b
 
 
 @dataclass(frozen=True)
+class Grip:
+    """Where a hand holds a brick that goes between others, in the brick's own frame.
+
+    The brick has to come to lie just as the goal says, not half a turn from it.
+    """
+
+    at_m: tuple[float, float] = (0.0, 0.0)  # the tool, from the brick's middle
+    along: int = 1  # axis that the hand may move along; the fingers close along the other one
+    open_m: float = 0.064  # opening that fits in between there
+    shift_m: tuple[float, float] = (0.0, 0.0)  # where to aim, from the seat: away from a neighbour
+    clear_m: float = 0.0  # height above the seat that is clear of all around it
+    tight: bool = False  # there are neighbours on two sides
+    via: tuple[float, float] | None = None  # place m on the table where a brick taken off is laid
+
+
+@dataclass(frozen=True)
 class Goal:
     """What one episode asks for: `upper` sits on `lower`, pressed by `hand`."""
 
@@ -72,6 +88,7 @@ class Goal:
     # What comes next; which goal of such a chain is at work follows from the state
     # (judge.goal_at_work).
     then: Union['Goal', None] = None
+    grip: Grip | None = None  # how to hold upper between neighbours (plans from files)
 
     @property
     def chain(self) -> tuple['Goal', ...]:
@@ -248,7 +265,7 @@ def describe(bricks: Sequence[Brick], poses: Poses) -> dict[str, dict]:
 
 def _side_of(name: str, poses: Poses) -> str:
     """On which side a brick lies at the start, or what it sits on."""
-    pose = poses[name]
+    pose = poses.get(name, (0, 0))  # plates are fixed in the middle
     if isinstance(pose, Goal):
         return _side_of(pose.lower, poses)
     if abs(pose[1]) < MIDDLE_Y_M:

@@ -136,6 +136,8 @@ class Truth:
             Position (3,) m and yaw rad (modulo pi), world frame.
         """
         goal = goal or self.goal
+        if goal.grip and goal.grip.via:
+            return np.array([*goal.grip.via, 0.0]), np.pi / 2
         if goal.apart:
             x, y, yaw = PUT_DOWN[goal.hand]
             return np.array([x, y, 0.0]), yaw
@@ -161,7 +163,31 @@ class Truth:
             return False
         nx, ny = self.brick(goal.upper).studs
         symmetry = 1 if nx == ny else 2
+        if goal.grip:  # of a plan from a file: just as it says
+            symmetry = 4
         return link.cell == goal.cell and (link.turns - goal.turns) % symmetry == 0
+
+    def taken_off(self, goal: Goal) -> bool:
+        """True where the goal's upper brick lies on the table by itself, and no hand has it."""
+        linked = any(goal.upper in (link.upper, link.lower) for link in self.links)
+        return not linked and self.lies(goal.upper) and self.held_by(goal.upper) is None
+
+    def below(self, brick: str) -> set[str]:
+        """Names of the loose bricks that a brick stands on, and of those that they stand on."""
+        loose = set(self.movable)
+        found: set[str] = set()
+        new = {brick}
+        while new:
+            under = {link.lower for link in self.links if link.upper in new and not link.loose}
+            new = (under & loose) - found
+            found |= new
+        return found
+
+    def grip_width_m(self, goal: Goal) -> float:
+        """Distance between the fingers on the upper brick of a goal with a grip, m."""
+        assert goal.grip is not None, f'{goal.upper} on {goal.lower}: the goal has no grip'
+        studs = self.brick(goal.upper).studs
+        return studs[1 - goal.grip.along] * self.brick_scale * STUD_PITCH_M
 
     # -- hands and bricks --------------------------------------------------------------------------
     def released(self, hand: str, brick: str | None = None) -> bool:

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from sim.clutch import Clutch
 from sim.control import ACTION_NAMES, CLOSED_M, N_JOINTS, TOOL_HIGH, TOOL_LOW, Controller
 from sim.gl import NOTHING_RENDERS, gl_backend, mujoco
 from sim.judge import STILL_S, Judge, goal_at_work
+from sim.plan_task import plan_task
 from sim.scene import build_model
 from sim.tasks import HANDS, TASKS, Goal
 from sim.truth import Truth, seat
@@ -65,6 +67,9 @@ class World:
         wording: str = 'grammar',
         impossible_share: float = 0.0,
         action_space: str = 'tool',
+        plan: str = '',
+        initial_blocks: bool = False,
+        reverse: bool = False,
     ):
         """Build the scene of a task; `reset` draws an episode of it.
 
@@ -88,11 +93,24 @@ class World:
             impossible_share: This share of the episodes, 0 to 1, has an instruction that cannot be
                 followed: success is to keep the hands still.
             action_space: 'tool' or 'joint': which action `step` takes, see sim/control.py.
+            plan: A file that says what to build, see sim/plan.py, in place of a task.
+            initial_blocks: The plan's bricks lie where its file says, not where the seed does.
+            reverse: The plan stands there and is taken apart.
         """
         forces = dict(insertion_force_n=insertion_force_n, pull_force_n=pull_force_n)
-        _check_arguments(task, cameras, brick_scale, action_space, forces, force_spread)
+        _check_arguments(
+            Path(plan).stem if plan else task,
+            bool(plan),
+            cameras,
+            brick_scale,
+            action_space,
+            forces,
+            force_spread,
+        )
         _check_words(wording, impossible_share)
-        self.task = task
+        self.task = Path(plan).stem if plan else task
+        self.plan_file = plan
+        self.plan_options = dict(initial_blocks=initial_blocks, reverse=reverse)
         self.robot = robot
         self.action_space = action_space
         self.brick_scale = float(brick_scale)
@@ -105,11 +123,21 @@ class World:
         self.curriculum = dict(
             distractors=distractors, pose_range=pose_range, target_range=target_range
         )
-        spec = TASKS[task]
+        if plan:
+            spec = plan_task(
+                plan,
+                self.brick_scale,
+                insertion_force_n,
+                pull_force_n,
+                **self.plan_options,
+            )
+        else:
+            spec = TASKS[task]
         asked_for = spec.bricks(self.brick_scale)
         more = tasks.distractors(asked_for, distractors)
         self.bricks = (*asked_for, *more)
-        tasks.check_colours(self.bricks)
+        if not plan:  # which may have several bricks of a colour
+            tasks.check_colours(self.bricks)
         self.sample = functools.partial(
             tasks.vary,
             spec,
@@ -128,7 +156,10 @@ class World:
             0.8 * self.brick_scale * BRICK_HEIGHT_M, 0.0075 + self.brick_scale * STUD_HEIGHT_M
         )
         self._set_rates(physics_dt_s)
-        self.model, robot_model = build_model(self.bricks, self.brick_scale, robot, physics_dt_s)
+        n_slots = 3 * len(self.bricks) if plan else 16
+        self.model, robot_model = build_model(
+            self.bricks, self.brick_scale, robot, physics_dt_s, n_slots
+        )
         self.data = mujoco.MjData(self.model)
         self.clutch = Clutch(
             self.model, self.data, self.bricks, self.brick_scale, insertion_force_n, pull_force_n
@@ -291,7 +322,9 @@ class World:
         pos, yaw = seat(goal, lower, pose, self.brick_scale)
         self._put(goal.upper, pos, yaw)
         mujoco.mj_kinematics(self.model, d)
-        self.clutch.attach(goal.lower, goal.upper)
+        for link in goal.chain:  # a brick of a plan may sit on several
+            if link.upper == goal.upper:
+                self.clutch.attach(link.lower, link.upper)
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Execute one action for one control interval.
@@ -645,6 +678,8 @@ class World:
         fovy = self.model.cam_fovy
         return dict(
             task=self.task,
+            plan=self.plan_file,
+            **self.plan_options,
             brick_scale=self.brick_scale,
             **self.curriculum,
             wording=self.wording,
@@ -697,6 +732,7 @@ def _check_words(wording: str, impossible_share: float) -> None:
 
 def _check_arguments(
     task: str,
+    planned: bool,
     cameras: Sequence[str],
     brick_scale: float,
     action_space: str,
@@ -704,7 +740,7 @@ def _check_arguments(
     force_spread: float,
 ) -> None:
     """Raise ValueError for the first argument of World that has no sense."""
-    if task not in TASKS:
+    if not planned and task not in TASKS:
         raise ValueError(f'task={task!r}: expected one of {sorted(TASKS)}')
     for name in cameras:
         if name not in CAMERAS:

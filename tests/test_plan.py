@@ -1,0 +1,224 @@
+"""Protects plans: files are read or refused in one line, planned, built, judged.
+
+python -m pytest tests/test_plan.py
+"""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from sim.builder import Builder
+from sim.gl import mujoco
+from sim.plan import PLATE, Part, built_parts, connected, judge, read_plan
+from sim.planner import order, undo
+from sim.tasks import HANDS
+from sim.world import World
+
+DOZEN = 'arch bridge chair cross gate letter_l letter_t overhang pyramid stairs tower wall'.split()
+RED = dict(type='2x4', colour='red', at=[0, 0, 0])
+BLOCK = dict(type='brick_4x2', color='red', pos=[0.0, 0.148, 0.0], rotation=[0, 0, 90], name='a')
+
+
+def plan(name):
+    return f'assets/plans/{name}.yaml'
+
+
+def write(folder, bricks, key='bricks'):
+    path = folder / 'plan.yaml'
+    path.write_text(yaml.safe_dump({key: bricks}))
+    return path
+
+
+# -- reading ----------------------------------------
+def test_both_forms_and_json_say_the_same(tmp_path):
+    ours = read_plan(write(tmp_path, [RED, dict(type='2x2', colour='blue', at=[0, 2, 1], turn=90)]))
+    second = dict(
+        BLOCK,
+        type='brick_2x2',
+        color='blue',
+        pos=[0.0, 0.164, 0.0191],
+        rotation=[0, 0, 0],
+        name='b',
+    )
+    theirs = read_plan(write(tmp_path, [BLOCK, second], 'blocks'))
+    (tmp_path / 'plan.json').write_text(json.dumps({'blocks': [BLOCK, second]}))
+    assert ours.parts == theirs.parts == read_plan(tmp_path / 'plan.json').parts
+    assert [(p.name, p.studs, p.turns) for p in ours.parts] == [
+        ('red', (2, 4), 0),
+        ('blue', (2, 2), 0),
+    ]
+    assert ours.links == {(PLATE, 'red'): 8, ('red', 'blue'): 4}
+
+
+@pytest.mark.parametrize(
+    'bricks, key, said',
+    [
+        ([dict(RED, type='3x3')], 'bricks', r'brick 1: type=.3x3.: expected brick_AxB'),
+        (
+            [dict(RED, type='plate_2x4')],
+            'bricks',
+            r'type=.plate_2x4.: expected a brick: a plate is',
+        ),
+        ([dict(RED, colour='pink')], 'bricks', r'colour=.pink.: expected one of red'),
+        ([dict(RED, at=[0, 0])], 'bricks', r'at=\[0, 0\]: expected 3 numbers'),
+        ([dict(RED, size=1)], 'bricks', r'size=1: expected one of the fields'),
+        ([dict(RED, turn=45)], 'bricks', r'turn=45: expected a multiple of 90'),
+        ([RED, dict(RED, at=[0.5, 4, 0])], 'bricks', r'brick 2: at=.*0.50 off'),
+        ([RED, RED], 'bricks', r'red 2 overlaps red 1 at stud'),
+        ([RED, dict(RED, at=[9, 0, 1])], 'bricks', r'red 2 \(layer 1\) floats'),
+        (
+            [RED, dict(RED, at=[9, 0, 1]), dict(RED, at=[9, 0, 2])],
+            'bricks',
+            'not connected to the base',
+        ),
+        ([dict(BLOCK, rotation=[90, 0, 0])], 'blocks', r'brick 1 \(a\): rotation=.*vertical only'),
+        ([dict(BLOCK), dict(BLOCK, pos=[0, 0.148, 0.01], name='b')], 'blocks', r'\(b\): pos=.*off'),
+        ([], 'bricks', 'expected a list of 1 to'),
+    ],
+)
+def test_refusals_name_file_brick_field_and_what_was_expected(tmp_path, bricks, key, said):
+    with pytest.raises(ValueError, match=said) as refusal:
+        read_plan(write(tmp_path, bricks, key))
+    assert 'plan.yaml' in str(refusal.value) and '\n' not in str(refusal.value)
+
+
+def test_a_file_that_is_none_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no such file'):
+        read_plan(tmp_path / 'none.yaml')
+    (tmp_path / 'bad.yaml').write_text('a: [')
+    with pytest.raises(ValueError, match='neither YAML nor JSON'):
+        read_plan(tmp_path / 'bad.yaml')
+
+
+# -- the judge ----------------------------------------
+def moved(part, **other):
+    fields = {name: getattr(part, name) for name in Part.__dataclass_fields__}
+    return Part(**(fields | other))
+
+
+def test_judge_counts_bricks_that_are_right_in_the_connected_structure():
+    structure = read_plan(plan('arch'))
+    parts = list(structure.parts)
+    assert judge(structure, parts) == (1.0, True)
+    shifted = [moved(p, corner=(p.corner[0] + 3, p.corner[1] - 2)) for p in parts]
+    assert judge(structure, shifted) == (1.0, True)
+    assert judge(structure, parts[:-1]) == (0.8, False)
+    assert judge(structure, [*parts[:-1], moved(parts[-1], colour='red')]) == (0.8, False)
+    assert judge(structure, [*parts[:-1], moved(parts[-1], turns=0)]) == (0.8, False)
+    assert judge(structure, [*parts[1:], moved(parts[0], corner=(0, 1))]) == (0.8, False)
+    assert judge(structure, []) == (0.0, False)
+
+
+def test_bricks_of_one_kind_are_interchangeable():
+    structure = read_plan(plan('arch'))
+    a, b, *rest = structure.parts
+    assert a.kind == b.kind
+    swapped = [moved(a, corner=b.corner), moved(b, corner=a.corner), *rest]
+    assert judge(structure, swapped) == (1.0, True)
+
+
+# -- the planner ----------------------------------------
+@pytest.mark.parametrize('scale', [1.0, 2.0])
+@pytest.mark.parametrize('name', DOZEN)
+def test_every_step_finds_what_it_stands_on_and_nothing_above(name, scale):
+    structure = read_plan(plan(name))
+    steps = order(structure, scale)
+    placed = set()
+    for step in steps:
+        if step.table:
+            continue
+        assert not placed & set(step.group)
+        for lower in step.lowers:
+            assert lower == PLATE or lower in placed
+        for part in map(structure.part, placed):
+            above = part.layer > step.part.layer and part.cells & step.part.cells
+            assert not above
+        placed |= set(step.group)
+        assert connected(structure.links, placed) == placed
+    assert placed == {part.name for part in structure.parts}
+
+
+@pytest.mark.parametrize('name', DOZEN)
+def test_undoing_takes_every_brick_off_once_from_the_top(name):
+    structure = read_plan(plan(name))
+    names = [step.part.name for step in undo(structure)]
+    assert sorted(names) == sorted(part.name for part in structure.parts)
+    for i, taken in enumerate(names):
+        assert not any(lower == taken and upper in names[i:] for lower, upper in structure.links)
+
+
+def test_what_a_press_would_peel_off_is_joined_beforehand():
+    steps = order(read_plan(plan('overhang')))
+    joined = [step for step in steps if step.table]
+    assert [(step.part.name, step.lowers) for step in joined] == [('blue', ('white',))]
+    assert steps[-1].group == ('blue', 'white')
+
+
+def test_what_cannot_be_built_is_refused_with_reason_and_brick(tmp_path):
+    top = dict(type='6x2', colour='white', at=[0, 0, 2])
+    hanging = dict(type='2x2', colour='blue', at=[4, 0, 1])
+    post = [dict(type='2x2', colour='red', at=[0, 0, z]) for z in (0, 1)]
+    far = dict(type='2x2', colour='yellow', at=[2, 0, 1])
+    with pytest.raises(ValueError, match='cannot be built: .*only a brick above holds it'):
+        order(read_plan(write(tmp_path, [*post, top, hanging, far])))
+    long = [dict(type='2x8', colour='red', at=[2 * i, 0, 0]) for i in range(3)]
+    with pytest.raises(ValueError, match='cannot be built: red.*no room for the fingers'):
+        order(read_plan(write(tmp_path, long)))
+
+
+# -- the world ----------------------------------------
+def build(name, seed=0, **settings):
+    world = World(plan=plan(name), cameras=(), **settings)
+    world.reset(seed)
+    builder = Builder()
+    done = False
+    while not done:
+        *_, terminated, truncated, info = world.step(builder.act(world.truth())[0])
+        done = terminated or truncated
+    return world, info
+
+
+@pytest.mark.parametrize('name', ['stairs', 'overhang'])
+def test_expert_builds_what_the_plan_says(name):
+    world, info = build(name)
+    structure = read_plan(plan(name))
+    assert info['success'] and info['fault'] is None
+    assert judge(structure, built_parts(structure, world.connections())) == (1.0, True)
+    assert info['metrics']['steps'] < 15 * world.control_hz * len(structure.parts)
+
+
+def test_a_structure_is_taken_apart():
+    world, info = build('stairs', reverse=True)
+    assert info['success'] and world.connections() == []
+    assert all(map(world.truth().lies, world.truth().movable))
+
+
+def test_bricks_are_scattered_by_seed_within_reach_and_apart():
+    world = World(plan=plan('chair'), cameras=())
+    layouts = []
+    for seed in (0, 0, 1):
+        world.reset(seed)
+        loose = world.truth().movable
+        truth = world.truth()
+        layouts.append(np.array([truth.brick_pose(name)[0][:2] for name in loose]))
+        assert all(map(truth.lies, loose))
+        assert {goal.hand for goal in world.plan.chain} <= set(HANDS)
+    assert np.array_equal(layouts[0], layouts[1]) and not np.allclose(layouts[0], layouts[2])
+    gaps = np.linalg.norm(layouts[0][:, None] - layouts[0], axis=2) + np.eye(len(loose))
+    assert gaps.min() > 0.05
+
+
+def test_initial_blocks_are_refused_where_the_file_has_none():
+    with pytest.raises(ValueError, match='does not say where bricks lie at first'):
+        World(plan=plan('arch'), cameras=(), initial_blocks=True)
+
+
+def test_the_jacobian_is_dense_also_with_more_than_sixty_degrees_of_freedom():
+    """MuJoCo 4.0.0 factors the Newton Hessian of a sparse Jacobian wrongly."""
+    world = World(plan=plan('chair'), cameras=())
+    assert world.model.nv > 60
+    assert world.model.opt.jacobian == mujoco.mjtJacobian.mjJAC_DENSE
+    world.reset(0)
+    assert not world.data.efc_J_rownnz.any()  # what a sparse one would have
