@@ -336,7 +336,7 @@ def test_a_finished_or_different_run_is_not_continued(whole, episodes, tmp_path)
 
 
 def test_a_run_with_another_stem_goes_on_with_it_only(whole, tmp_path):
-    facts = checkpoint.read_facts(whole[0])
+    facts = checkpoint.read_state(whole[0])
     facts['settings'] |= dict(vision='mine', max_steps=30, out_dir=str(tmp_path))
     (tmp_path / 'state.json').write_text(json.dumps(facts))
     defaults = checkpoint.as_json(train.DEFAULTS)
