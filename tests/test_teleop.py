@@ -3,6 +3,7 @@
 import queue
 import shutil
 import subprocess
+import sys
 import time
 
 import launch
@@ -163,7 +164,10 @@ def test_real_keys_in_the_viewer_record_an_episode(tmp_path):
     world = World('place', cameras=())
     _, _, all_keys = by_keys(world, 0)
     words = ('--task=place', '--viewer', '--teleop', '--seeds=0', '--cameras=', '--workers=1')
-    script = launch.Script('sim_rollout.py', *words, f'--record={tmp_path}')
+    command = [sys.executable, 'sim_rollout.py', *words, f'--record={tmp_path}']
+    script = subprocess.Popen(  # not forked: the window's OpenGL is loaded anew
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     said = ''
     while 'mm a press' not in said:  # then the window is there
         line = script.stdout.readline()
