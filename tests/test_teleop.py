@@ -1,5 +1,6 @@
 """Keys move the hands, and what they did is recorded as an ordinary episode."""
 
+import os
 import queue
 import shutil
 import subprocess
@@ -179,8 +180,9 @@ def test_real_keys_in_the_viewer_record_an_episode(tmp_path):
     for keys in all_keys:
         names = [NAMES[key] for key in keys]
         subprocess.run(['xdotool', 'key', '--delay', '5', *names], check=True)
-        time.sleep(5)  # longer than the motion and the rest after it
-    said, _ = script.communicate()
+        busy = max(1, os.getloadavg()[0] / os.cpu_count())
+        time.sleep(4 * busy)  # longer than the motion and the rest after it
+    said, _ = script.communicate(timeout=60)
     assert 'recorded: ' in said, said
     (path,) = tmp_path.glob('*.safetensors')
     assert check_episode(path) == []
