@@ -1,8 +1,10 @@
 """Keys move the hands, and what they did is recorded as an ordinary episode."""
 
+import os
 import queue
 import shutil
 import subprocess
+import sys
 import time
 
 import launch
@@ -163,7 +165,10 @@ def test_real_keys_in_the_viewer_record_an_episode(tmp_path):
     world = World('place', cameras=())
     _, _, all_keys = by_keys(world, 0)
     words = ('--task=place', '--viewer', '--teleop', '--seeds=0', '--cameras=', '--workers=1')
-    script = launch.Script('sim_rollout.py', *words, f'--record={tmp_path}')
+    command = [sys.executable, 'sim_rollout.py', *words, f'--record={tmp_path}']
+    script = subprocess.Popen(  # not forked: the window's OpenGL is loaded anew
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     said = ''
     while 'mm a press' not in said:  # then the window is there
         line = script.stdout.readline()
@@ -175,8 +180,9 @@ def test_real_keys_in_the_viewer_record_an_episode(tmp_path):
     for keys in all_keys:
         names = [NAMES[key] for key in keys]
         subprocess.run(['xdotool', 'key', '--delay', '5', *names], check=True)
-        time.sleep(5)  # longer than the motion and the rest after it
-    said, _ = script.communicate()
+        busy = max(1, os.getloadavg()[0] / os.cpu_count())
+        time.sleep(4 * busy)  # longer than the motion and the rest after it
+    said, _ = script.communicate(timeout=60)
     assert 'recorded: ' in said, said
     (path,) = tmp_path.glob('*.safetensors')
     assert check_episode(path) == []
