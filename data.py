@@ -485,7 +485,7 @@ class Dataset(Windows):
             text: str | None
             if refuse:
                 words = self._impossible_words(row, rng)
-                text = questions.ASK_BACK
+                text = instructions.ASK_BACK
             else:
                 words = self.words(row, k, rng)
                 text = None if k else self.subtask(row)

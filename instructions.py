@@ -66,6 +66,7 @@ Options = tuple[tuple[Any, ...], ...]
 Rules = dict[str, Options]
 
 ASSETS = pathlib.Path(__file__).resolve().parent / 'assets'
+ASK_BACK = 'ask: which brick?'  # said with still hands to what cannot be done; experts, policies
 SIDES = ('left', 'right')
 ENDS = ('near', 'far', 'left', 'right')
 # People know these colours, too. No brick has them, so they name what is not there.

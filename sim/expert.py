@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from episode import ARM_TOOL
+from instructions import ASK_BACK
 from sim.bricks import BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M
 from sim.control import SPINE, TOOL_HIGH, TOOL_LOW
 from sim.hand import CLEAR_Y_M, Hand, put_down, side_of
@@ -28,7 +29,6 @@ TURNED_RAD = 0.5  # what is pressed on at its near end is held turned by so much
 SPINE_RAD = 0.05  # per control step, on the way back to looking ahead
 CLEAR_ABOVE_Z_M = 0.26  # how high a hand rises that has pressed on what another one holds
 HAND_WIDTH_M = 0.09
-ASK_BACK = 'ask: which brick?'  # what is said where the instruction cannot be followed
 HOLD_ROW_STUDS = 2  # from the middle of a plate, where the holder presses it down
 SHARED_Y_M = 0.07  # a hand leaves bricks to the other one from here on
 

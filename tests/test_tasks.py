@@ -11,9 +11,10 @@ import pytest
 import episode
 import instructions
 from episode import COLOURS
+from instructions import ASK_BACK
 from sim import labels, policies, tasks
 from sim.bricks import Brick
-from sim.expert import ASK_BACK, Expert
+from sim.expert import Expert
 from sim.gl import mujoco
 from sim.judge import STILL_S
 from sim.tasks import RGBA, TASKS, Goal, Task

@@ -15,7 +15,7 @@ import torch
 import data
 import instructions
 from episode import COLOURS, read_episode, synthetic_episode, write_episode
-from vla import questions, tokenizer, watch
+from vla import tokenizer, watch
 from vla.processor import Processor
 from vla.windows import SCENE_FRAMES
 
@@ -203,7 +203,7 @@ def test_no_word_of_grammar_questions_or_narration_is_split():
     encode = processor.tokenizer.encode
     split = [word for word in sorted(tokenizer.known_words()) if len(encode(word).ids) > 1]
     assert split == [] and len(instructions.vocabulary()) > 300
-    for text in ('right hand: press the blue brick onto the red 2x6', questions.ASK_BACK):
+    for text in ('right hand: press the blue brick onto the red 2x6', instructions.ASK_BACK):
         ids = encode(text).ids
         assert len(ids) == len(tokenizer.PIECE.findall(text))
         assert processor.decode_text(ids) == text

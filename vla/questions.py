@@ -33,8 +33,6 @@ SHARES = dict.fromkeys(TEMPLATES, 1) | {'cell': 8, 'part': 8, 'now': 4, 'near': 
 # The answer depends on the instruction, which therefore comes before the question. A semicolon
 # divides them, because that is the one mark that instructions.plain leaves.
 NEEDS_TASK = ('arm', 'done', 'now')
-# What is said, with still hands, to an instruction that cannot be followed.
-ASK_BACK = 'ask: which brick?'
 
 Asked = tuple[str, str, str]  # kind, question, answer
 

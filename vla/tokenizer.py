@@ -47,7 +47,7 @@ def known_words() -> set[str]:
     """Words that are one token: of the grammar, of questions and their answers, of narration."""
     texts = [text for texts in questions.TEMPLATES.values() for text in texts]
     read = ' '.join(instructions.plain(text.format(x='')) for text in texts)
-    written = ' '.join(PIECE.findall(questions.ASK_BACK))
+    written = ' '.join(PIECE.findall(instructions.ASK_BACK))
     listed = {*TEMPLATE_WORDS, *COLOURS, *read.split(), *written.split()}
     return listed | instructions.vocabulary()
 
