@@ -612,9 +612,13 @@ def test_settings_that_do_not_go_together_are_named():
         parallel.StopRequest('USR1')
 
 
-def test_bfloat16_is_chosen_only_where_the_hardware_has_it():
-    has = torch.cpu.get_capabilities()
-    fast = has.get('avx512_bf16') or has.get('amx_bf16')
+def test_bfloat16_is_chosen_only_where_the_hardware_is_fast_at_it():
+    amd = {'cpu_name': 'AMD EPYC', 'avx512_bf16': True, 'amx_bf16': False}
+    assert layers.cpu_likes_bfloat16(amd)
+    assert layers.cpu_likes_bfloat16(amd | {'cpu_name': 'Intel Xeon', 'amx_bf16': True})
+    assert not layers.cpu_likes_bfloat16(amd | {'cpu_name': 'Intel Xeon'})
+    assert not layers.cpu_likes_bfloat16({'cpu_name': 'Intel Xeon', 'avx512_f': True})
+    fast = layers.cpu_likes_bfloat16(torch.cpu.get_capabilities())
     assert layers.autocast_for('cpu').fast_dtype == (torch.bfloat16 if fast else torch.float32)
     with layers.autocast_for('cpu', 'float32'):
         assert not torch.is_autocast_enabled('cpu')
