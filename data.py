@@ -256,6 +256,8 @@ class Dataset(Windows):
     ) -> None:
         """Share the windows out to sources, one per folder and task: (weight, windows) of each."""
         self.sources: list[tuple[float, np.ndarray]] = []
+        if split != 'val':
+            shares_of(self.tasks, task_shares)  # also where one task has all, a slip is said
         for folder, weight, windows in self._by_folder(weights):
             if not weight:
                 continue

@@ -932,7 +932,8 @@ if __name__ == '__main__':
             sheet = np.vstack([reel['thumbnails'] for reel in part['reels']])
             Image.fromarray(sheet).save(part['folder'] / 'sheet.png')
             print(f'  contact sheet: {part["folder"] / "sheet.png"}')
-    moments = [(reel['task'], reel['key']) for part in parts for reel in part['reels'][-1:]]
+    told = [part for part in parts if part['words'] != '']
+    moments = [(reel['task'], reel['key']) for part in told for reel in part['reels'][-1:]]
     moments = [(name, key[1]) for name, key in moments if key]
     if len(moments) > 1:
         title = 'each task when studs last snapped or came off'

@@ -45,7 +45,8 @@ BLOCK_LAYER_M = 0.0191
 GRID_TOLERANCE = 0.1  # of a stud or a layer: what lies further off the grid is refused
 TURN_TOLERANCE_DEG = 5.0
 MAX_PARTS = 40
-MAX_BYTES = 1_000_000  # of a file
+MAX_BYTES = 100_000  # of a file
+MAX_BRACKETS = 1000  # in it: YAML's reader takes seconds for thousands that are not closed
 MAX_AWAY = 1000  # studs or layers between two bricks
 FIELDS = {'type', 'colour', 'at', 'turn', 'name'}
 BLOCK_FIELDS = {'name', 'type', 'color', 'pos', 'rotation'}
@@ -126,6 +127,8 @@ def read_plan(path: str | Path) -> Structure:
         raise ValueError(f'{path} has {path.stat().st_size} bytes, at most {MAX_BYTES} are read')
     try:
         text = path.read_text('utf-8')
+        if text.count('[') + text.count('{') > MAX_BRACKETS:
+            raise ValueError(f'more than {MAX_BRACKETS} brackets')
         data = json.loads(text) if path.suffix == '.json' else yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as fault:
         reason = ' '.join(str(fault).split())
@@ -160,8 +163,8 @@ class _Row:
 
     def error(self, field, expected):
         # A text that a file repeats by reference a billion times is cut before it is written out.
-        got = f' {field}={reprlib.repr(self.row.get(field))}' if field else ''
-        return ValueError(f'{self.path}: {self.label}:{got}: expected {expected}')
+        got = f' {field}={reprlib.repr(self.row.get(field))}:' if field else ''
+        return ValueError(f'{self.path}: {self.label}:{got} expected {expected}')
 
     def only(self, fields):
         for field in self.row:
