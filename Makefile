@@ -142,12 +142,12 @@ bench: setup
 # The films behind them stay in out/pictures. Seeds are those whose scenes show most.
 FILM := $(PY) sim_rollout.py --cameras= --episodes=1 --video=1
 pictures: setup
-	$(FILM) --task=all --seeds=700001 --out=out/pictures
+	$(FILM) --task=all --seeds=700001 --video_speed=5 --out=out/pictures
 	cp out/pictures/tasks.png docs/tasks.png
 	$(FILM) --task=place --seeds=1000007 --out=out/pictures/one
 	cp out/pictures/one/sheet.png docs/place.png
 	$(FILM) --task=join --seeds=1000000 --out=out/pictures/join
-	$(FILM) --plan=assets/plans/tower.yaml --seeds=1000000 --out=out/pictures/tower
+	$(FILM) --plan=assets/plans/tower.yaml --seeds=1000000 --video_speed=8 --out=out/pictures/tower
 	$(PY) -c 'import glob; from sim.film import save_gif; \
 	save_gif([glob.glob(f"out/pictures/{run}/*.mp4")[0] for run in ("join", "tower")], "docs/build.gif")'
 	@ls -l docs/*.png docs/*.gif

@@ -120,6 +120,7 @@ workers = 0  # 0..1024: processes, each with worlds of its own; 0: one per core
 # output
 record = ''  # folder for the successful episodes; what is there already is skipped
 video = 0  # 0..: episodes of each task to film: half successes, half failures
+video_speed = 1  # 1..100: how many times faster than the robot films run; long builds like 8
 pictures = ()  # with each film, of its last moment: rgb,depth,segmentation as PNG and npz
 out = ''  # for log and films; '': record folder; of scores a folder per task and settings, in
 # <checkpoint>/rollout or out/<policy>
@@ -249,7 +250,7 @@ def save_episode(world, folder, result, rows):
     write_episode(ledger.episode_file(folder, world.task, result['seed']), *packed)
 
 
-def run_job(world, start, job, record, pictures):
+def run_job(world, start, job, record, pictures, speed):
     """Do one job in a worker process: run an episode, write its file or film.
 
     Args:
@@ -258,6 +259,7 @@ def run_job(world, start, job, record, pictures):
         job: A workers.Job.
         record: Folder for a successful episode's file; '': none is written.
         pictures: Kinds of pictures to save of a film's last moment.
+        speed: How many times faster than the robot a film runs.
 
     Returns:
         The job and the result.
@@ -268,7 +270,7 @@ def run_job(world, start, job, record, pictures):
             save_episode(world, record, result, rows)
         return job, result
     # A film repeats an episode that was run, and recorded, before.
-    reel = film.Reel(job.film, world)
+    reel = film.Reel(job.film, world, speed)
     world.observer = reel.tick
     try:
         result, _ = run_episode(world, start, job.seed, job.instruction, reel=reel)
@@ -370,7 +372,8 @@ def check(settings, kind):
     for name in ('execute', 'delay'):
         used[name] = (asks_chunks, used[name][1])
     used['kicks'] = (kind == 'expert', 'the expert drives: leave --policy and --ckpt out')
-    used['pictures'] = (settings['video'], 'films are made: --video=1')
+    for name in ('pictures', 'video_speed'):
+        used[name] = (settings['video'], 'films are made: --video=1')
     for name in ('host', 'port'):
         used[name] = (settings['serve'], 'a checkpoint is served: --serve')
     for name in ('show_contacts', 'show_joints'):
@@ -856,7 +859,7 @@ if __name__ == '__main__':
     # run
     # `kill` and SLURM's time limit end it like Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run = functools.partial(run_job, record=record, pictures=pictures)
+    run = functools.partial(run_job, record=record, pictures=pictures, speed=video_speed)
     todo = {key: part['todo'] for key, part in part_of.items()}
     n_todo = sum(map(len, todo.values()))
     n_workers = min(workers or cores(), max(n_todo, video * len(parts)))

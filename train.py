@@ -25,7 +25,6 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 import data
 import model
@@ -298,9 +297,11 @@ def score(out_dir, step, episodes):
 def replay(out_dir, path, autocast):
     """Return, in lines, what the weights of out_dir make of a batch that was kept."""
     net, meta = model.VLA.load(out_dir, ema=False)
-    with safe_open(path, 'pt') as kept:
+    with pretrained.open_tensors(path) as kept:
         batch = {name: kept.get_tensor(name) for name in kept.keys()}
-        about = kept.metadata()
+        about = kept.metadata() or {}
+    if not about.keys() >= {'step', 'what'}:
+        raise ValueError(f'{path} is no batch that a run has kept: it does not say of which step')
     said = f'batch of step {about["step"]}: {about["what"]}'
     return [
         f'{path}: {said}',

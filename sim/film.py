@@ -189,19 +189,22 @@ class Reel:
     """A film that is written while an episode runs, and its part of the contact sheet.
 
     `look` is told what the policy saw and does; `tick`, called at 50 Hz between two control steps,
-    renders every second time; `end` adds the verdict. What the robot sees changes as often as the
-    policy looks, what a person sees at FILM_FPS.
+    renders every second time, or less often for a fast film; `end` adds the verdict. What the robot
+    sees changes as often as the policy looks, what a person sees at FILM_FPS.
     """
 
-    def __init__(self, path: Path, world: World):
+    def __init__(self, path: Path, world: World, speed: int = 1):
         """Film a world.
 
         Args:
             path: Of the film, without the ending.
             world: Just reset.
+            speed: How many times faster than the robot the film runs.
         """
         self.path = path
         self.world = world
+        self.ticks_per_frame = TICKS_PER_FRAME * speed
+        self.ticks_per_moment = INTERPOLATION_HZ * speed
         self._part = path.with_name(f'{path.name}.part.mp4')
         # imageio's default is H.264 in yuv420p, which plays everywhere
         self._writer = imageio.get_writer(
@@ -215,20 +218,22 @@ class Reel:
 
     def look(self, obs: dict[str, Any], info: dict[str, Any], subtask: str) -> None:
         """Say what the policy saw and what it does, for the pictures that follow."""
-        self._now = (obs, info, subtask, robot_views(self.world))
+        # In a fast film most of what the robot sees would never be shown.
+        is_fast = self.ticks_per_frame * self.world.control_hz > INTERPOLATION_HZ
+        self._now = (obs, info, subtask, None if is_fast else robot_views(self.world))
         if not self._ticks:
             self._shoot()
 
     def tick(self) -> None:
         """Let 20 ms go by."""
         self._ticks += 1
-        if self._ticks % TICKS_PER_FRAME == 0:
+        if self._ticks % self.ticks_per_frame == 0:
             self._shoot()
 
     def _shoot(self) -> None:
         frame = film_frame(self.world, *self._now)
         self._writer.append_data(frame)
-        if self._ticks % INTERPOLATION_HZ == 0:  # a moment a second
+        if self._ticks % self.ticks_per_moment == 0:  # a moment a second of the film
             self._keep(frame)
         links = self.world.connections()
         if [link['upper'] for link in links] != [link['upper'] for link in self._links]:
