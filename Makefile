@@ -2,10 +2,12 @@
 # make join     the same for a task that needs both hands; make NAME, for your own config/NAME{,_collect,_start,_coach}.py
 # make all      one policy for all tasks, told by words: 2 CPU cores, about 5 hours and 39 GB by estimate
 # make all_gpu  the same in the plain EO-1 shape, without a coach: one H100 and 16 cores, 9 min; not run yet
-# make setup    .venv with the packages of requirements.txt, and OpenGL where it is missing (the default)
+# make setup    .venv with the packages of requirements.txt, and OpenGL where it is missing (the default); TORCH=cuda or
+#               TORCH=cpu says which build of torch, where this machine is not the one that will train
 # make test     the test suite, on all cores
 # make lint     ruff format, ruff check, mypy; and for information syntax nodes per line
 # make bench    speed of every part on this machine
+# make pictures films the expert anew: docs/build.gif, docs/tasks.png, docs/place.png
 # make clean    what `make demo` and the like have made; the installed packages stay (rm -rf .venv)
 # make help     these lines
 # Every stage is one plain command, printed before it runs. Kill it whenever you like: the next make goes on from there.
@@ -16,7 +18,7 @@ SHELL := /bin/bash
 # Runs that have configs for all four stages: demo, join, all, and yours; and those without a coach.
 RUNS := $(patsubst config/%_coach.py,%,$(wildcard config/*_coach.py))
 PLAIN := $(filter-out $(RUNS),$(patsubst config/%_collect.py,%,$(wildcard config/*_collect.py)))
-.PHONY: setup test lint bench clean help $(RUNS) $(PLAIN)
+.PHONY: setup test lint bench pictures clean help $(RUNS) $(PLAIN)
 .SECONDARY:
 
 PYTHON ?= python3
@@ -30,19 +32,36 @@ unexport PYTHONDONTWRITEBYTECODE
 # nproc obeys OMP_NUM_THREADS, which says nothing about the machine.
 CORES := $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 1)
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c . || true)
-# One training process per GPU; two on CPUs, each with half the cores. The numbers do not depend on how many.
-RANKS := $(shell if [ $(GPUS) -gt 0 ]; then echo $(GPUS); elif [ $(CORES) -ge 2 ]; then echo 2; else echo 1; fi)
+# One training process per GPU. On CPUs one per core, which computes with one thread: two of them beat one of two threads.
+# So many that batches of 128 divide by them, 16 at most. The numbers do not depend on how many.
+RANKS := $(shell n=1; while [ $$((2 * n)) -le $(CORES) ] && [ $$n -lt 16 ]; do n=$$((2 * n)); done; \
+  if [ $(GPUS) -gt 0 ]; then echo $(GPUS); else echo $$n; fi)
 TRAIN := OMP_NUM_THREADS=$(shell echo $$(( $(CORES) / $(RANKS) > 0 ? $(CORES) / $(RANKS) : 1 ))) \
   $(PY) $(if $(filter-out 1,$(RANKS)),-m torch.distributed.run --standalone --nproc_per_node=$(RANKS))
 
 setup: $(READY)
 
-# Without a GPU, torch's CPU build (0.2 GB) is taken from its own index where that can be reached: PyPI's build for
-# Linux brings 3 GB of CUDA libraries. --no-compile: Python compiles what is imported, 0.3 GB less on disk.
+# TORCH=cpu, the default where there is no GPU: torch's CPU build (0.2 GB) is taken from its own index where that can be
+# reached. TORCH=cuda is PyPI's build for Linux, with 3 GB of CUDA libraries; it is for login nodes, too, that have no GPU
+# and install for those that do. A .venv that has the other build gets this one. --no-compile: Python compiles what is
+# imported, 0.3 GB less on disk.
 TORCH_CPU := https://download.pytorch.org/whl/cpu
+TORCH ?= $(if $(filter 0,$(GPUS)),cpu,cuda)
+ifeq ($(filter cuda cpu,$(TORCH)),)
+$(error TORCH=$(TORCH): expected cuda or cpu)
+endif
+# What was set up before says which build it has; the file of earlier revisions is empty.
+ifneq ($(filter command environment,$(firstword $(origin TORCH))),)
+ifneq ($(filter-out $(TORCH),$(shell cat $(VENV)/.ready 2>/dev/null)),)
+OTHER_BUILD := yes
+endif
+endif
 GL := libegl1 libgl1 libgl1-mesa-dri libopengl0
 RENDERS := $(PY) -c 'from sim import gl; raise SystemExit(gl.gl_backend() == "disable")'
 
+ifdef OTHER_BUILD
+.PHONY: $(VENV)/.ready
+endif
 $(VENV)/.ready: requirements.txt
 	@$(PYTHON) -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; name it with: make setup PYTHON=python3.12"; exit 1; }
@@ -50,15 +69,16 @@ $(VENV)/.ready: requirements.txt
 	  || { [ $$(id -u) = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
 	  || { echo "Python's venv is missing; an administrator installs it with: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(if $(OTHER_BUILD),$(PY) -m pip uninstall --yes --quiet torch)
 	@extra=""; \
-	if [ $(GPUS) = 0 ] && $(PY) -c 'import urllib.request as u; u.urlopen("$(TORCH_CPU)/torch/", timeout=5)' 2>/dev/null; \
+	if [ $(TORCH) = cpu ] && $(PY) -c 'import urllib.request as u; u.urlopen("$(TORCH_CPU)/torch/", timeout=5)' 2>/dev/null; \
 	then extra="--extra-index-url $(TORCH_CPU)"; fi; \
 	set -x; $(PY) -m pip install --disable-pip-version-check --no-cache-dir --no-compile $$extra -r requirements.txt
 	@$(RENDERS) || if [ $$(id -u) = 0 ]; then \
 	  apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(GL); fi
 	@$(RENDERS) || { echo "Nothing renders here; an administrator installs OpenGL with: apt-get install $(GL)"; exit 1; }
 	@du -sh $(VENV)
-	@touch $@
+	@echo $(TORCH) > $@
 
 # A stage prints its command, runs it, keeps its output in out/<run>/<stage>.txt and notes the minutes, also those of
 # failed tries. $(1) is the stage, $(2) the command, $* the run.
@@ -118,6 +138,19 @@ lint: setup
 
 bench: setup
 	$(PY) bench.py
+
+# The films behind them stay in out/pictures. Seeds are those whose scenes show most.
+FILM := $(PY) sim_rollout.py --cameras= --episodes=1 --video=1
+pictures: setup
+	$(FILM) --task=all --seeds=700001 --video_speed=5 --out=out/pictures
+	cp out/pictures/tasks.png docs/tasks.png
+	$(FILM) --task=place --seeds=1000007 --out=out/pictures/one
+	cp out/pictures/one/sheet.png docs/place.png
+	$(FILM) --task=join --seeds=1000000 --out=out/pictures/join
+	$(FILM) --plan=assets/plans/tower.yaml --seeds=1000000 --video_speed=8 --out=out/pictures/tower
+	$(PY) -c 'import glob; from sim.film import save_gif; \
+	save_gif([glob.glob(f"out/pictures/{run}/*.mp4")[0] for run in ("join", "tower")], "docs/build.gif")'
+	@ls -l docs/*.png docs/*.gif
 
 clean:
 	rm -rf $(foreach run,$(RUNS) $(PLAIN),out/$(run) out/$(run)_start episodes/$(run) episodes/$(run)_coached)

@@ -150,6 +150,10 @@ def _configure(settings, doc, script, argv):
                 f'expected {type(default).__name__} like the default {default!r}'
             )
         fault = range_fault(name, value)
+        if isinstance(value, tuple) and not interval.match(about[name]):
+            kind = type(default[0]) if default else str
+            if any(type(part) is not kind for part in value):
+                fault = f'entries of type {kind.__name__}'
         if fault:
             stop(f'{where}: {name}={value}: expected {fault}')
         if isinstance(value, str) and '\0' in value:
@@ -189,9 +193,20 @@ def _configure(settings, doc, script, argv):
             exec(compile(find(word).read_text(encoding='utf-8'), word, 'exec'), namespace)
         except SyntaxError as fault:
             stop(f'{word}:{fault.lineno}: {fault.msg}: {(fault.text or "").strip()}')
-        except (ValueError, OSError) as fault:  # among them text that is no UTF-8
+        except UnicodeDecodeError as fault:
+            stop(f'{word}: byte {fault.start} is no UTF-8: save the file in that encoding')
+        except (ValueError, OSError) as fault:
             stop(f'{word}: {fault}')
-        except (ArithmeticError, LookupError, NameError, TypeError, ImportError) as fault:
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            ImportError,
+            LookupError,
+            NameError,
+            RecursionError,
+            TypeError,
+        ) as fault:
             at = fault.__traceback__
             while at.tb_next:
                 at = at.tb_next

@@ -70,6 +70,7 @@ import concurrent.futures
 import fnmatch
 import functools
 import itertools
+import math
 import os
 import sys
 import zlib
@@ -111,9 +112,14 @@ def shares_of(tasks: Sequence[str], patterns: Sequence[str]) -> dict[str, float]
         if not fits:
             raise ValueError(f'task_shares {text!r} fits no task; there are {", ".join(tasks)}')
         try:
-            shares |= dict.fromkeys(fits, float(share))
+            number = float(share)
         except ValueError:
-            raise ValueError(f"task_shares {text!r}: expected 'pattern=share'") from None
+            number = -1
+        if not 0 <= number < math.inf:
+            raise ValueError(
+                f"task_shares {text!r}: expected 'pattern=share', a share of at least 0"
+            )
+        shares |= dict.fromkeys(fits, number)
     return shares
 
 
@@ -250,6 +256,8 @@ class Dataset(Windows):
     ) -> None:
         """Share the windows out to sources, one per folder and task: (weight, windows) of each."""
         self.sources: list[tuple[float, np.ndarray]] = []
+        if split != 'val':
+            shares_of(self.tasks, task_shares)  # also where one task has all, a slip is said
         for folder, weight, windows in self._by_folder(weights):
             if not weight:
                 continue
@@ -727,6 +735,8 @@ def main(argv: Sequence[str]) -> int:
     for word in argv:
         if word.startswith('--') and '=' in word:
             name, value = word[2:].split('=', 1)
+            if name not in options:
+                raise ValueError(f'--{name}: unknown; there are --from and --out, of tokenizer')
             options[name] = value
     command, *rest = [word for word in argv if not word.startswith('--')] or ['help']
     if command == 'tokenizer' and not rest and len(options) == 2:

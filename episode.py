@@ -709,13 +709,13 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= MAX_TEXT and '<|' not in value
 
 
-def _is_name(value: Any) -> bool:
+def is_plain_name(value: Any) -> bool:
     """Whether it can be part of a file's name and leads nowhere else."""
     return isinstance(value, str) and bool(re.fullmatch(r'\w[\w .,:+-]{0,99}', value))
 
 
 def _is_camera(value: Any) -> bool:
-    return isinstance(value, str) and all(map(_is_name, value.split('/')))
+    return isinstance(value, str) and all(map(is_plain_name, value.split('/')))
 
 
 def _are(value: Any, fits: Callable[[Any], bool]) -> bool:
@@ -767,7 +767,7 @@ def _in_range(low: float, high: float) -> Callable[[Any], bool]:
 _TEXTS = (lambda value: _are(value, _is_text), f'texts of at most {MAX_TEXT} characters, no "<|"')
 _NAMES = (lambda value: _are(value, lambda x: isinstance(x, str)), 'a list of names')
 _RATE = (_in_range(0, 10_000), 'a number of rows per second')
-_PLAIN = (_is_name, 'a plain name: letters, digits and -_.,:+')
+_PLAIN = (is_plain_name, 'a plain name: letters, digits and -_.,:+')
 # By key: what its value has to be, as a test and in words.
 Rules = dict[str, tuple[Callable[[Any], bool], str]]
 HEADER_RULES: Rules = {

@@ -29,7 +29,7 @@ import data
 import model
 from episode import STATE_NAMES, episode_paths, pose_columns, read_episode
 from vla import layers, policy, pretrained, questions
-from vla.folder import read_meta
+from vla.folder import check_taught, read_meta
 from vla.processor import Processor
 
 # -----------------------------------------------------------------------------
@@ -326,7 +326,7 @@ if __name__ == '__main__':
     )
     # -----------------------------------------------------------------------------
     # a folder of Qwen2.5-VL or EO-1 has no normaliser for actions: it answers
-    if read_meta(ckpt) is None:
+    if or_exit(read_meta, ckpt) is None:
         if not Path(ckpt, 'config.json').exists():
             raise SystemExit(
                 f'ckpt={ckpt} holds neither a checkpoint (meta.json) nor a published model '
@@ -362,6 +362,10 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # model and frames
     net, meta = or_exit(model.VLA.load, ckpt)
+    if ask or eval_qa:
+        or_exit(check_taught, ckpt, meta, 'questions')
+    if read_text:
+        or_exit(check_taught, ckpt, meta, 'text')
     net = net.to(device).eval()
     autocast = or_exit(layers.autocast_for, device, dtype)
     processor = or_exit(Processor.of_checkpoint, ckpt, meta)

@@ -63,7 +63,6 @@ import sys
 import time
 from pathlib import Path
 
-import imageio.v2 as imageio
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -73,7 +72,7 @@ from episode import write_atomic, write_episode
 from sim import film, labels, ledger, plan_score, policies
 from sim.judge import PHASES
 from sim.tasks import TASKS
-from sim.teleop import keyboard
+from sim.teleop import KEYS, keyboard
 from sim.workers import Job, WorkerError, cores, dispatch, setup, start_workers, stop_workers
 from sim.world import RENDER_MODES, World
 
@@ -121,6 +120,7 @@ workers = 0  # 0..1024: processes, each with worlds of its own; 0: one per core
 # output
 record = ''  # folder for the successful episodes; what is there already is skipped
 video = 0  # 0..: episodes of each task to film: half successes, half failures
+video_speed = 1  # 1..100: how many times faster than the robot films run; long builds like 8
 pictures = ()  # with each film, of its last moment: rgb,depth,segmentation as PNG and npz
 out = ''  # for log and films; '': record folder; of scores a folder per task and settings, in
 # <checkpoint>/rollout or out/<policy>
@@ -179,7 +179,7 @@ CLIENT_KEYS = ('execute', 'delay', 'text_chunks')
 # The one stepping loop
 
 
-def run_episode(world, start, seed, instruction=None, record=False, filmed=False, watched=None):
+def run_episode(world, start, seed, instruction=None, record=False, reel=None, watched=None):
     """Run one episode: look, ask who drives, step.
 
     Args:
@@ -188,19 +188,17 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
         seed: Draws everything that differs from episode to episode.
         instruction: Replaces the world's.
         record: Keep what an episode file holds.
-        filmed: Keep pictures of a film.
+        reel: A film.Reel that is to show it.
         watched: Asked after every step whether to go on.
 
     Returns:
-        The result, a dict that JSON can hold; the rows of the episode's file, if record; the frames
-        of its film, if filmed.
+        The result, a dict that JSON can hold; the rows of the episode's file, if record.
     """
     began = time.perf_counter()
     obs, info = world.reset(seed)
     act = start(seed)
     words = world.instruction if instruction is None else instruction
     rows = []
-    frames = []
     chunk_ms = []
     difference = []
     n_steps = 0
@@ -212,8 +210,8 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
             break
         if record:
             rows.append(labels.episode_row(world.truth(), obs, info, choice))
-        if filmed:
-            frames.append(film.film_frame(world, obs, info, choice['subtask']))
+        if reel:
+            reel.look(obs, info, choice['subtask'])
         obs, _, terminated, truncated, info = world.step(choice['executed'])
         n_steps += 1
         if record:
@@ -225,10 +223,8 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
         go_on = not (terminated or truncated)
         if go_on and watched is not None:
             go_on = watched()
-    if filmed:  # the last picture is held for a second, with the verdict
-        obs['instruction'] = words
-        verdict = 'SUCCESS' if info['success'] else 'FAILED'
-        frames += [film.film_frame(world, obs, info, verdict)] * world.control_hz
+    if reel:
+        reel.end(obs | {'instruction': words}, info)
     result = dict(
         seed=seed,
         success=bool(info['success']),
@@ -245,7 +241,7 @@ def run_episode(world, start, seed, instruction=None, record=False, filmed=False
     if difference:
         result['differs_at'] = next((t for t, x in enumerate(difference) if x > 0), None)
         result['max_difference'] = max(difference)
-    return result, rows, frames
+    return result, rows
 
 
 def save_episode(world, folder, result, rows):
@@ -254,7 +250,7 @@ def save_episode(world, folder, result, rows):
     write_episode(ledger.episode_file(folder, world.task, result['seed']), *packed)
 
 
-def run_job(world, start, job, record, pictures):
+def run_job(world, start, job, record, pictures, speed):
     """Do one job in a worker process: run an episode, write its file or film.
 
     Args:
@@ -263,24 +259,30 @@ def run_job(world, start, job, record, pictures):
         job: A workers.Job.
         record: Folder for a successful episode's file; '': none is written.
         pictures: Kinds of pictures to save of a film's last moment.
+        speed: How many times faster than the robot a film runs.
 
     Returns:
         The job and the result.
     """
-    path = job.film
-    filmed = path is not None
-    recording = bool(record) and not filmed  # a film repeats an episode that was recorded before
-    result, rows, frames = run_episode(world, start, job.seed, job.instruction, recording, filmed)
-    if recording and result['success']:
-        save_episode(world, record, result, rows)
-    if filmed:
-        outcome = 'success' if result['success'] else 'failure'
-        path = path.with_name(f'{path.name}_{outcome}.mp4')
-        # imageio's default is H.264 in yuv420p, which plays everywhere
-        imageio.mimwrite(path, frames, fps=world.control_hz, quality=7)
-        result |= dict(film=str(path), thumbnails=film.thumbnails(frames))
-        if pictures:
-            film.save_pictures(path.with_suffix(''), world, film.FILM_VIEWS, pictures, film.FILM_PX)
+    if job.film is None:
+        result, rows = run_episode(world, start, job.seed, job.instruction, bool(record))
+        if record and result['success']:
+            save_episode(world, record, result, rows)
+        return job, result
+    # A film repeats an episode that was run, and recorded, before.
+    reel = film.Reel(job.film, world, speed)
+    world.observer = reel.tick
+    try:
+        result, _ = run_episode(world, start, job.seed, job.instruction, reel=reel)
+    except BaseException:
+        reel.discard()
+        raise
+    finally:
+        world.observer = None
+    result |= dict(film=str(reel.path), thumbnails=reel.thumbnails(), key=reel.key, task=job.task)
+    if pictures:
+        stem = reel.path.with_suffix('')
+        film.save_pictures(stem, world, film.FILM_VIEWS, pictures, film.FILM_PX)
     return job, result
 
 
@@ -297,7 +299,7 @@ def build_plan(job):
     try:
         world, start = setup(world_settings | {'plan': str(file)}, driver)
         try:
-            result, _, _ = run_episode(world, start, seed, words)
+            result, _ = run_episode(world, start, seed, words)
             return plan_score.row(world, file, seed, result)
         finally:
             world.close()
@@ -331,6 +333,14 @@ def score_plans(folder, seeds, root, words, world_settings, driver):
     print(f'  rows: {root / "plans.json"}')
 
 
+def hold(draw):
+    """Keep the last picture of a viewer until its window is closed."""
+    if draw(standing=True):
+        print('done; the last picture stays until you close the window', flush=True)
+    while draw(standing=True):
+        time.sleep(0.05)
+
+
 # -----------------------------------------------------------------------------
 # What is asked for
 
@@ -340,6 +350,13 @@ def check(settings, kind):
     for name in TEXTS:
         if type(settings[name]) not in (str, type(None)):
             raise ValueError(f'{name}={settings[name]!r}: expected text')
+        if settings[name] == '' and name != 'instruction':
+            raise ValueError(f'{name}= is empty: name one, or leave --{name} out')
+    for name in ('initial_blocks', 'reverse'):
+        if type(settings[name]) not in (bool, type(None)):
+            raise ValueError(f'{name}={settings[name]!r}: expected True or False')
+    if settings['teleop'] and (settings['ckpt'] or settings['policy'] != 'expert'):
+        raise ValueError('teleop: the keys drive, leave --policy and --ckpt out')
     names = settings['cameras']
     if type(names) not in (str, tuple, type(None)):
         raise ValueError(f'cameras={names!r}: expected names, --cameras=head,overhead')
@@ -355,7 +372,17 @@ def check(settings, kind):
     for name in ('execute', 'delay'):
         used[name] = (asks_chunks, used[name][1])
     used['kicks'] = (kind == 'expert', 'the expert drives: leave --policy and --ckpt out')
-    used['pictures'] = (settings['video'], 'films are made: --video=1')
+    for name in ('pictures', 'video_speed'):
+        used[name] = (settings['video'], 'films are made: --video=1')
+    for name in ('host', 'port'):
+        used[name] = (settings['serve'], 'a checkpoint is served: --serve')
+    for name in ('show_contacts', 'show_joints'):
+        used[name] = (settings['viewer'], 'there is a window: --viewer')
+    for name in ('initial_blocks', 'reverse'):
+        used[name] = (settings['plan'] or kind == 'replay', 'a plan is built: --plan=FILE')
+    if settings['viewer']:
+        used['video'] = (False, 'there is no window: films are made without --viewer')
+        used['record'] = (settings['teleop'], 'the keys drive there, too: --viewer --teleop')
     told = settings['instruction'] is None
     used['blank'] = (told and not settings['record'], 'a score has its own instructions')
     if asks_checkpoint:
@@ -447,26 +474,29 @@ def answer_others(folder, how, host, port):
 # What is said
 
 
-def lesson(record):
+def lesson(record, tasks):
     """Say the arguments for train.py that learn from a recording.
 
-    They are those of the first lesson where there is one, unless the recording was coached.
+    They are those of the first lesson where there is one, unless the recording was coached. For a
+    folder that no config names they are those of a config for its tasks: the slots that train.py
+    takes where nothing is said have taught no policy yet.
     """
     name = Path(record).name
     stem = name.removesuffix('_coached')
-    whole = f'config/{stem}.py'
-    start = f'config/{stem}_start.py'
-    if not (CODE / whole).exists():
-        return shlex.quote(f'--episodes={record}')
-    folders = record if stem == name else f'{record.rstrip("/").removesuffix("_coached")},{record}'
-    elsewhere = (
-        ''
-        if Path(record) == Path('episodes') / name
-        else ' ' + shlex.quote(f'--episodes={folders}')
-    )
-    if stem == name and (CODE / start).exists():
-        return f'{whole} {start}{elsewhere}'
-    return whole + elsewhere
+    asked = [f'--episodes={record}']
+    if Path(record) == Path('episodes') / name and (CODE / f'config/{stem}.py').exists():
+        asked = []
+    elif (CODE / f'config/{stem}.py').exists():
+        folders = f'{record.rstrip("/").removesuffix("_coached")},{record}'
+        asked = [f'--episodes={record if stem == name else folders}']
+    else:
+        asked.append(f'--out_dir=out/{name}')
+        stem = {('place',): 'demo', ('join',): 'join'}.get(tuple(tasks), 'all')
+        name = stem
+    configs = [f'config/{stem}.py']
+    if stem == name and (CODE / f'config/{stem}_start.py').exists():
+        configs.append(f'config/{stem}_start.py')
+    return shlex.join([*configs, *asked])
 
 
 def show_progress(answers, total):
@@ -619,6 +649,7 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # a scene in the viewer, and nothing else
     if view:
+        print(film.VIEWER_KEYS, flush=True)
         try:
             film.view_scene(view, show_contacts, show_joints)
         except (FileNotFoundError, ValueError, RuntimeError) as refusal:
@@ -663,10 +694,10 @@ if __name__ == '__main__':
     if serve:
         if kind != 'checkpoint':
             raise SystemExit(f'serve: policy is {policy}, expected a checkpoint: --ckpt=out/demo')
-        for key in CLIENT_KEYS:
+        keys = [key for key in CHECKPOINT_KEYS if key not in CLIENT_KEYS]
+        for key in config.keys() - {'policy', 'ckpt', 'serve', 'host', 'port', *keys}:
             if config[key] != DEFAULTS[key]:
                 raise SystemExit(f'serve: {key}={config[key]} is for where chunks are executed')
-        keys = [key for key in CHECKPOINT_KEYS if key not in CLIENT_KEYS]
         answer_others(policy, {key: config[key] for key in keys}, host, port)
         raise SystemExit(0)
     if isinstance(cameras, str):
@@ -797,7 +828,9 @@ if __name__ == '__main__':
                 pressed = queue.SimpleQueue()
                 shown = (world.model, world.data, show_contacts, show_joints, pressed.put)
                 recording = teleop and bool(record)
-                with film.viewer(*shown) as draw:
+                print(film.VIEWER_KEYS + (f'; {KEYS}' if teleop else ''), flush=True)
+                # Who drives wants the left hand on the left.
+                with film.viewer(*shown, trunk=world.trunk if teleop else ()) as draw:
                     world.observer = draw
                     if teleop:
                         start = keyboard(pressed, draw, world.control_hz, world.max_opening_m)
@@ -805,18 +838,20 @@ if __name__ == '__main__':
                     for seed in part['todo']:
                         if not draw():
                             break
-                        result, rows, _ = run_episode(
+                        result, rows = run_episode(
                             world, start, seed, part['words'], recording, watched=draw
                         )
                         print(
                             f'seed {seed}: {result["phase"]} after {result["steps"]} steps, '
-                            f'{result["instruction"]}'
+                            f'{result["instruction"]}',
+                            flush=True,
                         )
                         if recording and result['success']:
                             save_episode(world, record, result, rows)
                             ledger.append(part['log'], dict(result, made_with=part['made_with']))
                             path = ledger.episode_file(record, part['task'], seed)
                             print(f'recorded: {path}')
+                    hold(draw)
         except (ValueError, FileNotFoundError, RuntimeError) as refusal:
             raise SystemExit(str(refusal)) from None
         raise SystemExit(0)
@@ -824,7 +859,7 @@ if __name__ == '__main__':
     # run
     # `kill` and SLURM's time limit end it like Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run = functools.partial(run_job, record=record, pictures=pictures)
+    run = functools.partial(run_job, record=record, pictures=pictures, speed=video_speed)
     todo = {key: part['todo'] for key, part in part_of.items()}
     n_todo = sum(map(len, todo.values()))
     n_workers = min(workers or cores(), max(n_todo, video * len(parts)))
@@ -900,6 +935,13 @@ if __name__ == '__main__':
             sheet = np.vstack([reel['thumbnails'] for reel in part['reels']])
             Image.fromarray(sheet).save(part['folder'] / 'sheet.png')
             print(f'  contact sheet: {part["folder"] / "sheet.png"}')
+    told = [part for part in parts if part['words'] != '']
+    moments = [(reel['task'], reel['key']) for part in told for reel in part['reels'][-1:]]
+    moments = [(name, key[1]) for name, key in moments if key]
+    if len(moments) > 1:
+        title = 'each task when studs last snapped or came off'
+        Image.fromarray(film.sheet(moments, title)).save(root / 'tasks.png')
+        print(f'  all tasks: {root / "tasks.png"}')
     if is_score:
         scores = scores_of(parts, world_settings['control_hz'], reset_s)
         about = {'reset_s': reset_s, 'made_with': now, 'tasks': scores}
@@ -915,7 +957,7 @@ if __name__ == '__main__':
         )
     if record:
         look = shlex.join(['python', 'data.py', 'check', record])
-        print(f'next: {look} && python train.py {lesson(record)}')
+        print(f'next: {look} && python train.py {lesson(record, tasks)}')
     elif not video:
         print(f'next: see it: {shlex.join(["python", *sys.argv, "--video=4"])}')
     if any(r.get('differs_at') is not None for part in parts for r in part['results']):

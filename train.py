@@ -20,17 +20,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 import data
 import model
 from episode import STATE_NAMES, git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
-from vla import checkpoint, frames, graphs, layers, optim, parallel, watch
+from vla import checkpoint, frames, graphs, layers, optim, parallel, pretrained, watch
 from vla.processor import FAR, Processor
 from vla.tokenizer import read_text as read_text_of_tokenizer
 from vla.vision import STEMS
@@ -200,6 +200,39 @@ def check_settings(config, world_size):
         raise ValueError('offload=True is for fsdp=True, and AdamW only: --muon_learning_rate=0')
 
 
+def stand_ins(config):
+    """Return what a dry run takes for episodes and weights that are not there.
+
+    Returns:
+        Settings that change; fields of VLAConfig, and arguments of the processor, that a published
+        folder would have decided; and what to say.
+    """
+    changes = {}
+    fields = {}
+    prompt = {}
+    said = []
+    missing = [name for name in config['episodes'].split(',') if not os.path.exists(name)]
+    if missing and not config['synthetic']:
+        whose = f'{os.getuid()}_{os.getppid()}'  # ranks of one launcher have the same
+        changes['episodes'] = f'{tempfile.gettempdir()}/vla_lego_dry_run_{whose}'
+        # These have words without a grammar.
+        changes |= dict(synthetic=4, weights=(), task_shares=(), val_fraction=0.0, refuse_share=0.0)
+        said.append(f'{", ".join(missing)}: not there, four made-up episodes stand in')
+    folder = config['init_from']
+    files = (f'{folder}/meta.json', f'{folder}/config.json')
+    if folder and not any(map(os.path.exists, files)):
+        changes['init_from'] = ''
+        what = 'fresh weights stand in'
+        if os.path.basename(folder.rstrip('/')) == 'Qwen2.5-VL-3B-Instruct':
+            decided = checkpoint.GIVEN_BY_DATA | checkpoint.TRAINING | {'video_pad_id'}
+            sizes = pretrained.config_from_hf(pretrained.QWEN_3B)
+            fields = {name: value for name, value in sizes.items() if name not in decided}
+            prompt = dict(tokens_per_camera=(config['image_size'] // 28) ** 2, pad_dims=32)
+            what = 'its sizes are known'
+        said.append(f'{folder}: not there, {what}')
+    return changes, fields, prompt, said
+
+
 def get_lr(step, max_steps, warmup_steps, final_lr):
     """Return the fraction of the peak rate: linear warm-up times a cosine from 1 to final_lr."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max_steps)))
@@ -264,9 +297,11 @@ def score(out_dir, step, episodes):
 def replay(out_dir, path, autocast):
     """Return, in lines, what the weights of out_dir make of a batch that was kept."""
     net, meta = model.VLA.load(out_dir, ema=False)
-    with safe_open(path, 'pt') as kept:
+    with pretrained.open_tensors(path) as kept:
         batch = {name: kept.get_tensor(name) for name in kept.keys()}
-        about = kept.metadata()
+        about = kept.metadata() or {}
+    if not about.keys() >= {'step', 'what'}:
+        raise ValueError(f'{path} is no batch that a run has kept: it does not say of which step')
     said = f'batch of step {about["step"]}: {about["what"]}'
     return [
         f'{path}: {said}',
@@ -347,6 +382,8 @@ if __name__ == '__main__':
     if world_size > local_world_size and 'GLOO_SOCKET_IFNAME' not in os.environ:
         interface = parallel.network_interface(os.environ['MASTER_ADDR'])
         os.environ.update({'GLOO_SOCKET_IFNAME': interface} if interface else {})
+    if device == 'auto' and not dry_run:
+        or_exit(parallel.refuse_cpu, os.environ, launched=world_size > 1)
     device = parallel.join(device, local_rank, world_size, timeout_minutes)
     torch.set_num_threads(1)  # two one-thread processes beat one two-thread process
     torch.manual_seed(seed)
@@ -366,11 +403,21 @@ if __name__ == '__main__':
     if master and not dry_run:
         or_exit(checkpoint.check_folder, out_dir)
         locked = or_exit(checkpoint.lock, out_dir)  # as long as this process lives
+    fields = {}
+    prompt = {}
+    if dry_run:
+        changes, fields, prompt, said = stand_ins(config)
+        config |= changes
+        globals().update(changes)  # settings are read by their names below, too
+        for line in said if master else ():
+            print(line)
     settings = checkpoint.as_json(config)
     defaults = checkpoint.as_json(DEFAULTS)
     path = tokenizer if os.path.exists(tokenizer) else HERE / tokenizer
     words = or_exit(read_text_of_tokenizer, path)
     start = or_exit(checkpoint.find_start, settings, defaults, MAY_CHANGE, world_size, words)
+    start.fields |= fields
+    start.prompt |= prompt
     if master and start.note:
         print(start.note)
     if start.kind == 'finished':
@@ -381,12 +428,13 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # data
-    if master and synthetic and not os.path.isdir(episodes):
+    if (master or dry_run and local_rank == 0) and synthetic and not os.path.isdir(episodes):
         write_synthetic_episodes(episodes + '.tmp', synthetic, cameras, image_size, control_hz)
         os.replace(episodes + '.tmp', episodes)
     parallel.wait_for_all()  # the others do not look: they would see it before or after
     if start.processor:
-        processor = or_exit(Processor.from_dict, start.processor)
+        whose = f'{start.folder}/meta.json' if start.folder else f'{out_dir}/state.json'
+        processor = or_exit(Processor.from_dict, start.processor, whose)
     else:
         tables = or_exit(tables_of, episodes)
         shape = pick(config, PROCESSING) | start.prompt
@@ -425,6 +473,9 @@ if __name__ == '__main__':
         watch.draw_batch(data.augment(first), processor, f'{out_dir}/batch.png')
         print(f'first batch: {out_dir}/batch.png')
     if dry_run:
+        parallel.wait_for_all()
+        if local_rank == 0 and 'episodes' in changes:
+            shutil.rmtree(episodes)
         sys.exit(0)
 
     # -----------------------------------------------------------------------------
@@ -545,6 +596,7 @@ if __name__ == '__main__':
             line |= parallel.average(means) | {'lr': learning_rate * fraction}
             line |= meter.speed(batch_size, flops, peak * world_size)
             line['memory_gb'] = watch.memory_used_gb(device)
+            line['mapped_gb'] = watch.mapped_gb(device)
             meter.clear()
             if master:
                 print(watch.step_text(line, max_steps, batch_size), flush=True)

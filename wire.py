@@ -251,7 +251,7 @@ class Client:
             # A proxy between a policy and its robot is never meant.
             connecting = connect(address, compression=None, max_size=MAX_BYTES, proxy=None)
             self._connection = self._open.enter_context(connecting)
-        except (OSError, faults.InvalidURI, faults.InvalidHandshake) as fault:
+        except (OSError, ValueError, faults.InvalidURI, faults.InvalidHandshake) as fault:
             said = str(fault) or type(fault).__name__
             raise ConnectionError(
                 f'{address}: no policy server answers there ({said}); start one: '

@@ -1,6 +1,6 @@
 """What people look at: films with text in them, scores, depth and segmentation, the viewer.
 
-    frame = film_frame(world, obs, info, subtask)                   # one picture of a film
+    reel = Reel(Path('out/x'), world)                               # a film of an episode
     save_pictures(Path('out/x'), world, ('head',), ('depth',))      # out/x_head_depth.png, .npz
     with viewer(model, data) as draw:                               # needs a display
         while draw(): ...
@@ -12,35 +12,58 @@ import contextlib
 import functools
 import os
 import re
+import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sim.gl import mujoco
 from sim.judge import PHASES
-from sim.world import RENDER_MODES, World
+from sim.world import INTERPOLATION_HZ, RENDER_MODES, World
 
 Result = dict[str, Any]  # a line of rollouts.jsonl
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 FILM_VIEWS = ('head', 'overhead', 'left/wrist', 'right/wrist')
-# A film is 2 FILM_PX wide and FILM_PX + BANNER_PX high: H.264 likes multiples of 16.
+FILM_FPS = 25
+TICKS_PER_FRAME = INTERPOLATION_HZ // FILM_FPS
+# A film is a banner as high as its text; below it what a person would see, 3 to 2, and beside that
+# what the robot sees, two by two.
 FILM_PX = 480
-BANNER_PX = 128
+PERSON_PX = 720
+SHEET_COLUMNS = 3  # of moments; 1440 px of a sheet are read well at 1000
+SHEET_MOMENTS = 6
+SHEET_PX = (480, 320)  # of a moment, width and height
+CAPTION_PX = 30
+MOVED = 0.6  # of 255: moments whose pictures differ by less on average are one
+VERDICT_S = 1.5  # the last picture is held so long
 SMALLEST_FONT_PX = 8
 WHITE = (255, 255, 255)
 BLACK = (0, 0, 0)
 BACKGROUND = (24, 24, 28)
 YELLOW = (255, 210, 90)
 BLUE = (150, 200, 255)
+VERDICTS = {True: ('SUCCESS', (110, 230, 120)), False: ('FAILED', (255, 110, 100))}
 DEPTH_M = 1.5  # depth pictures are white here and beyond
 MOST_COPIES = 10_000  # that a scene may ask for by <replicate>
+# Where the viewer opens: on hands and bricks, a person opposite the robot or looking over its
+# shoulder. lookat in m; azimuth is where the camera looks, 180 degrees is towards the robot.
+FRONT = dict(lookat=(0.3, 0.0, 0.15), distance=0.85, azimuth=180.0, elevation=-23.0)
+BEHIND = dict(lookat=(0.36, 0.0, 0.1), distance=0.8, azimuth=0.0, elevation=-38.0)
+HIDDEN_GROUP = 5  # of geoms and joints; nothing else is in it
+JOINT_M = (0.14, 0.008)  # length and width of a joint's arrow: it stands out of the link
+VIEWER_KEYS = (
+    'in the window: left drag turns, right drag moves, wheel zooms, Ctrl + right drag pulls; F '
+    'contact forces, C contacts, J joints, T transparent, 3 collision shapes, Tab and Shift+Tab '
+    'panels, F1 help'
+)
 DISPLAYS = ('DISPLAY', 'WAYLAND_DISPLAY')
 HEADLESS = (
     'the viewer needs a display and none can be opened ({}). Make a film instead: '
@@ -85,65 +108,253 @@ def _wrap(text: str, width: int, font: Font) -> str:
     return '\n'.join(lines)
 
 
-def film_frame(world: World, obs: dict[str, Any], info: dict[str, Any], subtask: str) -> np.ndarray:
-    """Draw one picture of a film: text above, third person on the left, robot cameras on the right.
+def banner_layout(instruction: str) -> tuple[str, Font, int, int]:
+    """Lay the banner of a film out.
 
     Args:
-        world: In the state that is shown.
-        obs: Its observation, of which the instruction and the time are written.
-        info: Its info, of which the phase is written.
-        subtask: What is being done, in words.
+        instruction: It may take three lines, as the longest of `build` do.
 
     Returns:
-        (FILM_PX + BANNER_PX, 2 FILM_PX, 3) uint8.
+        The instruction with line breaks, its font, where the second row of text begins, and how
+        high the banner is, px.
     """
+    wrapped, font = fit(instruction or '(no instruction)', FILM_PX + PERSON_PX - 20, 84, 22)
+    ruler = ImageDraw.Draw(Image.new('L', (1, 1)))
+    row = 10 + int(ruler.textbbox((0, 0), wrapped, font)[3])
+    return wrapped, font, row, (row + 28) // 2 * 2  # H.264 takes even numbers
+
+
+def robot_views(world: World) -> np.ndarray:
+    """What the robot's four cameras see, (FILM_PX, FILM_PX, 3) uint8, two by two, with names."""
     half = FILM_PX // 2
     head, overhead, left, right = [world.render(name, half) for name in FILM_VIEWS]
-    robot = np.vstack([np.hstack([head, overhead]), np.hstack([left, right])])
-    views = np.hstack([world.render('third_person', FILM_PX), robot])
-    image = Image.new('RGB', (2 * FILM_PX, FILM_PX + BANNER_PX), BACKGROUND)
-    image.paste(Image.fromarray(views), (0, BANNER_PX))
+    image = Image.fromarray(np.vstack([np.hstack([head, overhead]), np.hstack([left, right])]))
     draw = ImageDraw.Draw(image)
-    instruction = obs['instruction'] or '(no instruction)'
-    state = f'{obs["time"]:.1f} s   {PHASES[info["phase"]]}'
-    links = ',  '.join(
-        f'{link["upper"]} on {link["lower"]}: {link["studs"]} studs' for link in world.connections()
-    )
-    # The longest instructions of `build` take three lines, its five connections one.
-    for x, y, width, height, text, colour, font_px in (
-        (10, 4, 940, 68, instruction, WHITE, 22),
-        (10, 76, 780, 24, subtask, YELLOW, 18),
-        (800, 76, 150, 24, state, BLUE, 18),
-        (10, 102, 940, 24, links, BLUE, 16),
-    ):
-        wrapped, font = fit(text, width, height, font_px)
-        draw.text((x, y), wrapped, colour, font)
     label = ImageFont.load_default(14)
     for i, name in enumerate(FILM_VIEWS):
         row, column = divmod(i, 2)
-        at = (FILM_PX + half * column + 6, BANNER_PX + half * row + 4)
+        at = (half * column + 6, half * row + 4)
         draw.text(at, name, WHITE, label, stroke_width=1, stroke_fill=BLACK)
     return np.asarray(image)
 
 
-def thumbnails(frames: Sequence[np.ndarray], n: int = 6, width: int = 480) -> np.ndarray:
-    """Put n moments of a film side by side, for the contact sheet.
+def film_frame(
+    world: World,
+    obs: dict[str, Any],
+    info: dict[str, Any],
+    subtask: str,
+    robot: np.ndarray | None = None,
+    colour: tuple[int, int, int] = YELLOW,
+) -> np.ndarray:
+    """Draw one picture of a film: text above, third person on the left, robot cameras on the right.
 
     Args:
-        frames: Pictures of one size.
-        n: Number of moments, evenly spread from the first to the last.
-        width: Of one moment, px.
+        world: In the state that is shown.
+        obs: Its last observation, of which the instruction and the time are written.
+        info: Its last info, of which the phase is written.
+        subtask: What is being done, in words.
+        robot: Of robot_views, as they were when the policy looked; None: as they are now.
+        colour: Of the subtask.
 
     Returns:
-        (h, n * width, 3) uint8.
+        (height, PERSON_PX + FILM_PX, 3) uint8.
     """
-    moments = np.linspace(0, len(frames) - 1, n).round().astype(int)
-    small = []
-    for i in moments:
-        image = Image.fromarray(frames[i])
-        size = (width, width * image.height // image.width)
-        small.append(np.asarray(image.resize(size, Image.Resampling.LANCZOS)))
-    return np.hstack(small)
+    wrapped, font, row, height = banner_layout(obs['instruction'])
+    person = world.render('third_person', (FILM_PX, PERSON_PX), shadows=True)
+    robot = robot_views(world) if robot is None else robot
+    image = Image.new('RGB', (PERSON_PX + FILM_PX, height + FILM_PX), BACKGROUND)
+    image.paste(Image.fromarray(person), (0, height))
+    image.paste(Image.fromarray(robot), (PERSON_PX, height))
+    draw = ImageDraw.Draw(image)
+    draw.text((10, 4), wrapped, WHITE, font)
+    state = f'{obs["time"]:.1f} s   {PHASES[info["phase"]]}'
+    right = PERSON_PX + FILM_PX - 10
+    for x, width, text, shade, anchor in (
+        (10, 980, subtask, colour, 'la'),
+        (right, 180, state, BLUE, 'ra'),
+    ):
+        line, font = fit(text, width, 22, 18)
+        draw.text((x, row), line, shade, font, anchor=anchor)
+    links = ',  '.join(
+        f'{link["upper"]} on {link["lower"]}: {link["studs"]} studs' for link in world.connections()
+    )
+    wrapped, font = fit(links, PERSON_PX - 20, 72, 20)
+    bottom = draw.textbbox((0, 0), wrapped, font)[3]
+    at = (10, height + FILM_PX - 8 - bottom)
+    draw.text(at, wrapped, BLUE, font, stroke_width=1, stroke_fill=BLACK)
+    return np.asarray(image)
+
+
+class Reel:
+    """A film that is written while an episode runs, and its part of the contact sheet.
+
+    `look` is told what the policy saw and does; `tick`, called at 50 Hz between two control steps,
+    renders every second time, or less often for a fast film; `end` adds the verdict. What the robot
+    sees changes as often as the policy looks, what a person sees at FILM_FPS.
+    """
+
+    def __init__(self, path: Path, world: World, speed: int = 1):
+        """Film a world.
+
+        Args:
+            path: Of the film, without the ending.
+            world: Just reset.
+            speed: How many times faster than the robot the film runs.
+        """
+        self.path = path
+        self.world = world
+        self.ticks_per_frame = TICKS_PER_FRAME * speed
+        self.ticks_per_moment = INTERPOLATION_HZ * speed
+        self._part = path.with_name(f'{path.name}.part.mp4')
+        # imageio's default is H.264 in yuv420p, which plays everywhere
+        self._writer = imageio.get_writer(
+            self._part, fps=FILM_FPS, quality=7, macro_block_size=2, format='FFMPEG'
+        )
+        self._ticks = 0
+        self._now: tuple = ()
+        self._moments: list[tuple[str, np.ndarray]] = []  # caption, picture
+        self._links = world.connections()
+        self.key: tuple[str, np.ndarray] | None = None  # when studs last snapped or came off
+
+    def look(self, obs: dict[str, Any], info: dict[str, Any], subtask: str) -> None:
+        """Say what the policy saw and what it does, for the pictures that follow."""
+        # In a fast film most of what the robot sees would never be shown.
+        is_fast = self.ticks_per_frame * self.world.control_hz > INTERPOLATION_HZ
+        self._now = (obs, info, subtask, None if is_fast else robot_views(self.world))
+        if not self._ticks:
+            self._shoot()
+
+    def tick(self) -> None:
+        """Let 20 ms go by."""
+        self._ticks += 1
+        if self._ticks % self.ticks_per_frame == 0:
+            self._shoot()
+
+    def _shoot(self) -> None:
+        frame = film_frame(self.world, *self._now)
+        self._writer.append_data(frame)
+        if self._ticks % self.ticks_per_moment == 0:  # a moment a second of the film
+            self._keep(frame)
+        links = self.world.connections()
+        if [link['upper'] for link in links] != [link['upper'] for link in self._links]:
+            self._keep(frame)
+            self.key = self._moments[-1]
+        self._links = links
+
+    def _keep(self, frame: np.ndarray, caption: str | None = None) -> None:
+        obs, _, subtask, _ = self._now
+        said = f'{obs["time"]:.0f} s  {subtask}' if caption is None else caption
+        person = Image.fromarray(frame[-FILM_PX:, :PERSON_PX])
+        small = np.asarray(person.resize(SHEET_PX, Image.Resampling.LANCZOS))
+        if self._moments:
+            before = self._moments[-1][1]
+            if np.abs(before.astype(int) - small).mean() < MOVED:
+                return
+        self._moments.append((said, small))
+
+    def end(self, obs: dict[str, Any], info: dict[str, Any]) -> None:
+        """Hold the last picture, with the verdict in its colour, and give the film its name."""
+        success = bool(info['success'])
+        verdict, colour = VERDICTS[success]
+        frame = film_frame(self.world, obs, info, verdict, colour=colour)
+        self._now = (obs, info, verdict, frame)
+        self._keep(frame, f'{obs["time"]:.0f} s  {verdict}')
+        for _ in range(round(VERDICT_S * FILM_FPS)):
+            self._writer.append_data(frame)
+        self._writer.close()
+        outcome = 'success' if success else 'failure'
+        self.path = self.path.with_name(f'{self.path.name}_{outcome}.mp4')
+        os.replace(self._part, self.path)
+        self._title = (obs['instruction'] or '(no instruction)', *VERDICTS[success])
+
+    def discard(self) -> None:
+        """Remove what was written of a film that did not come to its end."""
+        self._writer.close()
+        self._part.unlink(missing_ok=True)
+
+    def thumbnails(self) -> np.ndarray:
+        """The episode's part of a contact sheet: its words and verdict, and its moments.
+
+        Returns:
+            (h, SHEET_COLUMNS * width of a moment, 3) uint8.
+        """
+        words, verdict, colour = self._title
+        return sheet(choose_moments(self._moments), words, verdict, colour)
+
+
+def choose_moments(moments: Sequence[Any], n: int = SHEET_MOMENTS) -> list:
+    """Choose n moments, evenly spread from the first to the last, none of them twice."""
+    chosen = np.unique(np.linspace(0, len(moments) - 1, n).round().astype(int))
+    return [moments[i] for i in chosen]
+
+
+def sheet(
+    moments: Sequence[tuple[str, np.ndarray]],
+    title: str,
+    verdict: str = '',
+    colour: tuple[int, int, int] = WHITE,
+) -> np.ndarray:
+    """Lay moments out in rows of SHEET_COLUMNS, each with its caption, under a title.
+
+    Args:
+        moments: Caption and picture, SHEET_PX large, of each.
+        title: Above all.
+        verdict: To the right of it.
+        colour: Of the verdict.
+
+    Returns:
+        (h, SHEET_COLUMNS * width of a moment, 3) uint8.
+    """
+    width, height = SHEET_PX
+    rows = -(-len(moments) // SHEET_COLUMNS)
+    top = CAPTION_PX + 8
+    size = (SHEET_COLUMNS * width, top + rows * (height + CAPTION_PX))
+    image = Image.new('RGB', size, BACKGROUND)
+    draw = ImageDraw.Draw(image)
+    wrapped, font = fit(title, size[0] - 160, top, 26)
+    draw.text((10, 4), wrapped, WHITE, font)
+    draw.text((size[0] - 10, 4), verdict, colour, ImageFont.load_default(26), anchor='ra')
+    for i, (caption, picture) in enumerate(moments):
+        row, column = divmod(i, SHEET_COLUMNS)
+        x = column * width
+        y = top + row * (height + CAPTION_PX)
+        image.paste(Image.fromarray(picture), (x, y))
+        wrapped, font = fit(caption, width - 12, CAPTION_PX, 22)
+        draw.text((x + 6, y + height + 1), wrapped, YELLOW, font)
+    return np.asarray(image)
+
+
+def save_gif(
+    films: Sequence[str | Path], path: str | Path, fps: int = 10, seconds: float = 9.0
+) -> None:
+    """Show what a person sees in some films, one after the other, as a GIF of at most 4 MB or so.
+
+    Args:
+        films: Paths of films of this module.
+        path: Of the GIF.
+        fps: Of the GIF.
+        seconds: No film takes longer; those that do are sped up.
+
+    Raises:
+        RuntimeError: ffmpeg, which comes with imageio, cannot do it.
+    """
+    from imageio_ffmpeg import count_frames_and_secs, get_ffmpeg_exe
+
+    inputs: list[str] = []
+    parts = []
+    for i, film in enumerate(films):
+        inputs += ['-i', str(film)]
+        _, length_s = count_frames_and_secs(str(film))
+        speed = max(1.0, length_s / seconds)
+        cut = f'crop={PERSON_PX}:{FILM_PX}:0:ih-{FILM_PX}'
+        parts.append(f'[{i}]{cut},setpts=PTS/{speed},fps={fps},scale=480:-1:flags=lanczos[v{i}];')
+    joined = ''.join(f'[v{i}]' for i in range(len(parts)))
+    palette = 'split[a][b];[a]palettegen=max_colors=96:stats_mode=diff[p];[b][p]paletteuse='
+    graph = f'{"".join(parts)}{joined}concat=n={len(parts)},{palette}dither=none'
+    command = [get_ffmpeg_exe(), '-v', 'error', '-y', *inputs, '-filter_complex', graph, str(path)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f'{path}: no GIF: {run.stderr.strip()}')
 
 
 def choose_films(results: Sequence[Result], count: int) -> list[int]:
@@ -198,20 +409,24 @@ def draw_success(path: str | Path, title: str, results: Sequence[Result], contro
 
     n = len(results)
     time_s, k = success_curve(results, control_hz)
-    low, high = wilson(k, n)
     figure = Figure(figsize=(12, 4), layout='constrained')
     left, right = figure.subplots(1, 2)
+    # A last success at the very end would else be a line on the frame.
+    time_s = np.append(time_s, 1.05 * max(time_s[-1], 1 / control_hz))
+    k = np.append(k, k[-1])
+    low, high = wilson(k, n)
     left.fill_between(time_s, low, high, step='post', alpha=0.2)
-    left.step(time_s, k / n, where='post')
+    left.step(time_s, k / n, where='post', marker='o' if n <= 20 else None, markevery=slice(0, -1))
     left.set_xlabel('time (s)')
     left.set_ylabel('have succeeded, with 95% interval')
     left.set_xlim(0, time_s[-1])
-    left.set_ylim(0, 1)
+    left.set_ylim(-0.02, 1.02)
     reached = funnel(results)
     bars = right.bar(list(reached), list(reached.values()))
     right.bar_label(bars)
     right.set_ylabel('episodes that got at least as far')
     right.set_ylim(0, 1.1 * n)
+    right.yaxis.get_major_locator().set_params(integer=True)  # half an episode there is not
     figure.suptitle(title)
     figure.savefig(path, dpi=80)
 
@@ -304,8 +519,9 @@ def viewer(
     show_contacts: bool = False,
     show_joints: bool = False,
     keys: Callable[[int], object] | None = None,
+    trunk: Iterable[int] = (),
 ) -> Iterator[Callable[..., bool]]:
-    """Open MuJoCo's passive viewer.
+    """Open MuJoCo's passive viewer, on hands and bricks where the scene is the work cell.
 
     Args:
         model: An MjModel.
@@ -313,6 +529,8 @@ def viewer(
         show_contacts: Show points and forces of contact.
         show_joints: Show the axes of joints.
         keys: Called with the code of each key that is pressed, in the viewer's thread.
+        trunk: Ids of bodies that are hidden while one looks over the robot's shoulder; none: one
+            looks at it from the front.
 
     Yields:
         A function `draw(standing=False) -> bool`. It shows the present state, waits until the wall
@@ -327,11 +545,23 @@ def viewer(
         raise RuntimeError(HEADLESS.format(', '.join(there)))
     import mujoco.viewer  # here and nowhere else: it opens a connection to the display
 
-    with mujoco.viewer.launch_passive(model, data, key_callback=keys) as window:
+    scale = model.vis.scale
+    scale.jointlength, scale.jointwidth = np.array(JOINT_M) / model.stat.meansize
+    model.geom_group[np.isin(model.geom_bodyid, list(trunk))] = HIDDEN_GROUP
+    # The six degrees of freedom of a brick would be drawn as a box larger than the brick.
+    model.jnt_group[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE] = HIDDEN_GROUP
+    closed = dict(show_left_ui=False, show_right_ui=False)  # panels
+    with mujoco.viewer.launch_passive(model, data, key_callback=keys, **closed) as window:
         flags = mujoco.mjtVisFlag
         window.opt.flags[flags.mjVIS_CONTACTPOINT] = show_contacts
         window.opt.flags[flags.mjVIS_CONTACTFORCE] = show_contacts
         window.opt.flags[flags.mjVIS_JOINT] = show_joints
+        window.opt.flags[flags.mjVIS_TRANSPARENT] = show_joints  # they are inside the links
+        window.opt.geomgroup[HIDDEN_GROUP] = 0
+        window.opt.jointgroup[HIDDEN_GROUP] = 0
+        if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, 'third_person') >= 0:
+            for name, value in (BEHIND if trunk else FRONT).items():
+                setattr(window.cam, name, value)
         began = None  # wall time of simulated time 0
         last = 0.0  # simulated time of the last call
 

@@ -18,6 +18,7 @@ lie at first.
 """
 
 import json
+import reprlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from episode import is_plain_name
 from sim.tasks import RGBA
 
 PLATE = 'plate'  # name of the base plate, what layer 0 sits on
@@ -43,6 +45,9 @@ BLOCK_LAYER_M = 0.0191
 GRID_TOLERANCE = 0.1  # of a stud or a layer: what lies further off the grid is refused
 TURN_TOLERANCE_DEG = 5.0
 MAX_PARTS = 40
+MAX_BYTES = 100_000  # of a file
+MAX_BRACKETS = 1000  # in it: YAML's reader takes seconds for thousands that are not closed
+MAX_AWAY = 1000  # studs or layers between two bricks
 FIELDS = {'type', 'colour', 'at', 'turn', 'name'}
 BLOCK_FIELDS = {'name', 'type', 'color', 'pos', 'rotation'}
 
@@ -113,10 +118,19 @@ def read_plan(path: str | Path) -> Structure:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'plan={path}: no such file; see assets/plans for some')
+    if not is_plain_name(path.stem):
+        raise ValueError(
+            f'plan={path}: its name without the ending names what is recorded and scored: expected '
+            'letters, digits and -_.,:+'
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f'{path} has {path.stat().st_size} bytes, at most {MAX_BYTES} are read')
     try:
-        text = path.read_text()
+        text = path.read_text('utf-8')
+        if text.count('[') + text.count('{') > MAX_BRACKETS:
+            raise ValueError(f'more than {MAX_BRACKETS} brackets')
         data = json.loads(text) if path.suffix == '.json' else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as fault:
+    except (ValueError, RecursionError, yaml.YAMLError) as fault:
         reason = ' '.join(str(fault).split())
         raise ValueError(f'{path}: neither YAML nor JSON: {reason}') from None
     if not isinstance(data, dict) or not {'bricks', 'blocks'} & data.keys():
@@ -139,14 +153,18 @@ class _Row:
     def __init__(self, path, index, row):
         self.path = path
         self.row = row
-        named = isinstance(row, dict) and 'name' in row
-        self.label = f'brick {index + 1}' + (f' ({row["name"]})' if named else '')
+        self.label = f'brick {index + 1}'
         if not isinstance(row, dict):
             raise self.error('', 'a mapping with type, colour and pose')
+        if 'name' in row:
+            if not isinstance(row['name'], str):
+                raise self.error('name', 'text')
+            self.label += f' ({row["name"]})'
 
     def error(self, field, expected):
-        got = f' {field}={self.row.get(field)!r}' if field else ''
-        return ValueError(f'{self.path}: {self.label}:{got}: expected {expected}')
+        # A text that a file repeats by reference a billion times is cut before it is written out.
+        got = f' {field}={reprlib.repr(self.row.get(field))}:' if field else ''
+        return ValueError(f'{self.path}: {self.label}:{got} expected {expected}')
 
     def only(self, fields):
         for field in self.row:
@@ -162,24 +180,26 @@ class _Row:
 
     def studs(self):
         """Studs along x and y before any turn."""
-        text = str(self.row.get('type'))
+        text = self.row.get('type')
+        if not isinstance(text, str):
+            raise self.error('type', 'text, as 2x4')
         if text.startswith(('plate', 'baseplate')):
             raise self.error('type', 'a brick: a plate is too thin for the fingers to hold')
         sides = text.removeprefix('brick_').split('x')
-        size = tuple(int(side) for side in sides if side.isdigit())
+        size = tuple(int(side) for side in sides if side.isascii() and side.isdigit())
         if len(sides) != 2 or tuple(sorted(size)) not in BRICK_STUDS:
             have = ', '.join(f'{a}x{b}' for a, b in BRICK_STUDS)
             raise self.error('type', f'brick_AxB or AxB, one of {have}, either way round')
         return size
 
     def colour(self, field):
-        if self.row.get(field) not in RGBA:
+        if not isinstance(self.row.get(field), str) or self.row[field] not in RGBA:
             raise self.error(field, f'one of {", ".join(RGBA)}')
         return self.row[field]
 
     def quarter_turns(self, degrees, field):
-        turns = round(degrees / 90)
-        if abs(degrees - 90 * turns) > TURN_TOLERANCE_DEG:
+        turns = round(degrees / 90) if np.isfinite(degrees) else 0
+        if not abs(degrees - 90 * turns) <= TURN_TOLERANCE_DEG:
             raise self.error(field, f'a multiple of 90 degrees within {TURN_TOLERANCE_DEG:g}')
         return turns % 2
 
@@ -214,6 +234,8 @@ def _on_grid(path, drawn):
     corners = []
     for row, *_, corner, field in drawn:
         steps = corner - first
+        if np.abs(steps).max() > MAX_AWAY:
+            raise row.error(field, f'a place within {MAX_AWAY} studs of the first brick')
         off = np.abs(steps - np.round(steps))
         if off.max() > GRID_TOLERANCE:
             raise row.error(
@@ -263,6 +285,8 @@ def _initial(path, data, rows, parts):
         return None
     names = {row.get('name'): part for row, part in zip(rows, parts)}
     initial = {}
+    if not isinstance(data['initial_blocks'], list):
+        raise ValueError(f'{path}: initial_blocks: expected a list')
     for i, block in enumerate(data['initial_blocks']):
         row = _Row(path, i, block)
         if block.get('name') not in names:

@@ -124,7 +124,11 @@ def remote_world(address: str, default: Settings) -> Settings:
     """
     with wire.Client(address) as client:
         told = client.metadata
-    made = told.get('world', {}) | told
+    world = told.get('world', {})
+    made = world | told if isinstance(world, dict) else world
+    faults = find_world_faults('what it says of its world', made)
+    if faults:
+        raise ValueError(f'{address}: {"; ".join(faults)}')
     settings = {key: made[key] for key in default if key in made}
     if isinstance(settings.get('cameras'), list):
         settings['cameras'] = tuple(settings['cameras'])

@@ -41,6 +41,10 @@ MOVES = {  # slot of an arm, sign
     HOME: (YAW, 1),
     END: (YAW, -1),
 }
+KEYS = (
+    'arrows move a hand ahead, back, left, right, page up and down move it up and down, home and '
+    'end turn it, enter opens or closes it, insert takes the other hand, delete changes the stride'
+)
 STRIDES_M = (0.01, 0.002, 0.05)
 RAD_PER_M = 10.0  # a press that moves 10 mm turns 0.1 rad
 SPEED_MPS = 0.15

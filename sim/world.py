@@ -200,10 +200,23 @@ class World:
         self._body_id = {b.name: m.body(b.name).id for b in self.bricks}
         self._posed = np.array([self._torso_id, *self._body_id.values()])  # bodies truth looks at
         self._camera_id = {name: m.camera(name).id for name in CAMERAS}
+        self.trunk = self._bodies_above_elbows()
         self._robot_home = robot_model.key('home').qpos
         joints = [robot_model.joint(i) for i in range(robot_model.njnt)]
         # Addresses of every joint of the robot, in its own model and in the scene.
         self._robot_joints = [(j.qposadr[0], m.joint(j.name).qposadr[0]) for j in joints]
+
+    def _bodies_above_elbows(self) -> set[int]:
+        """Ids of the robot's bodies that are no part of a forearm or hand."""
+        m = self.model
+        forearms = {m.jnt_bodyid[m.joint(f'{hand}/elbow_y').id] for hand in HANDS}
+        trunk = set()
+        for body in np.flatnonzero(m.body_rootid == m.body_rootid[self._torso_id]).tolist():
+            if m.body_parentid[body] in forearms:  # a parent comes before its children
+                forearms.add(body)
+            elif body not in forearms:
+                trunk.add(body)
+        return trunk
 
     # -- reset, step -------------------------------------------------------------------------------
     def reset(self, seed: int) -> tuple[dict, dict]:
@@ -564,7 +577,8 @@ class World:
         """Picture of a named camera.
 
         Args:
-            camera: One of CAMERAS.
+            camera: One of CAMERAS. `third_person` stands behind the robot, whose trunk and
+                shoulders are left out of its pictures: they would hide the hands.
             size: px, an int or (height, width); None: image_size.
             shadows: They cost 3-4 times the picture.
             mode: See Returns.
@@ -580,6 +594,8 @@ class World:
         h, w = (size, size) if isinstance(size, int) else size
         renderer = self._renderer(h, w, shadows)
         renderer.update_scene(self.data, self._camera_id[camera])
+        if camera == 'third_person':
+            self._leave_out_trunk(renderer.scene)
         if mode == 'rgb':
             return renderer.render().copy()
         if mode == 'depth':
@@ -608,6 +624,13 @@ class World:
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
             self._renderers[key] = renderer
         return self._renderers[key]
+
+    def _leave_out_trunk(self, scene: mujoco.MjvScene) -> None:
+        """Make what lies between the torso and the elbows invisible in a scene."""
+        for geom in scene.geoms[: scene.ngeom]:
+            is_geom = geom.objtype == mujoco.mjtObj.mjOBJ_GEOM
+            if is_geom and self.model.geom_bodyid[geom.objid] in self.trunk:
+                geom.rgba[3] = 0
 
     # -- snapshots, facts --------------------------------------------------------------------------
     def state(self) -> dict:

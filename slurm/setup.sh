@@ -6,7 +6,12 @@
 # nothing. Settings may stand in .env (see .env.example). Clusters with environment modules want
 # MODULES='python/3.11 cuda/12'
 [ ! -f .env ] || { set -a; source .env; set +a; }
-[ -z "${MODULES:-}" ] || module load $MODULES
+if [ -n "${MODULES:-}" ]; then
+  strict=$- # `module` uses variables that are not set, which `set -u` of the caller forbids
+  set +u
+  module load $MODULES
+  case $strict in *u*) set -u ;; esac
+fi
 root=${VLA_SCRATCH_ROOT:-$PWD}
 export VENV=${VENV:-$root/.venv} HF_HOME=${HF_HOME:-$root/huggingface}
 for folder in out episodes; do # what runs write lies on scratch, too
@@ -21,7 +26,7 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then
 fi
 if [ -z "${VLA_IMAGE:-}" ]; then
   if [ "${BASH_SOURCE[0]}" = "$0" ]; then
-    make setup VENV="$VENV"
+    make setup VENV="$VENV" TORCH="${TORCH:-cuda}" # this node may have no GPU where the jobs will
   else
     source "$VENV/bin/activate"
   fi

@@ -16,7 +16,7 @@ from PIL import ImageDraw
 from sim import film
 from sim.gl import mujoco
 from sim.judge import PHASES
-from sim.tasks import TASKS
+from sim.tasks import HANDS, TASKS
 from sim.world import CAMERAS, World
 
 pytestmark = pytest.mark.mujoco
@@ -43,22 +43,25 @@ def test_a_film_shows_the_whole_text_of_the_longest_plan(world, monkeypatch):
     ]
     monkeypatch.setattr(world, 'connections', lambda: links)
 
-    def record(draw, at, text, fill, font, **how):
-        drawn.append((text, draw.textbbox(at, text, font)))
-        draw_text(draw, at, text, fill, font, **how)
+    def record(draw, at, text, fill, font, anchor=None, **how):
+        drawn.append((text, draw.textbbox(at, text, font, anchor)))
+        draw_text(draw, at, text, fill, font, anchor, **how)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, 'text', record)
     subtask = 'left: reach yellow for handover; right: steady orange tower'
     info = dict(phase=PHASES.index('success'))
     frame = film.film_frame(world, dict(instruction=instruction, time=88.8), info, subtask)
-    assert frame.shape == (608, 960, 3)
+    height = film.banner_layout(instruction)[-1]
+    assert frame.shape == (height + 480, 1200, 3)
     words, boxes = zip(*[d for d in drawn if d[0] not in film.FILM_VIEWS])
     expected = f'{instruction} {subtask} 88.8 s success ' + ' '.join(
         f'{c["upper"]} on {c["lower"]}: 12 studs,' for c in links
     )
     assert ' '.join(words).split() == expected.rstrip(',').split()
-    for (left, top, right, bottom), text in zip(boxes, words):
-        assert 0 <= left and right <= 960 and 0 <= top and bottom <= film.BANNER_PX, text
+    *banner, below = boxes
+    assert all(left >= 0 and right <= 1200 for left, _, right, _ in boxes)
+    assert height - 12 <= max(bottom for *_, bottom in banner) <= height, 'as high as its text'
+    assert height < below[1] and below[3] <= height + 480 and below[2] <= 720
     for i, a in enumerate(boxes):
         assert not any(
             a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i]
@@ -173,7 +176,7 @@ class Window:
     """Stands in for the viewer's handle: closes after so many draws."""
 
     def __init__(self, draws):
-        self.draws, self.opt = draws, mujoco.MjvOption()
+        self.draws, self.opt, self.cam = draws, mujoco.MjvOption(), mujoco.MjvCamera()
 
     def __enter__(self):
         return self
@@ -199,17 +202,50 @@ def test_the_viewer_shows_the_running_task_in_real_time_until_it_is_closed(world
     window = Window(draws=25)
     monkeypatch.setattr(film, 'has_display', lambda: True)
     monkeypatch.setattr(
-        mujoco.viewer, 'launch_passive', lambda model, data, key_callback=None: window
+        mujoco.viewer, 'launch_passive', lambda model, data, key_callback=None, **panels: window
     )
     with film.viewer(world.model, world.data, show_contacts=True, show_joints=True) as draw:
         world.observer, began = draw, time.time()
-        result, _, _ = sim_rollout.run_episode(world, policies.constant('hold'), 5, watched=draw)
+        result, _ = sim_rollout.run_episode(world, policies.constant('hold'), 5, watched=draw)
         world.observer = None
     # 6 draws per step: 5 while it runs and 1 after it; the window closes within the fifth
     assert result['steps'] == 5 and window.closed
     assert time.time() - began > 0.38, 'real time'
     for flag in (mujoco.mjtVisFlag.mjVIS_CONTACTPOINT, mujoco.mjtVisFlag.mjVIS_JOINT):
         assert window.opt.flags[flag]
+    assert window.cam.azimuth == 180 and window.cam.distance < 1, 'from the front, near the hands'
+
+
+def test_the_last_picture_stays_until_the_window_is_closed(monkeypatch, capsys):
+    import sim_rollout
+
+    window = Window(draws=4)
+    monkeypatch.setattr(sim_rollout.time, 'sleep', lambda seconds: None)
+
+    def draw(standing=False):
+        window.sync()
+        return window.is_running()
+
+    sim_rollout.hold(draw)
+    assert window.draws == 0 and 'until you close the window' in capsys.readouterr().out
+
+
+def test_a_person_sees_the_left_hand_on_the_left_and_no_trunk(world):
+    ids = world.render('third_person', 240, mode='segmentation')
+    columns = {hand: np.nonzero(ids == world.model.body(f'{hand}/palm').id)[1] for hand in HANDS}
+    assert all(len(found) > 200 for found in columns.values()), 'close to the hands'
+    assert columns['left'].max() < columns['right'].min()
+    torso = world.model.body('torso').id
+    assert torso in world.trunk and torso not in ids
+
+
+def test_a_sheet_repeats_no_moment():
+    assert film.choose_moments(list(range(100))) == [0, 20, 40, 59, 79, 99]
+    assert film.choose_moments([1, 2, 3]) == [1, 2, 3]
+    picture = np.zeros((320, 480, 3), np.uint8)
+    sheet = film.sheet([('a caption', picture)] * 4, 'words', *film.VERDICTS[True])
+    assert sheet.shape == (38 + 2 * 350, 1440, 3)
+    assert (sheet[:38] == film.VERDICTS[True][1]).all(-1).any(), 'the verdict in its colour'
 
 
 def test_the_viewer_checklist_has_a_row_for_every_task_and_scene():

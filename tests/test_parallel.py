@@ -420,3 +420,16 @@ def test_activations_are_estimated_to_within_a_third(change):
         and parts['optimizer'] == 2 * parts['weights']
     )
     assert parts['activations'] == pytest.approx(sum(kept.values()) / 1e9, rel=1 / 3)
+
+
+@pytest.mark.parametrize(
+    'environment', [dict(SLURM_JOB_GPUS='0'), dict(SLURM_GPUS_ON_NODE='8')], ids=str
+)
+def test_cpus_are_refused_where_the_job_has_gpus(environment, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    name, value = *environment, *environment.values()
+    with pytest.raises(ValueError, match=f'{name}={value}.*make setup TORCH=cuda.*--device=cpu'):
+        parallel.refuse_cpu(environment, launched=False)
+    parallel.refuse_cpu(dict(SLURM_GPUS_ON_NODE='0', SLURM_JOB_GPUS=''), launched=False)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    parallel.refuse_cpu(environment, launched=False)

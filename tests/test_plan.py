@@ -76,6 +76,13 @@ def test_both_forms_and_json_say_the_same(tmp_path):
         ([dict(BLOCK, rotation=[90, 0, 0])], 'blocks', r'brick 1 \(a\): rotation=.*vertical only'),
         ([dict(BLOCK), dict(BLOCK, pos=[0, 0.148, 0.01], name='b')], 'blocks', r'\(b\): pos=.*off'),
         ([], 'bricks', 'expected a list of 1 to'),
+        ([dict(RED, colour=['red'])], 'bricks', r'brick 1: colour=.*expected one of red'),
+        ([dict(RED, name=[1])], 'bricks', r'brick 1: name=.*expected text'),
+        ([dict(RED, type=22)], 'bricks', r'brick 1: type=22: expected text'),
+        ([dict(RED, type='\u00b2x\u00b2')], 'bricks', r'brick 1: type=.*expected brick_AxB'),
+        ([dict(RED, turn=float('nan'))], 'bricks', r'brick 1: turn=nan: expected a multiple'),
+        ([dict(RED, turn=float('inf'))], 'bricks', r'brick 1: turn=inf: expected a multiple'),
+        ([RED, dict(RED, at=[1e300, 0, 0])], 'bricks', r'brick 2: at=.*within 1000 studs'),
     ],
 )
 def test_refusals_name_file_brick_field_and_what_was_expected(tmp_path, bricks, key, said):
@@ -120,6 +127,27 @@ def test_bricks_of_one_kind_are_interchangeable():
 
 
 # -- the planner ----------------------------------------
+def test_a_file_that_is_no_plan_gets_one_line_with_its_name(tmp_path):
+    nested = '&a [x, x, x, x, x, x, x, x, x, x]'
+    for name in 'bcdefgh':  # a text that repeats itself 10^8 times by reference
+        nested += f'\n{name}: &{name} [{", ".join(["*" + chr(ord(name) - 1)] * 10)}]'
+    texts = {
+        'deep.json': '[' * 100_000,
+        'deep.yaml': '[' * 90_000,
+        'latin.yaml': 'bricks: \xe9',
+        'initial.yaml': f'blocks: [{json.dumps(BLOCK)}]\ninitial_blocks: 5',
+        'bomb.yaml': f'a: {nested}\nbricks: [{{type: *h, colour: red, at: [0, 0, 0]}}]',
+        'large.yaml': '#' * 100_001,
+        'a;b.yaml': json.dumps({'bricks': [RED]}),
+    }
+    for name, text in texts.items():
+        path = tmp_path / name
+        path.write_bytes(text.encode('latin-1'))
+        with pytest.raises(ValueError, match=name) as refusal:
+            read_plan(path)
+        assert '\n' not in str(refusal.value) and len(str(refusal.value)) < 500
+
+
 @pytest.mark.parametrize('scale', [1.0, 2.0])
 @pytest.mark.parametrize('name', DOZEN)
 def test_every_step_finds_what_it_stands_on_and_nothing_above(name, scale):

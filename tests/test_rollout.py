@@ -133,7 +133,7 @@ def test_replay_notices_the_first_step_that_differs(recorded, blind_world, tmp_p
     path = tmp_path / 'place_0000001.safetensors'
     write_episode(path, dict(arrays, qpos=qpos), header)
     policy = policies.replay(blind_world, {1: path})
-    result, _, _ = sim_rollout.run_episode(blind_world, policy, seed=1)
+    result, _ = sim_rollout.run_episode(blind_world, policy, seed=1)
     assert result['success'] and result['differs_at'] == 7 and 0 < result['max_difference'] < 1e-11
 
 
@@ -167,9 +167,7 @@ def test_a_killed_recording_goes_on_and_repeats_nothing(tmp_path):
 def test_words_refer_to_the_goal_at_work(tmp_path):
     """The rows of a plan in two steps: the long brick goes onto blue, then also onto white."""
     world = World('bridge', cameras=())
-    result, rows, _ = sim_rollout.run_episode(
-        world, policies.expert(world, 0.0), seed=0, record=True
-    )
+    result, rows = sim_rollout.run_episode(world, policies.expert(world, 0.0), seed=0, record=True)
     arrays, header = labels.pack_episode(world.truth(), world.metadata(), result, rows)
     assert result['success'] and 'referents' not in arrays
     (zero, first), (t, second) = header['referents']
@@ -421,6 +419,15 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
             'execute=5 changes nothing here, where the policy is expert: it is for where',
         ),
         ('--read_text=True', 'read_text=True changes nothing here'),
+        ('--port=9000', 'port=9000 changes nothing here'),
+        ('--viewer --video=1', 'video=1 changes nothing here'),
+        ('--viewer --record=x', 'record=x changes nothing here'),
+        ('--show_joints', 'show_joints=True changes nothing here'),
+        ('--reverse=True', 'reverse=True changes nothing here'),
+        ('--reverse=yes', "reverse='yes': expected True or False"),
+        ('--task=', 'task= is empty: name one, or leave --task out'),
+        ('--teleop --viewer --ckpt=x', 'teleop: the keys drive, leave --policy and --ckpt out'),
+        ('--policy=ws://localhost:x', 'ws://localhost:x: no policy server answers there'),
         (
             '--policy=hold --kicks=0.1',
             'kicks=0.1 changes nothing here, where the policy is hold: it is for where the',
@@ -509,17 +516,46 @@ def test_film_shows_something_that_moves(tmp_path):
     with imageio.get_reader(tmp_path / 'place_1000000_success.mp4') as reader:
         frames = list(iter(reader))  # the length it gives itself is unbounded
     steps = log(tmp_path)[0]['steps']
-    assert len(frames) == steps + 10 and frames[0].shape == (608, 960, 3)
+    n_of_steps = steps * 25 // 10
+    assert len(frames) == 1 + n_of_steps + round(1.5 * 25), '25 a second, and the verdict held'
+    height = len(frames[0]) - 480
+    assert frames[0].shape == (height + 480, 1200, 3) and height < 100
     views = {
-        'text': np.s_[:128, :480],
-        'third_person': np.s_[128:, :480],
-        'wrist': np.s_[368:, 480:720],
+        'text': np.s_[:height, :720],
+        'third_person': np.s_[height:, :720],
+        'wrist': np.s_[-240:, 720:960],
     }
     for name, view in views.items():
         assert frames[0][view].std() > 10, f'{name} is empty'
-        moved = np.abs(frames[0][view].astype(int) - frames[steps // 2][view])
+        moved = np.abs(frames[0][view].astype(int) - frames[n_of_steps // 2][view])
         assert moved.max() > 50, f'{name} stands still'
-    assert imageio.imread(tmp_path / 'sheet.png').shape == (304, 2880, 3)
+    person = [frame[views['third_person']].astype(int) for frame in frames[20:30]]
+    moved = [np.abs(a - b).max() for a, b in zip(person, person[1:])]
+    assert min(moved) > 20, 'it moves between control steps, too'
+    assert imageio.imread(tmp_path / 'sheet.png').shape == (38 + 2 * 350, 1440, 3)
+    assert not list(tmp_path.glob('*.part.mp4'))
+
+
+@pytest.mark.parametrize(
+    'record, tasks, said',
+    [
+        ('episodes/demo', ['place'], 'config/demo.py config/demo_start.py'),
+        ('episodes/demo_coached', ['place'], 'config/demo.py'),
+        ('/x/demo_coached', ['place'], 'config/demo.py --episodes=/x/demo,/x/demo_coached'),
+        (
+            'episodes/mine',  # no config is called so, and the slots of none have taught no policy
+            ['join'],
+            'config/join.py config/join_start.py --episodes=episodes/mine --out_dir=out/mine',
+        ),
+        (
+            '/a b/x',
+            ['place', 'join'],
+            "config/all.py config/all_start.py '--episodes=/a b/x' --out_dir=out/x",
+        ),
+    ],
+)
+def test_a_recording_names_the_config_that_learns_from_it(record, tasks, said):
+    assert sim_rollout.lesson(record, tasks) == said
 
 
 def test_films_are_half_failures_where_there_are_enough():

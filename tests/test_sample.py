@@ -4,6 +4,7 @@ python -m pytest tests/test_sample.py
 """
 
 import json
+import shutil
 
 import imageio.v2 as imageio
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import model
 import sample
 from episode import TOOL_ACTION, TOOL_ACTION_NAMES, pose_columns, read_episode
-from vla import pretrained
+from vla import policy, pretrained
 
 
 @pytest.fixture(scope='module')
@@ -26,10 +27,26 @@ def trained(tmp_path_factory):
         'train.py',
         'config/debug.py',
         '--max_steps=2',
+        '--question_share=0.2',
         f'--out_dir={folder}/run',
         f'--episodes={folder}/episodes',
     )
     return folder / 'run', folder / 'episodes'
+
+
+def test_what_was_never_taught_is_refused(trained, tmp_path):
+    copy = shutil.copytree(trained[0], tmp_path / 'run')
+    meta = json.loads((copy / 'meta.json').read_text())
+    meta['settings'] |= dict(question_share=0.0, read_text=0.0)
+    (copy / 'meta.json').write_text(json.dumps(meta))
+    for asked in ('--ask=where is the red brick ?', '--eval_qa=5'):
+        said = run('sample.py', f'--ckpt={copy}', asked, fails=True)
+        assert f'{copy} was never asked questions' in said and 'config/qa.py' in said
+        assert 'Traceback' not in said
+    said = run('sample.py', f'--ckpt={copy}', '--read_text=True', fails=True)
+    assert f'{copy} never learnt to act on text' in said
+    with pytest.raises(ValueError, match='leave --read_text out'):
+        policy.load_predictor(copy, read_text=True)
 
 
 def test_one_frame_is_compared_in_words_numbers_and_a_picture(trained):

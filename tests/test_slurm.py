@@ -213,10 +213,23 @@ def test_modules_and_folders_come_from_the_environment(cluster, tmp_path):
     assert (tmp_path / 'out').resolve() == scratch / 'out' and (scratch / 'episodes').is_dir()
 
 
+def test_modules_may_use_variables_that_are_not_set():
+    """Lmod does, and the scripts run under `set -u`, which holds again afterwards."""
+    script = (
+        'set -euo pipefail; module() { echo "$1 $2 $NOWHERE"; }; MODULES=cuda; VLA_IMAGE=a.sif; '
+        'cd "$(mktemp -d)"; source "$0"; [[ $- == *e*u* ]] && echo strict'
+    )
+    command = ['bash', '-c', script, str(ROOT / 'slurm' / 'setup.sh')]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.split() == ['load', 'cuda', 'strict'], run
+
+
 def test_the_login_node_installs_and_a_sourced_setup_does_not(cluster, tmp_path):
     (tmp_path / 'slurm').symlink_to(ROOT / 'slurm')
     login = dict(cwd=tmp_path, SLURM_JOB_ID='', VENV='', VLA_SCRATCH_ROOT=f'{tmp_path}/scratch')
-    assert said(cluster('setup.sh', **login)) == f'make setup VENV={tmp_path}/scratch/.venv'
+    assert said(cluster('setup.sh', **login)) == (
+        f'make setup VENV={tmp_path}/scratch/.venv TORCH=cuda'
+    )
     assert (tmp_path / 'out').resolve() == tmp_path / 'scratch' / 'out'
     assert said(cluster('setup.sh', VLA_IMAGE='a.sif', **login)) == ''
     assert said(cluster('run.sh', 'echo', 'hello', cwd=tmp_path, SLURM_JOB_ID='')) == 'hello'

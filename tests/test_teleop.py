@@ -90,7 +90,7 @@ def by_keys(world, seed, record=False):
 
     start = teleop.keyboard(pressed, person, world.control_hz, world.max_opening_m, [].append)
     world.patience = 10
-    result, rows, _ = sim_rollout.run_episode(world, start, seed, record=record)
+    result, rows = sim_rollout.run_episode(world, start, seed, record=record)
     return result, rows, all_keys
 
 

@@ -471,25 +471,50 @@ TRAIN_CONFIGS = [
 ]
 
 
+def typed(name):
+    """The configs that the head of a config tells to type for it."""
+    if name == 'qa':
+        return ['config/demo.py', 'config/qa.py']
+    if name.endswith('_start'):
+        return [f'config/{name.removesuffix("_start")}.py', f'config/{name}.py']
+    return [f'config/{name}.py']
+
+
+def starts_from_weights(name):
+    """Whether a config names a checkpoint or a published model to start from."""
+    return re.search("^init_from = '.+'", pathlib.Path(f'config/{name}.py').read_text(), re.M)
+
+
 @pytest.mark.parametrize('name', TRAIN_CONFIGS)
-def test_every_config_starts_as_typed_on_small_data(tmp_path, name):
+def test_every_config_says_what_it_needs_where_nothing_is_there_yet(tmp_path, name):
+    """On a laptop: no episodes, no first lesson, no published weights."""
+    out = f'--out_dir={tmp_path}/run'
+    elsewhere = [f'--episodes={tmp_path}/episodes/demo'] if name != 'debug' else []
+    said = launch.run('train.py', *typed(name), *elsewhere, out, '--dry_run=True')
+    assert [path.name for path in (tmp_path / 'run').iterdir()] == ['batch.png']
+    claimed = re.findall(
+        r'(\d+) GPUs?, (\d+) GB (?:of each )?by estimate', pathlib.Path(typed(name)[-1]).read_text()
+    )
+    for n, gb in claimed:
+        found = re.search(rf'on {n} GPUs? in bfloat16, estimated: ([\d.]+) GB', said)
+        assert round(float(found[1])) == int(gb), f'the head of {name} says {gb} GB: {found[0]}'
+    assert 'GB = ' in said and 'Traceback' not in said
+
+
+@pytest.mark.parametrize('name', [name for name in TRAIN_CONFIGS if starts_from_weights(name)])
+def test_every_config_that_starts_from_weights_does_so_as_typed(tmp_path, name):
     """It names what it starts from: a run of another config, or a published model."""
-    config = f'config/{name}.py'
-    words = [config]
-    size = 224 if name == 'eo1_3b' else 32 if name == 'debug' else 96
+    words = typed(name)
+    size = 224 if name == 'eo1_3b' else 96
     cameras = ('overhead', 'left/wrist', 'right/wrist')
     write_synthetic_episodes(tmp_path / 'e', 3, cameras, size)
     small = [f'--episodes={tmp_path}/e', '--val_fraction=0', '--batch_size=8']
     small.append('--refuse_share=0')  # these episodes have words without a grammar
-    if name.endswith('_start'):
-        words = [f'config/{name.removesuffix("_start")}.py', config]
     if name == 'eo1_3b':
         words.append(f'--init_from={publish(tmp_path / "published")}')
-    elif 'init_from' in pathlib.Path(config).read_text() and not name.endswith('_start'):
-        first = 'config/demo.py' if name == 'qa' else config
+    else:
         start = f'--out_dir={tmp_path}/start'
-        launch.run('train.py', first, '--init_from=', *small, start, '--max_steps=1')
-        words = ['config/demo.py', *words] if name == 'qa' else words
+        launch.run('train.py', words[0], '--init_from=', *small, start, '--max_steps=1')
         words.append(f'--init_from={tmp_path}/start')
     said = launch.run('train.py', *words, *small, f'--out_dir={tmp_path}/run', '--dry_run=True')
     assert f'first batch: {tmp_path}/run/batch.png' in said

@@ -544,6 +544,8 @@ def keep_batch(folder: str, batch: Mapping[str, torch.Tensor], about: Mapping[st
 
 def check_folder(folder: str) -> None:
     """Raise ValueError where writing a run would write, move or remove what lies elsewhere."""
+    if not folder:
+        raise ValueError('out_dir is empty: name a folder')
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise ValueError(f'out_dir {folder} is no folder')
     for name in _names(folder):
@@ -562,11 +564,14 @@ def lock(folder: str) -> IO[str]:
         The open file that holds the lock.
 
     Raises:
-        ValueError: Another process writes a run there.
+        ValueError: Another process writes a run there, or nobody can.
     """
-    os.makedirs(folder, exist_ok=True)
-    path = f'{folder}/run.lock'
-    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        number = os.open(f'{folder}/run.lock', flags, 0o666)
+    except OSError as fault:
+        raise ValueError(f'out_dir {folder} cannot be written to: {fault.strerror}') from None
     f = open(number, 'r+', encoding='utf-8')  # noqa: SIM115 -- closing it would give the lock back
     try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -251,3 +251,30 @@ def read_state(folder: str) -> dict[str, Any] | None:
     check_fields(path, state, STATE)
     check_processor(f'{path}: processor', state['processor'])
     return state
+
+
+def check_taught(folder: str, meta: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError where a checkpoint never learnt what is asked of it.
+
+    What its settings do not say, as those of early revisions, is not held against it.
+
+    Args:
+        folder: Of the checkpoint.
+        meta: Its meta.json.
+        what: 'questions' that it is to answer, or 'text' that it is to act on.
+    """
+    settings = meta.get('settings', {})
+    if what == 'questions':
+        share = settings.get('question_share', settings.get('questions', 1))
+        is_published = meta.get('processor', {}).get('template') == 'qwen'  # it could answer before
+        if share == 0 and not is_published:
+            raise ValueError(
+                f'{folder} was never asked questions (question_share 0), its answers would mean '
+                'nothing: python train.py config/demo.py config/qa.py teaches a checkpoint to '
+                'answer, then --ckpt=out/qa'
+            )
+    elif 0 in (settings.get('read_text', 1), settings.get('text_weight', 1)):
+        raise ValueError(
+            f'read_text: {folder} never learnt to act on text that it has read (its read_text or '
+            'text_weight was 0): leave --read_text out, or train with --read_text=0.5'
+        )

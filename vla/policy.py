@@ -18,6 +18,7 @@ import torch
 
 import model
 from vla import layers
+from vla.folder import check_taught
 from vla.graphs import Graphed
 from vla.processor import Processor
 
@@ -141,6 +142,8 @@ def load_predictor(
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f'device={device}: torch sees no such GPU here; leave --device out')
     net, meta = model.VLA.load(str(folder))
+    if read_text:
+        check_taught(str(folder), meta, 'text')
     net = net.to(device).eval()
     autocast = layers.autocast_for(device, dtype)
     processor = Processor.of_checkpoint(str(folder), meta)

@@ -182,6 +182,36 @@ def hub_parts(model: 'VLA') -> dict[str, Part]:
 # settings
 
 
+# What config.json of Qwen2.5-VL-3B-Instruct says of sizes, for estimates where the folder is not
+# there yet. Ids of tokens stand in it as well and are not needed for that.
+QWEN_3B: dict[str, Any] = dict(
+    vocab_size=151_936,
+    hidden_size=2048,
+    num_hidden_layers=36,
+    num_attention_heads=16,
+    num_key_value_heads=2,
+    intermediate_size=11_008,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+    rope_scaling=dict(mrope_section=[16, 24, 24]),
+    tie_word_embeddings=True,
+    image_token_id=151_655,
+    video_token_id=151_656,
+    vision_config=dict(
+        depth=32,
+        hidden_size=1280,
+        num_heads=16,
+        intermediate_size=3420,
+        patch_size=14,
+        temporal_patch_size=2,
+        spatial_merge_size=2,
+        window_size=112,
+        fullatt_block_indexes=[7, 15, 23, 31],
+        tokens_per_second=2,
+    ),
+)
+
+
 def config_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     """Fields of VLAConfig from the config.json of Qwen2.5-VL (flat or nested) or EO-1.
 

@@ -391,8 +391,13 @@ class Processor:
         }
 
     @classmethod
-    def from_dict(cls, made: dict[str, Any]) -> 'Processor':
-        """The processor that `to_dict` was asked of, also by earlier revisions."""
+    def from_dict(cls, made: dict[str, Any], where: str = '') -> 'Processor':
+        """The processor that `to_dict` was asked of, also by earlier revisions.
+
+        Args:
+            made: What it gave.
+            where: File that this stands in, for the error.
+        """
         made = dict(made)
         if 'compand' in made:  # the name of log_scale_m in checkpoints of earlier revisions
             made['log_scale_m'] = made.pop('compand')
@@ -402,7 +407,12 @@ class Processor:
         tables = saved_tables(made)
         for name in ('state_table', 'action_table'):
             made.pop(name, None)
-        return cls(**made, tables=tables)
+        try:
+            return cls(**made, tables=tables)
+        except ValueError as fault:
+            if not where:
+                raise
+            raise ValueError(f'{where}: processor: {fault}') from None
 
     @classmethod
     def of_checkpoint(cls, folder: str, meta: dict[str, Any]) -> 'Processor':
@@ -419,10 +429,7 @@ class Processor:
         if 'processor' not in meta:
             raise ValueError(f"{where}: no 'processor': these weights were not written by train.py")
         check_processor(f'{where}: processor', meta['processor'])
-        try:
-            processor = cls.from_dict(meta['processor'])
-        except ValueError as fault:
-            raise ValueError(f'{where}: processor: {fault}') from None
+        processor = cls.from_dict(meta['processor'], where)
         ours = {
             'state_dim': processor.state_dim,
             'action_dim': processor.action_dim,

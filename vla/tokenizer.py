@@ -87,6 +87,8 @@ def read_text(path: str | os.PathLike) -> str:
         FileNotFoundError: There is no such file.
         ValueError: It is no tokenizer, or lacks tokens; the text names the file.
     """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f'tokenizer {path}: no such file; assets/tokenizer.json is ours')
     tokenizer = load_tokenizer(path)
     missing = missing_tokens(tokenizer)
     if missing:

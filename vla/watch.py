@@ -106,7 +106,24 @@ def describe_model(
         terms = ' + '.join(f'{gb:.2f} {kind}' for kind, gb in parts.items() if gb > 0.005)
         total = sum(parts.values())
         lines.append(f'{where} per process, estimated: {total:.2f} GB = {terms}')
+    if config['dry_run'] and world_size == 1:
+        lines += _on_gpus(net, config, tokens)
     return '\n'.join(lines)
+
+
+def _on_gpus(net: VLA, config: Mapping[str, Any], tokens: int) -> list[str]:
+    """Say what GPUs would need of memory, one or eight of them, whatever machine this is."""
+    lines = []
+    for n in (1, 8):
+        part = config['batch_size'] // n // config['accumulate']
+        if not part:
+            continue
+        parts = n if config['fsdp'] else 1
+        how = (config['ema'], part, tokens, torch.bfloat16, config['offload'], parts)
+        found = parallel.memory_gb(net, 'cuda', *how)
+        total = sum(found['memory'].values())
+        lines.append(f'on {n} GPU{"s" * (n > 1)} in bfloat16, estimated: {total:.2f} GB of each')
+    return lines
 
 
 def describe_data(
@@ -412,11 +429,14 @@ def replay(net: VLA, batch: Mapping[str, torch.Tensor], autocast: torch.autocast
 def step_text(line: Mapping[str, Any], max_steps: int, batch_size: int) -> str:
     """Return a line of the log as it is printed, with the time that is left."""
     eta_s = (max_steps - line['step']) * batch_size / line['samples_per_s']
+    mapped = ''
+    if line.get('mapped_gb', 0) >= 0.05:  # lines of earlier logs have none
+        mapped = f' ({line["mapped_gb"]:.1f} of it mapped files)'
     return (
         f'step {line["step"]:6d}/{max_steps}  loss {line["loss"]:.4f}  flow {line["flow"]:.4f}  '
         f'text {line["text"]:.4f}  lr {line["lr"]:.2e}  grad {line["grad_norm"]:5.2f}  '
         f'{line["samples_per_s"]:5.0f} samples/s  MFU {100 * line["mfu"]:4.1f}%  '
-        f'data {100 * line["data_wait"]:4.1f}%  {line["memory_gb"]:5.2f} GB  '
+        f'data {100 * line["data_wait"]:4.1f}%  {line["memory_gb"]:5.2f} GB{mapped}  '
         f'eta {eta_s / 60:5.1f} min'
     )
 
@@ -569,6 +589,19 @@ def memory_used_gb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def mapped_gb(device: str) -> float:
+    """Return how much of this process's main memory now holds pages of files, as of episodes.
+
+    The kernel takes those back when others need memory. On a GPU it is 0: `memory_used_gb` is of
+    the GPU there.
+    """
+    if torch.device(device).type == 'cuda' or not os.path.exists('/proc/self/statm'):
+        return 0.0
+    with open('/proc/self/statm', encoding='ascii') as f:
+        shared = int(f.read().split()[2])
+    return shared * resource.getpagesize() / 1e9
+
+
 def peak_flops(device: str, dtype: torch.dtype, size: int = 1024, seconds: float = 0.2) -> float:
     """Return the FLOP/s that one process reaches at most in products of `dtype`.
 
@@ -619,9 +652,12 @@ def _plot_losses(log_path: str, out: str) -> None:
         for key, label in ((name, 'training'), (f'val_{name}', 'held out')):
             points = [(e['step'], e[key]) for e in entries if key in e]
             if points:
-                axis.plot(*zip(*points), label=label)
-        if name != 'lr':
+                axis.plot(*zip(*points), label=label, marker='o' if len(points) <= 20 else None)
+        drawn = [y for line in axis.lines for y in line.get_ydata() if y > 0]
+        # Within a decade a logarithmic axis has hardly a number on it.
+        if name != 'lr' and drawn and max(drawn) > 10 * min(drawn):
             axis.set_yscale('log')
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(title=title, xlabel='step')
         if axis.lines:  # nothing may be held out
             axis.legend()
