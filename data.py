@@ -7,6 +7,8 @@ python data.py merge episodes/all episodes/place episodes/join     # one folder 
 python data.py split episodes/demo 0.1   # links a tenth into _held, the others into _rest
 python data.py jpeg episodes/demo 90     # pictures packed, quality 90, into episodes/demo_jpeg
 python data.py tokenizer                 # makes assets/tokenizer.json; --from=FOLDER, --out=FILE
+python data.py to_lerobot episodes/demo out/lerobot    # --pictures=image: no losses; --action=joint
+python data.py from_lerobot user/name episodes/name    # or a folder; --image_size=224, --jpeg=90
 
 Episode files (episode.py) hold SI units and raw pixels, nothing normalised. Anchoring, normalising
 and the token sequence (vla/processor.py) happen at load time, in the same functions as for a live
@@ -71,6 +73,7 @@ import fnmatch
 import functools
 import itertools
 import os
+import shlex
 import sys
 import zlib
 from collections.abc import Callable, Generator, Sequence
@@ -79,10 +82,13 @@ from typing import Any
 import numpy as np
 import torch
 
+import hub
 import instructions
 from episode import check_episode, episode_paths, read_episode
 from vla import browse, questions
 from vla.frames import Frames
+from vla.lerobot_reader import from_lerobot
+from vla.lerobot_writer import to_lerobot
 from vla.processor import Batch, Processor
 from vla.tokenizer import make_tokenizer
 from vla.windows import Windows, frame_of, held_out
@@ -684,11 +690,12 @@ def link_into(parts: dict[str, list[str]]) -> None:
         print(f'{folder}: {n} episodes')
 
 
-def pack(folder: str, quality: int) -> None:
-    """Copy a folder with its pictures as jpeg and say how large it is."""
+def pack(folder: str, quality: int) -> str:
+    """Copy a folder with its pictures as jpeg and say how large it is; returns the copy's name."""
     to = f'{folder.rstrip("/")}_jpeg'
     before, after = browse.pack_episodes(episode_paths(folder), to, quality)
     print(f'{to}: {after / 1e9:.3f} GB, {after / before:.0%} of what it was')
+    return to
 
 
 def show(source: str) -> None:
@@ -721,35 +728,54 @@ def number(text: str, kind: Callable[[str], Any], low: float, high: float) -> An
     return value
 
 
+OPTIONS = {  # of commands that have some
+    'tokenizer': {'from', 'out'},
+    'to_lerobot': {'pictures', 'action'},
+    'from_lerobot': {'image_size', 'jpeg'},
+}
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands on top of this file; returns the exit code."""
-    options: dict[str, Any] = {'from': None, 'out': 'assets/tokenizer.json'}
-    for word in argv:
-        if word.startswith('--') and '=' in word:
-            name, value = word[2:].split('=', 1)
-            options[name] = value
     command, *rest = [word for word in argv if not word.startswith('--')] or ['help']
-    if command == 'tokenizer' and not rest and len(options) == 2:
-        write_tokenizer(options['from'], options['out'])
+    options = dict(word[2:].split('=', 1) for word in argv if word.startswith('--') and '=' in word)
+    made = ''  # the folder that the command makes
+    if options.keys() - OPTIONS.get(command, set()):
+        command = 'help'
+    if command == 'tokenizer' and not rest:
+        write_tokenizer(options.get('from'), options.get('out', 'assets/tokenizer.json'))
     elif command == 'check' and len(rest) == 1:
-        return check(rest[0])
+        return check(hub.fetch_all(command, rest[0]))
     elif command == 'merge' and len(rest) > 2:
-        link_into({rest[0]: episode_paths(rest[1:])})
+        made = rest[0]
+        link_into({made: episode_paths([hub.fetch_all(command, name) for name in rest[1:]])})
     elif command == 'split' and len(rest) == 2:
         split_folder(rest[0], number(rest[1], float, 0, 1))
     elif command == 'jpeg' and len(rest) == 2:
-        pack(rest[0], number(rest[1], int, 1, 95))
+        made = pack(rest[0], number(rest[1], int, 1, 95))
     elif command == 'stats' and len(rest) == 1:
-        browse.print_stats(episode_paths(rest[0]))
+        browse.print_stats(episode_paths(hub.fetch_all(command, rest[0])))
     elif command == 'show' and len(rest) == 1:
         show(rest[0])
+    elif command == 'to_lerobot' and len(rest) == 2:
+        paths = episode_paths(hub.fetch_all(command, rest[0]))
+        how = (options.get('pictures', 'video'), options.get('action', ''))
+        print('\n'.join(to_lerobot(paths, rest[1], *how)))
+    elif command == 'from_lerobot' and len(rest) == 2:
+        made = rest[1]
+        folder = hub.fetch(command, rest[0], 'lerobot')
+        numbers = {name: number(text, int, 0, 4096) for name, text in options.items()}
+        print('\n'.join(from_lerobot(folder, made, **numbers)))
     else:
         print(str(__doc__).split('\n\n')[1])
         return 2
+    if made:
+        hub.write_card(made, 'dataset', shlex.join(['python', 'data.py', *argv]))
     return 0
 
 
 if __name__ == '__main__':
+    os.environ.setdefault('SVT_LOG', '1')  # the encoder of videos talks at length otherwise
     try:
         code = main(sys.argv[1:])
     except (ValueError, OSError) as error:

@@ -1,7 +1,7 @@
 """What the real lerobot does in its own environment, for tests/test_lerobot.py.
 
 python tests/lerobot_side.py open FOLDER OUT.npz      # what LeRobotDataset gives of some frames
-python tests/lerobot_side.py record FOLDER            # two episodes, recorded with LeRobot's own API
+python tests/lerobot_side.py record FOLDER            # two episodes by LeRobot's own recorder
 """
 
 import sys

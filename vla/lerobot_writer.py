@@ -497,6 +497,7 @@ class _Writer:
         for name, content in (('info', info), ('stats', _as_lists(stats))):
             text = json.dumps(content, indent=4)
             write_atomic(f'{self.root}/meta/{name}.json', text.encode())
+        write_atomic(f'{self.root}/README.md', _card(info).encode())
         table = _tasks_table(list(self.tasks))
         arrow().parquet.write_table(table, f'{self.root}/meta/tasks.parquet')
 
@@ -507,6 +508,22 @@ def _column(values: np.ndarray) -> Any:
     if values.ndim == 1:
         return pa.array(values)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+def _card(info: dict[str, Any]) -> str:
+    """The text of README.md; its first lines make the Hub show rows and pictures by itself."""
+    lines = ['---', 'tags: [LeRobot, robotics, vla-lego]', 'task_categories: [robotics]']
+    lines += ['configs:', '- config_name: default', '  data_files: data/*/*.parquet', '---']
+    lines += ['# Bimanual LEGO assembly, as a LeRobot data set', '']
+    lines += [f'Robot: {info["robot_type"]}. Recorded with VLA-LEGO, by `data.py to_lerobot`.', '']
+    counts = ('total_episodes', 'total_frames', 'total_tasks', 'fps')
+    lines += [f'- {name}: {info[name]}' for name in counts]
+    for key, feature in info['features'].items():
+        lines.append(f'- `{key}`: {feature["dtype"]} {feature["shape"]}')
+    table = info['features']['action']
+    slots = zip(table['names'], table['info']['units'])
+    lines += ['', 'Action: ' + ', '.join(f'`{name}` {unit}'.strip() for name, unit in slots), '']
+    return '\n'.join(lines)
 
 
 def _tasks_table(instructions: list[str]) -> Any:
@@ -565,9 +582,15 @@ def to_lerobot(
     writer.finish()
     os.replace(root, folder)
     said = f'{writer.episodes} episodes, {writer.frames} frames, {len(writer.tasks)} instructions'
+    name = os.path.basename(os.path.abspath(folder))
     size = sum(
         os.path.getsize(os.path.join(at, name))
         for at, _, names in os.walk(folder)
         for name in names
     )
-    return [*plan.notes, f'{folder}: {said}, {size / 1e6:.1f} MB']
+    return [
+        *plan.notes,
+        f'{folder}: {said}, {size / 1e6:.1f} MB',
+        f'share: hf upload <you>/{name} {folder} . --type dataset && '
+        f'hf repos tag create <you>/{name} {VERSION} --type dataset',
+    ]
