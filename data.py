@@ -9,6 +9,7 @@ python data.py jpeg episodes/demo 90     # pictures packed, quality 90, into epi
 python data.py tokenizer                 # makes assets/tokenizer.json; --from=FOLDER, --out=FILE
 python data.py to_lerobot episodes/demo out/lerobot    # --pictures=image: no losses; --action=joint
 python data.py from_lerobot user/name episodes/name    # or a folder; --image_size=224, --jpeg=90
+python data.py from_hdf5 data/aloha episodes/aloha --control_hz=50 "--instruction=hand it over"
 
 Episode files (episode.py) hold SI units and raw pixels, nothing normalised. Anchoring, normalising
 and the token sequence (vla/processor.py) happen at load time, in the same functions as for a live
@@ -87,6 +88,7 @@ import instructions
 from episode import check_episode, episode_paths, read_episode
 from vla import browse, questions
 from vla.frames import Frames
+from vla.hdf5_reader import from_hdf5
 from vla.lerobot_reader import from_lerobot
 from vla.lerobot_writer import to_lerobot
 from vla.processor import Batch, Processor
@@ -690,12 +692,11 @@ def link_into(parts: dict[str, list[str]]) -> None:
         print(f'{folder}: {n} episodes')
 
 
-def pack(folder: str, quality: int) -> str:
-    """Copy a folder with its pictures as jpeg and say how large it is; returns the copy's name."""
+def pack(folder: str, quality: int) -> None:
+    """Copy a folder with its pictures as jpeg and say how large it is."""
     to = f'{folder.rstrip("/")}_jpeg'
     before, after = browse.pack_episodes(episode_paths(folder), to, quality)
     print(f'{to}: {after / 1e9:.3f} GB, {after / before:.0%} of what it was')
-    return to
 
 
 def show(source: str) -> None:
@@ -732,6 +733,7 @@ OPTIONS = {  # of commands that have some
     'tokenizer': {'from', 'out'},
     'to_lerobot': {'pictures', 'action'},
     'from_lerobot': {'image_size', 'jpeg'},
+    'from_hdf5': {'image_size', 'jpeg', 'control_hz', 'instruction'},
 }
 
 
@@ -739,7 +741,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one of the commands on top of this file; returns the exit code."""
     command, *rest = [word for word in argv if not word.startswith('--')] or ['help']
     options = dict(word[2:].split('=', 1) for word in argv if word.startswith('--') and '=' in word)
-    made = ''  # the folder that the command makes
+    made = ''  # a folder that others may want
     if options.keys() - OPTIONS.get(command, set()):
         command = 'help'
     if command == 'tokenizer' and not rest:
@@ -747,12 +749,12 @@ def main(argv: Sequence[str]) -> int:
     elif command == 'check' and len(rest) == 1:
         return check(hub.fetch_all(command, rest[0]))
     elif command == 'merge' and len(rest) > 2:
-        made = rest[0]
-        link_into({made: episode_paths([hub.fetch_all(command, name) for name in rest[1:]])})
+        sources = [hub.fetch_all(command, name) for name in rest[1:]]
+        link_into({rest[0]: episode_paths(sources)})
     elif command == 'split' and len(rest) == 2:
         split_folder(rest[0], number(rest[1], float, 0, 1))
     elif command == 'jpeg' and len(rest) == 2:
-        made = pack(rest[0], number(rest[1], int, 1, 95))
+        pack(rest[0], number(rest[1], int, 1, 95))
     elif command == 'stats' and len(rest) == 1:
         browse.print_stats(episode_paths(hub.fetch_all(command, rest[0])))
     elif command == 'show' and len(rest) == 1:
@@ -766,6 +768,12 @@ def main(argv: Sequence[str]) -> int:
         folder = hub.fetch(command, rest[0], 'lerobot')
         numbers = {name: number(text, int, 0, 4096) for name, text in options.items()}
         print('\n'.join(from_lerobot(folder, made, **numbers)))
+    elif command == 'from_hdf5' and len(rest) == 2 and 'instruction' in options:
+        made = rest[1]
+        words = options.pop('instruction')
+        numbers = {'control_hz': 50}
+        numbers |= {name: number(text, int, 0, 4096) for name, text in options.items()}
+        print('\n'.join(from_hdf5(rest[0], made, instruction=words, **numbers)))
     else:
         print(str(__doc__).split('\n\n')[1])
         return 2

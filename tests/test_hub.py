@@ -133,8 +133,10 @@ def test_the_line_that_a_run_prints_uploads_what_can_be_fetched_again(run, serve
     files = server.repositories['models/user/again']['main']
     assert files['model.safetensors'] == (checkpoint / 'model.safetensors').read_bytes()
     assert 'README.md' in files and not [name for name in files if '/' in name]
-    look = 'import sys; sys.path.append(sys.argv[1]); import hub; hub.fetch("c", "user/again", "model")'
-    folder = run('-c', look, ROOT).splitlines()[-1].removeprefix('c=user/again: ')
+    look = (
+        'import sys; sys.path.append(sys.argv[1]); import hub; hub.fetch("c", sys.argv[2], "model")'
+    )
+    folder = run('-c', look, ROOT, 'user/again').splitlines()[-1].removeprefix('c=user/again: ')
     assert read_meta(folder)['step'] == 2
 
 

@@ -27,6 +27,7 @@ pa = pytest.importorskip('pyarrow', reason='pip install pyarrow')
 pytest.importorskip('av', reason='pip install av')
 from vla import lerobot_reader, lerobot_writer  # noqa: E402
 
+os.environ.setdefault('SVT_LOG', '1')  # the encoder of videos talks at length otherwise
 CAMERAS = ('overhead', 'left/wrist')
 COUNT = 4
 PYTHON = os.environ.get('LEROBOT_PYTHON', sys.executable)
@@ -43,7 +44,7 @@ def ours(tmp_path_factory):
 @pytest.fixture(scope='module')
 def theirs(ours):
     """{'image' | 'video': folder}; files are cut early, so that there are several of each kind."""
-    limits = lerobot_writer.Limits(chunk_files=2, data_mb=0.02, video_mb=0.005)
+    limits = lerobot_writer.Limits(chunk_files=2, data_mb=0.001, video_mb=0.001)
     folders = {}
     for pictures in ('image', 'video'):
         folders[pictures] = f'{ours.parent}/{pictures}'

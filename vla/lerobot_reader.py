@@ -154,7 +154,7 @@ class _VideoReader:
         self.next = 0
 
 
-def _fitted(picture: np.ndarray, size: int) -> np.ndarray:
+def fitted(picture: np.ndarray, size: int) -> np.ndarray:
     """A picture as a square of so many pixels, as it is for 0."""
     if not size or picture.shape[:2] == (size, size):
         return picture
@@ -240,7 +240,7 @@ class _Reader:
             else:
                 frames = _unpacked(table[key].take(order), self.folder)
             arrays[f'image/{camera}'] = np.stack(
-                [_fitted(frame, self.image_size) for frame in frames]
+                [fitted(frame, self.image_size) for frame in frames]
             )
         header: Header = {
             'task': about.get(f'{OURS}task', 'lerobot'),
@@ -290,9 +290,15 @@ def from_lerobot(folder: str, to: str, image_size: int = 0, jpeg: int | None = N
 
 
 def write_all(
-    episodes: Iterable[tuple[Arrays, Header]], to: str, count: int, jpeg: int = 0
+    episodes: Iterable[tuple[Arrays, Header]], to: str, count: int | None, jpeg: int = 0
 ) -> list[str]:
     """Write episodes into a folder that is not there yet; a kill leaves none.
+
+    Args:
+        episodes: Arrays and header of each.
+        to: The folder.
+        count: How many there will be, where that is known.
+        jpeg: Quality in which pictures are packed; 0: not at all.
 
     Returns:
         In lines, what has been written and what to type next.
