@@ -66,8 +66,9 @@ def _read(group: Any, image_size: int) -> tuple[Arrays, list, list]:
         states = {'qpos': found['qpos'][:]}
         images = dict(found['images'])
     else:
-        states = {name: found[name][:] for name in sorted(found) if found[name].ndim == 2}
-        images = {name: found[name] for name in sorted(found) if found[name].ndim == 4}
+        names = [name for name in sorted(found) if name != 'object']  # the simulator's truth
+        states = {name: found[name][:] for name in names if found[name].ndim == 2}
+        images = {name: found[name] for name in names if found[name].ndim == 4}
     arrays = {f'image/{name}': _frames(array, image_size) for name, array in images.items()}
     arrays |= {'state': np.concatenate([*states.values()], 1), 'joint_action': action}
     if is_aloha and action.shape[1] == len(_ALOHA):
