@@ -4,7 +4,7 @@ Everything, as config/demo.py has it; training takes one process per GPU, or two
 takes a GPU if there is one:
 python bench.py
 
-Some of the sections world, render, loader, train, act; training in one process:
+Some of the sections world, render, loader, train, act, wire; training in one process:
 python bench.py --only=world,render
 python bench.py --only=train --processes=1
 
@@ -51,7 +51,9 @@ import numpy as np
 import torch
 
 import data
+import hub
 import model
+import wire
 from episode import git_rev, write_synthetic_episodes
 from sim import ledger, rig, tasks
 from sim.expert import Expert
@@ -69,7 +71,7 @@ collect_config = 'config/demo_collect.py'  # the world that is measured
 train_config = 'config/demo.py'  # the training that is measured, its loader and its model
 train_steps = 40  # 1..: optimizer steps
 processes = None  # 1..1024: of training; None: one per GPU or two on CPUs, as make demo has it
-ckpt = ''  # for loader and act; '': one made for the occasion, hardly trained
+ckpt = ''  # for loader and act, also of the Hub; '': one made for the occasion, hardly trained
 onnx = ''  # of act: a file of sample.py --export, measured beside torch
 # instead of all that
 gpu = False  # what one GPU reaches, section by section, each in a process of its own
@@ -84,7 +86,7 @@ exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides by fi
 CODE = Path(__file__).resolve().parent
 # train.py is read like a config: its settings, and the small functions that make a model of them.
 TRAIN = types.SimpleNamespace(**runpy.run_path(str(CODE / 'train.py')))
-SECTIONS = ('world', 'render', 'loader', 'train', 'act')
+SECTIONS = ('world', 'render', 'loader', 'train', 'act', 'wire')
 # Sections of --gpu, and the most seconds that each may take: six minutes.
 GPU_SECTIONS = {
     'gpu_demo': 40,
@@ -423,6 +425,38 @@ def bench_act(ckpt, onnx=''):
     for name, time_s in alternate(seconds, **actions).items():
         show('act', f'chunk, {name}', time_s * 1e3, 'ms', note)
     world.close()
+
+
+def answer_at_once(started):
+    """Serve a policy that takes no time, in a process of its own; `started` gets the port."""
+    chunk = np.zeros((8, 15), np.float32)
+    wire.serve(lambda request: {'actions': chunk}, {}, '127.0.0.1', 0, started.put)
+
+
+def bench_wire():
+    """Measure a round trip of openpi's protocol on this machine, but for the model."""
+    context = multiprocessing.get_context('spawn')
+    started = context.Queue()
+    server = context.Process(target=answer_at_once, args=(started,), daemon=True)
+    server.start()
+    rng = np.random.default_rng(0)
+    request = {
+        f'image/{name}': rng.integers(0, 256, (224, 224, 3), np.uint8)
+        for name in ('overhead', 'left', 'right')
+    }
+    request['state'] = np.zeros(79, np.float32)
+    with wire.Client(f'ws://127.0.0.1:{started.get(timeout=300)}') as client:
+        client.infer(request)
+        times = []
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(times) < 100:
+            began = time.perf_counter()
+            client.infer(request)
+            times.append(1e3 * (time.perf_counter() - began))
+    server.terminate()
+    low, median, high = np.percentile(times, (5, 50, 95))
+    note = f'3 x 224 px, {len(times)} times; p5 {low:.2f}, p95 {high:.2f} ms'
+    show('wire', 'round trip without the model, median', median, 'ms', note)
 
 
 # -----------------------------------------------------------------------------
@@ -838,6 +872,10 @@ if __name__ == '__main__':
         processes = 1
     # -----------------------------------------------------------------------------
     # section by section
+    try:
+        ckpt = hub.fetch('ckpt', ckpt, 'model')
+    except ValueError as refusal:
+        raise SystemExit(str(refusal)) from None
     with tempfile.TemporaryDirectory() as temporary:
         trained = ''
         for section in sections:
@@ -855,3 +893,5 @@ if __name__ == '__main__':
                 bench_train(trained, processes)
             elif section == 'act':
                 bench_act(ckpt or trained, onnx)
+            elif section == 'wire':
+                bench_wire()

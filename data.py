@@ -7,6 +7,9 @@ python data.py merge episodes/all episodes/place episodes/join     # one folder 
 python data.py split episodes/demo 0.1   # links a tenth into _held, the others into _rest
 python data.py jpeg episodes/demo 90     # pictures packed, quality 90, into episodes/demo_jpeg
 python data.py tokenizer                 # makes assets/tokenizer.json; --from=FOLDER, --out=FILE
+python data.py to_lerobot episodes/demo out/lerobot    # --pictures=image: no losses; --action=joint
+python data.py from_lerobot user/name episodes/name    # or a folder; --image_size=224, --jpeg=90
+python data.py from_hdf5 data/aloha episodes/aloha --control_hz=50 "--instruction=hand it over"
 
 Episode files (episode.py) hold SI units and raw pixels, nothing normalised. Anchoring, normalising
 and the token sequence (vla/processor.py) happen at load time, in the same functions as for a live
@@ -72,6 +75,7 @@ import functools
 import itertools
 import math
 import os
+import shlex
 import sys
 import zlib
 from collections.abc import Callable, Generator, Sequence
@@ -80,10 +84,14 @@ from typing import Any
 import numpy as np
 import torch
 
+import hub
 import instructions
 from episode import check_episode, episode_paths, read_episode
 from vla import browse, questions
 from vla.frames import Frames
+from vla.hdf5_reader import from_hdf5
+from vla.lerobot_reader import from_lerobot
+from vla.lerobot_writer import to_lerobot
 from vla.processor import Batch, Processor
 from vla.tokenizer import make_tokenizer
 from vla.windows import Windows, frame_of, held_out
@@ -729,37 +737,63 @@ def number(text: str, kind: Callable[[str], Any], low: float, high: float) -> An
     return value
 
 
+OPTIONS = {  # of commands that have some
+    'tokenizer': {'from', 'out'},
+    'to_lerobot': {'pictures', 'action'},
+    'from_lerobot': {'image_size', 'jpeg'},
+    'from_hdf5': {'image_size', 'jpeg', 'control_hz', 'instruction'},
+}
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands on top of this file; returns the exit code."""
-    options: dict[str, Any] = {'from': None, 'out': 'assets/tokenizer.json'}
-    for word in argv:
-        if word.startswith('--') and '=' in word:
-            name, value = word[2:].split('=', 1)
-            if name not in options:
-                raise ValueError(f'--{name}: unknown; there are --from and --out, of tokenizer')
-            options[name] = value
     command, *rest = [word for word in argv if not word.startswith('--')] or ['help']
-    if command == 'tokenizer' and not rest and len(options) == 2:
-        write_tokenizer(options['from'], options['out'])
+    options = dict(word[2:].split('=', 1) for word in argv if word.startswith('--') and '=' in word)
+    made = ''  # a folder that others may want
+    known = OPTIONS.get(command, set())
+    for name in sorted(options.keys() - known):
+        takes = ', '.join(f'--{option}' for option in sorted(known)) or 'no options'
+        raise ValueError(f'--{name}: unknown; {command} takes {takes}')
+    if command == 'tokenizer' and not rest:
+        write_tokenizer(options.get('from'), options.get('out', 'assets/tokenizer.json'))
     elif command == 'check' and len(rest) == 1:
-        return check(rest[0])
+        return check(hub.fetch_all(command, rest[0]))
     elif command == 'merge' and len(rest) > 2:
-        link_into({rest[0]: episode_paths(rest[1:])})
+        sources = [hub.fetch_all(command, name) for name in rest[1:]]
+        link_into({rest[0]: episode_paths(sources)})
     elif command == 'split' and len(rest) == 2:
         split_folder(rest[0], number(rest[1], float, 0, 1))
     elif command == 'jpeg' and len(rest) == 2:
         pack(rest[0], number(rest[1], int, 1, 95))
     elif command == 'stats' and len(rest) == 1:
-        browse.print_stats(episode_paths(rest[0]))
+        browse.print_stats(episode_paths(hub.fetch_all(command, rest[0])))
     elif command == 'show' and len(rest) == 1:
         show(rest[0])
+    elif command == 'to_lerobot' and len(rest) == 2:
+        paths = episode_paths(hub.fetch_all(command, rest[0]))
+        how = (options.get('pictures', 'video'), options.get('action', ''))
+        print('\n'.join(to_lerobot(paths, rest[1], *how)))
+    elif command == 'from_lerobot' and len(rest) == 2:
+        made = rest[1]
+        folder = hub.fetch(command, rest[0], 'lerobot')
+        numbers = {name: number(text, int, 0, 4096) for name, text in options.items()}
+        print('\n'.join(from_lerobot(folder, made, **numbers)))
+    elif command == 'from_hdf5' and len(rest) == 2 and 'instruction' in options:
+        made = rest[1]
+        words = options.pop('instruction')
+        numbers = {'control_hz': 50}
+        numbers |= {name: number(text, int, 0, 4096) for name, text in options.items()}
+        print('\n'.join(from_hdf5(rest[0], made, instruction=words, **numbers)))
     else:
         print(str(__doc__).split('\n\n')[1])
         return 2
+    if made:
+        hub.write_card(made, 'dataset', shlex.join(['python', 'data.py', *argv]))
     return 0
 
 
 if __name__ == '__main__':
+    os.environ.setdefault('SVT_LOG', '1')  # the encoder of videos talks at length otherwise
     try:
         code = main(sys.argv[1:])
     except (ValueError, OSError) as error:

@@ -26,6 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
+import hub
 import model
 from episode import STATE_NAMES, episode_paths, pose_columns, read_episode
 from vla import layers, policy, pretrained, questions
@@ -33,11 +34,11 @@ from vla.folder import check_taught, read_meta
 from vla.processor import Processor
 
 # -----------------------------------------------------------------------------
-ckpt = 'out/demo'  # folder written by train.py
+ckpt = 'out/demo'  # folder written by train.py, or user/name[@revision] of the Hugging Face Hub
 # which frames
 episode = ''  # one episode file; '': a held-out window of `episodes`
 step = 0  # 0..: row of that episode
-episodes = ''  # folder; '': the one the checkpoint was trained on
+episodes = ''  # folder, or of the Hub; '': the one the checkpoint was trained on
 count = 0  # 0..: held-out windows to average the error over
 seed = 0  # 0..4_294_967_295: which held-out windows, which noise
 eval_qa = 0  # 0..: questions about held-out frames to score
@@ -321,6 +322,9 @@ def draw(processor, obs, recorded, predicted, spread, mask, views, title, path):
 
 if __name__ == '__main__':
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    out = out or f'{hub.home(ckpt)}/sample.png'
+    ckpt = or_exit(hub.fetch, 'ckpt', ckpt, 'model')
+    episodes = or_exit(hub.fetch_all, 'episodes', episodes) if episodes else ''
     how = dict(
         temperature=temperature, top_p=top_p, generator=torch.Generator(device).manual_seed(seed)
     )
@@ -382,7 +386,7 @@ if __name__ == '__main__':
             raise SystemExit(
                 f'{ckpt}/meta.json: settings do not say which episodes: --episode=FILE'
             )
-        folder = episodes or settings['episodes']
+        folder = episodes or or_exit(hub.fetch_all, 'episodes', settings['episodes'])
         fraction = settings['val_fraction']
         held_out = 'val' if fraction else None
         dataset = or_exit(data.Dataset, folder, processor, split=held_out, val_fraction=fraction)
@@ -468,7 +472,8 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # picture
-    path = Path(out or Path(ckpt) / 'sample.png')
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
     shown = ''.join(c for c in text if c.isprintable())  # fonts lack the others
     title = f'{obs["instruction"]}\nrecorded: {dataset.subtask(row)}   decoded: {shown}'
     world = dataset.header(dataset.episode[row]).get('world', {})  # only our simulator says

@@ -67,6 +67,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+import hub
 import wire
 from episode import write_atomic, write_episode
 from sim import film, labels, ledger, plan_score, policies
@@ -78,7 +79,8 @@ from sim.world import RENDER_MODES, World
 
 # -----------------------------------------------------------------------------
 # who drives
-# expert, hold, zero, random; checkpoint folder; episode or folder to replay; ws://host:port
+# expert, hold, zero, random; checkpoint folder; episode or folder to replay; ws://host:port;
+# of the Hugging Face Hub user/name[@revision], or datasets/user/name to replay
 policy = 'expert'
 ckpt = ''  # --ckpt=out/demo is the same as --policy=out/demo
 kicks = 0.0  # 0..1: expert: probability per step that a disturbance starts; the label stays clean
@@ -657,12 +659,13 @@ if __name__ == '__main__':
         raise SystemExit(0)
     # -----------------------------------------------------------------------------
     # who drives, in which world, on which seeds
-    policy = ckpt or ('teleop' if teleop else policy)
+    named = ckpt or ('teleop' if teleop else policy)
     parameters = inspect.signature(World).parameters
     default = {key: parameters[key].default for key in WORLD_KEYS}
     files = {}  # of a replay: {task: {seed: path}}
     asked_seeds = []
     try:
+        policy = hub.fetch('ckpt' if ckpt else 'policy', named, 'model')
         kind, headers, made = 'teleop', {}, {}
         if not teleop:
             kind, headers, made = policies.resolve(policy, default)
@@ -733,14 +736,14 @@ if __name__ == '__main__':
         make_folder('record', record)
     root = Path('out') / kind
     if kind == 'checkpoint':
-        root = Path(policy) / 'rollout'
+        root = Path(hub.home(named)) / 'rollout'
     root = Path(out or record or root)
     make_folder('out', root)
     # -----------------------------------------------------------------------------
     # a part is one task as it is run in one way: what is asked of it, and what is there already
     how = {key: config[key] for key in CHECKPOINT_KEYS}
     asks_checkpoint = kind in ('checkpoint', 'coached')
-    made_with = dict(world_settings, policy=policy, kicks=kicks)
+    made_with = dict(world_settings, policy=named, kicks=kicks)
     if asks_checkpoint:
         weights = ledger.fingerprint(ledger.weight_files(policy))
         made_with |= dict(how, weights=weights)
@@ -949,6 +952,8 @@ if __name__ == '__main__':
         if len(parts) > 1:
             print('\n'.join(table(scores, reset_s)))
         print(f'  scores: {root / "scores.json"}')
+        if kind == 'checkpoint' and policy == named:
+            hub.write_card(policy, 'model')
     left = n_todo - len(new)
     if left:
         print(
@@ -956,6 +961,9 @@ if __name__ == '__main__':
             f'the same command goes on: {shlex.join(["python", *sys.argv])}'
         )
     if record:
+        if any(result['success'] for part in parts for result in part['results']):
+            hub.write_card(record, 'dataset', shlex.join(['python', *sys.argv]))
+            print(f'share: {hub.upload_line(record, "dataset")}')
         look = shlex.join(['python', 'data.py', 'check', record])
         print(f'next: {look} && python train.py {lesson(record, tasks)}')
     elif not video:

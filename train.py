@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 import data
+import hub
 import model
 from episode import STATE_NAMES, git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
@@ -40,7 +41,8 @@ HERE = Path(__file__).parent
 # -----------------------------------------------------------------------------
 # where and what
 out_dir = 'out/run'  # checkpoint, log.jsonl, loss.png
-episodes = 'episodes/demo'  # folder of episodes, or several: a,b; sim_rollout.py records them
+episodes = 'episodes/demo'  # folder of episodes, or several: a,b; sim_rollout.py records them;
+# like init_from also user/name[@revision] of the Hugging Face Hub
 weights = ()  # 0..: shares of the samples that these folders give; (): as many as they have
 task_shares = ('*=1',)  # shares of the samples by task: ('*=1', 'build=2'); (): as they have rows
 synthetic = 0  # 0..100_000: episodes to make up where that folder is missing; 0: it has to exist
@@ -415,7 +417,9 @@ if __name__ == '__main__':
     defaults = checkpoint.as_json(DEFAULTS)
     path = tokenizer if os.path.exists(tokenizer) else HERE / tokenizer
     words = or_exit(read_text_of_tokenizer, path)
-    start = or_exit(checkpoint.find_start, settings, defaults, MAY_CHANGE, world_size, words)
+    init_folder = or_exit(hub.fetch, 'init_from', init_from, 'model', quiet=not master)
+    known = (settings, defaults, MAY_CHANGE, world_size, words, init_folder)
+    start = or_exit(checkpoint.find_start, *known)
     start.fields |= fields
     start.prompt |= prompt
     if master and start.note:
@@ -432,15 +436,16 @@ if __name__ == '__main__':
         write_synthetic_episodes(episodes + '.tmp', synthetic, cameras, image_size, control_hz)
         os.replace(episodes + '.tmp', episodes)
     parallel.wait_for_all()  # the others do not look: they would see it before or after
+    sources = or_exit(hub.fetch_all, 'episodes', episodes, quiet=not master)
     if start.processor:
         whose = f'{start.folder}/meta.json' if start.folder else f'{out_dir}/state.json'
         processor = or_exit(Processor.from_dict, start.processor, whose)
     else:
-        tables = or_exit(tables_of, episodes)
+        tables = or_exit(tables_of, sources)
         shape = pick(config, PROCESSING) | start.prompt
         processor = or_exit(Processor, **shape, tables=tables)
     decoders = max(1, (os.cpu_count() or 1) // local_world_size)  # threads that decode jpeg
-    load = functools.partial(or_exit, data.Dataset, episodes, processor, workers=decoders)
+    load = functools.partial(or_exit, data.Dataset, sources, processor, workers=decoders)
     load = functools.partial(load, multiple=8 if device.startswith('cuda') else 1)
     train_data = load('train', **pick(config, READING + SAMPLING))
     val_data = load('val', **pick(config, READING)) if val_fraction else None
@@ -492,6 +497,7 @@ if __name__ == '__main__':
     facts = known | {'settings': settings, 'world_size': world_size}  # what going on takes
     meta = known | {'settings': settings | start.overruled, 'git_rev': rev}  # what acting takes
     meta['tasks'] = train_data.tasks
+    meta['command'] = shlex.join(['python', 'train.py', *sys.argv[1:]])
     meta['world'] = train_data.header(0).get('world', {})  # nothing of another robot's
     run_id = None  # at W&B
     if master:
@@ -639,6 +645,7 @@ if __name__ == '__main__':
     # leave
     if master:
         log.close(out_dir if wandb_artifacts else '')
+        hub.write_card(out_dir, 'model')
         if step < max_steps:  # slurm/train.sh looks for the first word
             prefix = 'requeue: ' if stop == parallel.REQUEUE else ''
             print(f'{prefix}stopped at step {step}, saved; the same command goes on from here')
@@ -646,5 +653,6 @@ if __name__ == '__main__':
             curves = watch.plot_losses(log.path, f'{out_dir}/loss.png')
             minutes = (time.perf_counter() - began) / 60
             print(f'{step - start.step} steps in {minutes:.1f} min; {curves}')
+            print(f'share: {hub.upload_line(out_dir, "model")}')
             print(f'next: {next_command(out_dir, processor)}')
     parallel.leave()

@@ -13,6 +13,7 @@ os.environ['OMP_NUM_THREADS'] = '1'
 
 import importlib.util
 import pathlib
+import subprocess
 import sys
 
 import launch
@@ -57,6 +58,13 @@ def has_gloo():
     return None if has_it else 'torch was built without gloo'
 
 
+def has_lerobot():
+    python = os.environ.get('LEROBOT_PYTHON', sys.executable)
+    look = 'import importlib.util as u, sys; sys.exit(u.find_spec("lerobot") is None)'
+    there = subprocess.run([python, '-c', look]).returncode == 0
+    return None if there else 'no lerobot: LEROBOT_PYTHON names the Python that has it'
+
+
 # The longest files by far. `make test` hands files out in this order, so that none of these comes
 # last.
 FIRST = (
@@ -68,7 +76,13 @@ FIRST = (
     'test_slurm',
     'test_rollout',
 )
-REQUIRES = {'gpu': has_gpu, 'mujoco': has_renderer, 'viewer': has_display, 'dist': has_gloo}
+REQUIRES = {
+    'gpu': has_gpu,
+    'mujoco': has_renderer,
+    'viewer': has_display,
+    'dist': has_gloo,
+    'lerobot': has_lerobot,
+}
 
 
 def pytest_collection_modifyitems(config, items):

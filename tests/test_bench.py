@@ -46,6 +46,15 @@ def test_world_and_render_sections_print_rates():
     assert all(0.1 < rate < 1.5 for rate in rates[3:5])
 
 
+def test_the_wire_section_prints_a_round_trip():
+    done = bench('--only=wire')
+    assert done.returncode == 0, done.stderr
+    found = re.search(
+        r'^wire +round trip .* ([\d.]+) ms +3 x 224 px, (\d+) times', done.stdout, re.M
+    )
+    assert 0.05 < float(found[1]) < 1000 and int(found[2]) >= 100
+
+
 def test_the_clutch_costs_less_than_the_physics_it_guards():
     """build: two plates and six bricks, first loose on the table, then all in their towers. 7 and
     16 % of the physics steps between two updates were measured."""

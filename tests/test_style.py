@@ -99,7 +99,7 @@ print(*sorted({'torch', 'mujoco'} & sys.modules.keys()))
 """
 # Each group of modules is loaded by a fresh Python, with what else they load.
 LOADS = {
-    'doors': ([ROOT / 'episode.py', ROOT / 'instructions.py', ROOT / 'wire.py'], set()),
+    'doors': ([ROOT / f'{name}.py' for name in ('episode', 'instructions', 'hub', 'wire')], set()),
     'sim': (sorted(ROOT.glob('sim/*.py')), {'mujoco'}),
     'vla': ([ROOT / 'data.py', ROOT / 'model.py', *sorted(ROOT.glob('vla/*.py'))], {'torch'}),
 }

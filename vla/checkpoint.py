@@ -223,6 +223,7 @@ def find_start(
     may_change: Collection[str],
     world_size: int,
     tokenizer: str,
+    init_folder: str = '',
 ) -> Start:
     """Find out where a run starts: afresh, where it stopped, or from the weights of a folder.
 
@@ -233,6 +234,7 @@ def find_start(
         may_change: Settings that a resumed run may change.
         world_size: Number of processes.
         tokenizer: JSON text of the tokenizer that a fresh run uses.
+        init_folder: Where init_from is on this machine; '': where it says itself.
 
     Raises:
         ValueError: The run cannot start like this; the text says what to do instead.
@@ -240,7 +242,7 @@ def find_start(
     if settings['resume'] not in ('auto', 'never'):
         raise ValueError(f"resume {settings['resume']!r}, expected 'auto' or 'never'")
     out_dir = settings['out_dir']
-    folder = settings['init_from']
+    folder = init_folder or settings['init_from']
     check_folder(out_dir)
     state = read_state(out_dir) if settings['resume'] == 'auto' else None
     if state and state['step'] < settings['max_steps']:
