@@ -223,6 +223,18 @@ def test_rows_are_told_where_the_hands_are():
     assert (net.predict(dict(batch, tool=batch['tool'] + 0.01))[0] - before).abs().amin() > 0
 
 
+def test_rows_begin_where_the_hands_will_be_and_the_scene_is_learnt_as_it_was():
+    net, batch = grounded()
+    before = net(batch)[1]
+    path = torch.stack([batch['tool'], batch['tool']], 1)  # (B, 2, 2, 4)
+    stays = dict(batch, hand_path=path, shut=torch.zeros(3, 2, 2, dtype=torch.bool))
+    assert torch.equal(net(stays)[0], net(batch)[0])
+    path = torch.stack([batch['tool'] - 0.02, batch['tool']], 1)
+    after = net(dict(stays, hand_path=path))[1]
+    assert torch.equal(after['scene'], before['scene'])
+    assert not close(after['flow'], before['flow'])
+
+
 def test_a_flow_time_per_row_equals_one_per_noise_sample_when_constant():
     net, batch = network(), make_batch()
     rows = dict(batch, time=batch['time'][..., None].expand(3, 2, H))
