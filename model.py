@@ -128,6 +128,9 @@ class VLAConfig:
     text_weight: float = 0.1
     scene_bricks: int = 0  # bricks seen in pictures and named by words; 0: without grounding.py
     scene_frames: tuple[int, ...] = ()  # carriers of cameras: 0 torso, 1 left tool, 2 right tool
+    # With scene_bricks: what the pictures show reaches the decoder as poses of bricks alone, which
+    # can be moved on to where late chunks begin; a picture cannot.
+    hide_pictures: bool = False
     recompute: bool = False  # activation checkpointing per block: a third more work, less memory
 
     def __post_init__(self):
@@ -152,6 +155,11 @@ class VLAConfig:
         if sum(self.mrope_section) * 2 != self.head_dim:
             raise ValueError(
                 f'mrope_section {self.mrope_section} must sum to head_dim {self.head_dim} / 2'
+            )
+        if self.hide_pictures and not self.scene_bricks:
+            raise ValueError(
+                'hide_pictures=True leaves nothing of the pictures without grounding: '
+                '--grounding=True, or --hide_pictures=False'
             )
         STEMS[self.vision].check(self)
 
@@ -582,7 +590,8 @@ class VLA(nn.Module):
             if expected is not None:
                 state = torch.cat([state, self.scene_head.features(expected)], -1)
             state = self.state_in(layers.fourier_features(state, cfg.state_frequencies))
-        x = fill_places(x, self.picture_tokens(ids), pictures)
+        if not cfg.hide_pictures:
+            x = fill_places(x, self.picture_tokens(ids), pictures)
         x = fill_places(x, ids == cfg.state_pad_id, state)
         x = fill_places(x, self.row_tokens(ids), rows)
         return x.view(*ids.shape, -1), scene, expected

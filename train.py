@@ -91,6 +91,7 @@ predict = VLAConfig.predict  # 'action' | 'velocity': what the head gives; actio
 row_decay = VLAConfig.row_decay  # 0..10: weight of a chunk's row against that of the row before
 text_weight = VLAConfig.text_weight  # 0..1000: of the text loss
 recompute = VLAConfig.recompute  # activation checkpointing: less memory, a third more work
+hide_pictures = VLAConfig.hide_pictures  # from the decoder, with grounding: it gets poses only
 grounding = True  # what words name and where pictures show it are learnt apart, see grounding.py
 
 # optimizer
