@@ -23,7 +23,12 @@ H horizon, K noise samples of a chunk, n bricks; normalised is (value - mean) / 
     frame        (B,)             int64    in their place, where they are on the device already
     state        (B, S)           float32  normalised
     tool         (B, 2, 4)        float32  measured hands in the torso frame: x, y, z m, yaw rad;
-                                           of robots whose state holds such poses
+                                           of robots whose state holds such poses; with a
+                                           hand_path where they will be at its end
+    hand_path    (B, T, 2, 4)     float32  the hands when the pictures were taken and after each of
+                                           T - 1 commands that are executed before the chunk; only
+                                           where chunks are late, see vla/foresight.py
+    shut         (B, T, 2)        bool     whether each hand is commanded to be shut then
     input_ids    (B, L)           int64    user part, assistant part, padding on the right
     labels       (B, L)           int64    the assistant part; -100 where nothing is to be learnt
     label_at     (B, M)           int64    columns of the labels; -1 behind the last one
@@ -166,6 +171,8 @@ class Dataset(Windows):
         refuse_share: Probability that a sample asks for what the scene has not: the command is
             held, and the text asks back.
         crop: Up to this share of a picture's side is cut off, anywhere, and the rest enlarged.
+        delay: Chunks begin up to so many steps after the pictures were taken, drawn per sample: the
+            state is what the processor's foresight makes of the commands executed meanwhile.
         workers: Threads that decode jpeg; raw pictures are copied by the thread that asks for them.
         multiple: Prompts are padded to a multiple of so many tokens; GPUs like 8.
 
@@ -197,6 +204,7 @@ class Dataset(Windows):
         wordings: int = 0,
         refuse_share: float = 0.0,
         crop: float = 0.0,
+        delay: int = 0,
         workers: int = 1,
         multiple: int = 1,
     ):
@@ -215,6 +223,7 @@ class Dataset(Windows):
         self.pure_noise = pure_noise
         self.times = times
         self.crop = crop
+        self.delay = delay
         self.wording_noise = wording_noise
         self.wordings = wordings
         self.refuse_share = refuse_share
@@ -378,7 +387,13 @@ class Dataset(Windows):
         self._draw_crop(drawn, batch_size, rng)
 
         mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        # The row that a chunk begins with.
+        late = self._late(rows, seed, step)
         state = self.read('state', rows[mine])
+        path = None
+        if self.delay:
+            path = self._states_on_the_way(rows[mine], late[mine], state)
+            state = path[:, -1]
         # If a prompt is longer than was foreseen, it sets the width of every rank's batch.
         longest = max(len(user) + len(answer) for user, answer in prompts)
         longest_answer = max(len(answer) for _, answer in prompts)
@@ -389,14 +404,16 @@ class Dataset(Windows):
         images = None if self.frames else self.gather_images(rows[mine])
         batch = processor.assemble(images, state, prompts[mine], *widths)
         batch |= {k: v[mine] for k, v in drawn.items()}
+        if path is not None:
+            batch |= processor.hand_path(path)
         if self.frames:
             batch['frame'] = self.frames.numbers(rows[mine])
         batch['state'] += batch.pop('state_noise')
-        commands = self.commands(rows[mine], state)
-        chunk = self.chunk(rows[mine])
+        commands = self.commands(late[mine], state)
+        chunk = self.chunk(late[mine])
         chunk[refused[mine]] = commands[refused[mine], None]  # the hands stay where they are
         actions = processor.normalise_actions(chunk, commands)
-        mask = self.chunk_mask(rows) & ((asked == 0) & ~quiz)[:, None]
+        mask = self.chunk_mask(late) & ((asked == 0) & ~quiz)[:, None]
         mask[refused] = True
         n_rows = mask.sum()
         if given is not None:
@@ -410,7 +427,7 @@ class Dataset(Windows):
             'n_tokens': torch.tensor(max(n_tokens, 1) / world_size, dtype=torch.float32),
         }
         if 'scene' in self.files and processor.hands is not None:
-            span = np.searchsorted(self.spans, rows, 'right') - 1
+            span = np.searchsorted(self.spans, late, 'right') - 1
             referents = self.referents[span, asked]
             referents[quiz | refused] = -1  # they refer to nothing that is to be done
             batch['scene'] = torch.from_numpy(self.scene(rows[mine]))
@@ -423,6 +440,34 @@ class Dataset(Windows):
         From then on batches hold `frame` in the place of `images`.
         """
         self.frames = Frames(self, device)
+
+    def _late(self, rows: np.ndarray, seed: int, step: int) -> np.ndarray:
+        """The row that each chunk begins with: up to `delay` rows after the pictures of `rows`."""
+        if not self.delay:
+            return rows
+        rng = np.random.default_rng([seed, step, 3])
+        return np.minimum(rows + rng.integers(0, self.delay + 1, len(rows)), self.last[rows])
+
+    def _states_on_the_way(
+        self, rows: np.ndarray, late: np.ndarray, state: np.ndarray
+    ) -> np.ndarray:
+        """States from the pictures to the chunk, (B, 1 + delay, C), as they are foreseen.
+
+        The commands are those that were executed. A chunk that is less late stays in its state.
+
+        Args:
+            rows: Of the pictures, (B,).
+            late: Of the chunks, (B,).
+            state: Of `rows`, (B, C).
+        """
+        foresight = self.processor.foresight
+        assert foresight is not None, 'learn_hands comes first'
+        ahead = rows[:, None] + 1 + np.arange(self.delay)  # (B, delay)
+        at = np.minimum(ahead, late[:, None])
+        commands = self.commands(at.ravel()).reshape(*at.shape, -1)
+        path = foresight.states(state, commands)
+        reached = np.minimum(np.arange(1 + self.delay), (late - rows)[:, None])
+        return path[np.arange(len(rows))[:, None], reached]
 
     def _draw(self, batch_size: int, rng: torch.Generator) -> Batch:
         """All that is random about the samples of a global batch, whoever they are."""

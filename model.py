@@ -128,6 +128,9 @@ class VLAConfig:
     text_weight: float = 0.1
     scene_bricks: int = 0  # bricks seen in pictures and named by words; 0: without grounding.py
     scene_frames: tuple[int, ...] = ()  # carriers of cameras: 0 torso, 1 left tool, 2 right tool
+    # With scene_bricks: what the pictures show reaches the decoder as poses of bricks alone, which
+    # can be moved on to where late chunks begin; a picture cannot.
+    hide_pictures: bool = False
     recompute: bool = False  # activation checkpointing per block: a third more work, less memory
 
     def __post_init__(self):
@@ -152,6 +155,11 @@ class VLAConfig:
         if sum(self.mrope_section) * 2 != self.head_dim:
             raise ValueError(
                 f'mrope_section {self.mrope_section} must sum to head_dim {self.head_dim} / 2'
+            )
+        if self.hide_pictures and not self.scene_bricks:
+            raise ValueError(
+                'hide_pictures=True leaves nothing of the pictures without grounding: '
+                '--grounding=True, or --hide_pictures=False'
             )
         STEMS[self.vision].check(self)
 
@@ -549,7 +557,7 @@ class VLA(nn.Module):
 
     def embed_prefix(
         self, batch: Batch, rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Token embeddings of the prefix, with pictures and state where the text has places.
 
         A text without such places needs neither pictures nor a state in its batch.
@@ -559,28 +567,34 @@ class VLA(nn.Module):
             rows: (n, D), rows of chunks that stand inside the text, see vla/inline.py.
 
         Returns:
-            the embeddings (B, L, D), and what is seen of the bricks (B, N, n, 5), None without a
-            SceneHead.
+            the embeddings (B, L, D), what is seen of the bricks (B, N, n, 5), and what will be seen
+            when the chunk begins, which is the same where no commands are under way; both are None
+            without a SceneHead.
         """
         cfg = self.cfg
         ids = batch['input_ids']
         x = self.embed_tokens(ids).flatten(0, 1)  # (B*L, D)
         pictures = None
         scene = None
+        expected = None
         state = None
         if has_pictures(batch):
             pictures = self.embed_pictures(batch)  # (n, D)
         if self.scene_head is not None and pictures is not None:
             scene = self.scene_head(pictures.view(len(ids), cfg.n_cameras, -1))
+            expected = scene
+            if 'hand_path' in batch:
+                expected = self.scene_head.foresee(scene, batch['hand_path'], batch['shut'])
         if 'state' in batch:
             state = batch['state']
-            if scene is not None:
-                state = torch.cat([state, self.scene_head.features(scene)], -1)
+            if expected is not None:
+                state = torch.cat([state, self.scene_head.features(expected)], -1)
             state = self.state_in(layers.fourier_features(state, cfg.state_frequencies))
-        x = fill_places(x, self.picture_tokens(ids), pictures)
+        if not cfg.hide_pictures:
+            x = fill_places(x, self.picture_tokens(ids), pictures)
         x = fill_places(x, ids == cfg.state_pad_id, state)
         x = fill_places(x, self.row_tokens(ids), rows)
-        return x.view(*ids.shape, -1), scene
+        return x.view(*ids.shape, -1), scene, expected
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> scores of words (..., V), float32."""
@@ -599,15 +613,15 @@ class VLA(nn.Module):
         layout = self.prefix_layout(batch)
         if skip is None:
             skip = self.tokens_before_words(batch)
-        x, scene = self.embed_prefix(batch)
+        x, scene, expected = self.embed_prefix(batch)
         hidden, cache = self.decoder(x, layout, skip=skip)
         goal = None
-        if scene is not None:
+        if scene is not None and expected is not None:
             words = (layout.kind == USER) & ~stand_for(ids, *self.placeholders)
             words = words[:, skip:, None].to(hidden.dtype)
             mean = (hidden * words).sum(1) / words.sum(1)  # (B, D)
             referents = self.grounding(mean)
-            poses = self.scene_head.poses(scene.detach(), batch['tool'])
+            poses = self.scene_head.poses(expected.detach(), batch['tool'])
             goal = Goal(scene, referents, self.grounding.embed(referents, poses, batch['tool']))
         return Prefix(layout, cache, hidden, skip, goal)
 

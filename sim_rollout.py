@@ -87,6 +87,7 @@ kicks = 0.0  # 0..1: expert: probability per step that a disturbance starts; the
 execute = 1  # 1..: checkpoint, server: rows of each chunk executed before the next one
 steps = 1  # 1..1000: checkpoint: denoising steps per chunk
 delay = 0  # 0..: checkpoint, server: steps by which a chunk comes late; rows before it go on
+foresight = True  # checkpoint: late chunks begin where these rows lead, if it has learnt that
 read_text = False  # checkpoint: decode the subtask text and act having read it
 text_chunks = 1  # 1..: checkpoint: chunks that are made on one decoded text
 compile_model = False  # checkpoint: torch.compile, CUDA graphs on a GPU; not with read_text
@@ -168,6 +169,7 @@ CHECKPOINT_KEYS = (
     'execute',
     'steps',
     'delay',
+    'foresight',
     'read_text',
     'text_chunks',
     'compile_model',

@@ -74,6 +74,7 @@ prefix_rows = 0  # 0..1000: up to so many rows are given clean, as when they are
 question_share = 0.0  # 0..1: share of samples that are questions about the scene, and answers
 refuse_share = 0.0  # 0..1: share of samples that ask for what is not there: hands still, ask back
 wording_noise = 1.0  # 0..1: share of drawn instructions that may lose words or have unknown ones
+delay = 0  # 0..100: steps that chunks come late, up to so many: the hands are foreseen
 wordings = 0  # 0..: of each goal that samples take theirs from; 0: drawn anew for each, 0.1 ms
 log_scale_m = 0.004  # 0..1: m: smaller moves count by their size, larger by its logarithm
 
@@ -92,6 +93,7 @@ predict = VLAConfig.predict  # 'action' | 'velocity': what the head gives; actio
 row_decay = VLAConfig.row_decay  # 0..10: weight of a chunk's row against that of the row before
 text_weight = VLAConfig.text_weight  # 0..1000: of the text loss
 recompute = VLAConfig.recompute  # activation checkpointing: less memory, a third more work
+hide_pictures = VLAConfig.hide_pictures  # from the decoder, with grounding: it gets poses only
 grounding = True  # what words name and where pictures show it are learnt apart, see grounding.py
 
 # optimizer
@@ -151,7 +153,7 @@ PROCESSING = (
 READING = 'val_fraction rows_after_success noise_samples read_text task_shares'.split()
 SAMPLING = (
     'gain brightness crop weights pure_noise reask_share question_share prefix_rows refuse_share '
-    'wording_noise wordings'
+    'wording_noise wordings delay'
 ).split()
 BETA1 = 0.9  # of AdamW
 GRAD_CLIP = 1.0  # largest norm of a step's gradient
@@ -184,6 +186,11 @@ def check_settings(config, world_size):
     if config['prefix_rows'] > config['horizon']:
         raise ValueError(
             f'prefix_rows {config["prefix_rows"]}: a chunk has horizon {config["horizon"]} rows'
+        )
+    if config['delay'] and not config['grounding']:
+        raise ValueError(
+            f'delay {config["delay"]}: what will be seen is foreseen from where bricks are: '
+            '--grounding=True, or --prefix_rows, which needs no such thing'
         )
     if config['weights'] and not any(config['weights']):
         raise ValueError(f'weights {config["weights"]}: one folder at least has to have a share')
@@ -454,6 +461,8 @@ if __name__ == '__main__':
         odd = watch.odd_slots(processor, train_data, FAR)
     elif start.kind != 'resumed':
         odd = processor.fit(train_data)
+    if delay and start.kind != 'resumed':
+        or_exit(processor.learn_hands, train_data)
     processor.user_tokens = max(processor.user_tokens, train_data.user_tokens)
     fingerprint = train_data.fingerprint()
     or_exit(checkpoint.check_data, start, settings, fingerprint)

@@ -348,9 +348,11 @@ def coached(world: World, student: Start) -> Start:
         rescuer = expert_of()
 
         def act(obs: dict[str, Any]) -> Choice:
-            nonlocal driving
+            nonlocal driving, choose
             change = 0.05 if driving else 0.12  # 20 steps of the student, 8 of the expert
-            driving ^= rng.random() < change
+            if rng.random() < change:
+                driving = not driving
+                choose = student(seed)  # rows of a chunk made before the expert took over are void
             action, info = teacher.act(world.truth())
             executed = action
             if driving:

@@ -126,6 +126,7 @@ def checkpoint(tmp_path_factory):
         '--batch_size=8',
         '--n_layers=1',
         '--val_fraction=0',
+        '--delay=2',
     )
     return folder
 

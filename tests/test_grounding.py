@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from episode import COLOURS, STATE_NAMES, state_vector
+from episode import COLOURS, GRIPPER, STATE_NAMES, state_vector
 from sim import expert, labels
 from sim.world import World
 from vla import grounding
@@ -118,6 +118,47 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
         if terminated or truncated:
             break
     assert info['phase'] >= 4  # most of the way was made
+
+
+@pytest.mark.parametrize('task, hand', [('place', 'left'), ('place', 'right')])
+def test_the_scene_three_steps_on_is_foreseen_from_where_the_hands_go(task, hand):
+    """All along an episode of the expert, with the way that the hands really went."""
+    world, policy = World(task, cameras=()), expert.Expert()
+    seed = 0
+    obs, _ = world.reset(seed)
+    while world.plan.hand != hand:
+        seed += 1
+        obs, _ = world.reset(seed)
+    head = grounding.SceneHead(FRAMES, len(COLOURS), 8)
+    scenes, hands, shut = [], [], []
+    ended = False
+    while not ended:
+        scenes.append(labels.scene(world.truth()))
+        hands.append(tool_frames(state_vector(obs)[None], HANDS)[0])
+        shut.append(obs['tool_command'][GRIPPER] < 0)
+        obs, _, terminated, truncated, info = world.step(policy.act(world.truth())[0])
+        ended = terminated or truncated
+    assert info['success']
+    scene = torch.from_numpy(np.stack(scenes))
+    there = scene.isfinite().all(-1, keepdim=True)
+    near = (scene[..., :2].abs() < grounding.RANGE_M).all(-1, keepdim=True)
+    near[:, 0] = True
+    scene = scene.nan_to_num()
+    seen = torch.cat([scene / head.units, 2.0 * (near & there) - 1], -1)
+    ahead = 3
+    n = len(scenes) - ahead
+    path = torch.from_numpy(np.stack([hands[t : t + n] for t in range(ahead + 1)], 1))
+    closed = torch.from_numpy(np.stack([shut[t : t + n] for t in range(ahead + 1)], 1))
+    then = head.foresee(seen[:n], path, closed)
+    loose = there[0, 0, :, 0]
+    errors = []
+    for predicted in (then, seen[:n]):
+        poses = head.poses(predicted, path[:, -1])[:, :, loose]
+        true = head.poses(seen[ahead:], path[:, -1])[:, :, loose]
+        errors.append((poses - true)[..., :3].norm(dim=-1).numpy())
+    foreseen, stale = errors
+    assert np.quantile(foreseen, 0.9) < 0.003 and foreseen.mean() < 0.0015, foreseen.mean()
+    assert stale.mean() > 4 * foreseen.mean()
 
 
 def test_loss_is_small_for_the_right_referents_only():

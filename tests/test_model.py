@@ -223,6 +223,36 @@ def test_rows_are_told_where_the_hands_are():
     assert (net.predict(dict(batch, tool=batch['tool'] + 0.01))[0] - before).abs().amin() > 0
 
 
+def test_hidden_pictures_reach_rows_and_text_as_poses_only():
+    net, batch = grounded()
+    torch.manual_seed(0)
+    hiding = VLA(dataclasses.replace(net.cfg, hide_pictures=True)).eval()
+    hiding.load_state_dict(net.state_dict())
+    other = dict(batch, images=255 - batch['images'])
+    assert not close(hiding(batch)[1]['scene'], hiding(other)[1]['scene'])
+    with torch.no_grad():
+        for mlp in hiding.scene_head.mlp.values():
+            mlp[2].weight.zero_()  # whatever the pictures show: the same poses
+    assert torch.equal(hiding.predict(batch)[0], hiding.predict(other)[0])
+    assert torch.equal(hiding(batch)[1]['text'], hiding(other)[1]['text'])
+    hiding(batch)[0].backward()
+    assert all(p.grad is not None for p in hiding.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match='hide_pictures=True leaves nothing'):
+        config(hide_pictures=True)
+
+
+def test_rows_begin_where_the_hands_will_be_and_the_scene_is_learnt_as_it_was():
+    net, batch = grounded()
+    before = net(batch)[1]
+    path = torch.stack([batch['tool'], batch['tool']], 1)  # (B, 2, 2, 4)
+    stays = dict(batch, hand_path=path, shut=torch.zeros(3, 2, 2, dtype=torch.bool))
+    assert torch.equal(net(stays)[0], net(batch)[0])
+    path = torch.stack([batch['tool'] - 0.02, batch['tool']], 1)
+    after = net(dict(stays, hand_path=path))[1]
+    assert torch.equal(after['scene'], before['scene'])
+    assert not close(after['flow'], before['flow'])
+
+
 def test_a_flow_time_per_row_equals_one_per_noise_sample_when_constant():
     net, batch = network(), make_batch()
     rows = dict(batch, time=batch['time'][..., None].expand(3, 2, H))

@@ -96,9 +96,8 @@ def test_a_chunk_that_comes_late_goes_on_from_the_rows_before_it(checkpoint, wor
     obs, _ = world.reset(1_000_003)
     act = policy.checkpoint(checkpoint, world.metadata(), execute=6, device='cpu')(1_000_003)
     first = [act(obs)['executed'] for _ in range(6)]
-    late = policy.checkpoint(checkpoint, world.metadata(), execute=2, delay=2, device='cpu')(
-        1_000_003
-    )
+    how = dict(execute=2, delay=2, foresight=False, device='cpu')
+    late = policy.checkpoint(checkpoint, world.metadata(), **how)(1_000_003)
     choices = [late(obs) for _ in range(6)]
     assert ['chunk_ms' in choice for choice in choices] == [True, False, True, False, True, False]
     rows = [choice['executed'] for choice in choices]
@@ -114,6 +113,47 @@ def test_a_chunk_that_comes_late_goes_on_from_the_rows_before_it(checkpoint, wor
     expected[:, grippers] = rows[-1][grippers]  # the one thing that is rounded
     assert np.allclose(rows[4:], expected[2:4], atol=1e-6)
     assert not np.allclose(rows[4:], first[2:4], atol=1e-6)
+
+
+def test_a_chunk_that_comes_late_begins_where_the_rows_before_it_lead(checkpoint, world):
+    obs, _ = world.reset(1_000_003)
+    act = policy.checkpoint(checkpoint, world.metadata(), execute=6, device='cpu')(1_000_003)
+    first = [act(obs)['executed'] for _ in range(6)]
+    late = policy.checkpoint(checkpoint, world.metadata(), execute=8, delay=2, device='cpu')(
+        1_000_003
+    )
+    choices = [late(obs) for _ in range(10)]
+    made = ['chunk_ms' in choice for choice in choices]
+    # The first chunk has 8 rows and is there at once; the second comes two rows before its end.
+    assert made == [True, *[False] * 5, True, False, False, False]
+    rows = np.array([choice['executed'] for choice in choices])
+    assert np.array_equal(rows[:6], first)  # as without a delay
+    net, meta = model.VLA.load(checkpoint)
+    processor = Processor.from_dict(meta['processor'])
+    under_way = rows[None, 6:8]  # when the second chunk was made
+    batch = processor.encode([obs], under_way=under_way)
+    assert batch['hand_path'].shape == (1, 3, 2, 4)
+    begins = under_way[:, -1]
+    expected = processor.decode_actions(net.act(batch, 1).numpy(), begins)[0]
+    grippers = [TOOL_ACTION_NAMES.index(f'{hand}/gripper') for hand in ('left', 'right')]
+    expected[:, grippers] = rows[8:10, grippers].repeat(4, 0)  # the one thing that is rounded
+    assert np.allclose(rows[8:10], expected[:2], atol=1e-6)
+    stale = net.act(processor.encode([obs]), 1).numpy()
+    stale = processor.decode_actions(stale, obs['tool_command'][None])[0]
+    assert not np.allclose(rows[8:10, 1:4], stale[:2, 1:4], atol=5e-6)
+
+
+def test_a_student_that_is_given_the_wheel_again_begins_anew():
+    """Rows that it planned before the expert drove lead from somewhere else."""
+    began, world = [], World('place', cameras=())
+
+    def student(seed):
+        began.append(seed)
+        return policies.constant('hold')(seed)
+
+    _, rows, _ = sim_rollout.run_episode(world, policies.coached(world, student), 3, record=True)
+    by_student = np.array([row['kicked'] for row in rows])
+    assert len(began) > 1 + np.sum(~by_student[:-1] & by_student[1:]) > 1
 
 
 def test_a_text_serves_for_several_chunks(checkpoint, world, monkeypatch):
@@ -145,7 +185,7 @@ def test_a_gpu_that_is_not_there_is_refused(checkpoint, world):
 def test_what_a_checkpoint_cannot_do_is_refused(checkpoint, world):
     for how, said in (
         (dict(execute=9), 'have 8 rows'),
-        (dict(execute=5, delay=4), 'have 8 rows'),
+        (dict(execute=5, delay=4, foresight=False), 'have 8 rows'),
         (dict(dtype='half'), "'half'"),
         (dict(compile_model=True, read_text=True), 'anew'),
     ):

@@ -197,6 +197,21 @@ def test_a_killed_run_goes_on_to_bit_equal_weights(whole, episodes, tmp_path):
     assert 'starting at step ' in said and identical(whole[0], tmp_path)
 
 
+def test_a_run_for_late_chunks_goes_on_with_the_hands_that_it_learnt(tmp_path):
+    """They are learnt once, of the same episodes as the normaliser, and acted with as they are."""
+    words = (*SHORT, '--delay=2', '--hide_pictures=True', '--cameras=overhead,right/wrist')
+    folder = tmp_path / 'episodes'
+    write_synthetic_episodes(folder, 8, ('overhead', 'right/wrist'), 16)
+    run(folder, tmp_path / 'whole', *words)
+    run(folder, tmp_path / 'cut', *words, '--max_minutes=1e-6')
+    said = run(folder, tmp_path / 'cut', *words)
+    assert 'starting at step 1' in said and identical(tmp_path / 'whole', tmp_path / 'cut')
+    both = [model.VLA.load(tmp_path / name)[1]['processor'] for name in ('whole', 'cut')]
+    assert both[0]['foresight'] is not None and both[0] == both[1]
+    said = run(folder, tmp_path / 'plain', *words, '--grounding=False', fails=True)
+    assert 'delay 2: what will be seen is foreseen from where bricks are' in said
+
+
 def test_a_stop_between_two_lines_of_the_log_changes_neither_without_augmentation(
     episodes, tmp_path
 ):

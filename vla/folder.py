@@ -87,6 +87,7 @@ PROCESSOR: Rules = {
     'plain_words': (False, lambda value: type(value) is bool, 'true or false'),
     'user_tokens': (False, *_size(0, 1_000_000)),
     'stats': (False, lambda value: value is None or is_object(value), 'an object or null'),
+    'foresight': (False, lambda value: value is None or is_object(value), 'an object or null'),
     'stats_of': (False, lambda value: value is None or is_text(value), 'text or null'),
     'state_table': (False, *_TABLE),
     'action_table': (False, *_TABLE),

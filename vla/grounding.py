@@ -24,6 +24,9 @@ from vla import layers
 UNITS = ((0.03, 0.03, 0.03, 0.1), (0.01, 0.01, 0.01, 0.1))
 RANGE_M = 0.06  # a carried camera is asked about bricks that are no further off to the side
 LOG_SCALE_M = 0.004  # millimetres matter when close, decimetres do not when far
+# A brick is between the fingers of a hand when it is no further off in the hand's frame. Along the
+# pads (x) a long brick may be held at its end; the fingers close along y.
+GRIP_M = (RANGE_M, 0.014, 0.02)
 
 
 def rotate_z(v: Tensor, yaw: Tensor) -> Tensor:
@@ -68,6 +71,7 @@ class SceneHead(nn.Module):
 
     units: Tensor  # (N, 1, 4)
     carried: Tensor  # (N, 1) bool
+    grip: Tensor  # (3,)
 
     def __init__(self, frames: Sequence[int], n_bricks: int, features: int, middle: int = 256):
         super().__init__()
@@ -78,6 +82,7 @@ class SceneHead(nn.Module):
         # Buffers, because to make a tensor of numbers on a GPU is to wait for it.
         self.register_buffer('units', units[:, None], persistent=False)
         self.register_buffer('carried', carried_by_hand, persistent=False)
+        self.register_buffer('grip', torch.tensor(GRIP_M, device='cpu'), persistent=False)
         self.mlp = nn.ModuleDict()  # '0' for fixed cameras, '1' for both hands': they share it
         for carried in sorted({frame > 0 for frame in frames}):
             self.mlp[str(int(carried))] = nn.Sequential(
@@ -130,12 +135,7 @@ class SceneHead(nn.Module):
             tool: (B, 2, 4), the hands in the torso frame.
         """
         in_range = predicted[..., 4:] > 0
-        in_torso = []  # by camera, (B, n, 4) each
-        for i, frame in enumerate(self.frames):
-            poses = predicted[:, i, :, :4] * self.units[i]
-            if frame:
-                poses = out_of_frame(poses, tool[:, frame - 1, None])
-            in_torso.append(poses)
+        in_torso = self.in_torso(predicted, tool)
         hands = []
         for hand in (1, 2):
             rank = [(frame == 0, frame != hand) for frame in self.frames]
@@ -145,6 +145,77 @@ class SceneHead(nn.Module):
                 believed = torch.where(in_range[:, i], in_torso[i], believed)
             hands.append(believed)
         return torch.stack(hands, 1)
+
+    def in_torso(self, predicted: Tensor, tool: Tensor) -> list[Tensor]:
+        """Every brick in the torso frame as each camera by itself has it: (B, n, 4) per camera."""
+        cameras = []
+        for i, frame in enumerate(self.frames):
+            poses = predicted[:, i, :, :4] * self.units[i]
+            if frame:
+                poses = out_of_frame(poses, tool[:, frame - 1, None])
+            cameras.append(poses)
+        return cameras
+
+    @torch.no_grad()
+    def foresee(self, predicted: Tensor, path: Tensor, shut: Tensor) -> Tensor:
+        """What will be seen when the hands have gone the way that they are on.
+
+        It is plain geometry: bricks stay where they are, a brick between fingers that stay shut
+        goes along, and a carried camera is given what the fixed one sees of a brick that comes into
+        its range. Where no hand moves nothing changes.
+
+        Args:
+            predicted: (B, N, n, 5), as forward gives it, of pictures taken at path[:, 0].
+            path: (B, T, 2, 4), the hands in the torso frame, at first and after each command.
+            shut: (B, T, 2) bool, whether each is commanded to be shut then.
+
+        Returns:
+            (B, N, n, 5), as forward gives it, of pictures taken at path[:, -1].
+        """
+        in_range = predicted[..., 4:] > 0  # (B, N, n, 1)
+        bricks = self.in_torso(predicted, path[:, 0])
+        there = list(in_range.unbind(1))
+        if 0 in self.frames:
+            fixed = self.frames.index(0)
+            for i, frame in enumerate(self.frames):
+                if frame:
+                    bricks[i] = torch.where(in_range[:, i], bricks[i], bricks[fixed])
+                    there[i] = in_range[:, i] | in_range[:, fixed]
+        for before, after, holds in zip(
+            path[:, :-1].unbind(1), path[:, 1:].unbind(1), (shut[:, :-1] & shut[:, 1:]).unbind(1)
+        ):
+            bricks = self._carried_on(bricks, before, after, holds)
+        cameras = []
+        for i, frame in enumerate(self.frames):
+            poses = bricks[i]
+            said = predicted[:, i, :, 4:]
+            if frame:
+                poses = in_frame(poses, path[:, -1, frame - 1, None])
+                near = (poses[..., :2].abs() < RANGE_M).all(-1, keepdim=True) & there[i]
+                said = torch.where(near, 1.0, -1.0)
+            cameras.append(torch.cat([poses / self.units[i], said], -1))
+        moves = (path != path[:, :1]).flatten(1).any(1)
+        return torch.where(moves.view(-1, 1, 1, 1), torch.stack(cameras, 1), predicted)
+
+    def _carried_on(
+        self, bricks: list[Tensor], before: Tensor, after: Tensor, holds: Tensor
+    ) -> list[Tensor]:
+        """Bricks (B, n, 4) per camera after hands that hold (B, 2) went from `before` (B, 2, 4)."""
+        for hand in (0, 1):
+            own = self.frames.index(hand + 1) if hand + 1 in self.frames else 0
+            offset = in_frame(bricks[own], before[:, hand, None])[..., :3]
+            distance = offset.norm(dim=-1, keepdim=True)
+            nearest = distance == distance.amin(1, keepdim=True)
+            between = (offset.abs() < self.grip).all(-1, keepdim=True)
+            held = between & nearest & holds[:, hand, None, None]
+            moved = []
+            for poses in bricks:
+                along = in_frame(poses, before[:, hand, None])
+                at, yaw = out_of_frame(along, after[:, hand, None]).split([3, 1], -1)
+                along = torch.cat([at, half_turn(yaw)], -1)
+                moved.append(torch.where(held, along, poses))
+            bricks = moved
+        return bricks
 
 
 class Grounding(nn.Module):

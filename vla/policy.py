@@ -80,9 +80,11 @@ def round_grippers(
 
 
 def _check_settings(
-    folder: str | Path, horizon: int, execute: int, delay: int, compiles_with_text: bool
+    predictor: 'Predictor', folder: str | Path, execute: int, delay: int, compiles_with_text: bool
 ) -> None:
-    if execute < 1 or delay < 0 or execute + delay > horizon:
+    horizon = predictor.processor.horizon
+    rows = execute if predictor.foresees else execute + delay
+    if execute < 1 or delay < 0 or rows > horizon:
         raise ValueError(
             f'execute={execute}, delay={delay}: the chunks of {folder} have {horizon} rows'
         )
@@ -114,18 +116,21 @@ class Predictor(NamedTuple):
     """A trained model that makes chunks.
 
     predict: takes an observation, the commanded openings of a closed and an open hand (see
-        gripper_range_m), the absolute rows that the chunk has to begin with, and the tokens of a
-        text to act on, None to decode one where texts are read. It returns the chunk (H, C),
-        absolute, float32, and the tokens of its text, None where no text is read.
+        gripper_range_m), the absolute rows that are executed before anything new, and the tokens of
+        a text to act on, None to decode one where texts are read. It returns rows (P + H, C) or, of
+        a model that gets these P rows as the first ones of its chunk, (H, C), absolute, float32,
+        which begin with them; and the tokens of its text, None where no text is read.
     processor: what stands between an observation and the model.
     net: the model itself.
     meta: the checkpoint's meta.json.
+    foresees: whether chunks begin behind the rows under way, as vla/foresight.py says.
     """
 
     predict: Callable[..., tuple[np.ndarray, list[list[int]] | None]]
     processor: Processor
     net: model.VLA
     meta: dict[str, Any]
+    foresees: bool
 
 
 def load_predictor(
@@ -135,6 +140,7 @@ def load_predictor(
     compile_model: bool = False,
     device: str | None = None,
     dtype: str = 'float32',
+    foresight: bool = True,
 ) -> Predictor:
     """Load a trained model; `checkpoint` says what the arguments are."""
     torch.set_num_threads(1)
@@ -153,17 +159,23 @@ def load_predictor(
     elif compile_model:
         act_once = torch.compile(net.act, fullgraph=True, dynamic=False)
 
+    foresees = foresight and processor.foresight is not None and net.scene_head is not None
+
     def predict(
         obs: dict[str, Any],
         gripper_m: tuple[float, float] | None,
         begins_with: Sequence[np.ndarray] | np.ndarray = (),
         texts: list[list[int]] | None = None,
     ) -> tuple[np.ndarray, list[list[int]] | None]:
-        encoded = processor.encode([obs])
-        batch = {name: value.to(device) for name, value in encoded.items()}
         command = command_in_force(obs, processor.action_space)[None]  # (1, C)
         prefix = None
-        if len(begins_with):
+        under_way = None
+        if len(begins_with) and foresees:
+            under_way = np.array([begins_with], np.float32)  # (1, P, C)
+            command = under_way[:, -1]
+        encoded = processor.encode([obs], under_way=under_way)
+        batch = {name: value.to(device) for name, value in encoded.items()}
+        if len(begins_with) and not foresees:
             rows = processor.normalise_actions(np.array([begins_with]), command)
             prefix = torch.from_numpy(rows).to(device)  # (1, P, A)
         tokens = None
@@ -173,9 +185,12 @@ def load_predictor(
             else:
                 chunk = act_once(batch, steps, action_prefix=prefix)  # (1, H, A)
         absolute = processor.decode_actions(chunk.float().cpu().numpy(), command)[0]
-        return round_grippers(absolute, processor.action_names, gripper_m), tokens
+        absolute = round_grippers(absolute, processor.action_names, gripper_m)
+        if under_way is not None:
+            absolute = np.concatenate([under_way[0], absolute])
+        return absolute, tokens
 
-    return Predictor(predict, processor, net, meta)
+    return Predictor(predict, processor, net, meta, foresees)
 
 
 def checkpoint(
@@ -189,6 +204,7 @@ def checkpoint(
     compile_model: bool = False,
     device: str | None = None,
     dtype: str = 'float32',
+    foresight: bool = True,
 ) -> Callable[[int], Act]:
     """Load a trained model that predicts a chunk, executes a part of it and looks again.
 
@@ -197,15 +213,17 @@ def checkpoint(
         world: World.metadata() of the world it is to act in.
         execute: Rows of a chunk that are executed before the next one is made.
         steps: Denoising steps per chunk.
-        delay: Rows of the chunk in force that are still executed while the next one is made. They
-            are the first rows of that next one, and the model gets them clean (training-time
-            real-time chunking, Black et al. 2025). It has to know that from training:
-            train.py --prefix_rows.
+        delay: Rows of the chunk in force that are still executed while the next one is made.
         read_text: Decode the subtask and act having read it.
         text_chunks: Chunks that are made on one decoded text.
         compile_model: torch.compile in one graph; on a GPU one CUDA graph, launched at once.
         device: 'cpu' or 'cuda'; None: cuda where there is one.
         dtype: 'float32' or 'bfloat16'.
+        foresight: With a delay, the next chunk begins behind the rows of the one in force, from
+            where these will have brought the hands (vla/foresight.py), if the checkpoint has learnt
+            that: train.py --delay. False, and where it has not: these rows are the first ones of
+            the next chunk, and the model gets them clean (training-time real-time chunking, Black
+            et al. 2025), which it should know from training: train.py --prefix_rows.
 
     Returns:
         A function that begins an episode, given its seed, and returns `act`.
@@ -213,10 +231,10 @@ def checkpoint(
     Raises:
         ValueError: The world does not fit the checkpoint, or the settings do not fit each other.
     """
-    predictor = load_predictor(folder, steps, read_text, compile_model, device, dtype)
+    predictor = load_predictor(folder, steps, read_text, compile_model, device, dtype, foresight)
     processor = predictor.processor
     processor.check_world(world)
-    _check_settings(folder, processor.horizon, execute, delay, compile_model and read_text)
+    _check_settings(predictor, folder, execute, delay, compile_model and read_text)
     gripper_m = gripper_range_m(world)
 
     def start(seed: int) -> Act:
@@ -225,7 +243,7 @@ def checkpoint(
         n_chunks = 0
 
         def next_rows(obs: dict[str, Any]) -> np.ndarray:
-            """Make a chunk, (H, A) absolute; its first rows are those that are pending."""
+            """Make a chunk, absolute; its first rows are those that are pending."""
             nonlocal tokens, n_chunks
             texts = tokens if n_chunks % text_chunks else None  # None: decode anew
             rows, tokens = predictor.predict(obs, gripper_m, pending, texts)

@@ -38,6 +38,7 @@ from episode import (
 )
 from instructions import plain
 from vla.folder import check_processor
+from vla.foresight import Foresight, columns_of
 from vla.tokenizer import SPECIAL_TOKENS, parse_tokenizer
 
 # -----------------------------------------------------------------------------
@@ -153,12 +154,12 @@ def command_columns(state_names: Sequence[str], action_names: Sequence[str]) -> 
 
 
 def tool_frames(states: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Measured poses of the hands in the torso frame, out of states (B, C).
+    """Measured poses of the hands in the torso frame, out of states (..., C).
 
     Returns:
-        (B, arms, 4) x, y, z, yaw; m, rad; float32.
+        (..., arms, 4) x, y, z, yaw; m, rad; float32.
     """
-    pose = states[:, columns]  # (B, arms, 7)
+    pose = states[..., columns]  # (..., arms, 7)
     w, x, y, z = np.moveaxis(pose[..., 3:], -1, 0)
     yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
     return np.concatenate([pose[..., :3], yaw[..., None]], -1).astype(np.float32)
@@ -223,6 +224,7 @@ class Processor:
         stats: Mean and spread per state slot, (S,), and per row and action slot, (H, A), see `fit`.
         user_tokens: Prompts without an assistant part are padded to so many tokens, so that what
             acts is of one shape, whatever it is asked for; 0: to the longest of a batch.
+        foresight: What hands make of commands, see Foresight.weights; None: not learnt.
         stats_of: `Processor.stats_of` of the one that they were made for; None: not known.
         tables: The slots there are, by array, see `episode.slot_tables`; None: our own robot's.
     """
@@ -246,6 +248,7 @@ class Processor:
         stats_of: str | None = None,
         tables: Tables | None = None,
         user_tokens: int = 0,
+        foresight: dict[str, Any] | None = None,
     ):
         for name, value, known in (
             ('action_space', action_space, SPACES),
@@ -268,6 +271,9 @@ class Processor:
         self._choose_slots(state_slots, action_slots, tables or TABLES)
         self._read_tokenizer(tokenizer)
         self.forget_prompts_after(300_000)
+        self.foresight: Foresight | None = None
+        if foresight is not None:
+            self.foresight = self._new_foresight(foresight)
         self.stats: Any = None  # {name: array}
         if stats:
             self.stats = self._checked_stats(stats)
@@ -276,6 +282,22 @@ class Processor:
                     f'the normaliser was made for other numbers ({stats_of}) than these settings '
                     f'give ({self.stats_of}): it depends on slots, horizon, rate and log_scale_m'
                 )
+
+    def _new_foresight(self, weights: dict[str, Any] | None = None) -> Foresight:
+        """A Foresight for these states; ValueError where they, or the weights, do not do."""
+        columns = columns_of(self.state_names)
+        if columns is None or self.command_index is None:
+            raise ValueError(
+                'chunks that come late need a state that measures the poses, velocities and '
+                'openings of two hands and reports the commands in force, as of our own robot in '
+                f'tool actions; this one has {len(self.state_names)} slots in the action space '
+                f'{self.action_space!r}: --delay=0'
+            )
+        try:
+            return Foresight(columns, self.command_index, weights)
+        except (RuntimeError, TypeError, ValueError) as fault:
+            said = str(fault).strip().splitlines()[-1].strip()
+            raise ValueError(f'foresight holds no weights of its network: {said}') from None
 
     def _checked_stats(self, stats: dict[str, Any]) -> dict[str, np.ndarray]:
         """Mean and spread as arrays; ValueError where they are not those of these slots."""
@@ -383,6 +405,7 @@ class Processor:
             'pad_dims': self.pad_dims,
             'plain_words': self.plain_words,
             'user_tokens': self.user_tokens,
+            'foresight': self.foresight.weights() if self.foresight else None,
             'tokenizer': self.tokenizer_json,
             'stats': stats,
             'stats_of': self.stats_of,
@@ -646,6 +669,7 @@ class Processor:
         rows: Sequence[dict[str, Any]],
         subtasks: Sequence[str] | None = None,
         questions: Sequence[str] | None = None,
+        under_way: np.ndarray | None = None,
     ) -> Batch:
         """Observations -> batch for the model, see the table on top of data.py.
 
@@ -655,6 +679,8 @@ class Processor:
             subtasks: One text per row: the batch contains the assistant part, and the model acts
                 having read it.
             questions: One per row, in place of the instructions: VLA.generate answers them.
+            under_way: (B, T, C) absolute commands that are executed before the chunk: the model
+                answers what will be there then. It takes a processor with foresight.
         """
         texts: Sequence[str | None] = [None] * len(rows) if subtasks is None else subtasks
         images = np.stack([self._pictures(row) for row in rows])
@@ -663,7 +689,12 @@ class Processor:
             prompts = [self.prompt_ids(row['instruction'], text) for row, text in zip(rows, texts)]
         else:
             prompts = [self.prompt_ids(question, None, True) for question in questions]
-        return self.assemble(images, states, prompts, self.user_tokens)
+        if under_way is None:
+            return self.assemble(images, states, prompts, self.user_tokens)
+        assert self.foresight is not None, 'without it nobody knows what will be there'
+        path = self.foresight.states(states, under_way)
+        batch = self.assemble(images, path[:, -1], prompts, self.user_tokens)
+        return batch | self.hand_path(path)
 
     def _pictures(self, row: dict[str, Any]) -> np.ndarray:
         pictures = []
@@ -692,6 +723,14 @@ class Processor:
         if self.hands is not None:
             batch['tool'] = torch.from_numpy(tool_frames(states, self.hands))
         return batch | self.pad(prompts, tokens, answer_tokens)
+
+    def hand_path(self, states: np.ndarray) -> Batch:
+        """What moves a scene on to the last of some states (B, T, C): hand_path and shut."""
+        assert self.hands is not None and self.foresight is not None, 'see _new_foresight'
+        return {
+            'hand_path': torch.from_numpy(tool_frames(states, self.hands)),
+            'shut': torch.from_numpy(self.foresight.shut(states)),
+        }
 
     # ---- the normaliser
 
@@ -744,6 +783,11 @@ class Processor:
         names = [f'action {name}' for name in self.action_slots]
         odd |= _odd(names, spread.max(0), action_floor, reach)
         return odd | _strays(names, np.concatenate(firsts), action_floor)
+
+    def learn_hands(self, dataset: Any) -> None:
+        """Learn what hands make of commands, of a data.Dataset; see vla/foresight.py."""
+        self.foresight = self._new_foresight()
+        self.foresight.fit(dataset.files['state'])
 
     def _floors(self) -> tuple[np.ndarray, np.ndarray]:
         """Of the state slots (S,) and of the action slots (A,), as they are log-scaled."""
