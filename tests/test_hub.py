@@ -28,9 +28,10 @@ def server(checkpoint, tmp_path_factory):
     made = tmp_path_factory.mktemp('hub') / 'made'
     write_synthetic_episodes(made, 3, ('overhead', 'left/wrist', 'right/wrist'), 96)
     with fake_hub.running() as server:
-        unwanted = {'pytorch_model.bin': b'pickle', 'modeling_tiny.py': b'raise SystemExit'}
+        unwanted = {'pytorch_model.bin': b'a pickle', 'modeling.py': b'raise SystemExit'}
+        unwanted |= {'state/optimizer.safetensors': b'large', 'best/meta.json': b'{}'}
         server.add('models/user/tiny', checkpoint, others=unwanted)
-        server.add('models/user/tiny', checkpoint, 'v1')
+        server.add('models/user/tiny', checkpoint, 'v1', unwanted)
         server.add('datasets/user/made', made)
         (made.parent / 'theirs').mkdir()
         server.add('datasets/user/theirs', made.parent / 'theirs', others={'meta/info.json': b'{}'})
@@ -80,7 +81,7 @@ def test_a_run_starts_from_a_checkpoint_and_episodes_of_the_hub_and_is_sampled(r
     assert 'share: hf upload <you>/more out/more . --exclude "*/*"' in said
     names = cached(tmp_path)
     assert {'model.safetensors', 'meta.json', 'synthetic_000000.safetensors'} <= names
-    assert not [name for name in names if name.endswith(('.bin', '.py', '.distcp'))]
+    assert not names & {'pytorch_model.bin', 'modeling.py', 'optimizer.safetensors'}
     card = (tmp_path / 'out/more/README.md').read_text()
     assert 'python train.py --init_from=user/tiny@v1 --episodes=user/made' in card
     # what is in the cache is enough without a network, and results do not go there
