@@ -21,20 +21,14 @@ class Hub(http.server.ThreadingHTTPServer):
         self.address = f'http://127.0.0.1:{self.server_port}'
 
     def add(self, repository, folder, revision='main', others=()):
-        """Put the files of a folder into a repository."""
-        files = {
-            str(path.relative_to(folder)): path.read_bytes()
-            for path in sorted(folder.rglob('*'))
-            if path.is_file()
-        }
+        """Put the files of a folder, not those below it, into a repository, and others by name."""
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         self.repositories.setdefault(repository, {})[revision] = files | dict(others)
 
 
 def sha_of(files):
-    digest = hashlib.sha1()
-    for name, content in sorted(files.items()):
-        digest.update(name.encode() + content)
-    return digest.hexdigest()
+    """A name for these files, from their names and sizes: hashing 100 MB would take too long."""
+    return hashlib.sha1(repr(sorted((k, len(v)) for k, v in files.items())).encode()).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

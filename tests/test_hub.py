@@ -19,6 +19,8 @@ import hub
 from episode import episode_paths, write_synthetic_episodes
 from vla.folder import read_meta
 
+DOORS = ROOT / 'docs/doors.md'
+
 
 @pytest.fixture(scope='module')
 def server(checkpoint, tmp_path_factory):
@@ -26,9 +28,10 @@ def server(checkpoint, tmp_path_factory):
     made = tmp_path_factory.mktemp('hub') / 'made'
     write_synthetic_episodes(made, 3, ('overhead', 'left/wrist', 'right/wrist'), 96)
     with fake_hub.running() as server:
-        unwanted = {'pytorch_model.bin': b'pickle', 'modeling_tiny.py': b'raise SystemExit'}
+        unwanted = {'pytorch_model.bin': b'a pickle', 'modeling.py': b'raise SystemExit'}
+        unwanted |= {'state/optimizer.safetensors': b'large', 'best/meta.json': b'{}'}
         server.add('models/user/tiny', checkpoint, others=unwanted)
-        server.add('models/user/tiny', checkpoint, 'v1')
+        server.add('models/user/tiny', checkpoint, 'v1', unwanted)
         server.add('datasets/user/made', made)
         (made.parent / 'theirs').mkdir()
         server.add('datasets/user/theirs', made.parent / 'theirs', others={'meta/info.json': b'{}'})
@@ -57,26 +60,29 @@ def run(server, tmp_path):
     return run
 
 
+def documented(script):
+    """The words of the command in docs/doors.md, with the names that this Hub has."""
+    (line,) = re.findall(rf'^python {script} .*user/name.*$', DOORS.read_text(), re.M)
+    words = shlex.split(
+        line.replace('user/name', 'user/tiny').replace('user/episodes', 'user/made')
+    )
+    return [ROOT / script, *words[2:]]
+
+
 def cached(tmp_path):
     """Names of the files in the snapshots of the cache."""
     return {path.name for path in tmp_path.glob('hf/hub/*/snapshots/*/**/*') if path.is_file()}
 
 
 def test_a_run_starts_from_a_checkpoint_and_episodes_of_the_hub_and_is_sampled(run, tmp_path):
-    words = ['--init_from=user/tiny@v1', '--episodes=user/made', '--max_steps=1', '--batch_size=4']
-    words += [
-        '--n_layers=1',
-        '--val_fraction=0',
-        f'--out_dir={tmp_path}/run',
-        '--compile_model=off',
-    ]
-    said = run(ROOT / 'train.py', *words)
+    words = [*documented('train.py'), '--max_steps=1', '--batch_size=4', '--n_layers=1']
+    said = run(*words, '--val_fraction=0')
     assert f'init_from=user/tiny@v1: {tmp_path}/hf/hub/models--user--tiny/snapshots/' in said
-    assert 'share: hf upload <you>/run' in said
+    assert 'share: hf upload <you>/more out/more . --exclude "*/*"' in said
     names = cached(tmp_path)
     assert {'model.safetensors', 'meta.json', 'synthetic_000000.safetensors'} <= names
-    assert not [name for name in names if name.endswith(('.bin', '.py', '.distcp'))]
-    card = (tmp_path / 'run/README.md').read_text()
+    assert not names & {'pytorch_model.bin', 'modeling.py', 'optimizer.safetensors'}
+    card = (tmp_path / 'out/more/README.md').read_text()
     assert 'python train.py --init_from=user/tiny@v1 --episodes=user/made' in card
     # what is in the cache is enough without a network, and results do not go there
     alone = dict(HF_HUB_OFFLINE='1')
@@ -99,11 +105,9 @@ def test_what_the_hub_has_not_is_said_in_one_line(run, server, tmp_path):
 
 @pytest.mark.mujoco
 def test_a_checkpoint_of_the_hub_drives_and_its_scores_stay_here(run, tmp_path):
-    said = run(
-        ROOT / 'sim_rollout.py', '--ckpt=user/tiny', '--task=place', '--episodes=1', '--workers=1'
-    )
+    said = run(*documented('sim_rollout.py')[:2], '--task=place', '--episodes=1', '--workers=1')
     assert 'place 0/1' in said or 'place 1/1' in said
-    assert (tmp_path / 'out/user--tiny/rollout/scores.json').exists()
+    assert (tmp_path / 'out/user--tiny@main/rollout/scores.json').exists()
 
 
 def test_a_folder_that_is_there_or_would_be_ours_is_never_asked_for(tmp_path, monkeypatch):
@@ -112,16 +116,7 @@ def test_a_folder_that_is_there_or_would_be_ours_is_never_asked_for(tmp_path, mo
     (tmp_path / 'user/demo').mkdir(parents=True)
     assert hub.fetch('ckpt', 'user/demo', 'model') == 'user/demo'
     assert hub.home('user/demo') == 'user/demo' and hub.home('they/demo') == 'out/they--demo'
-    for name in (
-        'out/demo',
-        'episodes/demo',
-        '/user/demo',
-        'user/other',
-        './a/b',
-        'a/b/c',
-        'a',
-        '',
-    ):
+    for name in 'out/demo episodes/demo /user/demo user/other ./a/b a/b/c a'.split():
         assert not hub.is_id(name), name
 
 
@@ -129,6 +124,8 @@ def test_the_line_that_a_run_prints_uploads_what_can_be_fetched_again(run, serve
     command = hub.upload_line(checkpoint, 'model').replace('<you>', 'user')
     name, *words = shlex.split(command.replace('/tiny ', '/again ', 1))
     assert name == 'hf'
+    line = hub.upload_line('out/demo', 'model').replace('<you>/demo', 'user/name')
+    assert f'\n{line}\n' in DOORS.read_text()
     run('-m', 'huggingface_hub.cli.hf', *words)
     files = server.repositories['models/user/again']['main']
     assert files['model.safetensors'] == (checkpoint / 'model.safetensors').read_bytes()

@@ -6,6 +6,8 @@ LEROBOT_PYTHON=/tmp/lerobot/bin/python python -m pytest tests/test_lerobot.py   
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -159,6 +161,19 @@ def test_the_command_that_is_printed_trains_on_it(theirs, tmp_path):
     small = ['--max_steps=2', '--batch_size=4', '--image_size=32', '--n_layers=1', '--horizon=4']
     out = run('train.py', *command, *small, '--val_fraction=0', f'--out_dir={tmp_path}/run')
     assert '2 steps in' in out
+
+
+def test_the_commands_in_the_docs_run(ours, tmp_path, monkeypatch):
+    text = (ROOT / 'docs/doors.md').read_text()
+    blocks = re.findall(r'```bash\n(.*?)```', text, re.S)
+    (block,) = (block for block in blocks if 'to_lerobot' in block)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'episodes').mkdir()
+    (tmp_path / 'episodes/demo').symlink_to(ours)
+    for line in block.splitlines():
+        script, *words = shlex.split(line, comments=True)[1:]
+        assert script == 'data.py' and data.main(words) == 0
+    assert len(episode_paths('episodes/again')) == COUNT
 
 
 def test_what_does_not_fit_is_named(ours, theirs, tmp_path):

@@ -190,6 +190,7 @@ class _Reader:
         self.image_size = image_size
         self.info = read_info(folder)
         self.rate = self.info['fps']
+        self.total = self.info['total_episodes']
         self.features = self.info['features']
         self.cameras, self.notes = _cameras(self.features)
         self.state = _table_of(self.features, STATE)
@@ -284,8 +285,10 @@ def from_lerobot(folder: str, to: str, image_size: int = 0, jpeg: int | None = N
     if jpeg is None:
         kinds = [reader.features[key]['dtype'] for key in reader.cameras]
         jpeg = 90 if 'video' in kinds else 0
-    episodes = map(reader.read, reader.episodes())
-    said = write_all(episodes, to, reader.info['total_episodes'], jpeg)
+    try:
+        said = write_all(map(reader.read, reader.episodes()), to, reader.total, jpeg)
+    except KeyError as missing:  # of a column or an entry
+        raise ValueError(f'{folder} is not laid out as LeRobot does it: no {missing}') from None
     return [*reader.notes, *said]
 
 

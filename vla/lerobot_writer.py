@@ -26,7 +26,7 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
-from episode import Arrays, Header, Table, read_episode, slot_tables, write_atomic
+from episode import ACTIONS, Arrays, Header, Table, read_episode, slot_tables, write_atomic
 
 VERSION = 'v3.0'
 CHUNK = 'chunk-{chunk_index:03d}/file-{file_index:03d}'
@@ -239,56 +239,60 @@ def camera_key(camera: str) -> str:
 
 def _plan(paths: Sequence[str], action: str, pictures: str) -> _Plan:
     """Find out what episodes share, or say in which they differ."""
-    arrays, header = read_episode(paths[0])
     if action not in ('', 'tool', 'joint'):
         raise ValueError(f"action={action}: expected 'tool' or 'joint'")
-    of_first = [f'{name}_action' for name in ('tool', 'joint') if f'{name}_action' in arrays]
-    array = f'{action}_action' if action else of_first[0]
-    tables = slot_tables(header)
+    arrays, header = read_episode(paths[0])
+    array = f'{action}_action' if action else next(name for name in ACTIONS if name in arrays)
+    first = slot_tables(header)
     rate = header['control_hz']
     if rate != int(rate):
         raise ValueError(f'{paths[0]}: control_hz {rate}; LeRobot counts whole frames per second')
-    there: collections.Counter = collections.Counter()
-    sizes: dict[str, tuple[int, int]] = {}
+    seen: dict[str, dict[str, tuple[int, int]]] = {}  # by file its cameras and their sizes
     has_subtasks = True
     for path in paths:
         arrays, header = read_episode(path)
         if array not in arrays:
             raise ValueError(f'{path} has no {array}: --action={array[:-7]} is not to be had')
-        same = slot_tables(header)
-        if (header['control_hz'], same['state'], same[array]) != (
-            rate,
-            tables['state'],
-            tables[array],
-        ):
+        tables = slot_tables(header)
+        is_same = all(tables[name] == first[name] for name in ('state', array))
+        if not is_same or header['control_hz'] != rate:
             raise ValueError(
                 f'{path} has another rate or other slots than {paths[0]}: a data set has one of '
                 'each, convert them into two'
             )
         has_subtasks &= 'subtask_id' in arrays
-        for camera, size in header['cameras'].items():
-            there[camera] += 1
-            shape = (size['height'], size['width'])
-            if sizes.setdefault(camera, shape) != shape:
-                raise ValueError(f'{path}: camera {camera} is {shape}, {sizes[camera]} before')
-    notes = [
-        f'camera {name} is left out: {count} of {len(paths)} episodes have it'
-        for name, count in there.items()
-        if count < len(paths)
-    ]
-    cameras = {name: size for name, size in sizes.items() if there[name] == len(paths)}
-    for name, (height, width) in cameras.items():
+        sizes = header['cameras'].items()
+        seen[path] = {name: (size['height'], size['width']) for name, size in sizes}
+    robot = header['world']['robot'] if 'robot' in header.get('world', {}) else 'unknown'
+    shared = {'state': first['state'], array: first[array]}
+    cameras, notes = _common_cameras(seen, pictures)
+    return _Plan(int(rate), robot, array, shared, cameras, has_subtasks, notes)
+
+
+def _common_cameras(
+    seen: dict[str, dict[str, tuple[int, int]]], pictures: str
+) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """(Sizes of the cameras that every file has, what is left out, in lines)."""
+    there = collections.Counter(name for cameras in seen.values() for name in cameras)
+    common: dict[str, tuple[int, int]] = {}
+    for path, cameras in seen.items():
+        for name, size in cameras.items():
+            if there[name] == len(seen) and common.setdefault(name, size) != size:
+                raise ValueError(f'{path}: camera {name} is {size}, {common[name]} before')
+    for name, (height, width) in common.items():
         if pictures == 'video' and (height % 2 or width % 2):
             raise ValueError(
                 f'camera {name} has {height} x {width} pixels, a video even numbers of them: '
                 '--pictures=image'
             )
-    keys = [camera_key(name) for name in cameras]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f'two of the cameras {", ".join(cameras)} would have the same name')
-    robot = header['world']['robot'] if 'robot' in header.get('world', {}) else 'unknown'
-    shared = {'state': tables['state'], array: tables[array]}
-    return _Plan(int(rate), robot, array, shared, cameras, has_subtasks, notes)
+    if len(set(map(camera_key, common))) < len(common):
+        raise ValueError(f'two of the cameras {", ".join(common)} would have the same name')
+    notes = [
+        f'camera {name} is left out: {count} of {len(seen)} episodes have it'
+        for name, count in there.items()
+        if count < len(seen)
+    ]
+    return common, notes
 
 
 def _features(plan: _Plan, pictures: str) -> dict[str, dict[str, Any]]:
