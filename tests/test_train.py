@@ -501,10 +501,11 @@ def test_every_config_starts_as_typed_on_small_data(tmp_path, name):
     if name == 'eo1_3b':
         words.append(f'--init_from={publish(tmp_path / "published")}')
     elif 'init_from' in pathlib.Path(config).read_text() and not name.endswith('_start'):
-        first = 'config/demo.py' if name == 'qa' else config
+        goes_on = name in ('qa', 'late')  # from the demo, and with its settings
+        first = 'config/demo.py' if goes_on else config
         start = f'--out_dir={tmp_path}/start'
         launch.run('train.py', first, '--init_from=', *small, start, '--max_steps=1')
-        words = ['config/demo.py', *words] if name == 'qa' else words
+        words = ['config/demo.py', *words] if goes_on else words
         words.append(f'--init_from={tmp_path}/start')
     said = launch.run('train.py', *words, *small, f'--out_dir={tmp_path}/run', '--dry_run=True')
     assert f'first batch: {tmp_path}/run/batch.png' in said
