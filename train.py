@@ -70,7 +70,8 @@ gain = 0.1  # 0..1: augmentation: spread of the colour gain, per channel
 brightness = 6.0  # 0..255: spread of the brightness offset, out of 255
 crop = 0.0  # 0..<1: up to this share of a picture's side is cut off
 reask_share = 0.3  # 0..1: share of samples that ask for another goal of the scene: where is it?
-prefix_rows = 0  # 0..1000: up to so many rows are given clean, as when they are being executed
+prefix_rows = 0  # 0..1000: up to so many rows are given clean, as when they are being executed;
+# without grounding: with it, foresight (delay) is better by far (docs/results.md, Late actions)
 question_share = 0.0  # 0..1: share of samples that are questions about the scene, and answers
 refuse_share = 0.0  # 0..1: share of samples that ask for what is not there: hands still, ask back
 wording_noise = 1.0  # 0..1: share of drawn instructions that may lose words or have unknown ones
@@ -463,6 +464,10 @@ if __name__ == '__main__':
         odd = processor.fit(train_data)
     if delay and start.kind != 'resumed':
         or_exit(processor.learn_hands, train_data)
+        unseen = (val_data or train_data).files['state']
+        if master:
+            off_mm = 1e3 * processor.foresight.off_m(unseen, delay)
+            print(f'hands: foreseen {delay} steps ahead to {off_mm:.2f} mm per axis')
     processor.user_tokens = max(processor.user_tokens, train_data.user_tokens)
     fingerprint = train_data.fingerprint()
     or_exit(checkpoint.check_data, start, settings, fingerprint)

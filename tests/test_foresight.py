@@ -111,6 +111,9 @@ def fitted():
 
 def test_the_lag_of_hands_and_how_they_close_are_learnt_from_what_they_did(fitted):
     plain = Foresight(COLUMNS, WHERE)
+    there, expected = foreseen(fitted, lagging_episode(1000), DELAY)
+    off = np.abs((there - expected)[:, COLUMNS.position]).mean()
+    assert fitted.off_m([lagging_episode(1000)], DELAY) == pytest.approx(off, rel=1e-4)
     for ahead in (1, DELAY):
         errors = []
         for foresight in (plain, fitted):
@@ -283,6 +286,9 @@ def test_a_live_observation_is_moved_on_as_a_recorded_one(folder, processor):
         again.encode([dataset.row(3)], under_way=under_way)['hand_path'], live['hand_path']
     )
     broken = processor.to_dict()
-    broken['foresight'] = {'net.0.bias': [1.0]}
-    with pytest.raises(ValueError, match='foresight holds no weights of its network'):
-        Processor.from_dict(broken)
+    good = processor.foresight.weights()
+    endless = dict(good, **{'net.0.bias': [np.inf] * len(good['net.0.bias'])})
+    for weights in ({'net.0.bias': [1.0]}, dict(good, **{'net.0.bias': 'no'}), endless):
+        broken['foresight'] = weights
+        with pytest.raises(ValueError, match='foresight holds no weights of its network'):
+            Processor.from_dict(broken)

@@ -129,6 +129,9 @@ class Foresight:
         command_index: Where the command in force stands in its state, (C,).
         weights: Of the HandModel, by name; None: not fitted yet, and hands are taken to go on with
             the tracking error that they have.
+
+    Raises:
+        ValueError, RuntimeError or TypeError: These are no weights of a HandModel.
     """
 
     def __init__(
@@ -144,6 +147,8 @@ class Foresight:
             self.model = HandModel()
             tensors = {name: torch.tensor(values) for name, values in weights.items()}
             self.model.load_state_dict(tensors)
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                raise ValueError('not all numbers are finite')
 
     def weights(self) -> dict[str, Any] | None:
         """What `__init__` takes, for JSON; nine digits are all that float32 has."""
@@ -203,6 +208,18 @@ class Foresight:
     def shut(self, states: np.ndarray) -> np.ndarray:
         """Whether hands are commanded to be shut in states (..., C): bool (..., arms)."""
         return states[..., self.columns.command[:, 6]] < SHUT_M
+
+    def off_m(self, episodes: Sequence[np.ndarray], steps: int) -> float:
+        """How far tools are from where they are foreseen so many steps ahead, mean per axis, m."""
+        errors = []
+        for states in episodes:
+            n = max(0, len(states) - steps)
+            ahead = np.arange(n)[:, None] + 1 + np.arange(steps)
+            commands = states[ahead][..., self.command_index]
+            foreseen = self.states(states[:n], commands)[:, -1]
+            off = foreseen - states[len(states) - n :]
+            errors.append(np.abs(off[:, self.columns.position]).ravel())
+        return float(np.concatenate(errors).mean())
 
     def fit(self, episodes: Sequence[np.ndarray], seed: int = 0) -> None:
         """Learn what hands make of commands.

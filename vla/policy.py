@@ -281,10 +281,11 @@ def answers(folder: str | Path, **how: Any) -> tuple[Callable, dict[str, Any]]:
         tool_command (15,)      the command in force, or joint_command (17,) where the policy acts
                                 in joints; it may be left out where the state holds it
         action_prefix (P, A)    may be left out: absolute rows that are executed while the chunk is
-                                made; it begins with them
+                                made; it begins with them, P < H
         gripper_m (2,)          may be left out: commands that close and open a hand, where they are
                                 others than in the world that it was trained for
-    The reply holds `actions` (H, A), absolute commands, and `subtask`, the text that was read.
+    The reply holds `actions`, absolute commands, (H, A) or, of a policy that foresees, (P + H, A)
+    with the prefix before its own; and `subtask`, the text that was read.
 
     Args:
         folder: A checkpoint of train.py.

@@ -1,0 +1,13 @@
+# A policy whose chunks may come up to 3 steps (300 ms) late: after `make demo`, 2 CPU cores.
+# torchrun --standalone --nproc_per_node=2 train.py config/demo.py config/late.py
+# python sim_rollout.py --ckpt=out/late --delay=3
+# It has not been run with these files; what a trial on an earlier state of the code gave is in
+# docs/results.md, Late actions.
+out_dir = 'out/late'
+init_from = 'out/demo'
+delay = 3  # steps, drawn per sample: chunks begin where commands under way lead the hands
+# Pictures are as old as the delay and the state is not: from the two together a decoder reads which
+# way the arm moves, and copies that instead of looking.
+hide_pictures = True
+row_decay = 0.8  # two or four rows are executed before the next look
+max_steps = 1_000
