@@ -10,6 +10,9 @@ Score a checkpoint on the held-out seeds, with and without being told what to do
 python sim_rollout.py --ckpt=out/demo --episodes=100 --blank
 python sim_rollout.py --ckpt=out/demo --episodes=20 --video=4
 
+What it loses where light, cameras, friction, ... differ, chunks come late, words are new: a table
+python sim_rollout.py --ckpt=out/demo --robustness --episodes=40
+
 Several tasks at once; a checkpoint that has learnt several is scored on all of them:
 python sim_rollout.py --task=place,join --episodes=20 --record=episodes/both
 python sim_rollout.py --task=all --episodes=2
@@ -59,6 +62,7 @@ import queue
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -71,6 +75,7 @@ import hub
 import wire
 from episode import write_atomic, write_episode
 from sim import film, labels, ledger, plan_score, policies
+from sim import robustness as robust
 from sim.judge import PHASES
 from sim.tasks import TASKS
 from sim.teleop import KEYS, keyboard
@@ -91,6 +96,8 @@ foresight = True  # checkpoint: late chunks begin where these rows lead, if it h
 read_text = False  # checkpoint: decode the subtask text and act having read it
 text_chunks = 1  # 1..: checkpoint: chunks that are made on one decoded text
 compile_model = False  # checkpoint: torch.compile, CUDA graphs on a GPU; not with read_text
+robustness = False  # score the policy in a clean world and in each that differs, on the same seeds
+rows = ''  # of that table only these: clean,light,delay_3; '': all, see sim/robustness.py
 instruction = None  # replaces the world's; empty blanks it
 blank = False  # score everything a second time with the instruction blanked: are words needed?
 device = None  # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
@@ -114,10 +121,12 @@ pose_range = None  # 0.0..1.0: share of the range of spawn poses
 target_range = None  # 0.0..1.0: share of the places on a plate or brick that are asked for
 wording = None  # 'grammar', or 'held_out': words the grammar cannot make, for scoring only
 impossible_share = None  # 0..1: of the episodes ask for what is not there: hands stay still
+randomise = None  # 0.0..1.0: share of the full ranges of light, cameras, friction, ..., by the seed
+randomise_only = None  # of sim/randomise.py's kinds: light,camera; empty: all of them
 # seeds: those of `seeds`, else `episodes` from seed0 on; of a replay those that are there
 seeds = None  # one, or 'a:b', half open
 seed0 = None  # 0..: None: 0 when recording, else 1_000_000: from there on seeds are for tests only
-episodes = None  # 1..: of each task; None: 10, of a replay all
+episodes = None  # 1..: of each task; None: 10, of a replay all, for robustness 40
 max_minutes = 0.0  # 0..: no new episode is begun after so long; 0: no limit
 workers = 0  # 0..1024: processes, each with worlds of its own; 0: one per core
 # output
@@ -163,6 +172,8 @@ WORLD_KEYS = (
     'target_range',
     'wording',
     'impossible_share',
+    'randomise',
+    'randomise_only',
 )
 # settings that only a checkpoint has, arguments of vla.policy.checkpoint
 CHECKPOINT_KEYS = (
@@ -176,7 +187,7 @@ CHECKPOINT_KEYS = (
     'device',
     'dtype',
 )
-TEXTS = ('task', 'plan', 'robot', 'wording', 'instruction', 'device')
+TEXTS = ('task', 'plan', 'robot', 'wording', 'randomise_only', 'instruction', 'device')
 # of these those that are the matter of who asks, where a checkpoint is served
 CLIENT_KEYS = ('execute', 'delay', 'text_chunks')
 # -----------------------------------------------------------------------------
@@ -345,6 +356,65 @@ def hold(draw):
         time.sleep(0.05)
 
 
+def score_condition(folder, settings):
+    """Score one condition of the robustness table: this very script, with its settings.
+
+    Args:
+        folder: Where its log stands; what is done there already is not run again.
+        settings: All that differ from the defaults.
+
+    Returns:
+        What it refuses, '' where it was scored.
+    """
+    words = [f'--{name}={value}' for name, value in settings.items()]
+    command = [sys.executable, __file__, *words, f'--out={folder}']
+    said = ''
+    make_folder('out', folder)
+    with open(folder / 'said.txt', 'w', encoding='utf-8') as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.PIPE, text=True)
+        try:
+            for said in process.stderr:  # progress, and at last the reason of a refusal
+                print(f'  {folder.name}: {said}', end='', file=sys.stderr, flush=True)
+            process.wait()
+        finally:
+            process.terminate()
+            process.wait()
+    return said.strip() if process.returncode else ''
+
+
+def score_conditions(conditions, settings, seeds, root):
+    """Score all conditions, print and draw the table of them, write it as JSON after each.
+
+    Args:
+        conditions: {name: settings}, the clean one first, see robustness.conditions.
+        settings: Those that hold in all of them.
+        seeds: Of every condition.
+        root: Folder of the table, and of a folder for each condition.
+    """
+    done = []
+    clean = {}
+    print(robust.HEAD)
+    for name, how in conditions.items():
+        folder = root / name
+        refusal = score_condition(folder, settings | how)
+        if refusal and not done:
+            raise ValueError(f'robustness: {refusal}')
+        if refusal:
+            done.append(robust.refused(name, how, refusal))
+        else:
+            logs = [ledger.read_log(log) for log in folder.rglob('rollouts.jsonl')]
+            results = [row for log in logs for row in log.values() if row['seed'] in seeds]
+            clean = clean or robust.outcomes(results)
+            done.append(robust.compare(name, how, results, clean))
+        print(robust.line(done[-1]), flush=True)
+        about = dict(settings=settings, seeds=[min(seeds), max(seeds)], rows=done)
+        write_atomic(root / 'robustness.json', json.dumps(about, indent=1).encode())
+    minutes = sum(row['minutes'] for row in done if not row['refused'])
+    robust.draw(root / 'robustness.png', f'{settings["policy"]}, {len(seeds)} seeds', done)
+    print(f'{minutes:.0f} minutes of all workers together')
+    print(f'  rows: {root / "robustness.json"}\n  chart: {root / "robustness.png"}')
+
+
 # -----------------------------------------------------------------------------
 # What is asked for
 
@@ -387,6 +457,7 @@ def check(settings, kind):
     if settings['viewer']:
         used['video'] = (False, 'there is no window: films are made without --viewer')
         used['record'] = (settings['teleop'], 'the keys drive there, too: --viewer --teleop')
+    used['rows'] = (settings['robustness'], 'conditions are compared: --robustness')
     told = settings['instruction'] is None
     used['blank'] = (told and not settings['record'], 'a score has its own instructions')
     if asks_checkpoint:
@@ -709,6 +780,8 @@ if __name__ == '__main__':
         config['cameras'] = tuple(name for name in cameras.split(',') if name)
     asked = {key: config[key] for key in WORLD_KEYS if config[key] is not None}
     world_settings = default | made | asked | {'task': tasks[0]}
+    if randomise_only and not world_settings['randomise']:
+        raise SystemExit(f'randomise_only={randomise_only} changes nothing: add --randomise=1')
     several = bool(plan) and Path(plan).is_dir()
     if several and (record or viewer or video):
         raise SystemExit(f'plan={plan}: a folder is scored; to record, film or view name one file')
@@ -716,7 +789,8 @@ if __name__ == '__main__':
         first = 0 if record else TEST_SEED0
         if seed0 is not None:
             first = seed0
-        asked_seeds = list(range(first, first + (episodes or (1 if several else 10))))
+        usual_number = 1 if several else 40 if robustness else 10
+        asked_seeds = list(range(first, first + (episodes or usual_number)))
     seeds_of = {name: list(files[name]) if files else asked_seeds for name in tasks}
     if record and kind not in ('expert', 'replay', 'coached', 'teleop'):
         raise SystemExit(
@@ -741,6 +815,27 @@ if __name__ == '__main__':
         root = Path(hub.home(named)) / 'rollout'
     root = Path(out or record or root)
     make_folder('out', root)
+    # -----------------------------------------------------------------------------
+    # the same score under many conditions, and nothing else
+    if robustness:
+        if not is_score or several or blank or video:
+            raise SystemExit('robustness: expected a score without --blank, --video, --viewer')
+        # Each condition says for itself what is randomised, and where its results go.
+        its_own = ('robustness', 'rows', 'out', 'ckpt', 'episodes', 'seeds', 'seed0')
+        common = {k: v for k, v in config.items() if v != DEFAULTS[k] and k not in its_own}
+        if 'cameras' in common:
+            common['cameras'] = ','.join(common['cameras'])
+        common |= dict(policy=policy, seeds=f'{asked_seeds[0]}:{asked_seeds[-1] + 1}')
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            asked_for = robust.chosen(rows, kind in ('checkpoint', 'remote'))
+            score_conditions(asked_for, common, asked_seeds, root / 'robustness')
+        except ValueError as refusal:
+            raise SystemExit(str(refusal)) from None
+        except KeyboardInterrupt:
+            again = shlex.join(['python', *sys.argv])
+            raise SystemExit(f'\nstopped; the same command goes on: {again}') from None
+        raise SystemExit(0)
     # -----------------------------------------------------------------------------
     # a part is one task as it is run in one way: what is asked of it, and what is there already
     how = {key: config[key] for key in CHECKPOINT_KEYS}

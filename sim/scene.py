@@ -13,6 +13,7 @@ from episode import JOINT_ACTION_NAMES, JOINT_NAMES
 from sim.bricks import Brick, brick_xml
 from sim.clutch import pool_xml
 from sim.gl import mujoco
+from sim.randomise import furnish
 from sim.tasks import HANDS
 
 ASSETS = Path(__file__).parent.parent / 'assets'
@@ -69,7 +70,12 @@ def _bricks_xml(bricks: Sequence[Brick], scale: float, n_slots: int) -> str:
 
 
 def build_model(
-    bricks: Sequence[Brick], scale: float, robot: str, physics_dt_s: float, n_slots: int = 16
+    bricks: Sequence[Brick],
+    scale: float,
+    robot: str,
+    physics_dt_s: float,
+    n_slots: int = 16,
+    surfaces: float = 0.0,
 ) -> tuple[mujoco.MjModel, mujoco.MjModel]:
     """Compile the scene with robot and bricks, and the robot alone.
 
@@ -79,6 +85,7 @@ def build_model(
         robot: Name of the robot's folder.
         physics_dt_s: Time step.
         n_slots: Number of links that can hold at a time.
+        surfaces: Where above 0 there are walls, and textures of so much contrast, see randomise.py.
 
     Raises:
         FileNotFoundError: There is no such robot.
@@ -100,6 +107,8 @@ def build_model(
     try:
         scene = mujoco.MjSpec.from_file(f'{folder}/vla-lego.xml', include=files)
         scene.option.timestep = physics_dt_s
+        if surfaces > 0:
+            furnish(scene, surfaces)
         model = scene.compile()
     except ValueError as error:
         readme = ASSETS / 'robots' / 'alex' / 'README.md'

@@ -21,7 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from episode import ARM_TOOL, COLOURS, JOINT_ACTION_NAMES, JOINT_NAMES, TOOL_ACTION_NAMES
+from episode import (
+    ARM_JOINTS,
+    ARM_TOOL,
+    COLOURS,
+    JOINT_ACTION_NAMES,
+    JOINT_NAMES,
+    TOOL_ACTION_NAMES,
+)
 from instructions import Frame, draw, held_out, plain
 from sim import tasks
 from sim.bricks import BRICK_HEIGHT_M, STUD_HEIGHT_M
@@ -30,9 +37,10 @@ from sim.control import ACTION_NAMES, CLOSED_M, N_JOINTS, TOOL_HIGH, TOOL_LOW, C
 from sim.gl import NOTHING_RENDERS, gl_backend, mujoco
 from sim.judge import STILL_S, Judge, goal_at_work
 from sim.plan_task import plan_task
+from sim.randomise import Randomiser, amounts
 from sim.scene import build_model
 from sim.tasks import HANDS, TASKS, Goal
-from sim.truth import Truth, seat
+from sim.truth import Pose, Truth, seat
 
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
 RENDER_MODES = ('rgb', 'depth', 'segmentation')
@@ -66,6 +74,8 @@ class World:
         target_range: float = 1.0,
         wording: str = 'grammar',
         impossible_share: float = 0.0,
+        randomise: float = 0.0,
+        randomise_only: str = '',
         action_space: str = 'tool',
         plan: str = '',
         initial_blocks: bool = False,
@@ -92,6 +102,9 @@ class World:
                 scoring only; see instructions.py.
             impossible_share: This share of the episodes, 0 to 1, has an instruction that cannot be
                 followed: success is to keep the hands still.
+            randomise: Share of the full ranges of what differs between robots and rooms, 0 to 1,
+                see randomise.KINDS.
+            randomise_only: Names of those kinds, separated by commas; '' randomises all of them.
             action_space: 'tool' or 'joint': which action `step` takes, see sim/control.py.
             plan: A file that says what to build, see sim/plan.py, in place of a task.
             initial_blocks: The plan's bricks lie where its file says, not where the seed does.
@@ -108,6 +121,7 @@ class World:
             force_spread,
         )
         _check_words(wording, impossible_share)
+        drawn = amounts(randomise, randomise_only)
         self.task = Path(plan).stem if plan else task
         self.plan_file = plan
         self.plan_options = dict(initial_blocks=initial_blocks, reverse=reverse)
@@ -158,7 +172,7 @@ class World:
         self._set_rates(physics_dt_s)
         n_slots = 3 * len(self.bricks) if plan else 16
         self.model, robot_model = build_model(
-            self.bricks, self.brick_scale, robot, physics_dt_s, n_slots
+            self.bricks, self.brick_scale, robot, physics_dt_s, n_slots, drawn.get('surfaces', 0.0)
         )
         self.data = mujoco.MjData(self.model)
         self.clutch = Clutch(
@@ -172,6 +186,8 @@ class World:
         self.model_hash = hashlib.sha256(buffer.tobytes()).hexdigest()[:16]
         # Called at 50 Hz while a step runs: a viewer's turn.
         self.observer: Callable[[], object] | None = None
+        self.randomised = dict(randomise=randomise, randomise_only=randomise_only)
+        self.chance = Randomiser(self.model, self.bricks, CAMERAS, drawn)
         self._renderers: dict = {}
         self._truth: Truth | None = None
         self._truth_of = b''
@@ -226,6 +242,7 @@ class World:
         self.seed = int(seed)
         mujoco.mj_resetData(self.model, d)
         self.clutch.reset()
+        self.chance.draw(self.seed)
         self._draw_forces(seed)
         poses, asked = self.sample(rng)
         self._put_into_words(seed, asked)
@@ -240,7 +257,7 @@ class World:
         command = self._draw_start(rng)
         self.tool_command = command.astype(np.float32)
         self.joint_command = self.controller.start(command)
-        d.qpos[self._joint_qadr] = self.joint_command[:N_JOINTS]
+        d.qpos[self._joint_qadr] = self._true_joints(self.joint_command)
         d.qpos[self._finger_qadr] = self.joint_command[N_JOINTS:, None] / 2
         self._send(self.joint_command)
         mujoco.mj_forward(self.model, d)
@@ -302,9 +319,10 @@ class World:
     def _draw_forces(self, seed: int) -> None:
         """Clutch forces of this episode; they have a generator of their own."""
         share = np.random.default_rng([31_337, seed]).uniform(-1, 1, 2)
-        spread = self.forces['force_spread'] * share
-        self.clutch.insertion_force_n = self.forces['insertion_force_n'] * (1 + spread[0])
-        self.clutch.pull_force_n = self.forces['pull_force_n'] * (1 + spread[1])
+        factor = 1 + self.forces['force_spread'] * share
+        factor *= [self.chance.force_factor(name) for name in ('insertion', 'pull')]
+        self.clutch.insertion_force_n = self.forces['insertion_force_n'] * factor[0]
+        self.clutch.pull_force_n = self.forces['pull_force_n'] * factor[1]
 
     def _draw_start(self, rng: np.random.Generator) -> np.ndarray:
         """First tool command (15,): random starts around home, open hands.
@@ -359,8 +377,9 @@ class World:
             target = self.controller.follow_joints(action, before)
             command = self.controller.tool_command(target)
         n = round(INTERPOLATION_HZ / self.control_hz)
+        late = self.chance.late_ticks(self.seed, self.steps, n, 1 / INTERPOLATION_HZ)
         for k in range(1, n + 1):
-            self._send(before + (target - before) * k / n)
+            self._send(before + (target - before) * max(0, k - late) / (n - late))
             self._physics(self._substeps)
             if self.observer:
                 self.observer()
@@ -389,9 +408,25 @@ class World:
         return action
 
     def _send(self, joint_command: np.ndarray) -> None:
-        self.data.ctrl[self._joint_act_id[:N_JOINTS]] = joint_command[:N_JOINTS]
+        self.data.ctrl[self._joint_act_id[:N_JOINTS]] = self._true_joints(joint_command)
         # A gripper's actuator drives each finger by half the opening.
         self.data.ctrl[self._joint_act_id[N_JOINTS:]] = joint_command[N_JOINTS:] / 2
+
+    def _true_joints(self, joint_command: np.ndarray) -> np.ndarray:
+        """Where joints (15,) rad go that are sent a command (17,): their zeros may be off."""
+        joints = joint_command[:N_JOINTS]
+        offset_rad = self.chance.joint_offset_rad
+        return joints if offset_rad is None else joints + offset_rad
+
+    def _measured(self, truth: Truth) -> tuple[np.ndarray, dict[str, Pose]]:
+        """What the robot takes for its joints (15,) rad and its tools' poses, torso frame."""
+        joints = self.data.qpos[self._joint_qadr]
+        offset_rad = self.chance.joint_offset_rad
+        if offset_rad is None:
+            return joints, truth.tool_poses
+        joints = joints - offset_rad
+        ik = self.controller.ik
+        return joints, {hand: ik[hand].forward(joints[ARM_JOINTS[hand]]) for hand in HANDS}
 
     def _physics(self, n: int) -> None:
         """Take n physics steps, with the clutch's updates where they are due."""
@@ -529,8 +564,9 @@ class World:
         velocity = np.zeros(6)  # rotation, then translation
         quats = []
         velocities = []
+        joint_pos, tool_poses = self._measured(truth)
         for hand, site in zip(HANDS, self._site_id):
-            _, R = truth.tool_pose(hand)
+            _, R = tool_poses[hand]
             quat = np.zeros(4)
             mujoco.mju_mat2Quat(quat, np.ascontiguousarray(R).ravel())
             mujoco.mj_objectVelocity(self.model, d, mujoco.mjtObj.mjOBJ_SITE, site, velocity, 0)
@@ -538,10 +574,10 @@ class World:
             velocities.append(to_torso @ velocity[3:])
         obs = dict(
             time=d.time,
-            joint_pos=d.qpos[self._joint_qadr],
+            joint_pos=joint_pos,
             joint_vel=d.qvel[self._joint_vadr],
             gripper=2 * d.qpos[self._finger_qadr[:, 0]],
-            tool_pos=np.array([truth.tool_pose(hand)[0] for hand in HANDS]),
+            tool_pos=np.array([tool_poses[hand][0] for hand in HANDS]),
             tool_quat=np.array(quats),
             tool_vel=np.array(velocities),
             tool_command=self.tool_command.copy(),
@@ -597,7 +633,7 @@ class World:
         if camera == 'third_person':
             self._leave_out_trunk(renderer.scene)
         if mode == 'rgb':
-            return renderer.render().copy()
+            return self.chance.develop(renderer.render().copy(), camera, self.seed, self.steps)
         if mode == 'depth':
             renderer.enable_depth_rendering()
             picture = renderer.render().astype(np.float32)
@@ -622,6 +658,8 @@ class World:
             renderer = mujoco.Renderer(self.model, height, width)
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+            if self.chance.has_walls:
+                renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = False
             self._renderers[key] = renderer
         return self._renderers[key]
 
@@ -681,6 +719,7 @@ class World:
         m.eq_obj2id[:] = state['eq_obj2id']
         m.eq_data[:] = state['eq_data']
         m.exclude_signature[:] = state['exclude']
+        self.chance.draw(state['memory']['seed'])
         mujoco.mj_setState(m, d, state['physics'], mujoco.mjtState.mjSTATE_INTEGRATION)
         d.eq_active[:] = state['eq_active']
         self._refresh()
@@ -707,6 +746,8 @@ class World:
             **self.curriculum,
             wording=self.wording,
             impossible_share=self.impossible_share,
+            **self.randomised,
+            randomised=self.chance.drawn,
             cameras=list(self.cameras),
             image_size=self.image_size,
             control_hz=self.control_hz,
