@@ -54,6 +54,8 @@ def _busy(truth: Truth, last: Goal, following: Goal) -> bool:
     Unless it carries or is nearer to the next brick, goes on with the same one, or has dropped the
     next one on top.
     """
+    if following.grip and following.grip.by == last.upper:
+        return False  # it goes on with what it holds
     at = truth.brick_pose(last.upper)[0]
     top = truth.brick_pose(following.upper)[0]
     tool = truth.tool_pose(last.hand)[0]
@@ -62,7 +64,7 @@ def _busy(truth: Truth, last: Goal, following: Goal) -> bool:
     fetches_next = last.hand in (following.giver, following.hand)
     nearer = fetches_next and to_next < to_last
     if last.grip and following.upper in truth.below(last.upper):  # it fetches from below
-        nearer = truth.opening_m(last.hand) > truth.grip_width_m(last) + 0.004
+        nearer = truth.opening_m(last.hand) > last.grip.width_m + 0.004
     dropped = np.linalg.norm((top - at)[:2]) < 0.03 and top[2] > at[2] + 0.005
     return not (
         _left(truth, last)
