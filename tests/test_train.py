@@ -606,15 +606,20 @@ def test_settings_that_do_not_go_together_are_named():
     config = dict(train.config, batch_size=10, accumulate=3)
     with pytest.raises(ValueError, match='batch_size 10 does not divide by 2 processes x acc'):
         train.check_settings(config, 2)
+    with pytest.raises(ValueError, match='cuda_graph=True is for one process, .* length_groups 2'):
+        train.check_settings(dict(train.config, cuda_graph=True, length_groups=2), 1)
     with pytest.raises(ValueError, match='offload=True is for fsdp=True, and AdamW only'):
         train.check_settings(dict(train.config, offload=True, fsdp=True), 1)
     with pytest.raises(ValueError, match="requeue_signal 'USR1' is no signal"):
         parallel.StopRequest('USR1')
 
 
-def test_bfloat16_is_chosen_only_where_the_hardware_has_it():
+@pytest.mark.parametrize('fast', [True, False])
+def test_bfloat16_is_chosen_only_where_it_is_faster(monkeypatch, fast):
     has = torch.cpu.get_capabilities()
-    fast = has.get('avx512_bf16') or has.get('amx_bf16')
+    units = has.get('avx512_bf16') or has.get('amx_bf16')
+    assert units or not layers.bfloat16_pays()
+    monkeypatch.setattr(layers, 'bfloat16_pays', lambda: fast)
     assert layers.autocast_for('cpu').fast_dtype == (torch.bfloat16 if fast else torch.float32)
     with layers.autocast_for('cpu', 'float32'):
         assert not torch.is_autocast_enabled('cpu')
