@@ -614,6 +614,13 @@ def test_settings_that_do_not_go_together_are_named():
         parallel.StopRequest('USR1')
 
 
+def test_batches_are_cut_where_shapes_may_change_and_samples_are_many():
+    config = dict(train.config, batch_size=128, accumulate=1)
+    assert [train.count_groups(config, n, False) for n in (1, 2, 4, 16)] == [4, 4, 2, 1]
+    assert train.count_groups(config, 2, True) == 1
+    assert train.count_groups(config | {'length_groups': 8}, 2, True) == 8
+
+
 @pytest.mark.parametrize('fast', [True, False])
 def test_bfloat16_is_chosen_only_where_it_is_faster(monkeypatch, fast):
     has = torch.cpu.get_capabilities()
