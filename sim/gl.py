@@ -50,13 +50,13 @@ TRIAL_S = 1.0  # of each, after the first pictures
 _TRIAL = """
 import json, sys, time
 from sim.world import World
-settings = json.loads(sys.argv[1])
+settings, trial_s = json.loads(sys.stdin.readline())
 settings['cameras'] = tuple(settings['cameras'])
 world = World(**settings)
 obs, _ = world.reset(0)
 print('ready', flush=True)
 sys.stdin.readline()
-end = time.perf_counter() + float(sys.argv[2])
+end = time.perf_counter() + trial_s
 steps = 0
 while time.perf_counter() < end:
     obs, *_ = world.step(obs[f'{world.action_space}_command'])
@@ -107,7 +107,7 @@ def steps_per_second(
         world_settings: Arguments of World.
         processes: How many.
     """
-    command = [sys.executable, '-c', _TRIAL, json.dumps(world_settings), str(TRIAL_S)]
+    command = [sys.executable, '-c', _TRIAL]
     pipes: dict[str, Any] = {
         'stdin': subprocess.PIPE,
         'stdout': subprocess.PIPE,
@@ -117,6 +117,9 @@ def steps_per_second(
         subprocess.Popen(command, text=True, env={**os.environ, **variables}, cwd=CODE, **pipes)
         for _ in range(processes)
     ]
+    for process in running:
+        process.stdin.write(json.dumps([world_settings, TRIAL_S]) + '\n')
+        process.stdin.flush()
     ready = [process.stdout.readline() == 'ready\n' for process in running]
     for process in running if all(ready) else ():  # all at a time
         process.stdin.write('go\n')

@@ -125,7 +125,9 @@ def recomputed(block: nn.Module, recompute: bool) -> Callable[..., Any]:
     The backward works through it again: activation checkpointing.
     """
     if recompute and torch.is_grad_enabled():
-        return functools.partial(checkpoint, block, use_reentrant=False)
+        # Nothing in a block is random, and to keep a GPU's random state is not for CUDA graphs.
+        how = {'use_reentrant': False, 'preserve_rng_state': False}
+        return functools.partial(checkpoint, block, **how)
     return block
 
 
