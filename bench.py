@@ -55,9 +55,10 @@ import hub
 import model
 import wire
 from episode import git_rev, write_synthetic_episodes
-from sim import ledger, rig, tasks
+from sim import gl, ledger, rig, tasks
 from sim.expert import Expert
 from sim.gl import gl_backend, mujoco
+from sim.workers import cores
 from sim.world import World
 from vla import layers, measure, optim, parallel, watch
 from vla.policy import command_in_force
@@ -76,6 +77,7 @@ onnx = ''  # of act: a file of sample.py --export, measured beside torch
 # instead of all that
 gpu = False  # what one GPU reaches, section by section, each in a process of its own
 device = 'auto'  # of gpu: 'cuda', or 'cpu' for a rehearsal with tiny networks
+limit_s = 0.0  # 0..: of a section of gpu, after which it is ended; 0: as long as stands below
 clutch = False  # print the table of forces
 soak = False  # look for divergence
 episodes = 10_000  # 1..: of soak, spread over the tasks
@@ -87,16 +89,25 @@ CODE = Path(__file__).resolve().parent
 # train.py is read like a config: its settings, and the small functions that make a model of them.
 TRAIN = types.SimpleNamespace(**runpy.run_path(str(CODE / 'train.py')))
 SECTIONS = ('world', 'render', 'loader', 'train', 'act', 'wire')
-# Sections of --gpu, and the most seconds that each may take: six minutes.
+# Sections of --gpu, and the most seconds that each may take: six minutes. What one leaves goes to
+# those after it.
 GPU_SECTIONS = {
-    'gpu_demo': 40,
-    'gpu_base': 40,
-    'gpu_large': 70,
-    'gpu_act': 80,
-    'gpu_collect': 50,
-    'gpu_tests': 80,
+    'gpu_demo': 60,
+    'gpu_base': 60,
+    'gpu_large': 80,
+    'gpu_act': 60,
+    'gpu_collect': 35,
+    'gpu_tests': 65,
 }
-GPU_EPISODES = 64  # made up, of three cameras
+# How a config is trained: with compiled blocks or not, as one CUDA graph or not; what tells most
+# comes first, for want of time the last ones are left out.
+GPU_WAYS = {
+    'eager': (False, False),
+    'CUDA graph': (False, True),
+    'compiled blocks, CUDA graph': (True, True),
+    'compiled blocks': (True, False),
+}
+GPU_EPISODES = 24  # made up, of three cameras: 1,400 windows
 DENOISING_STEPS = (1, 5, 10)
 EPISODES = 4  # recorded where train_config's are missing: more windows than a batch has samples
 # Seed 7 of join again: python sim_rollout.py --policy=random --task=join --seeds=7:8
@@ -466,13 +477,16 @@ def bench_wire():
 def run_gpu(sections, device):
     """Run sections one after the other, each in a process: what fails takes no other along."""
     failed = []
+    end = time.perf_counter()
     for name in sections:
+        end += GPU_SECTIONS[name] * (10 if device == 'cpu' else 1)
+        limit_s = end - time.perf_counter()
         command = [sys.executable, str(CODE / 'bench.py'), f'--only={name}', f'--device={device}']
-        limit_s = GPU_SECTIONS[name] * (10 if device == 'cpu' else 1)
+        command += [f'--seconds={seconds}', f'--limit_s={limit_s:.0f}']
         try:
             code = subprocess.run(command, timeout=limit_s).returncode
         except subprocess.TimeoutExpired:
-            code = f'ended after {limit_s} s'
+            code = f'ended after {limit_s:.0f} s'
         if code:
             print(f'{name} FAILED: {code}', flush=True)
             failed.append(name)
@@ -529,8 +543,15 @@ def make_gpu_model(settings, dataset, device, compiled):
     return net
 
 
-def bench_gpu_training(name, device, folder):
-    """Measure the training of one config: without and with compiled blocks."""
+def bench_gpu_training(name, device, folder, end):
+    """Measure the training of one config in each of GPU_WAYS, as far as there is time.
+
+    Args:
+        name: Of the config.
+        device: 'cpu' or 'cuda:0'.
+        folder: For made-up episodes.
+        end: By time.perf_counter().
+    """
     tiny = device == 'cpu'
     section = f'gpu_{name}'
     settings = settings_for_gpu(name, tiny)
@@ -539,9 +560,12 @@ def bench_gpu_training(name, device, folder):
     autocast = layers.autocast_for(device, settings['dtype'])
     fast = autocast.fast_dtype
     peak = watch.peak_flops(device, fast)
-    ways = {'eager': (False, False), 'compiled blocks': (True, False)}
-    ways |= {'CUDA graph': (False, True), 'compiled blocks, CUDA graph': (True, True)}
-    for how, (compiled, graphed) in ways.items():
+    took_s = 0.0  # the last one
+    for how, (compiled, graphed) in GPU_WAYS.items():
+        began = time.perf_counter()
+        if took_s and began + took_s > end:
+            print(f'{section}: {how} is left out, {end - began:.0f} s are left', flush=True)
+            continue
         if graphed and (device == 'cpu' or name == 'large'):  # large is not short of launches
             continue
         if compiled and not parallel.can_compile(device):
@@ -560,7 +584,7 @@ def bench_gpu_training(name, device, folder):
             autocast,
             optimizers,
             average_weights,
-            seconds,
+            min(2.0, seconds),
             threads=1 if tiny else 4,
             graphed=graphed,
         )
@@ -579,6 +603,7 @@ def bench_gpu_training(name, device, folder):
         del net, optimizers, average_weights
         if device != 'cpu':
             torch.cuda.empty_cache()
+        took_s = time.perf_counter() - began
 
 
 def eo1_config(tiny):
@@ -686,18 +711,21 @@ def collect_rate(seconds):
 
 
 def bench_gpu_collect(device):
-    """Measure how control steps with pictures grow with the number of workers."""
-    n_cores = len(os.sched_getaffinity(0))
-    counts = [1] if device == 'cpu' else [n for n in (1, 4, 8) if n < n_cores] + [n_cores]
-    spent_s = min(3.0, seconds)
-    for n in counts:
-        with multiprocessing.get_context('spawn').Pool(n) as pool:
-            rates = pool.map(collect_rate, [spent_s] * n, chunksize=1)
-        note = f'{sum(rates) / n:.0f} per worker, {gl_backend()}'
-        show(
-            'gpu_collect', f'control steps with pictures, {n} workers', sum(rates), 'steps/s', note
-        )
-        as_json('gpu_collect', workers=n, steps_per_s=sum(rates), backend=gl_backend())
+    """Measure how control steps with pictures grow with the number of workers, and what draws."""
+    n_cores = cores()
+    counts = [1] if device == 'cpu' else sorted({1, max(1, n_cores // 2), n_cores})
+    drawn_by = {'GPU': counts}
+    if device != 'cpu' and gl.MESA.exists():
+        drawn_by['cores'] = [n_cores]
+    for name, counts_of_it in drawn_by.items():
+        os.environ.update(gl.RENDERERS[name])
+        for n in counts_of_it:
+            with multiprocessing.get_context('spawn').Pool(n) as pool:
+                rates = pool.map(collect_rate, [min(2.0, seconds)] * n, chunksize=1)
+            note = f'{sum(rates) / n:.0f} per worker, {gl_backend()} draws on {name}'
+            what = f'control steps with pictures, {n} workers'
+            show('gpu_collect', what, sum(rates), 'steps/s', note)
+            as_json('gpu_collect', workers=n, steps_per_s=sum(rates), drawn_by=name)
 
 
 def run_gpu_tests():
@@ -706,8 +734,8 @@ def run_gpu_tests():
     return subprocess.run(command, cwd=CODE).returncode
 
 
-def run_gpu_section(name, device):
-    """Run one section of --gpu in this process; return an exit code."""
+def run_gpu_section(name, device, end):
+    """Run one section of --gpu in this process, until about `end`; return an exit code."""
     if name == 'gpu_tests':
         return run_gpu_tests()
     if name == 'gpu_collect':
@@ -718,7 +746,7 @@ def run_gpu_section(name, device):
         if name == 'gpu_act':
             bench_gpu_act(device, folder)
         else:
-            bench_gpu_training(name.removeprefix('gpu_'), device, folder)
+            bench_gpu_training(name.removeprefix('gpu_'), device, folder, end)
     return 0
 
 
@@ -848,7 +876,8 @@ if __name__ == '__main__':
     if device == 'auto':
         device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
     if only in GPU_SECTIONS:
-        raise SystemExit(run_gpu_section(only, device))
+        end = time.perf_counter() + (limit_s or GPU_SECTIONS[only])
+        raise SystemExit(run_gpu_section(only, device, end))
     sections = only.split(',') if only else SECTIONS
     if gpu:
         sections = only.split(',') if only else tuple(GPU_SECTIONS)

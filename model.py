@@ -258,7 +258,7 @@ class Block(nn.Module):
             x: (B, T, D).
             cos: (B, T, 1, c), as sin.
             sin: see layers.rotate.
-            bias: (B, 1, T, T_past + T), see layout.attention_bias.
+            bias: (B, h / h_kv, T, T_past + T), see layout.attention_bias.
             past: keys and values (B, h_kv, T_past, c) that the tokens see besides their own.
             skip: the first tokens are left out of the result; others may look at them all the same.
 
@@ -319,8 +319,9 @@ class Decoder(nn.Module):
         seen = layout if past_layout is None else past_layout.join(layout)
         # On CPUs scores are float32, elsewhere of the type of what is multiplied: a bias that has
         # it already is not converted by every block.
-        on_cpu = x.device.type == 'cpu'
-        return cos, sin, attention_bias(layout, seen, torch.float32 if on_cpu else dtype)
+        score_dtype = torch.float32 if x.device.type == 'cpu' else dtype
+        groups = cfg.n_heads // cfg.n_kv_heads
+        return cos, sin, attention_bias(layout, seen, score_dtype, groups)
 
     def forward(
         self,
@@ -393,29 +394,37 @@ class ActionHead(nn.Module):
         x = self.time_mlp_out(F.silu(self.time_mlp_in(x)))
         return x if self.row is None else x + self.row
 
-    def embed_at(self, times: Tensor) -> Callable[[int, Tensor], Tensor]:
+    def embed_at(
+        self, times: Tensor, goal: Tensor | None = None
+    ) -> Callable[[int, Tensor], Tensor]:
         """`embed` for many rows at few times, with all that does not depend on the rows done first.
 
         The first layer of the time MLP is linear in rows and time, so that it is folded into the
         map that comes before: a step then reads A x D numbers instead of 3 x D x D.
 
         Args:
-            times: flow times (n, ..., H).
+            times: flow times (n, B, H).
+            goal: (B, D), is added to every row.
 
         Returns:
-            a function of i and noisy rows (..., H, A) that gives what embed gives at times[i].
+            a function of i and noisy rows (B, H, A) that gives what embed gives at times[i], and
+            the goal in it.
         """
         D = self.cfg.hidden_size
         to_rows, to_time = self.time_mlp_in.weight.split([D, D], 1)
         known = F.linear(self.time_embedding(times).to(to_time.dtype), to_time)
         from_bias = F.linear(self.action_in.bias, to_rows, self.time_mlp_in.bias)
-        known = known + from_bias  # (n, ..., H, D)
+        known = known + from_bias  # (n, B, H, D)
         folded = to_rows @ self.action_in.weight  # (D, A)
+        always: Tensor | None = self.row  # (H, D)
+        if goal is not None:
+            goal = goal[:, None]
+            always = goal if always is None else always + goal  # (B, H, D)
 
         def embed(i: int, rows: Tensor) -> Tensor:
             x = F.linear(rows, folded) + known[i]
             x = self.time_mlp_out(F.silu(x))
-            return x if self.row is None else x + self.row
+            return x if always is None else x + always
 
         return embed
 
@@ -626,16 +635,14 @@ class VLA(nn.Module):
         return Prefix(layout, cache, hidden, skip, goal)
 
     def embed_rows(self, rows: Tensor, time: Tensor, prefix: Prefix) -> Tensor:
-        """Noisy rows (B, ..., H, A) at flow times (B, ..., H) -> (B, ..., H, D)."""
-        return self.add_goal(self.head.embed(rows, time), prefix)
+        """Noisy rows (B, K, H, A) at flow times (B, K, H) -> (B, K, H, D).
 
-    def add_goal(self, x: Tensor, prefix: Prefix) -> Tensor:
-        """Embedded rows (B, ..., H, D) that know what is to be done, of the decoder's type."""
+        They know what is to be done, and are of the decoder's type: a pretrained one is bfloat16.
+        """
+        x = self.head.embed(rows, time)
         if prefix.goal is not None:
-            per_sample = [1] * (x.ndim - 2)
-            goal = prefix.goal.embedding.view(len(x), *per_sample, -1)
-            x = x + goal.to(x.dtype)
-        return x.to(self.embed_tokens.weight.dtype)  # a pretrained decoder is bfloat16
+            x = x + prefix.goal.embedding[:, None, None].to(x.dtype)
+        return x.to(self.embed_tokens.weight.dtype)
 
     def chunk_layout(self, prefix: Layout, reads: Tensor) -> Layout:
         """Layout (B, K*H) of noise samples behind a prefix; reads bool (B, K)."""
@@ -900,10 +907,11 @@ class VLA(nn.Module):
         mask_and_rope = self.decoder.mask_and_rope(word, layout, prefix.layout)
         step = torch.arange(steps, device=kind.device)
         times = (1 - step / steps).view(-1, 1, 1) * free  # (steps, B, H)
-        embed = self.head.embed_at(times)
+        goal = None if prefix.goal is None else prefix.goal.embedding
+        embed = self.head.embed_at(times, goal)
         for i in range(steps):
             t = 1 - i / steps
-            rows = self.add_goal(embed(i, x), prefix)
+            rows = embed(i, x).to(word.dtype)
             hidden, _ = self.decoder(rows, layout, prefix.cache, mask_and_rope=mask_and_rope)
             velocity = self.head.read(hidden)
             if cfg.predict == 'action':
@@ -1035,14 +1043,14 @@ def pick_token(
     return token.gather(-1, drawn).squeeze(-1)
 
 
-def flops_per_sample(cfg: VLAConfig, prefix_len: int, noise_samples: int) -> float:
+def flops_per_sample(cfg: VLAConfig, prefix_len: float, noise_samples: int) -> float:
     """Multiply-adds x 2 of one training sample, forward and backward, for the share of the peak.
 
     A backward pass costs twice a forward pass.
 
     Args:
         cfg: of the model.
-        prefix_len: tokens of the prefix, padding included.
+        prefix_len: tokens of the prefix, padding included; a mean where that differs.
         noise_samples: K.
     """
     stem = STEMS[cfg.vision]

@@ -36,9 +36,10 @@ python sim_rollout.py --policy=ws://127.0.0.1:8000
 Replay a folder; this exits with 1 unless the physics is bit-equal:
 python sim_rollout.py --policy=episodes/demo
 
-On 1 or 8 GPUs these are the same commands: networks go to a GPU if there is one, and --workers=16
-gives each of 16 cores a world. On 2 nodes, as seeds are independent, each takes its share into one
-folder (slurm/collect.sh is an array of such jobs):
+On 1 or 8 GPUs these are the same commands: each core has a world, and one network on the first GPU
+answers all of them; pictures are drawn by GPU or cores, by which is faster. As seeds are
+independent, 2 nodes or 8 GPUs take shares into one folder (slurm/collect.sh is an array of such
+jobs):
 python sim_rollout.py config/demo_collect.py --seeds=0:450
 python sim_rollout.py config/demo_collect.py --seeds=450:900
 
@@ -74,7 +75,7 @@ from tqdm import tqdm
 import hub
 import wire
 from episode import write_atomic, write_episode
-from sim import film, labels, ledger, plan_score, policies
+from sim import film, gl, labels, ledger, plan_score, policies
 from sim import robustness as robust
 from sim.judge import PHASES
 from sim.tasks import TASKS
@@ -102,6 +103,8 @@ instruction = None  # replaces the world's; empty blanks it
 blank = False  # score everything a second time with the instruction blanked: are words needed?
 device = None  # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
 dtype = 'float32'  # 'float32' | 'bfloat16': checkpoint; no faster: a chunk is calls
+share_network = None  # checkpoint: one for all workers, which answers several of them at a time;
+# None: on a GPU, where each would else wait for the others'
 # the world; None: as the checkpoint or the episode was made, else World's own default
 task = None  # of tasks.TASKS: 'place', 'join', 'stack', ...; several: place,join; or all
 plan = None  # file that says what to build (sim/plan.py), in place of a task; a folder: all of them
@@ -459,9 +462,12 @@ def check(settings, kind):
         used['record'] = (settings['teleop'], 'the keys drive there, too: --viewer --teleop')
     used['rows'] = (settings['robustness'], 'conditions are compared: --robustness')
     told = settings['instruction'] is None
+    used['share_network'] = used['steps']
     used['blank'] = (told and not settings['record'], 'a score has its own instructions')
     if asks_checkpoint:
         used['text_chunks'] = (settings['read_text'], 'text is read: --read_text')
+        alone = settings['text_chunks'] == 1
+        used['share_network'] = (alone, 'each chunk has a text of its own: --text_chunks=1')
     driver = settings['ckpt'] or settings['policy']
     for name, (is_used, where) in used.items():
         if not is_used and settings[name] != DEFAULTS[name]:
@@ -524,6 +530,23 @@ def make_folder(name, folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise SystemExit(f'{name}={folder}: cannot be made a folder: {fault.strerror}') from None
+
+
+def on_gpu(device):
+    """Tell whether a checkpoint acts on a GPU here."""
+    import torch  # here, because recording the expert does without
+
+    return torch.cuda.is_available() if device is None else device.startswith('cuda')
+
+
+def load_network(folder, how):
+    """Load the network that all workers share, or end the script with one line."""
+    from vla.policy import answers_of_many  # here, because recording the expert does without torch
+
+    try:
+        return answers_of_many(folder, **{k: v for k, v in how.items() if k != 'text_chunks'})
+    except (ValueError, OSError) as refusal:
+        raise SystemExit(str(refusal)) from None
 
 
 def answer_others(folder, how, host, port):
@@ -907,10 +930,14 @@ if __name__ == '__main__':
         from vla.policy import checkpoint  # here, because recording the expert does without torch
 
         load = functools.partial(checkpoint, policy, **how)
+        if share_network is None:
+            share_network = text_chunks == 1 and on_gpu(device)
+    shared = functools.partial(policies.shared, folder=policy, execute=execute, delay=delay)
     ask = functools.partial(policies.remote, policy, execute=execute, delay=delay)
     driver = functools.partial(
         policies.driver, kind=kind, kicks=kicks, files=files, checkpoint=load, server=ask
     )
+    network = None
     # -----------------------------------------------------------------------------
     # all plans of a folder, and nothing else
     if several:
@@ -965,7 +992,13 @@ if __name__ == '__main__':
     n_workers = min(workers or cores(), max(n_todo, video * len(parts)))
     pool = {}
     try:
-        pool = start_workers(n_workers, world_settings, driver, run)
+        if share_network and n_workers:
+            driver = functools.partial(driver, checkpoint=None, network=shared)
+            network = load_network(policy, how)
+        drawing = gl.use_fastest(world_settings, n_workers) if n_todo >= n_workers > 1 else ''
+        if drawing:
+            print(drawing, flush=True)
+        pool = start_workers(n_workers, world_settings, driver, run, network is not None)
         for log in {part['log'] for part in parts}:
             mine = [part for part in parts if part['log'] == log]
             is_asked = {(part['task'], seed) for part in mine for seed in seeds_of[part['task']]}
@@ -974,7 +1007,9 @@ if __name__ == '__main__':
             if n_replaced:
                 print(f'{log}: the lines of {n_replaced} episodes that are run again are replaced')
         began = time.time()
-        for job, result in show_progress(dispatch(pool, in_turn(todo, max_minutes)), n_todo):
+        for job, result in show_progress(
+            dispatch(pool, in_turn(todo, max_minutes), network), n_todo
+        ):
             part = part_of[job.task, job.instruction]
             part['results'].append(result)
             part['new'].append(result)
@@ -1005,7 +1040,7 @@ if __name__ == '__main__':
                 path = part['folder'] / f'{part["task"]}_{seed:07d}'
                 jobs.append(Job(part['task'], seed, part['words'], path))
         try:
-            for job, reel in dispatch(pool, jobs):
+            for job, reel in dispatch(pool, jobs, network):
                 part = part_of[job.task, job.instruction]
                 part['reels'].append(reel)
                 print(f'  film: {reel["film"]}', flush=True)

@@ -116,6 +116,7 @@ dtype = 'auto'  # 'auto' | 'float32' | 'bfloat16': auto: bfloat16 (autocast) whe
 compile_model = 'auto'  # 'auto' | 'on' | 'off': torch.compile of the blocks; auto: on a GPU
 cuda_graph = False  # forward and backward are launched as one; one process, accumulate=1, a GPU
 frames_on_device = 'auto'  # 'auto' | 'on' | 'off': pictures live on the GPU; auto: if they fit
+length_groups = 0  # 0..1000: parts of like length that a batch is cut into; 0: up to 4 on CPUs
 loader_threads = 0  # 0..256: that make batches; 0: one on CPUs, four with a GPU
 fsdp = False  # several processes hold one model between them, not a copy each
 offload = False  # with fsdp: parameters and optimizer in main memory; slow, for what fits no GPU
@@ -142,10 +143,11 @@ exec((HERE / 'configurator.py').read_text())  # overrides from a config file or 
 
 # A resumed run may change these, because no weight depends on them but by the order of sums.
 MAY_CHANGE = """
-    out_dir resume device threads compile_model cuda_graph frames_on_device loader_threads fsdp
-    offload recompute accumulate log_interval eval_interval eval_batches checkpoint_interval
-    checkpoint_minutes keep_checkpoints rollout_interval rollout_episodes replay_batch max_minutes
-    timeout_minutes requeue_signal wandb_project tracker wandb_artifacts dry_run
+    out_dir resume device threads compile_model cuda_graph frames_on_device length_groups
+    loader_threads fsdp offload recompute accumulate log_interval eval_interval eval_batches
+    checkpoint_interval checkpoint_minutes keep_checkpoints rollout_interval rollout_episodes
+    replay_batch max_minutes timeout_minutes requeue_signal wandb_project tracker wandb_artifacts
+    dry_run
 """.split()
 # Settings of the processor; of all reading of episodes; and of the samples that training draws.
 PROCESSING = (
@@ -201,10 +203,11 @@ def check_settings(config, world_size):
             'one simulator; score in another job: '
             f'python sim_rollout.py --ckpt={config["out_dir"]}'
         )
-    if config['cuda_graph'] and parts > 1:
+    if config['cuda_graph'] and (parts > 1 or config['length_groups'] > 1):
         raise ValueError(
-            f'cuda_graph=True is for one process and accumulate=1; here are {world_size} processes '
-            f'x accumulate {config["accumulate"]}'
+            'cuda_graph=True is for one process, accumulate=1 and length_groups=1; here are '
+            f'{world_size} processes x accumulate {config["accumulate"]}, '
+            f'length_groups {config["length_groups"]}'
         )
     if config['offload'] and (config['muon_learning_rate'] or not config['fsdp']):
         raise ValueError('offload=True is for fsdp=True, and AdamW only: --muon_learning_rate=0')
@@ -329,6 +332,22 @@ def micro_batches(dataset, config, rank, world_size, step):
     ]
 
 
+def count_groups(config, world_size, shapes_stay):
+    """Return into how many parts of like length this process's share of a batch is cut.
+
+    Shapes that change would be compiled, and recorded on a GPU, anew. With fewer than 16 samples
+    calls cost what padding did: 8 parts of 8 took as long as 64, 4 of 16 took 10 % less.
+    """
+    share = config['batch_size'] // (world_size * config['accumulate'])
+    automatic = 1 if shapes_stay else max(1, min(4, share // 16))
+    return config['length_groups'] or automatic
+
+
+def grouped(make, groups, step):
+    """Return what micro_batches makes of a step in parts of like length, see data.by_length."""
+    return [part for batch in make(step) for part in data.by_length(batch, groups)]
+
+
 def send(batches, device):
     """Send batches to the device, without waiting for them to arrive."""
     return [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in batches]
@@ -402,6 +421,8 @@ if __name__ == '__main__':
     compiles = or_exit(
         parallel.decide, 'compile_model', compile_model, parallel.can_compile(device)
     )
+    on_gpu = device.startswith('cuda')
+    groups = count_groups(config, world_size, on_gpu or compiles)
 
     if replay_batch:
         cpu = or_exit(layers.autocast_for, 'cpu', dtype)
@@ -454,7 +475,7 @@ if __name__ == '__main__':
         processor = or_exit(Processor, **shape, tables=tables)
     decoders = max(1, (os.cpu_count() or 1) // local_world_size)  # threads that decode jpeg
     load = functools.partial(or_exit, data.Dataset, sources, processor, workers=decoders)
-    load = functools.partial(load, multiple=8 if device.startswith('cuda') else 1)
+    load = functools.partial(load, multiple=8 if on_gpu else 1)
     train_data = load('train', **pick(config, READING + SAMPLING))
     val_data = load('val', **pick(config, READING)) if val_fraction else None
     odd = {}  # slots whose numbers do not suit the normaliser
@@ -485,7 +506,7 @@ if __name__ == '__main__':
     if master:
         first = micro_batches(train_data, config, rank, world_size, start.step)[0]
         or_exit(net.check_batch, first)
-        print(watch.describe_model(net, config, first, rev, device, fast))
+        print(watch.describe_model(net, config, first, rev, device, fast, groups))
         print(watch.describe_data(processor, train_data, val_data, config, odd))
     if master and dry_run:
         os.makedirs(out_dir, exist_ok=True)
@@ -535,7 +556,6 @@ if __name__ == '__main__':
     unsound = None  # steps that were not taken
     saved_at = began
     make = functools.partial(micro_batches, train_data, config, rank, world_size)
-    on_gpu = device.startswith('cuda')
     if cuda_graph and not on_gpu:
         sys.exit(f'cuda_graph=True needs a GPU, device is {device}: leave it out')
 
@@ -548,20 +568,23 @@ if __name__ == '__main__':
     fit = frames.fit(train_data, device)
     if or_exit(parallel.decide, 'frames_on_device', frames_on_device, fit):
         train_data.keep_frames(device)
+    make = functools.partial(grouped, make, groups)
     threads = loader_threads or (4 if on_gpu else 1)
     batches = data.prefetch(make, range(step, max_steps), pin=on_gpu, threads=threads)
     upcoming = send(next(batches), device)
     while step < max_steps:
         fraction = get_lr(step, max_steps, warmup_steps, final_lr)
         optim.set_rates(optimizers, fraction)
+        n = len(upcoming)
+        tokens = sum(batch['input_ids'].shape[1] for batch in upcoming) / n
         for i, batch in enumerate(upcoming):
             if graphed:
                 meter.add(graphed(batch))
                 continue
-            with parallel.accumulating(forward, i == accumulate - 1):
+            with parallel.accumulating(forward, i == n - 1):
                 loss, parts = loss_of(batch)
-                (loss / accumulate).backward()
-            meter.add({'loss': loss.detach(), **parts}, accumulate)
+                (loss / n).backward()
+            meter.add({'loss': loss.detach(), **parts}, n)
         norm, norms = optim.clip(net, GRAD_CLIP)
         norm = parallel.whole(norm).to(device)
         sound = norm.isfinite()  # on the device; the same on all of them
@@ -612,7 +635,7 @@ if __name__ == '__main__':
             if not parallel.all_finite(net.parameters()):
                 sys.exit(checkpoint.not_finite(out_dir, step, 'weights are not finite'))
         if logs:
-            flops = model.flops_per_sample(cfg, batch['input_ids'].shape[1], noise_samples)
+            flops = model.flops_per_sample(cfg, tokens, noise_samples)
             line |= parallel.average(means) | {'lr': learning_rate * fraction}
             line |= meter.speed(batch_size, flops, peak * world_size)
             line['memory_gb'] = watch.memory_used_gb(device)

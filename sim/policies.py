@@ -219,6 +219,8 @@ def driver(
     files: dict[str, dict[int, Path]] | None = None,
     checkpoint: Callable[[dict[str, Any]], Start] | None = None,
     server: Callable[[dict[str, Any]], Start] | None = None,
+    network: Callable[..., Start] | None = None,
+    infer: Callable | None = None,
 ) -> Start:
     """Make who drives in a world.
 
@@ -230,6 +232,9 @@ def driver(
         checkpoint: Loads a trained model, given World.metadata(); functools.partial of
             vla.policy.checkpoint. It comes by argument because nothing in sim/ imports torch.
         server: Connects to a policy server, given World.metadata(); functools.partial of `remote`.
+        network: In the place of `checkpoint` where one network answers several worlds, given
+            World.metadata() and `infer`; functools.partial of `shared`.
+        infer: Asks that network.
     """
     if kind == 'expert':
         return expert(world, kicks)
@@ -237,8 +242,11 @@ def driver(
         assert files is not None, 'a replay needs the files of its seeds'
         return replay(world, files[world.task])
     if kind in ('checkpoint', 'coached'):
-        assert checkpoint is not None, 'somebody has to load the checkpoint'
-        student = checkpoint(world.metadata())
+        if network is not None:
+            student = network(world.metadata(), infer=infer)
+        else:
+            assert checkpoint is not None, 'somebody has to load the checkpoint'
+            student = checkpoint(world.metadata())
         return coached(world, student) if kind == 'coached' else student
     if kind == 'remote':
         assert server is not None, 'somebody has to know the address'
@@ -391,6 +399,45 @@ def remote(address: str, world: Settings, execute: int = 1, delay: int = 0) -> S
     """
     client = wire.Client(address)
     _check_server(address, client.metadata, world)
+    return _ask_for_chunks(client.infer, address, world, execute, delay)
+
+
+def shared(
+    world: Settings,
+    infer: Callable[[dict[str, Any]], dict[str, Any]],
+    folder: str,
+    execute: int = 1,
+    delay: int = 0,
+) -> Start:
+    """Ask the one network of a checkpoint that answers the worlds of several processes.
+
+    Args:
+        world: World.metadata().
+        infer: Gives the reply to a request, see workers.ask.
+        folder: The checkpoint.
+        execute: See `remote`, as for delay.
+        delay: See `remote`.
+    """
+    unchecked = True
+
+    def ask(request: dict[str, Any]) -> dict[str, Any]:
+        nonlocal unchecked
+        if unchecked:  # whether this world fits is looked at with the first request
+            request = request | {'world': world}
+            unchecked = False
+        return infer(request)
+
+    return _ask_for_chunks(ask, folder, world, execute, delay)
+
+
+def _ask_for_chunks(
+    infer: Callable[[dict[str, Any]], dict[str, Any]],
+    whom: str,
+    world: Settings,
+    execute: int,
+    delay: int,
+) -> Start:
+    """Ask somebody for chunks, see `remote`; `whom` is for messages."""
     gripper_m = np.array(world['gripper_m'])
 
     def start(seed: int) -> Act:
@@ -413,12 +460,11 @@ def remote(address: str, world: Settings, execute: int = 1, delay: int = 0) -> S
             )
             if pending:
                 request['action_prefix'] = np.array(pending)
-            reply = client.infer(request)
+            reply = infer(request)
             rows = reply['actions']
             if execute + delay > len(rows):
                 raise ValueError(
-                    f'execute={execute}, delay={delay}: the chunks of {address} have '
-                    f'{len(rows)} rows'
+                    f'execute={execute}, delay={delay}: the chunks of {whom} have {len(rows)} rows'
                 )
             subtask = str(reply.get('subtask', ''))  # only our server says
             return rows[len(pending) : execute + delay]

@@ -11,6 +11,7 @@ default settings, so nothing is read from there.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 from sim.policies import Start
 from sim.world import World
 
-Driver = Callable[[World], Start]  # a picklable policies.driver, but for the world
+Driver = Callable[..., Start]  # a picklable policies.driver, but for the world
 Pool = dict[Connection, Any]  # our end of the pipe: the process
 
 
@@ -43,6 +44,12 @@ class Job(NamedTuple):
     film: Path | None = None
 
 
+class Ask(NamedTuple):
+    """What a worker asks of the network that all of them share, see vla.policy.answers_of_many."""
+
+    request: dict[str, Any]
+
+
 class WorkerError(RuntimeError):
     """A worker died, or refused what it was asked for; the message says which and why."""
 
@@ -51,10 +58,27 @@ class WorkerError(RuntimeError):
 # In the worker
 
 
-def setup(world_settings: dict[str, Any], driver: Driver) -> tuple[World, Start]:
-    """Make the world and who drives in it; this is done once per process and task."""
+def setup(
+    world_settings: dict[str, Any], driver: Driver, infer: Callable | None = None
+) -> tuple[World, Start]:
+    """Make the world and who drives in it; this is done once per process and task.
+
+    Args:
+        world_settings: Arguments of World.
+        driver: Makes who drives, given the world.
+        infer: Asks the network that all workers share, for a driver that takes one.
+    """
     world = World(**world_settings)
-    return world, driver(world)
+    return world, driver(world) if infer is None else driver(world, infer=infer)
+
+
+def ask(pipe: Connection, request: dict[str, Any]) -> dict[str, Any]:
+    """Ask the network in the parent; RuntimeError says why it has no answer."""
+    pipe.send(Ask(request))
+    answer = pipe.recv()
+    if isinstance(answer, Exception):
+        raise RuntimeError(str(answer))
+    return answer
 
 
 def attempt(action: Callable, *args: Any) -> Any:
@@ -70,14 +94,21 @@ def attempt(action: Callable, *args: Any) -> Any:
         return RuntimeError(f'{said} ({Path(at.filename).name}:{at.lineno})')
 
 
-def work(pipe: Connection, world_settings: dict[str, Any], driver: Driver, run: Callable) -> None:
+def work(
+    pipe: Connection,
+    world_settings: dict[str, Any],
+    driver: Driver,
+    run: Callable,
+    shares_network: bool,
+) -> None:
     """Live a worker's life: set up, say so, and answer jobs until the pipe breaks.
 
     The pipe breaks when it is closed, and when the parent is gone.
     """
     # Ctrl-C reaches every process of the terminal; the parent decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    made = attempt(setup, world_settings, driver)
+    infer = functools.partial(ask, pipe) if shares_network else None
+    made = attempt(setup, world_settings, driver, infer)
     if isinstance(made, RuntimeError):
         with contextlib.suppress(BrokenPipeError):
             pipe.send(made)
@@ -88,7 +119,7 @@ def work(pipe: Connection, world_settings: dict[str, Any], driver: Driver, run: 
         while True:
             job = pipe.recv()
             if job.task not in cells:
-                made = attempt(setup, world_settings | {'task': job.task}, driver)
+                made = attempt(setup, world_settings | {'task': job.task}, driver, infer)
                 if isinstance(made, RuntimeError):
                     pipe.send(made)
                     continue
@@ -110,7 +141,11 @@ def cores() -> int:
 
 
 def start_workers(
-    n: int, world_settings: dict[str, Any], driver: Driver, run: Callable[[World, Start, Job], Any]
+    n: int,
+    world_settings: dict[str, Any],
+    driver: Driver,
+    run: Callable[[World, Start, Job], Any],
+    shares_network: bool = False,
 ) -> Pool:
     """Start n processes and wait until all of them are ready for jobs.
 
@@ -120,6 +155,7 @@ def start_workers(
         driver: Makes who drives, given the world. Where it is a checkpoint, unpickling this is what
             imports torch; the expert does without.
         run: Does one job and returns what the parent is to get.
+        shares_network: The driver asks a network in this process, see `dispatch`.
 
     Raises:
         WorkerError: A worker cannot be set up.
@@ -128,7 +164,7 @@ def start_workers(
     pool: Pool = {}
     for _ in range(n):
         ours, theirs = context.Pipe()
-        args = (theirs, world_settings, driver, run)
+        args = (theirs, world_settings, driver, run, shares_network)
         pool[ours] = context.Process(target=work, args=args, daemon=True)
         pool[ours].start()
         theirs.close()
@@ -150,8 +186,16 @@ def receive(pipe: Connection, doing: str) -> Any:
     return answer
 
 
-def dispatch(pool: Pool, jobs: Iterable[Job]) -> Iterator[Any]:
+def dispatch(
+    pool: Pool, jobs: Iterable[Job], network: Callable[[list], list] | None = None
+) -> Iterator[Any]:
     """Hand out jobs one at a time, so that no worker waits for a slower one.
+
+    Args:
+        pool: Of start_workers.
+        jobs: To be done.
+        network: Answers requests of workers that share it, as many at a time as have come while it
+            was busy: on a GPU sixteen take as long as one.
 
     Yields:
         Results, in the order in which they come.
@@ -166,10 +210,24 @@ def dispatch(pool: Pool, jobs: Iterable[Job]) -> Iterator[Any]:
         if not busy:
             return
         answered = multiprocessing.connection.wait(list(busy))
-        idle = [pipe for pipe in busy if pipe in answered]
-        for pipe in idle:
-            job = busy.pop(pipe)
-            yield receive(pipe, f'running seed {job.seed} of {job.task}')
+        idle = []
+        results = []
+        requests: dict[Connection, dict[str, Any]] = {}
+        for pipe, job in list(busy.items()):
+            if pipe not in answered:
+                continue
+            said = receive(pipe, f'running seed {job.seed} of {job.task}')
+            if isinstance(said, Ask):
+                requests[pipe] = said.request
+                continue
+            del busy[pipe]
+            idle.append(pipe)
+            results.append(said)
+        if requests:
+            assert network is not None, 'workers that share a network are given one'
+            for pipe, answer in zip(requests, network(list(requests.values()))):
+                pipe.send(answer)
+        yield from results
 
 
 def stop_workers(pool: Pool) -> None:

@@ -49,6 +49,7 @@ CLUTCH_PERIOD_S = 0.008
 WORDINGS = ('grammar', 'held_out')
 MAX_PENETRATION_M = 0.05
 MAX_ENERGY_J = 1000.0
+TALLEST_PX = 8_192  # of a buffer that all cameras are drawn into; drivers take 16,384
 
 
 class World:
@@ -584,9 +585,34 @@ class World:
             joint_command=self.joint_command.astype(np.float32),
             instruction=self.instruction,
         )
-        for name in self.cameras:
-            obs[f'image/{name}'] = self.render(name)
+        for name, picture in self._pictures().items():
+            obs[f'image/{name}'] = picture
         return obs
+
+    def _pictures(self) -> dict[str, np.ndarray]:
+        """Pictures of all cameras, (h, w, 3) uint8 each, drawn one below the other and read once.
+
+        Whoever reads a picture waits until it is drawn, which is what takes time on a GPU.
+        """
+        if not self.cameras:
+            return {}
+        size = self.image_size
+        height = len(self.cameras) * size
+        if height > TALLEST_PX:
+            return {name: self.render(name) for name in self.cameras}
+        renderer = self._renderer(height, size, shadows=False)
+        context = renderer._mjr_context  # mujoco.Renderer itself draws one picture at a time
+        if renderer._gl_context:
+            renderer._gl_context.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+        for i, name in enumerate(self.cameras):
+            renderer.update_scene(self.data, self._camera_id[name])
+            place = mujoco.MjrRect(0, i * size, size, size)
+            mujoco.mjr_render(place, renderer.scene, context)
+        pixels = np.empty((height, size, 3), np.uint8)
+        mujoco.mjr_readPixels(pixels, None, mujoco.MjrRect(0, 0, size, height), context)
+        upright = pixels.reshape(-1, size, size, 3)[:, ::-1]  # OpenGL's lines begin at the bottom
+        return {name: picture.copy() for name, picture in zip(self.cameras, upright)}
 
     def info(self) -> dict:
         """What is known of the episode so far.

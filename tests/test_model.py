@@ -10,6 +10,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import model
 from model import VLA, VLAConfig
@@ -777,6 +778,31 @@ def test_matrices_in_a_stack_change_as_by_the_librarys_muon(nesterov):
     assert all(close(a, b, 2e-3) for a, b in zip(*results, strict=True))
 
 
+def test_each_rank_orthogonalises_its_share_and_gets_the_others(monkeypatch):
+    """Three ranks and four matrices of a shape, so that two ranks have less to do than one."""
+    group = dict(ns_coefficients=(3.4445, -4.775, 2.0315), ns_steps=5, eps=1e-7)
+    updates = list(torch.randn(4, 12, 8, generator=torch.Generator().manual_seed(0)))
+    alone = optim.orthogonalise_between_ranks(updates, group)
+    sent = {}
+    here = {'rank': 0}
+    monkeypatch.setattr(optim.dist, 'is_initialized', lambda: True)
+    monkeypatch.setattr(optim.dist, 'get_world_size', lambda: 3)
+    monkeypatch.setattr(optim.dist, 'get_rank', lambda: here['rank'])
+
+    def gather(shares, share):
+        sent[here['rank']] = share.clone()
+        for number, there in sent.items():
+            shares[number].copy_(there)
+
+    monkeypatch.setattr(optim.dist, 'all_gather', gather)
+    for rank in range(3):
+        here['rank'] = rank
+        together = optim.orthogonalise_between_ranks(updates, group)
+    assert [len(share) for share in sent.values()] == [2, 2, 2]
+    assert not sent[1][1].any() and not sent[2][1].any()  # zeros that nobody asked for
+    assert all(close(a, b, 1e-2) for a, b in zip(alone, together, strict=True))
+
+
 def test_orthogonal_matrices_are_what_comes_out():
     g = torch.Generator().manual_seed(0)
     for shape in ((3, 16, 16), (2, 8, 32), (2, 32, 8)):
@@ -792,9 +818,24 @@ def test_rows_embedded_with_all_times_at_once_are_those_of_one_time():
     net = network(head_layers=2)
     rows = torch.randn(3, H, A)
     times = torch.tensor([1.0, 0.5, 0.25]).view(-1, 1, 1).expand(3, 3, H)
+    goal = torch.randn(3, net.cfg.hidden_size)
     embed = net.head.embed_at(times)
+    with_goal = net.head.embed_at(times, goal)
     for i in range(3):
-        assert close(embed(i, rows), net.head.embed(rows, times[i]))
+        expected = net.head.embed(rows, times[i])
+        assert close(embed(i, rows), expected)
+        assert close(with_goal(i, rows), expected + goal[:, None])
+
+
+def test_newton_schulz_is_counted_as_it_is_computed():
+    """By torch's own counter; of config/large.py it is a fifteenth of a step of 1,024 chunks."""
+    shapes = [(24, 16), (16, 24), (16, 16)]
+    with FlopCounterMode(display=False) as counter:
+        for shape in shapes:
+            optim.orthogonalise(torch.randn(1, *shape), (3.4445, -4.775, 2.0315), 5, 1e-7)
+    assert counter.get_total_flops() == optim.orthogonalising_flops(shapes)
+    large = [(6144, 2048), (2048, 2048), (2 * 5376, 2048), (2048, 5376)]
+    assert 24 * optim.orthogonalising_flops(large) == pytest.approx(57e12, rel=0.01)
 
 
 def test_average_warms_up_then_follows_its_decay():
@@ -857,6 +898,26 @@ def test_a_bias_of_either_type_hides_what_a_boolean_mask_hides(dtype, tolerance)
         assert close(ours, attention(q, k, v, attn_mask=bias == 0), tolerance)
     written_out = layers.attend(q.float(), k.float(), v.float(), bias.float())
     assert close(ours, written_out, max(tolerance, 1e-5))
+
+
+@pytest.mark.parametrize('skip', [0, 3])
+def test_heads_that_share_keys_attend_as_if_each_had_its_own(skip):
+    """And a mask is laid out in memory as CUDA's kernels read it, so that none copies it."""
+    net, batch = network(), make_batch()
+    described = net.prefix_layout(batch)
+    bias = layout.attention_bias(described, described, groups=3)
+    assert all(n % layout.ALIGNED == 0 for n in bias.stride()[:-1]) and bias.stride(-1) == 1
+    assert torch.equal(bias[:, 0], bias[:, 2])
+    bias = bias[:, :, skip:]
+    g = torch.Generator().manual_seed(0)
+    B, T = described.kind.shape
+    q = torch.randn(B, 6, T - skip, 8, generator=g)
+    k, v = torch.randn(2, B, 2, T, 8, generator=g)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    expected = attention(q, k, v, attn_mask=bias[:, :1] == 0, enable_gqa=True)
+    assert close(layers.attend(q, k, v, bias), expected, 1e-5)
+    with torch.no_grad():
+        assert close(layers.attend(q, k, v, bias), expected, 1e-5)
 
 
 # -----------------------------------------------------------------------------

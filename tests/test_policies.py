@@ -176,6 +176,37 @@ def test_a_text_serves_for_several_chunks(checkpoint, world, monkeypatch):
     assert np.allclose(choices[1]['executed'], choices[0]['executed'], atol=1e-5)
 
 
+def test_one_network_answers_many_worlds_as_each_network_answers_its_own(checkpoint, world):
+    how = dict(execute=2, delay=1)
+    network = policy.answers_of_many(checkpoint, device='cpu', **how)
+    asked = []
+
+    def infer(request):
+        asked.append(request)
+        (reply,) = network([request])
+        return reply
+
+    own = policy.checkpoint(checkpoint, world.metadata(), device='cpu', **how)
+    shared = policies.shared(world.metadata(), infer, 'the checkpoint', **how)
+    for seed in (1_000_003, 1_000_004):
+        obs, _ = world.reset(seed)
+        mine, theirs = own(seed), shared(seed)
+        for _ in range(4):
+            expected, choice = mine(obs), theirs(obs)
+            assert ('chunk_ms' in expected) == ('chunk_ms' in choice)
+            assert np.allclose(expected['executed'], choice['executed'], atol=1e-5)
+    assert ['world' in request for request in asked] == [True, *[False] * (len(asked) - 1)]
+    # all at a time, whatever rows they begin with; one that has no sense takes no other along
+    replies = network([*asked[1:], {'state': np.zeros(3, np.float32)}])
+    for request, reply in zip(asked[1:], replies):
+        assert np.allclose(reply['actions'], network([request])[0]['actions'], atol=1e-5)
+    assert 'has no' in str(replies[-1]) and isinstance(replies[-1], ValueError)
+    (refused,) = network([asked[0] | {'world': world.metadata() | {'control_hz': 5}}])
+    assert '5 Hz' in str(refused)
+    with pytest.raises(ValueError, match='have 8 rows'):
+        policy.answers_of_many(checkpoint, execute=9)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
 def test_a_gpu_that_is_not_there_is_refused(checkpoint, world):
     with pytest.raises(ValueError, match='device=cuda: torch sees no such GPU here'):

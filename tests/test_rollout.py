@@ -502,6 +502,16 @@ def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
     assert image.shape == (320, 960, 3) and image.std() > 20
 
 
+def test_workers_share_one_network(checkpoint, tmp_path):
+    """And what it refuses ends the score in one line."""
+    words = (f'--ckpt={checkpoint}', '--share_network=True', '--execute=8', '--workers=2')
+    text = rollout(*words, '--episodes=2', f'--out={tmp_path}')
+    assert '/2 (' in text and 'chunk latency' in text
+    assert sorted(row['seed'] for row in log(tmp_path)) == [1_000_000, 1_000_001]
+    text = rollout(*words, '--image_size=64', '--episodes=2', f'--out={tmp_path}/other', fails=True)
+    assert '64x64' in text and 'Traceback' not in text
+
+
 def test_checkpoint_refuses_a_world_that_does_not_fit(checkpoint):
     assert '64x64' in rollout(f'--ckpt={checkpoint}', '--image_size=64', '--workers=1', fails=True)
     load = functools.partial(policy.checkpoint, checkpoint, device='cpu')

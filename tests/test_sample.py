@@ -256,7 +256,7 @@ def test_an_exported_chunk_is_torchs(trained, tmp_path):
     predict = export.load_chunk(path)
     for seed, words in ((1, 'put the red brick on it'), (2, 'join the blue one and the red one')):
         obs = export.made_up(predictor.processor, seed) | {'instruction': words}
-        ours, _ = predictor.predict(obs, None)
+        (ours,), _ = predictor.predict([obs], [None], [()])
         np.testing.assert_allclose(predict(obs), ours, atol=1e-5)
     with pytest.raises(ValueError, match='tokens, the exported chunk 64'):
         predict(obs | {'instruction': 'brick ' * 100})

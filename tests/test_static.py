@@ -232,3 +232,29 @@ def test_a_chunk_by_a_graph_is_that_of_the_network():
             state = torch.randn(batch['state'].shape, generator=torch.Generator().manual_seed(seed))
             other = dict(batch, state=state)
             assert torch.equal(act(other), net.act(other, 3))
+
+
+# -----------------------------------------------------------------------------
+# parts of like length, where shapes may change
+
+
+def test_parts_of_like_length_have_the_loss_and_the_gradients_of_their_batch():
+    net, batch = grounded()
+    supervised = (batch['labels'] != -100).sum()
+    rows = batch['action_mask'].sum()
+    batch |= {'n_rows': rows.float(), 'n_tokens': supervised.float()}
+    loss, parts = net(batch)
+    loss.backward()
+    expected = [p.grad for p in net.parameters()]
+    net.zero_grad(set_to_none=True)
+    cut = data.by_length(batch, 3)
+    assert len({part['input_ids'].shape[1] for part in cut}) > 1
+    losses = []
+    for part in cut:
+        part_loss, part_parts = net(part)
+        (part_loss / 3).backward()
+        losses.append(torch.stack([part_loss, *part_parts.values()]).detach())
+    whole = torch.stack([loss, *parts.values()]).detach()
+    assert torch.allclose(torch.stack(losses).mean(0), whole, rtol=1e-6, atol=1e-6)
+    for p, grad in zip(net.parameters(), expected, strict=True):
+        assert (p.grad - grad).norm() <= 1e-5 * grad.norm() + 1e-7

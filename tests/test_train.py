@@ -646,10 +646,19 @@ def test_settings_that_do_not_go_together_are_named():
     config = dict(train.config, batch_size=10, accumulate=3)
     with pytest.raises(ValueError, match='batch_size 10 does not divide by 2 processes x acc'):
         train.check_settings(config, 2)
+    with pytest.raises(ValueError, match='cuda_graph=True is for one process, .* length_groups 2'):
+        train.check_settings(dict(train.config, cuda_graph=True, length_groups=2), 1)
     with pytest.raises(ValueError, match='offload=True is for fsdp=True, and AdamW only'):
         train.check_settings(dict(train.config, offload=True, fsdp=True), 1)
     with pytest.raises(ValueError, match="requeue_signal 'USR1' is no signal"):
         parallel.StopRequest('USR1')
+
+
+def test_batches_are_cut_where_shapes_may_change_and_samples_are_many():
+    config = dict(train.config, batch_size=128, accumulate=1)
+    assert [train.count_groups(config, n, False) for n in (1, 2, 4, 16)] == [4, 4, 2, 1]
+    assert train.count_groups(config, 2, True) == 1
+    assert train.count_groups(config | {'length_groups': 8}, 2, True) == 8
 
 
 def test_bfloat16_is_chosen_only_where_the_hardware_is_fast_at_it():

@@ -59,6 +59,42 @@ def write(folder, task, seed, rows=12, by_colour=True):
     return path
 
 
+@pytest.mark.parametrize('wordings', [0, 50])
+def test_batches_have_one_shape_whatever_the_grammar_says(tmp_path, wordings):
+    """Asked with noise a prompt may be twice as long as those that were recorded."""
+    write(tmp_path, 'place', 0)
+    words = dict(wording_noise=1.0, wordings=wordings, refuse_share=0.2)
+    processor = make_processor()
+    dataset = data.Dataset(tmp_path, processor, multiple=8, **words)
+    processor.fit(dataset)
+    assert dataset.user_tokens % 8 == 0
+    shapes = {tuple(dataset.batch(step, 64)['input_ids'].shape) for step in range(20)}
+    assert shapes == {(64, dataset.prompt_tokens)}
+    free = data.Dataset(tmp_path, processor, **words)
+    free.user_tokens = 1000  # nothing is too long
+    assert max(int(free.batch(step, 64)['user_len'].max()) for step in range(20)) > max(
+        int(dataset.batch(step, 64)['user_len'].max()) for step in range(20)
+    )
+
+
+def test_parts_of_like_length_hold_every_sample_once_and_are_no_wider_than_they_must(tmp_path):
+    write(tmp_path, 'place', 0)
+    processor = make_processor()
+    dataset = data.Dataset(tmp_path, processor, wording_noise=1.0, noise_samples=2)
+    processor.fit(dataset)
+    batch = dataset.batch(3, 24)
+    parts = data.by_length(batch, 4)
+    assert [len(part['state']) for part in parts] == [6, 6, 6, 6]
+    widths = [part['input_ids'].shape[1] for part in parts]
+    assert widths == [int(part['total_len'].max()) for part in parts] == sorted(widths)
+    assert widths[0] < batch['input_ids'].shape[1]
+    together = torch.cat([part['noise'] for part in parts])
+    order = batch['total_len'].argsort(stable=True)
+    assert torch.equal(together, batch['noise'][order])
+    assert sum(part['n_tokens'] for part in parts) == pytest.approx(float(batch['n_tokens']))
+    assert data.by_length(batch, 1) == [batch] and len(data.by_length(batch, 5)) == 4
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('words')

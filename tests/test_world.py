@@ -4,6 +4,7 @@ python -m pytest tests/test_world.py
 """
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from episode import (
     JOINT_NAMES,
     TOOL_ACTION_NAMES,
 )
-from sim import tasks
+from sim import gl, tasks
 from sim.control import CLOSED_M
 from sim.expert import Expert
 from sim.gl import mujoco
@@ -576,3 +577,45 @@ def test_forces_of_the_studs_vary_from_episode_to_episode():
     assert (world.clutch.insertion_force_n, world.clutch.pull_force_n) == drawn[5]
     with pytest.raises(ValueError, match='force_spread=1.5'):
         World('place', cameras=(), force_spread=1.5)
+
+
+def test_cameras_that_are_read_at_once_show_what_each_shows_alone():
+    """To one level of 255 where a camera's place in the buffer rounds otherwise."""
+    world = World('place', cameras=('head', 'overhead', 'left/wrist'), image_size=48)
+    for seed in (0, 1):
+        obs, _ = world.reset(seed)
+        for camera in world.cameras:
+            alone = world.render(camera).astype(int)
+            picture = obs[f'image/{camera}']
+            assert picture.flags.c_contiguous and picture.shape == (48, 48, 3)
+            off = np.abs(picture - alone)
+            assert off.max() <= 1 and (off > 0).mean() < 1e-3
+    world.close()
+
+
+def test_the_faster_of_gpu_and_cores_draws(monkeypatch):
+    settings = dict(task='place', cameras=('overhead',), image_size=32)
+    rates = {}
+    monkeypatch.setattr(gl, 'steps_per_second', lambda variables, *_: rates[bool(variables)])
+    for name in gl.RENDERERS['cores']:
+        monkeypatch.delenv(name, raising=False)
+    assert gl.use_fastest(settings, 4) == '' or gl.has_gpu()  # without a GPU nothing is tried
+    monkeypatch.setattr(gl, 'has_gpu', lambda: True)
+    monkeypatch.setattr(gl, 'gl_backend', lambda: 'egl')
+    monkeypatch.setattr(gl, 'MESA', gl.CODE)
+    rates.update({False: 1400.0, True: 900.0})
+    assert 'GPU 1400, cores 900; the GPU it is' in gl.use_fastest(settings, 4)
+    assert 'LIBGL_ALWAYS_SOFTWARE' not in os.environ
+    assert gl.use_fastest(settings | {'cameras': ()}, 4) == ''
+    rates[True] = 2300.0
+    assert gl.use_fastest(settings, 4).endswith('the cores it is')
+    assert os.environ['LIBGL_ALWAYS_SOFTWARE'] == '1'
+    for name in gl.RENDERERS['cores']:
+        del os.environ[name]
+
+
+def test_what_draws_is_tried_in_as_many_processes(monkeypatch):
+    monkeypatch.setattr(gl, 'TRIAL_S', 0.2)
+    settings = dict(task='place', cameras=('overhead',), image_size=32)
+    assert gl.steps_per_second({}, settings, 2) > 5
+    assert gl.steps_per_second({'MUJOCO_GL': 'disable'}, settings, 1) == 0

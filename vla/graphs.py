@@ -31,7 +31,8 @@ def record_on_cuda(function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]
     # is left, the graph's are written by its replays alone.
     torch.clear_autocast_cache()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Loader threads pin memory meanwhile, for which the default, 'global', would end the recording.
+    with torch.cuda.graph(graph, capture_error_mode='thread_local'):
         results = function()
     torch.clear_autocast_cache()
     return graph.replay, results

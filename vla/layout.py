@@ -26,6 +26,7 @@ Batch = dict[str, Any]  # the table of its keys stands on top of data.py
 
 PAD, USER, ASSISTANT, ACTION = range(4)  # token kinds in a Layout
 MASKED = -1e4  # is added to a score: exp() of it is exactly 0, and bf16 can hold it
+ALIGNED = 8  # numbers: CUDA kernels of attention read a mask so many at a time
 LAST = 1 << 30  # the order of rows of a chunk: they come after every token of the prefix
 
 
@@ -68,19 +69,30 @@ class Layout(NamedTuple):
         return self.document.amax(1, keepdim=True)
 
 
-def attention_bias(query: Layout, key: Layout, dtype: torch.dtype = torch.float32) -> Tensor:
-    """0 where a query may look, MASKED elsewhere: (B, 1, Tq, Tk).
+def attention_bias(
+    query: Layout, key: Layout, dtype: torch.dtype = torch.float32, groups: int = 1
+) -> Tensor:
+    """0 where a query may look, MASKED elsewhere: (B, groups, Tq, Tk).
 
     Every token sees itself, padding too, so that no row of scores is all MASKED. A boolean mask
-    would be turned into such numbers by every single call of attention.
+    would be turned into such numbers by every single call of attention, and rows that do not begin
+    at a multiple of ALIGNED numbers would be copied to where they do.
+
+    Args:
+        query: the tokens that look.
+        key: those that are looked at.
+        dtype: of the result.
+        groups: heads that share keys, see layers.attend; all of them see the same.
     """
     q = Layout(*(field[..., None] for field in query))
     k = Layout(*(field[..., None, :] for field in key))
     visible = (k.order <= q.order) & (k.document == q.document)
     visible &= (k.noise_sample < 0) | (k.noise_sample == q.noise_sample)
     visible &= q.reads | (k.kind != ASSISTANT)
-    bias = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
-    return bias.masked_fill_(~visible, MASKED).unsqueeze(1)
+    B, Tq, Tk = visible.shape
+    width = -(-Tk // ALIGNED) * ALIGNED
+    bias = torch.zeros(B, groups, Tq, width, device=visible.device, dtype=dtype)
+    return bias[..., :Tk].masked_fill_(~visible.unsqueeze(1), MASKED)
 
 
 def rotary_tables(

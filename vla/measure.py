@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 import data
 import model
@@ -113,10 +112,11 @@ def training(
             mark('forward')
             loss.backward()
             mark('backward')
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        norm, _ = optim.clip(net, 1.0)
+        sound = norm.isfinite()
         mark('clip')
         for optimizer in optimizers:
-            optimizer.step()
+            optim.step_if([optimizer], sound)
             mark('Muon' if isinstance(optimizer, torch.optim.Muon) else 'AdamW')
             optimizer.zero_grad(set_to_none=True)
         if average_weights:

@@ -3,7 +3,7 @@
 import contextlib
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -135,6 +135,18 @@ def orthogonalise(
     return x.mT if is_tall else x
 
 
+def orthogonalising_flops(shapes: Iterable[Sequence[int]], steps: int = 5) -> int:
+    """Multiply-adds x 2 of Newton-Schulz for matrices of these shapes, once per step of training.
+
+    They do not depend on the batch: the larger that is, the less of a step they are.
+    """
+    flops = 0
+    for rows, columns in shapes:
+        short, long = sorted((rows, columns))
+        flops += steps * 2 * short * short * (2 * long + short)
+    return flops
+
+
 def by_shape(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
     """Numbers of the tensors of each shape, in the order in which shapes appear."""
     members: dict[torch.Size, list[int]] = {}
@@ -143,26 +155,56 @@ def by_shape(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
     return list(members.values())
 
 
+def orthogonalise_between_ranks(updates: Sequence[torch.Tensor], group: dict) -> list[torch.Tensor]:
+    """Newton-Schulz of matrices of one shape that all ranks have, bfloat16: each does its share.
+
+    Rank r of n takes matrices r, r + n, .. and hands them to the others. With copies (DDP) every
+    rank would else do all of them, an eighth of what a step of the demo takes.
+    """
+    how = (group['ns_coefficients'], group['ns_steps'], group['eps'])
+    n = dist.get_world_size() if dist.is_initialized() else 1
+    if n == 1:
+        return list(orthogonalise(torch.stack(list(updates)), *how))
+    mine = updates[dist.get_rank() :: n]
+    most = -(-len(updates) // n)
+    # Ranks with fewer matrices send zeros behind theirs, because all have to send as many.
+    share = updates[0].new_zeros(most, *updates[0].shape, dtype=torch.bfloat16)
+    if mine:
+        share[: len(mine)] = orthogonalise(torch.stack(list(mine)), *how)
+    shares = [torch.empty_like(share) for _ in range(n)]
+    dist.all_gather(shares, share)
+    return [shares[i % n][i // n] for i in range(len(updates))]
+
+
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon, equal to rounding, that treats matrices of one shape together."""
+    """torch.optim.Muon, equal to rounding, that treats matrices of one shape together.
+
+    sound   bool on the device: where it is false a step changes nothing, and nobody waits to see
+            which it is (AdamW's found_inf is the same); None: every step is taken
+    """
+
+    sound: torch.Tensor | None = None
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """Change all matrices by one step."""
+        """Change all matrices by one step; called by all ranks."""
         for group in self.param_groups:
             params = [p for p in group['params'] if p.grad is not None]
             if not params:
                 continue
             updates = self._momentum(group, params)
-            torch._foreach_mul_(params, 1 - group['lr'] * group['weight_decay'])
+            decay: Any = 1 - group['lr'] * group['weight_decay']
+            if self.sound is not None:
+                decay = torch.where(self.sound, decay, 1.0)
+            torch._foreach_mul_(params, decay)
             for members in by_shape(params):
-                stack = torch.stack([updates[i] for i in members])
-                stack = orthogonalise(
-                    stack, group['ns_coefficients'], group['ns_steps'], group['eps']
-                )
                 those = [params[i] for i in members]
+                done = orthogonalise_between_ranks([updates[i] for i in members], group)
+                done = [x.to(those[0].dtype) for x in done]
+                if self.sound is not None:
+                    torch._foreach_mul_(done, self.sound.to(done[0].dtype))
                 lr = _adjust_lr(group['lr'], group['adjust_lr_fn'], those[0].shape)
-                torch._foreach_add_(those, list(stack.to(those[0].dtype)), alpha=-lr)
+                torch._foreach_add_(those, done, alpha=-lr)
 
     def _momentum(self, group: dict, params: Sequence[Any]) -> list[Any]:
         """Take the gradients into the momentum buffers; what is orthogonalised comes back."""
@@ -172,6 +214,8 @@ class Muon(torch.optim.Muon):
             if 'momentum_buffer' not in self.state[p]:
                 self.state[p]['momentum_buffer'] = torch.zeros_like(p.grad)
             buffers.append(self.state[p]['momentum_buffer'])
+        if self.sound is not None:  # a buffer that is taken into itself stays as it is
+            grads = [torch.where(self.sound, g, buffer) for g, buffer in zip(grads, buffers)]
         torch._foreach_lerp_(buffers, grads, 1 - group['momentum'])
         if not group['nesterov']:
             return buffers
@@ -300,7 +344,7 @@ def with_gradient(model: nn.Module) -> list[str]:
 def step_if(optimizers: Sequence[torch.optim.Optimizer], sound: torch.Tensor) -> None:
     """Let optimizers take a step where `sound`, a bool on their device, is true.
 
-    On one GPU nobody waits for it: a step that is not taken is computed and then undone there.
+    On one GPU nobody waits for it: there a step that is not taken is one that changes nothing.
     """
     for optimizer in optimizers:
         first = optimizer.param_groups[0]['params'][0]
@@ -313,18 +357,12 @@ def step_if(optimizers: Sequence[torch.optim.Optimizer], sound: torch.Tensor) ->
 
 @torch.no_grad()
 def step_on_device(optimizer: torch.optim.Optimizer, sound: torch.Tensor) -> None:
-    """Take a step, or undo it, without asking the device which of the two it is."""
+    """Take a step, or none, without asking the device which of the two it is."""
     if isinstance(optimizer, torch.optim.AdamW):
         # Its fused kernel looks at this flag by itself, as it does for torch's GradScaler.
         optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
         optimizer.step()
         return
-    params = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
-    for p in params:  # what an optimizer makes in its first step must be finite, too
-        p.grad = torch.where(sound, p.grad, 0)
-    states = [optimizer.state[p] for p in params if p in optimizer.state]
-    changed = [*params, *(value for state in states for value in state.values())]
-    before = [tensor.clone() for tensor in changed]
+    assert isinstance(optimizer, Muon)
+    optimizer.sound = sound
     optimizer.step()
-    for tensor, old in zip(changed, before):
-        tensor.copy_(torch.where(sound, tensor, old))

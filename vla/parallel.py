@@ -542,7 +542,7 @@ def memory_gb(
         sizes = [sum(p.numel() for p in block.parameters()) for block in blocks_of(net)]
         copies = wide * 3 * max(sizes) + 8 * (net.n_parameters - sum(sizes))
     else:
-        copies = wide * numbers * (wide < 4)
+        copies = wide * numbers if wide < 4 else 0.0
     waiting = {
         'weights': 4 * numbers / 1e9,
         'gradients': 4 * learnt / 1e9,

@@ -8,6 +8,7 @@ All it has to know of the world is data, World.metadata(). So no simulator is im
 functools.partial(checkpoint, 'out/demo', ...) can be handed to a worker process.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,11 +116,12 @@ def _as_graph(net: model.VLA) -> Callable[..., torch.Tensor]:
 class Predictor(NamedTuple):
     """A trained model that makes chunks.
 
-    predict: takes an observation, the commanded openings of a closed and an open hand (see
-        gripper_range_m), the absolute rows that are executed before anything new, and the tokens of
-        a text to act on, None to decode one where texts are read. It returns rows (P + H, C) or, of
-        a model that gets these P rows as the first ones of its chunk, (H, C), absolute, float32,
-        which begin with them; and the tokens of its text, None where no text is read.
+    predict: takes observations, for each the commanded openings of a closed and an open hand (see
+        gripper_range_m), the absolute rows that are executed before anything new, as many for each,
+        and the tokens of texts to act on, None to decode them where texts are read. It returns rows
+        (B, P + H, C) or, of a model that gets these P rows as the first ones of its chunks,
+        (B, H, C), absolute, float32, which begin with them; and the tokens of their texts, None
+        where no text is read.
     processor: what stands between an observation and the model.
     net: the model itself.
     meta: the checkpoint's meta.json.
@@ -147,12 +149,16 @@ def load_predictor(
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f'device={device}: torch sees no such GPU here; leave --device out')
+    if device.startswith('cuda:'):
+        torch.cuda.set_device(device)  # streams and graphs are those of the current one
     net, meta = model.VLA.load(str(folder))
     if read_text:
         check_taught(str(folder), meta, 'text')
     net = net.to(device).eval()
     autocast = layers.autocast_for(device, dtype)
     processor = Processor.of_checkpoint(str(folder), meta)
+    if device == 'cpu' and not compile_model:
+        processor.user_tokens = 0  # one shape for all prompts is padding, which costs a CPU time
     act_once = net.act
     if compile_model and device.startswith('cuda'):
         act_once = _as_graph(net)
@@ -162,33 +168,36 @@ def load_predictor(
     foresees = foresight and processor.foresight is not None and net.scene_head is not None
 
     def predict(
-        obs: dict[str, Any],
-        gripper_m: tuple[float, float] | None,
-        begins_with: Sequence[np.ndarray] | np.ndarray = (),
+        observations: Sequence[dict[str, Any]],
+        gripper_m: Sequence[tuple[float, float] | None],
+        begins_with: Sequence[Sequence[np.ndarray] | np.ndarray],
         texts: list[list[int]] | None = None,
     ) -> tuple[np.ndarray, list[list[int]] | None]:
-        command = command_in_force(obs, processor.action_space)[None]  # (1, C)
+        under_way = np.array(begins_with, np.float32)  # (B, P, C)
+        commands = np.stack([command_in_force(o, processor.action_space) for o in observations])
+        comes_late = len(begins_with[0]) > 0
         prefix = None
-        under_way = None
-        if len(begins_with) and foresees:
-            under_way = np.array([begins_with], np.float32)  # (1, P, C)
-            command = under_way[:, -1]
-        encoded = processor.encode([obs], under_way=under_way)
+        if comes_late and foresees:
+            encoded = processor.encode(observations, under_way=under_way)
+            commands = under_way[:, -1]
+        else:
+            encoded = processor.encode(observations)
         batch = {name: value.to(device) for name, value in encoded.items()}
-        if len(begins_with) and not foresees:
-            rows = processor.normalise_actions(np.array([begins_with]), command)
-            prefix = torch.from_numpy(rows).to(device)  # (1, P, A)
+        if comes_late and not foresees:
+            rows = processor.normalise_actions(under_way, commands)
+            prefix = torch.from_numpy(rows).to(device)  # (B, P, A)
         tokens = None
         with torch.inference_mode(), autocast:
             if read_text:
                 chunk, tokens = net.plan_and_act(batch, steps, action_prefix=prefix, texts=texts)
             else:
-                chunk = act_once(batch, steps, action_prefix=prefix)  # (1, H, A)
-        absolute = processor.decode_actions(chunk.float().cpu().numpy(), command)[0]
-        absolute = round_grippers(absolute, processor.action_names, gripper_m)
-        if under_way is not None:
-            absolute = np.concatenate([under_way[0], absolute])
-        return absolute, tokens
+                chunk = act_once(batch, steps, action_prefix=prefix)  # (B, H, A)
+        absolute = processor.decode_actions(chunk.float().cpu().numpy(), commands)
+        names = processor.action_names
+        rounded = np.stack([round_grippers(rows, names, m) for rows, m in zip(absolute, gripper_m)])
+        if comes_late and foresees:
+            rounded = np.concatenate([under_way, rounded], 1)
+        return rounded, tokens
 
     return Predictor(predict, processor, net, meta, foresees)
 
@@ -246,9 +255,9 @@ def checkpoint(
             """Make a chunk, absolute; its first rows are those that are pending."""
             nonlocal tokens, n_chunks
             texts = tokens if n_chunks % text_chunks else None  # None: decode anew
-            rows, tokens = predictor.predict(obs, gripper_m, pending, texts)
+            rows, tokens = predictor.predict([obs], [gripper_m], [pending], texts)
             n_chunks += 1
-            return rows
+            return rows[0]
 
         def act(obs: dict[str, Any]) -> dict[str, Any]:
             """Answer an observation; `chunk_ms` is there where a chunk was made for it."""
@@ -302,14 +311,10 @@ def answers(folder: str | Path, **how: Any) -> tuple[Callable, dict[str, Any]]:
     gripper_m = gripper_range_m(world)
 
     def infer(request: dict[str, Any]) -> dict[str, Any]:
-        obs, prefix = read_request(request, processor)
-        openings = gripper_m
-        if 'gripper_m' in request:
-            openings = tuple(_numbers(request, 'gripper_m', (2,)).tolist())
-        rows, tokens = predictor.predict(obs, openings, prefix)
-        if not np.isfinite(rows).all():
-            raise ValueError('the policy has no finite answer to this state')
-        return dict(actions=rows, subtask=processor.decode_text(tokens[0]) if tokens else '')
+        reply = _answer(predictor, gripper_m, [request])[0]
+        if isinstance(reply, ValueError):
+            raise reply
+        return reply
 
     metadata = dict(
         policy=str(folder),
@@ -324,6 +329,65 @@ def answers(folder: str | Path, **how: Any) -> tuple[Callable, dict[str, Any]]:
         world=world,
     )
     return infer, metadata
+
+
+def answers_of_many(
+    folder: str | Path, execute: int = 1, delay: int = 0, **how: Any
+) -> Callable[[list[dict[str, Any]]], list[dict[str, Any] | ValueError]]:
+    """Let one network answer the worlds of many processes, several at a time.
+
+    Args:
+        folder: A checkpoint of train.py.
+        execute: See `checkpoint`, as for delay.
+        delay: See `checkpoint`.
+        how: Settings of `load_predictor`.
+
+    Returns:
+        A function from requests, see `answers`, to a reply for each, or to what is wrong with it.
+        A request may hold `world`, World.metadata() of a world that has to fit.
+    """
+    predictor = load_predictor(folder, **how)
+    compiles_with_text = how.get('compile_model', False) and how.get('read_text', False)
+    _check_settings(predictor, folder, execute, delay, compiles_with_text)
+    return functools.partial(_answer, predictor, None, checks_world=True)
+
+
+def _answer(
+    predictor: Predictor,
+    gripper_m: tuple[float, float] | None,
+    requests: list[dict[str, Any]],
+    checks_world: bool = False,
+) -> list[dict[str, Any] | ValueError]:
+    """Reply to requests; those whose chunks have to begin with as many rows go together.
+
+    Args:
+        predictor: The model.
+        gripper_m: See gripper_range_m, for requests that do not say.
+        requests: See `answers`.
+        checks_world: They come from worlds of ours, whose metadata may be with them.
+    """
+    processor = predictor.processor
+    replies: list[Any] = [None] * len(requests)
+    together: dict[int, list[tuple]] = {}  # rows that are given: the requests
+    for i, request in enumerate(requests):
+        try:
+            if checks_world and 'world' in request:
+                processor.check_world(request['world'])
+            obs, prefix = read_request(request, processor)
+            openings = gripper_m
+            if 'gripper_m' in request:
+                openings = tuple(_numbers(request, 'gripper_m', (2,)).tolist())
+            together.setdefault(len(prefix), []).append((i, obs, openings, prefix))
+        except ValueError as fault:
+            replies[i] = fault
+    for members in together.values():
+        numbers, observations, openings_of_each, prefixes = zip(*members)
+        rows, tokens = predictor.predict(observations, openings_of_each, prefixes)
+        for i, chunk, text in zip(numbers, rows, tokens or [[]] * len(members)):
+            replies[i] = dict(actions=chunk, subtask=processor.decode_text(text) if text else '')
+            if not np.isfinite(chunk).all():
+                replies[i] = ValueError('the policy has no finite answer to this state')
+    return replies
 
 
 def read_request(

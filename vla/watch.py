@@ -16,8 +16,8 @@ import torch
 
 from data import Dataset, augment
 from episode import write_atomic
-from model import VLA
-from vla import parallel
+from model import VLA, flops_per_sample
+from vla import optim, parallel
 from vla.checkpoint import size_of
 from vla.processor import Processor
 
@@ -75,6 +75,7 @@ def describe_model(
     rev: str,
     device: str,
     dtype: torch.dtype,
+    groups: int = 1,
 ) -> str:
     """Return the first lines on the model: revision, size, shares of a batch, memory.
 
@@ -85,6 +86,7 @@ def describe_model(
         rev: Git revision of the code.
         device: Of this process.
         dtype: That products are done in.
+        groups: Parts that are worked through one after the other, see data.by_length.
     """
     line = f'rev {rev}, {net.n_parameters / 1e6:.2f} M parameters'
     mine = sum(parallel.local(p).numel() for p in net.parameters())
@@ -101,7 +103,17 @@ def describe_model(
         f'{world_size} processes x {part} x {accumulate} accumulated = {batch_size} chunks per '
         f'step, {samples} noise samples of each; {batch_size * tokens} tokens'
     )
-    memory = parallel.memory_gb(net, device, config['ema'], part, tokens, dtype, config['offload'])
+    network = batch_size * flops_per_sample(net.cfg, first['input_ids'].shape[1], samples)
+    text = f'{network / 1e12:.2g} TFLOP a step by count'
+    if config['muon_learning_rate']:
+        shapes = [p.shape for p in net.decoder.blocks.parameters() if p.ndim == 2]
+        muon = optim.orthogonalising_flops(shapes)
+        text += f', and {muon / 1e12:.2g} of Muon, {muon / (network + muon):.1%} of both'
+    lines.append(text)
+    at_a_time = max(1, part // groups)
+    memory = parallel.memory_gb(
+        net, device, config['ema'], at_a_time, tokens, dtype, config['offload']
+    )
     for where, parts in memory.items():
         terms = ' + '.join(f'{gb:.2f} {kind}' for kind, gb in parts.items() if gb > 0.005)
         total = sum(parts.values())
