@@ -241,6 +241,7 @@ def test_a_late_command_is_in_force_at_the_end_of_its_step():
         (['--randomise_only=light'], 'randomise_only=light changes nothing: add --randomise=1'),
         (['--robustness', '--rows=dark'], "rows=dark: no row 'dark'; expected some of clean,light"),
         (['--robustness', '--record=x'], 'robustness: expected a score'),
+        (['--robustness', '--randomise=1'], 'robustness: each row randomises what it says'),
         (['--rows=light'], 'rows=light changes nothing here'),
     ],
 )
