@@ -73,6 +73,12 @@ def test_at_zero_nothing_is_written_and_the_model_is_the_same(clean):
     none.close()
 
 
+def test_a_world_renders_before_its_first_episode():
+    world = World('place', randomise=1.0, **SMALL)
+    assert world.render('overhead').std() > 5 and world.metadata()['randomised'] == {}
+    world.close()
+
+
 def test_scenes_and_words_are_those_of_the_clean_world(clean, wild):
     for seed in (3, 8):
         for world in (clean, wild):
