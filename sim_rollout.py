@@ -829,6 +829,10 @@ if __name__ == '__main__':
             'coaches in tool actions'
         )
     is_score = not record and not viewer and kind != 'replay'
+    if robustness and (not is_score or several or blank or video):
+        raise SystemExit('robustness: expected a score without --blank, --video, --viewer')
+    if robustness and (randomise is not None or randomise_only is not None):
+        raise SystemExit('robustness: each row randomises what it says; leave --randomise out')
     # -----------------------------------------------------------------------------
     # where to
     if record:
@@ -841,8 +845,6 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # the same score under many conditions, and nothing else
     if robustness:
-        if not is_score or several or blank or video:
-            raise SystemExit('robustness: expected a score without --blank, --video, --viewer')
         # Each condition says for itself what is randomised, and where its results go.
         its_own = ('robustness', 'rows', 'out', 'ckpt', 'episodes', 'seeds', 'seed0')
         common = {k: v for k, v in config.items() if v != DEFAULTS[k] and k not in its_own}

@@ -509,6 +509,9 @@ class Randomiser:
             camera: Its name.
             seed: Of the episode.
             step: Of the episode; the same step has the same noise however often it is rendered.
+
+        Returns:
+            The picture (h, w, 3) uint8 that the camera gives; the one it got where it is perfect.
         """
         if 'picture' not in self.drawn:
             return picture

@@ -189,6 +189,8 @@ class World:
         self.observer: Callable[[], object] | None = None
         self.randomised = dict(randomise=randomise, randomise_only=randomise_only)
         self.chance = Randomiser(self.model, self.bricks, CAMERAS, drawn)
+        self.seed = 0  # of the episode at hand; `reset` says which
+        self.steps = 0
         self._renderers: dict = {}
         self._truth: Truth | None = None
         self._truth_of = b''

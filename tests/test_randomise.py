@@ -73,6 +73,12 @@ def test_at_zero_nothing_is_written_and_the_model_is_the_same(clean):
     none.close()
 
 
+def test_a_world_renders_before_its_first_episode():
+    world = World('place', randomise=1.0, **SMALL)
+    assert world.render('overhead').std() > 5 and world.metadata()['randomised'] == {}
+    world.close()
+
+
 def test_scenes_and_words_are_those_of_the_clean_world(clean, wild):
     for seed in (3, 8):
         for world in (clean, wild):
@@ -241,6 +247,7 @@ def test_a_late_command_is_in_force_at_the_end_of_its_step():
         (['--randomise_only=light'], 'randomise_only=light changes nothing: add --randomise=1'),
         (['--robustness', '--rows=dark'], "rows=dark: no row 'dark'; expected some of clean,light"),
         (['--robustness', '--record=x'], 'robustness: expected a score'),
+        (['--robustness', '--randomise=1'], 'robustness: each row randomises what it says'),
         (['--rows=light'], 'rows=light changes nothing here'),
     ],
 )
