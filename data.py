@@ -424,22 +424,14 @@ class Dataset(Windows):
         self._draw_crop(drawn, batch_size, rng)
 
         mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        # The row that a chunk begins with.
-        late = self._late(rows, seed, step)
+        late = self._late(rows, seed, step)  # rows that the chunks begin with
         state = self.read('state', rows[mine])
         path = None
         if self.delay:
             path = self._states_on_the_way(rows[mine], late[mine], state)
             state = path[:, -1]
-        # If a prompt is longer than was foreseen, it sets the width of every rank's batch.
-        longest = max(len(user) + len(answer) for user, answer in prompts)
-        longest_answer = max(len(answer) for _, answer in prompts)
-        widths = [
-            max(self.prompt_tokens, self._up(longest)),
-            max(self.answer_tokens, self._up(longest_answer)),
-        ]
         images = None if self.frames else self.gather_images(rows[mine])
-        batch = processor.assemble(images, state, prompts[mine], *widths)
+        batch = processor.assemble(images, state, prompts[mine], *self._widths(prompts))
         batch |= {k: v[mine] for k, v in drawn.items()}
         if path is not None:
             batch |= processor.hand_path(path)
@@ -477,6 +469,16 @@ class Dataset(Windows):
         From then on batches hold `frame` in the place of `images`.
         """
         self.frames = Frames(self, device)
+
+    def _widths(self, prompts: Sequence) -> tuple[int, int]:
+        """Tokens of all rows and of their answers, see Processor.pad.
+
+        If a prompt is longer than was foreseen, it sets the width of every rank's batch.
+        """
+        longest = max(len(user) + len(answer) for user, answer in prompts)
+        longest_answer = max(len(answer) for _, answer in prompts)
+        answer_tokens = max(self.answer_tokens, self._up(longest_answer))
+        return max(self.prompt_tokens, self._up(longest)), answer_tokens
 
     def _late(self, rows: np.ndarray, seed: int, step: int) -> np.ndarray:
         """The row that each chunk begins with: up to `delay` rows after the pictures of `rows`."""
