@@ -2,8 +2,7 @@
 # make join     the same for a task that needs both hands; make NAME, for your own config/NAME{,_collect,_start,_coach}.py
 # make all      one policy for all tasks, told by words: 2 CPU cores, about 5 hours and 39 GB by estimate
 # make all_gpu  the same in the plain EO-1 shape, without a coach: one H100 and 16 cores, 9 min; not run yet
-# make setup    .venv with the packages of requirements.txt, and OpenGL where it is missing (the default); TORCH=cuda or
-#               TORCH=cpu says which build of torch, where this machine is not the one that will train
+# make setup    .venv with the packages of requirements.txt, OpenGL where it is missing (the default); TORCH=cuda|cpu
 # make test     the test suite, on all cores
 # make lint     ruff format, ruff check, mypy; and for information syntax nodes per line
 # make bench    speed of every part on this machine

@@ -984,6 +984,11 @@ class VLA(nn.Module):
         with torch.device('meta'):
             shapes = {name: tuple(t.shape) for name, t in cls(cfg).state_dict().items()}
         averaged = ema and os.path.exists(f'{folder}/ema.safetensors')
+        if ema and not averaged and meta.get('settings', {}).get('ema'):
+            raise ValueError(
+                f'{folder}/ema.safetensors is missing: the run averaged its weights (ema '
+                f'{meta["settings"]["ema"]}), and those that were not averaged act worse'
+            )
         name = 'ema' if averaged else 'model'
         weights = pretrained.read_weights(f'{folder}/{name}.safetensors', shapes)
         model = cls(cfg)

@@ -321,7 +321,7 @@ def draw(processor, obs, recorded, predicted, spread, mask, views, title, path):
 
 
 if __name__ == '__main__':
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = or_exit(layers.choose_device, device)
     out = out or f'{hub.home(ckpt)}/sample.png'
     ckpt = or_exit(hub.fetch, 'ckpt', ckpt, 'model')
     episodes = or_exit(hub.fetch_all, 'episodes', episodes) if episodes else ''
@@ -365,6 +365,10 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # model and frames
+    if picture:
+        raise SystemExit(f'picture: {ckpt} is of train.py and looks through the cameras it learnt')
+    path = Path(out)
+    or_exit(path.parent.mkdir, parents=True, exist_ok=True)
     net, meta = or_exit(model.VLA.load, ckpt)
     if ask or eval_qa:
         or_exit(check_taught, ckpt, meta, 'questions')
@@ -406,7 +410,8 @@ if __name__ == '__main__':
     recorded = dataset.chunk(np.array([row]))[0]  # (H, C)
     if instruction is not None:
         obs['instruction'] = instruction
-    (predicted,), (text,) = predict(net, autocast, processor, [obs], steps, read_text, gripper_m)
+    asked = (net, autocast, processor, [obs], steps, read_text, gripper_m)
+    (predicted,), (text,) = or_exit(predict, *asked)
     at = int(row - dataset.start[dataset.episode[row]])
     print(f'{dataset.paths[dataset.episode[row]]} row {at}, {ckpt} at step {meta["step"]}')
     print(f'instruction        {obs["instruction"]}')
@@ -432,7 +437,8 @@ if __name__ == '__main__':
         print(f'\n{samples} chunks from random noise: standard deviation in first and last row')
         print_slots(processor, {'row 0': spread[:, 0].std(0), f'row {H - 1}': spread[:, -1].std(0)})
     if ask:
-        said = answer(net, autocast, processor, [obs], [ask], max_new_tokens=max_words, **how)[0]
+        asked = (net, autocast, processor, [obs], [ask])
+        said = or_exit(answer, *asked, max_new_tokens=max_words, **how)[0]
         print(f'\nasked              {ask}\nanswered           {said}')
 
     # -----------------------------------------------------------------------------
@@ -472,14 +478,12 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # picture
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     shown = ''.join(c for c in text if c.isprintable())  # fonts lack the others
     title = f'{obs["instruction"]}\nrecorded: {dataset.subtask(row)}   decoded: {shown}'
     world = dataset.header(dataset.episode[row]).get('world', {})  # only our simulator says
     poses = world['camera_pose'] if 'camera_pose' in world else {}  # older files do not say
     views = {name: (pose, world['camera_fovy_deg'][name]) for name, pose in poses.items()}
-    draw(processor, obs, recorded, predicted, spread, mask, views, title, path)
+    or_exit(draw, processor, obs, recorded, predicted, spread, mask, views, title, path)
     print(f'picture: {path}')
     if processor.state_names == STATE_NAMES:  # our own robot can be driven
         command = ['python', 'sim_rollout.py', f'--ckpt={ckpt}', '--video=4']

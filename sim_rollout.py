@@ -457,6 +457,8 @@ def check(settings, kind):
         used[name] = (settings['viewer'], 'there is a window: --viewer')
     for name in ('initial_blocks', 'reverse'):
         used[name] = (settings['plan'] or kind == 'replay', 'a plan is built: --plan=FILE')
+    for name in ('wording', 'impossible_share'):
+        used[name] = (not settings['plan'], 'a task has words: leave --plan out')
     if settings['viewer']:
         used['video'] = (False, 'there is no window: films are made without --viewer')
         used['record'] = (settings['teleop'], 'the keys drive there, too: --viewer --teleop')

@@ -413,7 +413,7 @@ if __name__ == '__main__':
         os.environ.update({'GLOO_SOCKET_IFNAME': interface} if interface else {})
     if device == 'auto' and not dry_run:
         or_exit(parallel.refuse_cpu, os.environ, launched=world_size > 1)
-    device = parallel.join(device, local_rank, world_size, timeout_minutes)
+    device = or_exit(parallel.join, device, local_rank, world_size, timeout_minutes)
     torch.set_num_threads(1)  # two one-thread processes beat one two-thread process
     torch.manual_seed(seed)
     parallel.keep_freed_memory()

@@ -349,7 +349,7 @@ def save_gif(
         cut = f'crop={PERSON_PX}:{FILM_PX}:0:ih-{FILM_PX}'
         parts.append(f'[{i}]{cut},setpts=PTS/{speed},fps={fps},scale=480:-1:flags=lanczos[v{i}];')
     joined = ''.join(f'[v{i}]' for i in range(len(parts)))
-    palette = 'split[a][b];[a]palettegen=max_colors=96:stats_mode=diff[p];[b][p]paletteuse='
+    palette = 'split[a][b];[a]palettegen=max_colors=128[p];[b][p]paletteuse='
     graph = f'{"".join(parts)}{joined}concat=n={len(parts)},{palette}dither=none'
     command = [get_ffmpeg_exe(), '-v', 'error', '-y', *inputs, '-filter_complex', graph, str(path)]
     run = subprocess.run(command, capture_output=True, text=True)

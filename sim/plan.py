@@ -48,6 +48,8 @@ MAX_PARTS = 40
 MAX_BYTES = 100_000  # of a file
 MAX_BRACKETS = 1000  # in it: YAML's reader takes seconds for thousands that are not closed
 MAX_AWAY = 1000  # studs or layers between two bricks
+SHORT = reprlib.Repr()
+SHORT.maxlevel = 2
 FIELDS = {'type', 'colour', 'at', 'turn', 'name'}
 BLOCK_FIELDS = {'name', 'type', 'color', 'pos', 'rotation'}
 
@@ -163,7 +165,7 @@ class _Row:
 
     def error(self, field, expected):
         # A text that a file repeats by reference a billion times is cut before it is written out.
-        got = f' {field}={reprlib.repr(self.row.get(field))}:' if field else ''
+        got = f' {field}={SHORT.repr(self.row.get(field))}:' if field else ''
         return ValueError(f'{self.path}: {self.label}:{got} expected {expected}')
 
     def only(self, fields):

@@ -692,11 +692,11 @@ class World:
         return self._renderers[key]
 
     def _leave_out_trunk(self, scene: mujoco.MjvScene) -> None:
-        """Make what lies between the torso and the elbows invisible in a scene."""
+        """Move what lies between the torso and the elbows out of a scene, below the floor."""
         for geom in scene.geoms[: scene.ngeom]:
             is_geom = geom.objtype == mujoco.mjtObj.mjOBJ_GEOM
             if is_geom and self.model.geom_bodyid[geom.objid] in self.trunk:
-                geom.rgba[3] = 0
+                geom.pos[2] = -100
 
     # -- snapshots, facts --------------------------------------------------------------------------
     def state(self) -> dict:

@@ -419,6 +419,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
             'execute=5 changes nothing here, where the policy is expert: it is for where',
         ),
         ('--read_text=True', 'read_text=True changes nothing here'),
+        ('--plan=x.yaml --wording=held_out', 'wording=held_out changes nothing here'),
         ('--port=9000', 'port=9000 changes nothing here'),
         ('--viewer --video=1', 'video=1 changes nothing here'),
         ('--viewer --record=x', 'record=x changes nothing here'),

@@ -23,6 +23,22 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def choose_device(device: str | None) -> str:
+    """Return the device to compute on; None and 'auto' are cuda where there is one, else the CPU.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device in (None, 'auto'):
+        return 'cuda' if has_gpu else 'cpu'
+    if device not in ('cpu', 'cuda'):
+        raise ValueError(f"device={device}: expected 'cpu' or 'cuda'")
+    if device == 'cuda' and not has_gpu:
+        raise ValueError(f'device=cuda: torch {torch.__version__} sees no GPU here')
+    return device
+
+
 def autocast_for(device: str, dtype: str = 'auto') -> torch.autocast:
     """Context in which matrix products are done in `dtype`.
 

@@ -45,6 +45,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import model
 from vla import optim
+from vla.layers import choose_device
 from vla.vision import STEMS, BlockSizes
 
 # Why a run stops early; of several ranks' reasons the highest counts.
@@ -67,8 +68,7 @@ def join(device: str, local_rank: int, world_size: int, timeout_minutes: float) 
     Returns:
         'cpu' or 'cuda:<local_rank>'.
     """
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = choose_device(device)
     if device == 'cuda':
         device = f'cuda:{local_rank}'
         torch.cuda.set_device(device)

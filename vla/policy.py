@@ -146,9 +146,7 @@ def load_predictor(
 ) -> Predictor:
     """Load a trained model; `checkpoint` says what the arguments are."""
     torch.set_num_threads(1)
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if device.startswith('cuda') and not torch.cuda.is_available():
-        raise ValueError(f'device={device}: torch sees no such GPU here; leave --device out')
+    device = layers.choose_device(device)
     if device.startswith('cuda:'):
         torch.cuda.set_device(device)  # streams and graphs are those of the current one
     net, meta = model.VLA.load(str(folder))

@@ -63,9 +63,13 @@ def parse_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
         ValueError: It is none.
     """
     try:
-        return tokenizers.Tokenizer.from_str(text)
+        tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as fault:  # noqa: BLE001 -- the library raises nothing more special
         raise ValueError(f'{where} is no tokenizer: {fault}') from None
+    vocab = tokenizer.get_vocab()
+    if len(set(vocab.values())) < len(vocab):
+        raise ValueError(f'{where} is no tokenizer: several of its {len(vocab)} words have one id')
+    return tokenizer
 
 
 def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
