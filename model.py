@@ -408,7 +408,7 @@ class ActionHead(nn.Module):
         from_bias = F.linear(self.action_in.bias, to_rows, self.time_mlp_in.bias)
         known = known + from_bias  # (n, B, H, D)
         folded = to_rows @ self.action_in.weight  # (D, A)
-        always = self.row  # (H, D)
+        always: Tensor | None = self.row  # (H, D)
         if goal is not None:
             goal = goal[:, None]
             always = goal if always is None else always + goal  # (B, H, D)

@@ -35,7 +35,7 @@ def bfloat16_pays() -> bool:
     cpu = torch.cpu.get_capabilities()
     if not (cpu.get('avx512_bf16') or cpu.get('amx_bf16')):
         return False  # it would be emulated
-    least_s = {}
+    least_s: dict[torch.dtype, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(512, 512, dtype=dtype)
         times = []
@@ -126,8 +126,7 @@ def recomputed(block: nn.Module, recompute: bool) -> Callable[..., Any]:
     """
     if recompute and torch.is_grad_enabled():
         # Nothing in a block is random, and to keep a GPU's random state is not for CUDA graphs.
-        how = {'use_reentrant': False, 'preserve_rng_state': False}
-        return functools.partial(checkpoint, block, **how)
+        return functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
     return block
 
 
