@@ -7,6 +7,7 @@ on CPU.
 # B batch, T tokens, h heads of c, M pictures, P places of a map, C channels, G groups, D width
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,10 +33,15 @@ def choose_device(device: str | None) -> str:
     has_gpu = torch.cuda.is_available()
     if device in (None, 'auto'):
         return 'cuda' if has_gpu else 'cpu'
-    if device not in ('cpu', 'cuda'):
-        raise ValueError(f"device={device}: expected 'cpu' or 'cuda'")
-    if device == 'cuda' and not has_gpu:
-        raise ValueError(f'device=cuda: torch {torch.__version__} sees no GPU here')
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
+        raise ValueError(f"device={device}: expected 'cpu', 'cuda' or 'cuda:1'")
+    if device != 'cpu' and not has_gpu:
+        raise ValueError(f'device={device}: torch {torch.__version__} sees no GPU here')
+    number = int(device.partition(':')[2] or 0)
+    if device != 'cpu' and number >= torch.cuda.device_count():
+        raise ValueError(
+            f'device={device}: the last one here is cuda:{torch.cuda.device_count() - 1}'
+        )
     return device
 
 
@@ -135,8 +141,7 @@ def recomputed(block: nn.Module, recompute: bool) -> Callable[..., Any]:
     """
     if recompute and torch.is_grad_enabled():
         # Nothing in a block is random, and to keep a GPU's random state is not for CUDA graphs.
-        keeps_little = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        return functools.partial(keeps_little, block)
+        return functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
     return block
 
 

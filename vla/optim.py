@@ -165,7 +165,7 @@ def orthogonalise_between_ranks(updates: Sequence[torch.Tensor], group: dict) ->
     n = dist.get_world_size() if dist.is_initialized() else 1
     if n == 1:
         return list(orthogonalise(torch.stack(list(updates)), *how))
-    mine = updates[dist.get_rank() :: n]
+    mine = list(updates[dist.get_rank() :: n])
     most = -(-len(updates) // n)
     # Ranks with fewer matrices send zeros behind theirs, because all have to send as many.
     share = updates[0].new_zeros(most, *updates[0].shape, dtype=torch.bfloat16)
