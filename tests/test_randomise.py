@@ -131,7 +131,7 @@ def test_a_recording_replays_bit_equal_and_holds_what_was_drawn(tmp_path):
     refusal = launch.run(
         'sim_rollout.py', '--randomise=0.5', f'--record={folder}', *common, fails=True
     )
-    assert 'was made with other settings: randomise was 1.0, is 0.5' in refusal
+    assert 'was made with other settings: randomise was 1, is 0.5' in refusal
 
 
 @pytest.mark.parametrize('kind', KINDS)
