@@ -226,7 +226,8 @@ def stand_ins(config):
     said = []
     missing = [name for name in config['episodes'].split(',') if not os.path.exists(name)]
     if missing and not config['synthetic']:
-        whose = f'{os.getuid()}_{os.getppid()}'  # ranks of one launcher have the same
+        port = os.environ.get('MASTER_PORT')  # ranks of one launcher have the same
+        whose = f'{os.getuid()}_{port or os.getpid()}'
         changes['episodes'] = f'{tempfile.gettempdir()}/vla_lego_dry_run_{whose}'
         # These have words without a grammar.
         changes |= dict(synthetic=4, weights=(), task_shares=(), val_fraction=0.0, refuse_share=0.0)

@@ -13,7 +13,7 @@ n_kv_heads = 32
 intermediate_size = 5_376  # 21/8 of the width: SwiGLU has three matrices where others have two
 mlp = 'swiglu'
 recompute = True
-fsdp = True  # one model over all GPUs; on one GPU 31 GB, and this changes nothing
+fsdp = True  # one model over all GPUs; on one GPU 54 GB, 31 with --accumulate=8
 batch_size = 1_024
 max_steps = 50_000
 learning_rate = 2e-4
