@@ -44,10 +44,11 @@ PIVOT_M = (
 )  # per unit of scale: above (negative) a brick's edge; it is tilted off about that line
 OTHER_SIDE_M = 0.11  # beyond the middle: a brick that lies there is for the other hand to fetch
 NEAR_M = 0.06  # of a tool from the brick that it may hold
+AROUND_M = 0.008  # sideways, of a tool whose fingers are around a brick
 # Where a brick is handed over: its middle this far before the plate, at least so far from the robot
 BEFORE_PLATE_M = 0.05
 NEAREST_M = 0.19
-AROUND_M = 0.075  # around the plate: what a hand with a brick takes up
+HAND_ROOM_M = 0.075  # around the plate: what a hand with a brick takes up
 OVER_M = 0.012  # above what stands, on the way
 FULL_ROOM_M = 0.016  # that a finger opens over a brick with nothing beside it
 AT_SEAT_M = 0.03  # a brick this near to its place has neighbours
@@ -68,9 +69,9 @@ class Fitter(Hand):
     def __init__(self, truth: Truth, hand: str, goal: Goal):
         """Look at the upper brick of a goal of a plan with a hand."""
         grip = grip_of(goal)
-        super().__init__(truth, hand, goal.upper, np.array([*grip.at_m, 0.0]))
+        super().__init__(truth, hand, goal.upper, np.array([*grip.at_m, grip.up_m]))
         self.goal = goal
-        self.width_m = truth.grip_width_m(goal)
+        self.width_m = grip.width_m
         self.target, self.target_yaw = truth.seat(goal)
         self.at_seat = np.linalg.norm(self.target - self.brick) < AT_SEAT_M
         wide_m = min(self.width_m + 2 * FULL_ROOM_M, TOOL_HIGH[7])
@@ -78,11 +79,18 @@ class Fitter(Hand):
         between = -0.006 < self.opening_m - self.width_m < 0.003
         self.held = self.near and between and not self.tipped
         self.closed = self.opening_m < self.width_m + 0.004 * self.scale
+        tips_m = self.tool[2] - FINGERTIP_M - self.grip[2]
+        top_m = truth.brick(goal.upper).height_m(self.scale) + self.scale * STUD_HEIGHT_M
+        beside = np.linalg.norm((self.grip - self.tool)[:2]) < AROUND_M
+        # The fingers, shut or not, are on either side of the brick.
+        self.around = beside and 0 < tips_m < top_m and self.opening_m > self.width_m - 0.006
         straight = self.brick_yaw - (np.pi / 2 if grip.along == 1 else 0)
         left = wrap(self.target_yaw - self.brick_yaw)
         ways = [wrap(straight), wrap(straight + np.pi)]
         self.grasp_yaw = min(ways, key=lambda yaw: max(abs(yaw), abs(yaw + left)))
         self.top_m, self.zone = standing(truth, self.tower)
+        others = [one for one in truth.plan.chain if one.upper == goal.upper and one != goal]
+        self.seated = any(truth.joined(one, loose=True) for one in others)  # in part
 
     def turn(self, yaw: float) -> float:
         """Yaw to command so that the held brick gets to `yaw`, this way round."""
@@ -100,7 +108,7 @@ class Fitter(Hand):
         """As Hand.go, but over what stands: up before it goes sideways across the plate."""
         away = np.linalg.norm(np.asarray(xy) - self.tool[:2])
         if away > 0.02 and crosses(self.zone, self.tool[:2], np.asarray(xy)):
-            depth = self.height if self.held else FINGERTIP_M
+            depth = -self.in_hand[2] if self.held else FINGERTIP_M
             floor = self.top_m + depth + OVER_M
             z = max(z, floor)
             speed *= float(np.clip((self.tool[2] - floor + 0.02) / 0.015, 0.02, 1))
@@ -124,15 +132,19 @@ class Fitter(Hand):
             self.new[2] = max(self.new[2], self.command[2] - DESCENT_M_S * self.dt)
             self.new[:2] = self.grip[:2] + 0.6 * (self.grip - self.tool)[:2]
             return verb
-        risen = self.tool[2] > high - 0.004
-        xy = self.grip[:2] if risen else self.command[:2]
-        self.go(xy, self.grasp_yaw if risen else self.command[5], max(high, self.command[2] - 0.02))
-        self.gripper(shut=False)
+        z = max(high, self.command[2] - 0.02)
+        if self.tool[2] > high - 0.004:
+            self.go(self.grip[:2], self.grasp_yaw, z)
+            self.gripper(shut=False)
+        else:
+            # The fingers may be around what they have just joined on: opened any wider there, they
+            # tore it off.
+            self.go(self.command[:2], self.command[5], z)
         return 'reach'
 
     def let_go(self, clear_z: float = CLEAR_Z_M) -> str:
         """Open as far as there is room, rise straight up, shut again above."""
-        clear_z = max(clear_z, self.top_m + FINGERTIP_M + 0.03, self.brick[2] + self.height + 0.045)
+        clear_z = max(clear_z, self.top_m + FINGERTIP_M + 0.03, self.grip[2] + self.height + 0.045)
         above = self.above()
         empty = self.opening_m < self.width_m - 0.004
         self.gripper(shut=above or empty)
@@ -161,6 +173,10 @@ class Fitter(Hand):
         # The command goes where the hand has to be, with a share of what is still missing. Adding
         # that up from step to step, as Hand.bring does, swung by 2 mm: the arm lags by half a step.
         xy = aim[:2] - (rot_z(turn) @ self.in_hand)[:2] + FEEDBACK * e * (error < 0.006 * s)
+        press = PRESS_SPEED_M_S * s * SLOW_SHARE
+        if self.seated:  # only further down: what it sits on already holds it in its place
+            super().go(self.tool[:2], turn, seat_z - 0.015, SPEED_M_S, press)
+            return 'press'
         if error > (0.0014 if gap < grip.clear_m + 0.002 else 0.0005) * s:
             return self.hover(xy, turn, seat_z + stud + grip.clear_m + 0.004, error)
         settle = SETTLE_M * s
@@ -171,7 +187,6 @@ class Fitter(Hand):
             super().go(xy, turn, z, 0.05, fastest)
             return 'align'
         ahead = np.clip(xy - self.tool[:2], -WINDUP_M, WINDUP_M)
-        press = PRESS_SPEED_M_S * s * SLOW_SHARE
         super().go(self.tool[:2] + ahead, turn, seat_z - 0.015, SPEED_M_S, press)
         return 'press'
 
@@ -242,7 +257,7 @@ def standing(truth: Truth, held: Iterable[str]) -> tuple[float, Zone]:
         inside = (np.abs(at[:2] - middle) < half + 0.05).all()
         if inside and brick.name not in held and not brick.fixed:
             top = max(top, at[2] + brick.height_m(s))
-    return top + s * STUD_HEIGHT_M, (middle - half - AROUND_M, middle + half + AROUND_M)
+    return top + s * STUD_HEIGHT_M, (middle - half - HAND_ROOM_M, middle + half + HAND_ROOM_M)
 
 
 def crosses(zone: Zone, start: np.ndarray, end: np.ndarray) -> bool:
@@ -291,7 +306,8 @@ def build(truth: Truth, goal: Goal, trusting: bool) -> list[Move]:
             return moves
     beside = aside(truth, other, goal)
     loose = not joined and truth.joined(goal, loose=True)
-    stuck = holding(truth, goal.hand) if loose else None
+    busy = joined or h.held and not loose
+    stuck = None if busy else holding(truth, goal.hand, () if loose else h.tower)
     if not joined and not within(h.zone, h.tool) and within(h.zone, beside.hand.tool):
         there = h.target if h.held else h.brick
         if within(h.zone, there):  # two palms do not fit over the plate
@@ -344,15 +360,20 @@ def within(zone: Zone, at: np.ndarray) -> bool:
     return bool((at[:2] > low).all() and (at[:2] < high).all())
 
 
-def holding(truth: Truth, hand: str) -> Goal | None:
-    """The goal whose brick, part of the structure, is between the hand's fingers; or None."""
+def holding(truth: Truth, hand: str, tower: Iterable[str] = ()) -> Goal | None:
+    """The goal whose brick, part of the structure, is between the hand's fingers; or None.
+
+    tower: names of bricks that open fingers may be around, on their way to what is below.
+    """
     tool = truth.tool_pose(hand)[0]
     placed = {link.upper for link in truth.links}
     for goal in truth.plan.chain:
         off = truth.brick_pose(goal.upper)[0] - tool
         near = np.linalg.norm(off) < NEAR_M
-        if near and goal.upper in placed and not goal.apart and Fitter(truth, hand, goal).held:
-            return goal
+        if near and goal.upper in placed and not goal.apart:
+            fitter = Fitter(truth, hand, goal)
+            if fitter.held or fitter.around and goal.upper not in tower:
+                return goal
     return None
 
 

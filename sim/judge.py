@@ -27,8 +27,9 @@ def goal_at_work(truth: Truth, plan: Goal) -> Goal:
 
     It is the first whose studs are not in, or the one before it while that one's hand is still busy
     (see _busy). A press may break links below, which hold again once the hand lets go; so a broken
-    link counts only once all studs are in. Then the first broken link is at work, else the last
-    goal of a hand that has not let go, else the last goal.
+    link counts only once all studs are in, or, in a plan from a file, with no brick in a hand. Then
+    the first broken link is at work, else the last goal of a hand that has not let go, else the
+    last goal.
     """
     goals = plan.chain
     if len(goals) == 1:
@@ -39,7 +40,7 @@ def goal_at_work(truth: Truth, plan: Goal) -> Goal:
         if not truth.joined(goal, loose=True):
             if i > 0 and _busy(truth, goals[i - 1], goal):
                 return goals[i - 1]
-            return goal
+            return _to_mend(truth, goals[:i], goal) or goal
     broken = [goal for goal in goals if not truth.joined(goal)]
     if broken:
         return broken[0]
@@ -48,12 +49,25 @@ def goal_at_work(truth: Truth, plan: Goal) -> Goal:
     return holding_on[0] if holding_on else goals[-1]
 
 
+def _to_mend(truth: Truth, done: tuple[Goal, ...], following: Goal) -> Goal | None:
+    """A goal of a plan from a file whose link is broken, before the next brick is fetched; or None.
+
+    On what has come loose nothing can be pressed: it gives way, and takes along what is beside it.
+    """
+    in_hand = following.grip and following.grip.by
+    fetched = not truth.lies(following.upper) or truth.held_by(following.upper) or in_hand
+    broken = (goal for goal in done if goal.grip and not truth.joined(goal))
+    return None if fetched else next(broken, None)
+
+
 def _busy(truth: Truth, last: Goal, following: Goal) -> bool:
     """True while the hand of the last goal has not let go and left.
 
     Unless it carries or is nearer to the next brick, goes on with the same one, or has dropped the
     next one on top.
     """
+    if following.grip and following.grip.by == last.upper:
+        return False  # it goes on with what it holds
     at = truth.brick_pose(last.upper)[0]
     top = truth.brick_pose(following.upper)[0]
     tool = truth.tool_pose(last.hand)[0]
@@ -62,7 +76,7 @@ def _busy(truth: Truth, last: Goal, following: Goal) -> bool:
     fetches_next = last.hand in (following.giver, following.hand)
     nearer = fetches_next and to_next < to_last
     if last.grip and following.upper in truth.below(last.upper):  # it fetches from below
-        nearer = truth.opening_m(last.hand) > truth.grip_width_m(last) + 0.004
+        nearer = truth.opening_m(last.hand) > last.grip.width_m + 0.004
     dropped = np.linalg.norm((top - at)[:2]) < 0.03 and top[2] > at[2] + 0.005
     return not (
         _left(truth, last)

@@ -17,7 +17,7 @@ from its one lowest brick up. Depth first with a memory of what leads nowhere.
 Lengths are in studs of the plan's grid and layers unless a name says m.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,12 +35,17 @@ MAX_OPENING_M = 0.080
 TIP_M = 0.006  # the fingertips are this far below the tool
 ALONG_MARGIN_M = 0.0025  # on either side of a pad
 MARGIN_M = 0.001  # around a finger, for what the arm misses by
+OPENED_MARGIN_M = 0.003  # beside one that opens: at 1 mm it pushed the neighbour off its studs
 # By how much each finger opens to let go, the first that fits. (At 3 mm a pad still rubs where the
 # brick lies askew in the hand.)
 RELEASES_M = (0.016, 0.012, 0.009, 0.007, 0.005, 0.0035)
 BIAS_M = 0.0008  # per unit of scale: away from a neighbour on one side; the studs pull it back
 TOUCH_COST = 0.03  # m of lever that a grip on one brick alone is worth
 OVERSHOOT = 1.1  # a press ends at this share of the force that the studs ask for
+# Of what the studs hold may be asked of a group held by one of its bricks: what breaks is between
+# the hand and what it is pressed on, and is pressed together again.
+MAX_SQUEEZE = 3.0
+TIP_MARGIN = 0.25  # studs that the middle of mass stays within the foot of what lies on the table
 MAX_GROUP = 5  # bricks that are joined beforehand and placed as a whole
 MAX_TRIES = 4000  # bricks or groups looked at in one search
 
@@ -143,6 +148,10 @@ def _take_apart(search, standing, table):
         beforehand = _take_apart(search, group, table=True)
         if beforehand is None:
             continue
+        if beforehand and (step.grip is None or not _stands([search.parts[n] for n in group])):
+            beforehand, step = _held_on(search, beforehand, step, rest, table)
+        if step is None:
+            continue
         before = _take_apart(search, rest, table)
         if before is not None:
             return [*before, *beforehand, step]
@@ -212,6 +221,9 @@ def _step(search, group, root, rest, table):
             if other.layer > part.layer and part.cells & other.cells:
                 refuse(f'{other.name} is above {part.name} and in its way')
                 return None
+    if table and not _stands(fixed):
+        refuse('what it is joined on beforehand would tip over on the table')
+        return None
     on_table = {min(rest, key=lambda name: parts[name].layer)} if table else set()
     held = {name for pair in structure.links for name in pair if name in rest}
     inner = structure.links if not table else {**structure.links, (PLATE, *on_table): 1}
@@ -222,12 +234,70 @@ def _step(search, group, root, rest, table):
     if use > 1:
         refuse(f'pressing it on would peel off what is below ({use:.1f} times what the studs hold)')
         return None
-    grip = _grip(search, root, moving, fixed, links)
-    if grip is None:
+    grip = _grip(search, root, root, moving, fixed, [links])
+    if grip is None and len(group) == 1:
         refuse('no room for the fingers beside it')
         return None
     also = tuple(sorted(pair for pair in links if pair[1] != root))
     return Step(parts[root], tuple(lowers), grip, tuple(sorted(group)), table, also)
+
+
+def _held_on(search, beforehand, step, rest, table):
+    """The same steps, with the brick that was joined on last in the hand all the way.
+
+    So goes a group that would tip over if the hand let go of it on the table, or whose lowest brick
+    no fingers reach where it goes. -> steps on the table, the Step that places the group or None
+    """
+    parts = search.parts
+    last = beforehand[-1]
+    group = frozenset(step.group)
+    links = {
+        pair: studs
+        for pair, studs in search.structure.links.items()
+        if pair[1] in group and pair[0] not in group and (pair[0] in rest or not table)
+    }
+    moving = [parts[name] for name in group]
+    fixed = [parts[name] for name in rest]
+    grip = None
+    if _pull_in_hand(search, group, links, last.part) <= MAX_SQUEEZE:
+        joint = [(lower, last.part.name) for lower in last.lowers]
+        grip = _grip(search, last.part.name, step.part.name, moving, fixed, [joint, links])
+    if grip is None:
+        why = f'{step.part.name}: no hold for what is joined beforehand and would tip over'
+        search.reasons.setdefault(len(rest), why)
+        return beforehand, None
+    turned = step.part.turns != last.part.turns
+    off = last.part.middle - step.part.middle
+    off_m = _into(step.part, off * search.scale * STUD_PITCH_M)
+    at = np.array(grip.at_m) - off_m
+    if turned:
+        at = np.array([at[1], -at[0]]) if last.part.turns else np.array([-at[1], at[0]])
+    own = replace(
+        last.grip,
+        at_m=tuple(at.tolist()),
+        along=1 - grip.along if turned else grip.along,
+        width_m=grip.width_m,
+        open_m=grip.open_m,
+    )
+    return [*beforehand[:-1], replace(last, grip=own)], replace(step, grip=grip)
+
+
+def _pull_in_hand(search, group, links, held):
+    """Largest share of what its studs hold that a group held by one of its bricks takes up.
+
+    It is the press on `links` that bends it, as in `peel`.
+    """
+    parts = search.parts
+    worst = 0.0
+    for cut in range(min(parts[name].layer for name in group) + 1, held.layer + 1):
+        above = {name for name in group if parts[name].layer >= cut}
+        piece = next(p for p in _pieces(search.structure, above) if held.name in p)
+        beyond = [pair for pair in links if pair[1] not in piece]
+        load = np.array([cell for pair in beyond for cell in _engaged(search, *pair)])
+        if len(load):
+            use = _bolts(search.structure, parts, piece, load, cut, search.scale, False, group)
+            worst = max(worst, use)
+    return worst * search.force_ratio * OVERSHOOT
 
 
 # -- statics ----------------------------------------
@@ -258,30 +328,41 @@ def peel(
     bottom = min(parts[name].layer for name in rest)
     for cut in range(max(parts[name].layer for name in pressed), bottom - 1, -1):
         above = {name for name in rest if parts[name].layer >= cut}
-        while above:
-            piece = _piece(structure, above)
-            above -= piece
+        for piece in _pieces(structure, above):
             load = np.array([stud for name in pressed if name in piece for stud in pressed[name]])
             if len(load):
                 worst = max(worst, _bolts(structure, parts, piece, load, cut, scale, table, rest))
     return worst * force_ratio * OVERSHOOT
 
 
-def _piece(structure, names):
-    """Some of the names that hang together by studs, all of them that do."""
-    start = min(names)
-    found = {start}
-    new = {start}
-    while new:
-        near = {
-            other
-            for a, b in structure.links
-            for one, other in ((a, b), (b, a))
-            if one in new and other in names
-        }
-        new = near - found
-        found |= new
-    return found
+def _stands(parts):
+    """True where the parts, on their one lowest brick on the table, do not tip over."""
+    foot = min(parts, key=lambda part: part.layer)
+    studs = [len(part.cells) for part in parts]  # a brick weighs as much as it has studs
+    middle = np.average([part.middle for part in parts], axis=0, weights=studs)
+    inside = np.array(foot.size) / 2 - TIP_MARGIN
+    return bool((np.abs(middle - foot.middle) <= inside).all())
+
+
+def _pieces(structure, names):
+    """The names in sets of those that hang together by studs."""
+    left = set(names)
+    pieces = []
+    while left:
+        new = {min(left)}
+        found = set(new)
+        while new:
+            near = {
+                other
+                for a, b in structure.links
+                for one, other in ((a, b), (b, a))
+                if one in new and other in left
+            }
+            new = near - found
+            found |= new
+        left -= found
+        pieces.append(found)
+    return pieces
 
 
 def _bolts(structure, parts, piece, load, cut, scale, table, rest):
@@ -336,61 +417,77 @@ def _neighbours(moving, fixed):
     return sides
 
 
-def _grip(search, root, moving, fixed, links):
-    """Where to hold the root while the group is pressed on, or None where fingers do not fit."""
-    part = search.parts[root]
+def _into(part, xy):
+    """A vector (2,) from the plan's axes to the part's own."""
+    return np.array([xy[1], -xy[0]]) if part.turns else np.array(xy)
+
+
+def _grip(search, name, root, moving, fixed, presses):
+    """Where to hold a brick while its group is pressed on, or None where fingers do not fit.
+
+    name: of the brick between the fingers. root: the lowest of the group, in whose frame it is.
+    presses: links (lower, upper) that each of its presses forms.
+    """
+    part = search.parts[name]
     pitch = search.scale * STUD_PITCH_M
-    studs = [c for lower, upper in links for c in _engaged(search, lower, upper)]
-    wanted = (np.mean(studs, axis=0) + 0.5 - part.middle) * pitch  # plan's axes, from the middle
-    others = [other for other in (*moving, *fixed) if other.name != root]
+    wanted = []  # places (2,) m from the middle, along the plan's axes
+    for links in presses:
+        studs = [cell for pair in links for cell in _engaged(search, *pair)]
+        wanted.append((np.mean(studs, axis=0) + 0.5 - part.middle) * pitch)
+    others = [other for other in (*moving, *fixed) if other.name != name]
     boxes = _boxes(others, part, pitch, search.scale)
-    best = None
-    for along in (0, 1):  # the plan's axis along which the hand may move on the brick
-        half_m = part.size[along] * pitch / 2 - PAD_WIDTH_M / 2 - MARGIN_M
-        width_m = part.size[1 - along] * pitch
-        if width_m + 2 * RELEASES_M[-1] > MAX_OPENING_M:
-            continue
-        n = max(0, int(half_m / (pitch / 2)))
-        if 2 * half_m < -PAD_WIDTH_M / 2:
-            continue
-        for k in range(-n, n + 1):
-            at = np.zeros(2)
-            at[along] = k * pitch / 2
-            room = _room(at, along, width_m, boxes, search.scale)
-            if room is None:
-                continue
-            # Fingers on the long sides hold best. A hand far from where it presses tilts the brick.
-            turned = along != int(part.size[1] >= part.size[0])
-            lever = np.abs(at - wanted).max()
-            # A pad that also touches what stands on the brick, flush with it, pushes that off; two
-            # hold both.
-            touching = _touches(at, along, width_m, boxes, search.scale)
-            if touching == 1:
-                continue
-            cost = lever + 0.02 * turned + 0.5 * (RELEASES_M[0] - room) + 1e-4 * abs(k)
-            cost += TOUCH_COST * (touching > 0)
-            if best is None or cost < best[0]:
-                best = cost, at, along, width_m + 2 * room
-    if best is None:
+    holds = [hold for along in (0, 1) for hold in _holds(search, part, along, boxes, wanted)]
+    if not holds:
         return None
-    _, at, along, open_m = best
+    _, at, along, width_m, room = min(holds, key=lambda hold: hold[0])
     sides = _neighbours(moving, fixed)
     shift = np.array([BIAS_M * search.scale * (low - high) for low, high in sides])
-    if part.turns:  # from the plan's axes to the brick's own
-        at = np.array([at[1], -at[0]])
-        shift = np.array([shift[1], -shift[0]])
-        along = 1 - along
+    frame = search.parts[root]
+    at = _into(frame, at + (part.middle - frame.middle) * pitch)
     top = max((other.layer + 1 for other in fixed), default=0)
     lowest = min(p.layer for p in moving)
-    clear_m = max(0, top - lowest) * search.scale * BRICK_HEIGHT_M
     return Grip(
-        at_m=tuple(float(x) for x in at),
-        along=along,
-        open_m=float(min(open_m, MAX_OPENING_M)),
-        shift_m=tuple(float(x) for x in shift),
-        clear_m=float(clear_m),
+        at_m=tuple(at.tolist()),
+        up_m=(part.layer - frame.layer) * search.scale * BRICK_HEIGHT_M,
+        by=name if name != root else None,
+        width_m=float(width_m),
+        along=1 - along if frame.turns else along,
+        open_m=float(min(width_m + 2 * room, MAX_OPENING_M)),
+        shift_m=tuple(_into(frame, shift).tolist()),
+        clear_m=max(0, top - lowest) * search.scale * BRICK_HEIGHT_M,
         tight=any(map(all, sides)),
     )
+
+
+def _holds(search, part, along, boxes, wanted):
+    """Where fingers fit on a brick: [(cost, place (2,) m, along, width m, room for a finger m)].
+
+    along: the plan's axis along which the hand may move on the brick; the fingers close along the
+    other one. wanted: places (2,) m where the hand would best be.
+    """
+    pitch = search.scale * STUD_PITCH_M
+    half_m = part.size[along] * pitch / 2 - PAD_WIDTH_M / 2 - MARGIN_M
+    width_m = part.size[1 - along] * pitch
+    found = []
+    if width_m + 2 * RELEASES_M[-1] > MAX_OPENING_M or 2 * half_m < -PAD_WIDTH_M / 2:
+        return found
+    n = max(0, int(half_m / (pitch / 2)))
+    for k in range(-n, n + 1):
+        at = np.zeros(2)
+        at[along] = k * pitch / 2
+        room = _room(at, along, width_m, boxes, search.scale)
+        touching = _touches(at, along, width_m, boxes, search.scale)
+        # A pad that also touches what stands on the brick, flush with it, pushes that off; two
+        # hold both.
+        if room is None or touching == 1:
+            continue
+        # Fingers on the long sides hold best. A hand far from where it presses tilts the brick.
+        turned = along != int(part.size[1] >= part.size[0])
+        lever = np.abs(at - np.array(wanted)).max()
+        cost = lever + 0.02 * turned + 0.5 * (RELEASES_M[0] - room) + 1e-4 * abs(k)
+        cost += TOUCH_COST * (touching > 0)
+        found.append((cost, at, along, width_m, room))
+    return found
 
 
 def _engaged(search, lower, upper):
@@ -427,7 +524,8 @@ def _room(at, along, width_m, boxes, scale):
             continue
         size = np.zeros(2)
         size[along] = PAD_WIDTH_M / 2 + ALONG_MARGIN_M
-        size[1 - along] = (PAD_THICKNESS_M + room + MARGIN_M) / 2
+        margin = OPENED_MARGIN_M if room > RELEASES_M[-1] else MARGIN_M
+        size[1 - along] = (PAD_THICKNESS_M + room + margin) / 2
         free = True
         for side in (-1, 1):
             middle = np.array(at)

@@ -55,6 +55,11 @@ class Grip:
     """
 
     at_m: tuple[float, float] = (0.0, 0.0)  # the tool, from the brick's middle
+    # What the fingers hold is so much higher than the brick itself, and is this one, which was
+    # joined on it; None: they hold the brick.
+    up_m: float = 0.0
+    by: str | None = None
+    width_m: float = 0.032  # of what is between the fingers
     along: int = 1  # axis that the hand may move along; the fingers close along the other one
     open_m: float = 0.064  # opening that fits in between there
     shift_m: tuple[float, float] = (0.0, 0.0)  # where to aim, from the seat: away from a neighbour

@@ -183,12 +183,6 @@ class Truth:
             found |= new
         return found
 
-    def grip_width_m(self, goal: Goal) -> float:
-        """Distance between the fingers on the upper brick of a goal with a grip, m."""
-        assert goal.grip is not None, f'{goal.upper} on {goal.lower}: the goal has no grip'
-        studs = self.brick(goal.upper).studs
-        return studs[1 - goal.grip.along] * self.brick_scale * STUD_PITCH_M
-
     # -- hands and bricks --------------------------------------------------------------------------
     def released(self, hand: str, brick: str | None = None) -> bool:
         """True when the tool is 3 cm above where it would hold the brick (the goal's upper one)."""
