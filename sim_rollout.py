@@ -325,30 +325,42 @@ def build_plan(job):
         return plan_score.refused(file, seed, str(refusal))
 
 
-def score_plans(folder, seeds, root, words, world_settings, driver):
-    """Build every plan of a folder once per seed, print the table, write plans.json.
+def score_plans(folder, seeds, root, words, world_settings, driver, made_with):
+    """Build every plan of a folder once per seed, print the table.
+
+    A line in plans.jsonl for each; those made in the same way that are there already are kept.
 
     Args:
         folder: Where the plans lie.
         seeds: One episode of each plan for each.
-        root: Folder of plans.json.
+        root: Folder of plans.jsonl.
         words: The instruction in place of the world's, or None.
         world_settings: Arguments of World but for the plan.
         driver: Who drives, see workers.setup.
+        made_with: Settings and code, by which a line is known again.
 
     Raises:
         ValueError: There is no plan in the folder.
     """
     files = plan_score.plan_files(folder)
-    jobs = [(*pair, words, world_settings, driver) for pair in itertools.product(files, seeds)]
-    rows = []
-    with multiprocessing.get_context('spawn').Pool(min(workers or cores(), len(jobs))) as pool:
-        rows += tqdm(pool.imap(build_plan, jobs), total=len(jobs), unit='plan')
+    log = root / 'plans.jsonl'
+    made_with = made_with | {'instruction': words}
+    done = plan_score.read_rows(log, made_with)
+    asked = [(file, seed) for file in files for seed in seeds]
+    rows = [done[str(file), seed] for file, seed in asked if (str(file), seed) in done]
+    todo = [(file, seed) for file, seed in asked if (str(file), seed) not in done]
+    if rows:
+        print(f'{log}: {len(rows)} plans are done, {len(todo)} to go')
+    if todo:
+        jobs = [(*pair, words, world_settings, driver) for pair in todo]
+        with multiprocessing.get_context('spawn').Pool(min(workers or cores(), len(jobs))) as pool:
+            for row in tqdm(pool.imap(build_plan, jobs), total=len(jobs), unit='plan'):
+                ledger.append(log, dict(row, made_with=made_with))
+                rows.append(row)
     print('\n'.join(plan_score.table(rows)))
     for row in [row for row in rows if row['refused']][:5]:
         print(f'  {row["refused"]}')
-    write_atomic(root / 'plans.json', json.dumps(rows, indent=1).encode())
-    print(f'  rows: {root / "plans.json"}')
+    print(f'  rows: {log}')
 
 
 def hold(draw):
@@ -946,7 +958,7 @@ if __name__ == '__main__':
     # all plans of a folder, and nothing else
     if several:
         try:
-            score_plans(plan, asked_seeds, root, instruction, world_settings, driver)
+            score_plans(plan, asked_seeds, root, instruction, world_settings, driver, now)
         except ValueError as refusal:
             raise SystemExit(str(refusal)) from None
         raise SystemExit(0)

@@ -31,6 +31,7 @@ from sim.truth import Truth
 SLOW_SHARE = 0.25  # of the press speed: or towers break
 DESCENT_M_S = 0.05  # beside others, down to the studs: at 0.12 the arm swings 2 mm to the side
 TIGHT_DESCENT_M_S = 0.025
+RISE_M_S = 0.08  # out from between others: at 0.3 the arm swings 6 mm to the side
 SETTLE_M = (
     0.0025  # per unit of scale: above the studs, where the arm comes to rest before it presses
 )
@@ -152,7 +153,10 @@ class Fitter(Hand):
         if not above and not empty and self.opening_m < opened:
             self.new[:3] = self.tool
             return 'release'
-        Hand.go(self, self.command[:2], self.command[5], clear_z)
+        beside = self.open_m < self.width_m + 2 * FULL_ROOM_M
+        low = self.tool[2] < self.grip[2] + self.height + grip_of(self.goal).clear_m
+        z_speed = RISE_M_S if beside and low else SPEED_M_S
+        Hand.go(self, self.command[:2], self.command[5], clear_z, SPEED_M_S, z_speed)
         return 'retreat'
 
     def bring(self) -> str:

@@ -27,8 +27,9 @@ def goal_at_work(truth: Truth, plan: Goal) -> Goal:
 
     It is the first whose studs are not in, or the one before it while that one's hand is still busy
     (see _busy). A press may break links below, which hold again once the hand lets go; so a broken
-    link counts only once all studs are in. Then the first broken link is at work, else the last
-    goal of a hand that has not let go, else the last goal.
+    link counts only once all studs are in, or, in a plan from a file, with no brick in a hand. Then
+    the first broken link is at work, else the last goal of a hand that has not let go, else the
+    last goal.
     """
     goals = plan.chain
     if len(goals) == 1:
@@ -39,13 +40,24 @@ def goal_at_work(truth: Truth, plan: Goal) -> Goal:
         if not truth.joined(goal, loose=True):
             if i > 0 and _busy(truth, goals[i - 1], goal):
                 return goals[i - 1]
-            return goal
+            return _to_mend(truth, goals[:i], goal) or goal
     broken = [goal for goal in goals if not truth.joined(goal)]
     if broken:
         return broken[0]
     last_of_hand = {goal.hand: goal for goal in goals}
     holding_on = [goal for goal in last_of_hand.values() if not _left(truth, goal)]
     return holding_on[0] if holding_on else goals[-1]
+
+
+def _to_mend(truth: Truth, done: tuple[Goal, ...], following: Goal) -> Goal | None:
+    """A goal of a plan from a file whose link is broken, before the next brick is fetched; or None.
+
+    On what has come loose nothing can be pressed: it gives way, and takes along what is beside it.
+    """
+    in_hand = following.grip and following.grip.by
+    fetched = not truth.lies(following.upper) or truth.held_by(following.upper) or in_hand
+    broken = (goal for goal in done if goal.grip and not truth.joined(goal))
+    return None if fetched else next(broken, None)
 
 
 def _busy(truth: Truth, last: Goal, following: Goal) -> bool:

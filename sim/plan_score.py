@@ -4,6 +4,7 @@ rows = [plan_score.row(world, result), ...]
 print('\\n'.join(plan_score.table(rows)))
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,11 +39,17 @@ def row(world: World, file: Path, seed: int, result: dict) -> dict:
     """The row of an episode that has just ended in `world`.
 
     result: what sim_rollout.run_episode returns. Block accuracy and success follow the judge of
-    plan.py; `held` is the world's own, stricter verdict: every planned link holds for a second, and
-    the hand has left.
+    plan.py; of a structure that is taken apart they are the share of its bricks that lie on the
+    table by themselves, and whether all do. `held` is the world's own, stricter verdict: every
+    planned link holds for a second, or none is left, and the hand has left.
     """
     structure = read_plan(file)
     accuracy, success = judge(structure, built_parts(structure, world.connections()))
+    truth = world.truth()
+    if truth.plan.apart:
+        taken_off = {goal.upper: truth.taken_off(goal) for goal in truth.plan.chain}
+        accuracy = sum(taken_off.values()) / len(taken_off)
+        success = all(taken_off.values())
     metrics = result['metrics']
     return dict(
         _start(file, seed),
@@ -56,6 +63,24 @@ def row(world: World, file: Path, seed: int, result: dict) -> dict:
         fault=result['fault'],
         wall_s=result['wall_s'],
     )
+
+
+def read_rows(path: Path, made_with: dict) -> dict[tuple[str, int], dict]:
+    """The rows of a log by file and seed, of those that were made in exactly this way.
+
+    A line that a kill has cut off is one plan to build again.
+    """
+    rows: dict[tuple[str, int], dict] = {}
+    if not path.exists():
+        return rows
+    for line in path.read_text('utf-8', errors='replace').splitlines():
+        try:
+            one = json.loads(line)
+        except ValueError:
+            continue
+        if one['made_with'] == made_with:
+            rows[one['file'], one['seed']] = one
+    return rows
 
 
 def _start(file, seed):

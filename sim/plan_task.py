@@ -30,7 +30,7 @@ ROOM_M = 0.014  # between the circles around two bricks: a finger
 SHARED_Y_M = 0.02  # a seat this near to the middle is for the hand on whose side the brick lies
 SPREAD_RAD = np.radians(30)
 JOIN_REACH_M = (0.24, 0.36), 0.27  # x, and y up to there: where a hand can press with any yaw
-PLACE_M = 0.085  # between places where bricks are laid down
+PLACE_M = 0.085  # between rows where bricks are laid down, for a hand between them
 LIMITS_X_M = (0.18, 0.46)  # where hands can fetch a brick from
 LIMITS_Y_M = 0.38
 
@@ -173,19 +173,25 @@ def _sample_undo(structure, steps, plate, rng, scale):
     pitch = scale * STUD_PITCH_M
     low, high = _base(structure)
     hands = {}
-    places = {hand: _places(plate, hand, pitch) for hand in HANDS}
     lean = rng.permutation(HANDS).tolist()
     vias = {}
+    laid = {hand: [] for hand in HANDS}  # (x, y, half its length) m
     for step in steps:
         y = (step.part.middle - (low + high) / 2)[1] * pitch
         wanted = lean[0] if abs(y) <= SHARED_Y_M else HANDS[int(y < 0)]
         other = HANDS[1 - HANDS.index(wanted)]
-        hand = wanted if len(places[wanted]) >= len(places[other]) - 2 else other
         lean = lean[::-1]
-        if not places[hand]:
+        even = len(laid[wanted]) <= len(laid[other]) + 2
+        half_m = max(step.part.studs) / 2 * pitch
+        for hand in (wanted, other) if even else (other, wanted):
+            place = _free_place(laid[hand], half_m, plate, hand, pitch)
+            if place:
+                break
+        else:
             raise ValueError(f'{structure.name}: no room on the table for {len(steps)} bricks')
+        laid[hand].append((*place, half_m))
         hands[step.part.name] = hand
-        vias[step.part.name] = places[hand].pop(0)
+        vias[step.part.name] = place
     poses = {}
     for step in steps[::-1]:
         poses[step.part.name] = goals_of(structure, [step], hands, {})
@@ -199,13 +205,23 @@ def _sample_undo(structure, steps, plate, rng, scale):
     return poses, [(goal, text)]
 
 
-def _places(plate, hand, pitch):
-    """Places (x, y) m where a hand lays bricks down, the farthest from the plate first."""
+def _free_place(laid, half_m, plate, hand, pitch):
+    """A place (x, y) m where the hand lays a brick down, the farthest from the plate; or None.
+
+    laid: (x, y, half its length) m of what lies there by then, the long side away from the robot.
+    """
     sign = 1 if hand == HANDS[0] else -1
     inner = max(SCATTER_Y_M[0], plate.studs[1] / 2 * pitch + BESIDE_PLATE_M) + 0.01
-    rows = np.arange(SCATTER_Y_M[1] - 0.02, inner - 1e-6, -PLACE_M)
-    columns = np.arange(SCATTER_X_M[0] + 0.03, SCATTER_X_M[1], PLACE_M)
-    return [(float(x), float(sign * y)) for y in rows for x in columns]
+    for row in np.arange(SCATTER_Y_M[1] - 0.02, inner - 1e-6, -PLACE_M):
+        y = float(sign * row)
+        for x in np.arange(SCATTER_X_M[0] + 0.03, SCATTER_X_M[1], PLACE_M / 2).tolist():
+            free = all(
+                abs(x - u) >= half_m + half + ROOM_M or abs(y - v) >= PLACE_M - 1e-6
+                for u, v, half in laid
+            )
+            if free:
+                return x, y
+    return None
 
 
 def _check_reach(structure, plate, poses, pitch):

@@ -35,6 +35,7 @@ MAX_OPENING_M = 0.080
 TIP_M = 0.006  # the fingertips are this far below the tool
 ALONG_MARGIN_M = 0.0025  # on either side of a pad
 MARGIN_M = 0.001  # around a finger, for what the arm misses by
+OPENED_MARGIN_M = 0.003  # beside one that opens: at 1 mm it pushed the neighbour off its studs
 # By how much each finger opens to let go, the first that fits. (At 3 mm a pad still rubs where the
 # brick lies askew in the hand.)
 RELEASES_M = (0.016, 0.012, 0.009, 0.007, 0.005, 0.0035)
@@ -233,7 +234,7 @@ def _step(search, group, root, rest, table):
     if use > 1:
         refuse(f'pressing it on would peel off what is below ({use:.1f} times what the studs hold)')
         return None
-    grip = _grip(search, root, root, moving, fixed, links)
+    grip = _grip(search, root, root, moving, fixed, [links])
     if grip is None and len(group) == 1:
         refuse('no room for the fingers beside it')
         return None
@@ -259,7 +260,8 @@ def _held_on(search, beforehand, step, rest, table):
     fixed = [parts[name] for name in rest]
     grip = None
     if _pull_in_hand(search, group, links, last.part) <= MAX_SQUEEZE:
-        grip = _grip(search, last.part.name, step.part.name, moving, fixed, links)
+        joint = [(lower, last.part.name) for lower in last.lowers]
+        grip = _grip(search, last.part.name, step.part.name, moving, fixed, [joint, links])
     if grip is None:
         why = f'{step.part.name}: no hold for what is joined beforehand and would tip over'
         search.reasons.setdefault(len(rest), why)
@@ -420,66 +422,72 @@ def _into(part, xy):
     return np.array([xy[1], -xy[0]]) if part.turns else np.array(xy)
 
 
-def _grip(search, name, root, moving, fixed, links):
+def _grip(search, name, root, moving, fixed, presses):
     """Where to hold a brick while its group is pressed on, or None where fingers do not fit.
 
     name: of the brick between the fingers. root: the lowest of the group, in whose frame it is.
+    presses: links (lower, upper) that each of its presses forms.
     """
     part = search.parts[name]
     pitch = search.scale * STUD_PITCH_M
-    studs = [c for lower, upper in links for c in _engaged(search, lower, upper)]
-    wanted = (np.mean(studs, axis=0) + 0.5 - part.middle) * pitch  # plan's axes, from the middle
+    wanted = []  # places (2,) m from the middle, along the plan's axes
+    for links in presses:
+        studs = [cell for pair in links for cell in _engaged(search, *pair)]
+        wanted.append((np.mean(studs, axis=0) + 0.5 - part.middle) * pitch)
     others = [other for other in (*moving, *fixed) if other.name != name]
     boxes = _boxes(others, part, pitch, search.scale)
-    best = None
-    for along in (0, 1):  # the plan's axis along which the hand may move on the brick
-        half_m = part.size[along] * pitch / 2 - PAD_WIDTH_M / 2 - MARGIN_M
-        width_m = part.size[1 - along] * pitch
-        if width_m + 2 * RELEASES_M[-1] > MAX_OPENING_M:
-            continue
-        n = max(0, int(half_m / (pitch / 2)))
-        if 2 * half_m < -PAD_WIDTH_M / 2:
-            continue
-        for k in range(-n, n + 1):
-            at = np.zeros(2)
-            at[along] = k * pitch / 2
-            room = _room(at, along, width_m, boxes, search.scale)
-            if room is None:
-                continue
-            # Fingers on the long sides hold best. A hand far from where it presses tilts the brick.
-            turned = along != int(part.size[1] >= part.size[0])
-            lever = np.abs(at - wanted).max()
-            # A pad that also touches what stands on the brick, flush with it, pushes that off; two
-            # hold both.
-            touching = _touches(at, along, width_m, boxes, search.scale)
-            if touching == 1:
-                continue
-            cost = lever + 0.02 * turned + 0.5 * (RELEASES_M[0] - room) + 1e-4 * abs(k)
-            cost += TOUCH_COST * (touching > 0)
-            if best is None or cost < best[0]:
-                best = cost, at, along, width_m, room
-    if best is None:
+    holds = [hold for along in (0, 1) for hold in _holds(search, part, along, boxes, wanted)]
+    if not holds:
         return None
-    _, at, along, width_m, room = best
+    _, at, along, width_m, room = min(holds, key=lambda hold: hold[0])
     sides = _neighbours(moving, fixed)
     shift = np.array([BIAS_M * search.scale * (low - high) for low, high in sides])
     frame = search.parts[root]
     at = _into(frame, at + (part.middle - frame.middle) * pitch)
-    shift = _into(frame, shift)
     top = max((other.layer + 1 for other in fixed), default=0)
     lowest = min(p.layer for p in moving)
-    clear_m = max(0, top - lowest) * search.scale * BRICK_HEIGHT_M
     return Grip(
-        at_m=tuple(float(x) for x in at),
+        at_m=tuple(at.tolist()),
         up_m=(part.layer - frame.layer) * search.scale * BRICK_HEIGHT_M,
         by=name if name != root else None,
         width_m=float(width_m),
         along=1 - along if frame.turns else along,
         open_m=float(min(width_m + 2 * room, MAX_OPENING_M)),
-        shift_m=tuple(float(x) for x in shift),
-        clear_m=float(clear_m),
+        shift_m=tuple(_into(frame, shift).tolist()),
+        clear_m=max(0, top - lowest) * search.scale * BRICK_HEIGHT_M,
         tight=any(map(all, sides)),
     )
+
+
+def _holds(search, part, along, boxes, wanted):
+    """Where fingers fit on a brick: [(cost, place (2,) m, along, width m, room for a finger m)].
+
+    along: the plan's axis along which the hand may move on the brick; the fingers close along the
+    other one. wanted: places (2,) m where the hand would best be.
+    """
+    pitch = search.scale * STUD_PITCH_M
+    half_m = part.size[along] * pitch / 2 - PAD_WIDTH_M / 2 - MARGIN_M
+    width_m = part.size[1 - along] * pitch
+    found = []
+    if width_m + 2 * RELEASES_M[-1] > MAX_OPENING_M or 2 * half_m < -PAD_WIDTH_M / 2:
+        return found
+    n = max(0, int(half_m / (pitch / 2)))
+    for k in range(-n, n + 1):
+        at = np.zeros(2)
+        at[along] = k * pitch / 2
+        room = _room(at, along, width_m, boxes, search.scale)
+        touching = _touches(at, along, width_m, boxes, search.scale)
+        # A pad that also touches what stands on the brick, flush with it, pushes that off; two
+        # hold both.
+        if room is None or touching == 1:
+            continue
+        # Fingers on the long sides hold best. A hand far from where it presses tilts the brick.
+        turned = along != int(part.size[1] >= part.size[0])
+        lever = np.abs(at - np.array(wanted)).max()
+        cost = lever + 0.02 * turned + 0.5 * (RELEASES_M[0] - room) + 1e-4 * abs(k)
+        cost += TOUCH_COST * (touching > 0)
+        found.append((cost, at, along, width_m, room))
+    return found
 
 
 def _engaged(search, lower, upper):
@@ -516,7 +524,8 @@ def _room(at, along, width_m, boxes, scale):
             continue
         size = np.zeros(2)
         size[along] = PAD_WIDTH_M / 2 + ALONG_MARGIN_M
-        size[1 - along] = (PAD_THICKNESS_M + room + MARGIN_M) / 2
+        margin = OPENED_MARGIN_M if room > RELEASES_M[-1] else MARGIN_M
+        size[1 - along] = (PAD_THICKNESS_M + room + margin) / 2
         free = True
         for side in (-1, 1):
             middle = np.array(at)

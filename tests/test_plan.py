@@ -3,15 +3,22 @@
 python -m pytest tests/test_plan.py
 """
 
+import itertools
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from sim import plan_score
 from sim.builder import Builder
+from sim.clutch import Link
 from sim.gl import mujoco
+from sim.judge import goal_at_work
 from sim.plan import PLATE, Part, built_parts, connected, judge, read_plan
+from sim.plan_task import plan_task
 from sim.planner import order, undo
 from sim.tasks import HANDS
 from sim.world import World
@@ -184,6 +191,31 @@ def test_what_a_press_would_peel_off_is_joined_beforehand():
     assert steps[-1].group == ('blue', 'white')
 
 
+def tipping(folder):
+    """A foot that a beam holds down: joined on it on the table, the beam would tip over with it."""
+    post = [dict(type='2x2', colour='black', at=[0, 0, z]) for z in (0, 1)]
+    base = dict(type='2x2', colour='red', at=[4, 0, 0])
+    foot = dict(type='2x2', colour='blue', at=[5, 0, 1])
+    beam = dict(type='8x2', colour='white', at=[0, 0, 2])
+    return write(folder, [*post, base, foot, beam])
+
+
+def test_what_would_tip_over_on_the_table_stays_in_the_hand(tmp_path):
+    steps = order(read_plan(tipping(tmp_path)))
+    on_table, whole = steps[-2:]
+    assert on_table.table and on_table.part.name == 'white' and on_table.lowers == ('blue',)
+    assert whole.part.name == 'blue' and whole.group == ('blue', 'white')
+    assert whole.grip.by == 'white' and on_table.grip.by is None
+    beam, foot = on_table.part, whole.part
+    offset = (
+        beam.middle - foot.middle
+    ) * 0.016  # m; neither brick's axes are turned but the beam's
+    own = np.array(on_table.grip.at_m)
+    held = np.array([-own[1], own[0]]) if beam.turns else own
+    assert np.allclose(whole.grip.at_m, offset + held)
+    assert whole.grip.up_m == pytest.approx(0.0192)
+
+
 def test_what_cannot_be_built_is_refused_with_reason_and_brick(tmp_path):
     top = dict(type='6x2', colour='white', at=[0, 0, 2])
     hanging = dict(type='2x2', colour='blue', at=[4, 0, 1])
@@ -198,7 +230,7 @@ def test_what_cannot_be_built_is_refused_with_reason_and_brick(tmp_path):
 
 # -- the world ----------------------------------------
 def build(name, seed=0, **settings):
-    world = World(plan=plan(name), cameras=(), **settings)
+    world = World(plan=str(name), cameras=(), **settings)
     world.reset(seed)
     builder = Builder()
     done = False
@@ -210,17 +242,39 @@ def build(name, seed=0, **settings):
 
 @pytest.mark.parametrize('name', ['stairs', 'overhang'])
 def test_expert_builds_what_the_plan_says(name):
-    world, info = build(name)
+    world, info = build(plan(name))
     structure = read_plan(plan(name))
     assert info['success'] and info['fault'] is None
     assert judge(structure, built_parts(structure, world.connections())) == (1.0, True)
     assert info['metrics']['steps'] < 15 * world.control_hz * len(structure.parts)
 
 
+def test_expert_keeps_in_its_hand_what_would_tip_over(tmp_path):
+    path = tipping(tmp_path)
+    world, info = build(path)
+    assert info['success'] and info['metrics']['drops'] == 0
+    assert judge(read_plan(path), built_parts(read_plan(path), world.connections())) == (1.0, True)
+
+
 def test_a_structure_is_taken_apart():
-    world, info = build('stairs', reverse=True)
+    world, info = build(plan('stairs'), reverse=True)
     assert info['success'] and world.connections() == []
     assert all(map(world.truth().lies, world.truth().movable))
+    ended = dict(info, steps=info['metrics']['steps'], wall_s=0.0)
+    row = plan_score.row(world, Path(plan('stairs')), 0, ended)
+    assert row['success'] and row['held'] and row['block_accuracy'] == 1.0
+
+
+@pytest.mark.parametrize('name', DOZEN)
+def test_what_is_taken_apart_has_room_on_the_table(name):
+    _, askable = plan_task(plan(name), 2.0, reverse=True).sample(np.random.default_rng(0), 2.0)
+    structure = read_plan(plan(name))
+    places = {goal.upper: goal.grip.via for goal in askable[0][0].chain}
+    assert places.keys() == {part.name for part in structure.parts}
+    half = {part.name: np.array(part.studs[::-1]) * 0.008 for part in structure.parts}  # m
+    for a, b in itertools.combinations(places, 2):
+        apart = np.abs(np.subtract(places[a], places[b])) - half[a] - half[b]
+        assert apart.max() > 0.013
 
 
 def test_bricks_are_scattered_by_seed_within_reach_and_apart():
@@ -238,6 +292,16 @@ def test_bricks_are_scattered_by_seed_within_reach_and_apart():
     assert gaps.min() > 0.05
 
 
+def test_what_has_come_loose_is_mended_before_the_next_brick_is_fetched():
+    world = World(plan=plan('stairs'), cameras=())
+    world.reset(0)
+    truth = world.truth()
+    first, second = truth.plan.chain[:2]
+    for loose, at_work in ((False, second), (True, first)):
+        link = Link(first.lower, first.upper, 4, first.cell, first.turns, loose, 0.0, 0.0)
+        assert goal_at_work(replace(truth, links=(link,)), truth.plan) == at_work
+
+
 def test_initial_blocks_are_refused_where_the_file_has_none():
     with pytest.raises(ValueError, match='does not say where bricks lie at first'):
         World(plan=plan('arch'), cameras=(), initial_blocks=True)
@@ -250,3 +314,14 @@ def test_the_jacobian_is_dense_also_with_more_than_sixty_degrees_of_freedom():
     assert world.model.opt.jacobian == mujoco.mjtJacobian.mjJAC_DENSE
     world.reset(0)
     assert not world.data.efc_J_rownnz.any()  # what a sparse one would have
+
+
+def test_rows_of_plans_are_read_again_where_they_were_made_in_the_same_way(tmp_path):
+    log = tmp_path / 'plans.jsonl'
+    rows = [
+        dict(file='a.yaml', seed=0, success=True, made_with={'brick_scale': 2.0}),
+        dict(file='a.yaml', seed=1, success=True, made_with={'brick_scale': 1.0}),
+    ]
+    log.write_text('\n'.join(map(json.dumps, rows)) + '\n{"file": "b.ya')
+    assert plan_score.read_rows(log, {'brick_scale': 2.0}) == {('a.yaml', 0): rows[0]}
+    assert plan_score.read_rows(tmp_path / 'none.jsonl', {}) == {}
