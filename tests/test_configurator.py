@@ -159,7 +159,7 @@ def test_mistakes_in_a_config_file_name_the_file(run, tmp_path):
     assert code == 1 and len(err.splitlines()) == 1 and "half.py:2: '(' was never closed" in err
     (tmp_path / 'latin.py').write_bytes('name = "\xe9"\n'.encode('latin-1'))
     code, _, _, err = run(tmp_path / 'latin.py')
-    assert code == 1 and len(err.splitlines()) == 1 and 'latin.py: ' in err and 'utf-8' in err
+    assert code == 1 and len(err.splitlines()) == 1 and 'latin.py: ' in err and 'UTF-8' in err
     code, _, _, err = run(write(tmp_path / 'imports.py', 'import math\nrate = math.pi\n'))
     assert code == 1 and 'imports.py: math is no setting: a config file assigns' in err
 
