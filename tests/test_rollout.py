@@ -393,7 +393,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
         ('--seeds=5:5', 'seeds=5:5: expected'),
         ('--seeds=-2:0', 'seeds=-2:0: expected'),
         ('--seed0=-1', 'seed0=-1: expected a whole number, at least 0'),
-        ('--episodes=0', 'episodes=0: expected a whole number, at least 1'),
+        ('--episodes=0', 'episodes=0: expected a whole number, from 1 to 1_000_000'),
         ('--episodes=many', 'episodes=many: expected a whole number'),
         ('--workers=-1', 'workers=-1: expected a whole number, from 0 to 1024'),
         ('--max_minutes=-1', 'max_minutes=-1.0: expected a number, at least 0'),
