@@ -214,9 +214,11 @@ def _configure(settings, doc, script, argv):
         return namespace
 
     if '--help' in argv or '-h' in argv:
-        print(textwrap.dedent(doc or '').strip())
-        print('\nsettings (a config file or --name=value):')
-        print('\n'.join(help_lines))
+        said = [textwrap.dedent(doc or '').strip(), '\nsettings (a config file or --name=value):']
+        try:
+            print('\n'.join([*said, *help_lines]), flush=True)
+        except BrokenPipeError:  # of `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     words = list(argv)
     while words:

@@ -123,13 +123,13 @@ distractors = None  # 0..: bricks of other colours that lie about
 pose_range = None  # 0.0..1.0: share of the range of spawn poses
 target_range = None  # 0.0..1.0: share of the places on a plate or brick that are asked for
 wording = None  # 'grammar', or 'held_out': words the grammar cannot make, for scoring only
-impossible_share = None  # 0..1: of the episodes ask for what is not there: hands stay still
+impossible_share = None  # 0.0..1.0: of the episodes ask for what is not there: hands stay still
 randomise = None  # 0.0..1.0: share of the full ranges of light, cameras, friction, ..., by the seed
 randomise_only = None  # of sim/randomise.py's kinds: light,camera; empty: all of them
 # seeds: those of `seeds`, else `episodes` from seed0 on; of a replay those that are there
 seeds = None  # one, or 'a:b', half open
 seed0 = None  # 0..: None: 0 when recording, else 1_000_000: from there on seeds are for tests only
-episodes = None  # 1..: of each task; None: 10, of a replay all, for robustness 40
+episodes = None  # 1..1_000_000: of each task; None: 10, of a replay all, for robustness 40
 max_minutes = 0.0  # 0..: no new episode is begun after so long; 0: no limit
 workers = 0  # 0..1024: processes, each with worlds of its own; 0: one per core
 # output
@@ -156,6 +156,7 @@ exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides by fi
 # -----------------------------------------------------------------------------
 CODE = Path(__file__).parent
 TEST_SEED0 = 1_000_000
+MOST_SEEDS = 1_000_000  # of one command: lists of them are made
 WORLD_KEYS = (
     'task',
     'plan',
@@ -441,6 +442,10 @@ def check(settings, kind):
             raise ValueError(f'{name}={settings[name]!r}: expected text')
         if settings[name] == '' and name != 'instruction':
             raise ValueError(f'{name}= is empty: name one, or leave --{name} out')
+    if '<|' in (settings['instruction'] or ''):
+        raise ValueError(f'instruction={settings["instruction"]}: "<|" would forge a special token')
+    if settings['record'] and settings['wording'] == 'held_out':
+        raise ValueError('wording=held_out is for scoring only, it is never recorded')
     for name in ('initial_blocks', 'reverse'):
         if type(settings[name]) not in (bool, type(None)):
             raise ValueError(f'{name}={settings[name]!r}: expected True or False')
@@ -499,10 +504,10 @@ def seed_range(seeds):
         first = int(found[1])
         end = int(found[2] or first + 1)
         numbers = range(first, end)
-    if not numbers:
+    if not 0 < numbers.stop - numbers.start <= MOST_SEEDS:
         raise ValueError(
             f'seeds={seeds}: expected one seed, or the first and the one after the last: '
-            '--seeds=7, --seeds=0:10'
+            f'--seeds=7, --seeds=0:10, at most {MOST_SEEDS} of them'
         )
     return numbers
 
@@ -761,7 +766,8 @@ if __name__ == '__main__':
     # -----------------------------------------------------------------------------
     # a scene in the viewer, and nothing else
     if view:
-        print(film.VIEWER_KEYS, flush=True)
+        if Path(view).is_file() and film.has_display():
+            print(film.VIEWER_KEYS, flush=True)
         try:
             film.view_scene(view, show_contacts, show_joints)
         except (FileNotFoundError, ValueError, RuntimeError) as refusal:
@@ -971,7 +977,8 @@ if __name__ == '__main__':
                 pressed = queue.SimpleQueue()
                 shown = (world.model, world.data, show_contacts, show_joints, pressed.put)
                 recording = teleop and bool(record)
-                print(film.VIEWER_KEYS + (f'; {KEYS}' if teleop else ''), flush=True)
+                if film.has_display():
+                    print(film.VIEWER_KEYS + (f'; {KEYS}' if teleop else ''), flush=True)
                 # Who drives wants the left hand on the left.
                 with film.viewer(*shown, trunk=world.trunk if teleop else ()) as draw:
                     world.observer = draw

@@ -49,6 +49,34 @@ def test_what_was_never_taught_is_refused(trained, tmp_path):
         policy.load_predictor(copy, read_text=True)
 
 
+def _no_added_tokens(meta):
+    tokenizer = json.loads(meta['processor']['tokenizer'])
+    meta['processor']['tokenizer'] = json.dumps(tokenizer | {'added_tokens': []})
+
+
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (_no_added_tokens, 'into pieces'),
+        (lambda meta: meta['processor'].update(image_size=31), 'image_size'),
+        (lambda meta: meta['processor']['stats']['state_std'].__setitem__(0, 1e-300), 'spreads'),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(trained, tmp_path, change, said):
+    copy = shutil.copytree(trained[0], tmp_path / 'run')
+    meta = json.loads((copy / 'meta.json').read_text())
+    change(meta)
+    (copy / 'meta.json').write_text(json.dumps(meta))
+    text = run('sample.py', f'--ckpt={copy}', fails=True)
+    assert 'Traceback' not in text and f'{copy}/meta.json: ' in text and said in text
+
+
+def test_averaged_weights_that_are_missing_are_not_replaced_by_others(trained, tmp_path):
+    copy = shutil.copytree(trained[0], tmp_path / 'run')
+    (copy / 'ema.safetensors').unlink()
+    assert 'ema.safetensors is missing' in run('sample.py', f'--ckpt={copy}', fails=True)
+
+
 def test_one_frame_is_compared_in_words_numbers_and_a_picture(trained):
     checkpoint, episodes = trained
     path = sorted(episodes.glob('*.safetensors'))[0]

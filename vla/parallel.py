@@ -540,7 +540,7 @@ def memory_gb(
         # Put together are this block, the next and a gradient; and all that is outside of blocks,
         # with its gradient.
         sizes = [sum(p.numel() for p in block.parameters()) for block in blocks_of(net)]
-        copies = float(wide * 3 * max(sizes) + 8 * (net.n_parameters - sum(sizes)))
+        copies: float = wide * 3 * max(sizes) + 8 * (net.n_parameters - sum(sizes))
     else:
         copies = wide * numbers if wide < 4 else 0.0
     waiting = {

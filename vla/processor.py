@@ -170,6 +170,7 @@ def tool_frames(states: np.ndarray, columns: np.ndarray) -> np.ndarray:
 SPACES = ('tool', 'joint')  # which of the action arrays is learnt
 FIT_WINDOWS = 200_000  # at most so many are looked at for the normaliser
 STRAY = 100  # times as far from the middle as 98 % of the rows: a slot is named as well
+SMALLEST_SPREAD = 1e-9  # of a normaliser: floors are a thousand times larger and more
 FAR = 10  # spreads: a slot that reaches further is named before training
 
 
@@ -321,7 +322,7 @@ class Processor:
                 raise ValueError(f'stats {name} has shape {array.shape}, expected {shape}')
             if not np.isfinite(array).all():
                 raise ValueError(f'stats {name} is not finite')
-            if name.endswith('_std') and (array <= 0).any():
+            if name.endswith('_std') and (array < SMALLEST_SPREAD).any():
                 raise ValueError(f'stats {name} is {array.min():.4g}, expected spreads above 0')
             arrays[name] = array
         return arrays
@@ -369,6 +370,13 @@ class Processor:
             raise ValueError(
                 f'tokenizer lacks {", ".join(missing)}; make one: python data.py tokenizer'
             )
+        for name, i in self.token_id.items():
+            if self.tokenizer.encode(stands_for.get(name, name), add_special_tokens=False).ids != [
+                i
+            ]:
+                raise ValueError(
+                    f'tokenizer cuts {name} into pieces: it is none of its added_tokens'
+                )
 
     # ---- what a checkpoint keeps
 
@@ -461,6 +469,12 @@ class Processor:
             'state_pad_id': processor.token_id['<|state_pad|>'],
             'action_start_id': processor.token_id['<|action_start|>'],
         }
+        sizes = dict(
+            image_size=processor.image_size,
+            n_cameras=len(processor.cameras),
+            tokens_per_camera=processor.tokens_per_camera,
+        )
+        ours |= {field: value for field, value in sizes.items() if field in meta['model']}
         for field, value in ours.items():
             theirs = meta['model'][field]
             if theirs != value:
