@@ -440,7 +440,7 @@ def check(settings, kind):
     for name in TEXTS:
         if type(settings[name]) not in (str, type(None)):
             raise ValueError(f'{name}={settings[name]!r}: expected text')
-        if settings[name] == '' and name != 'instruction':
+        if settings[name] == '' and name not in ('instruction', 'randomise_only'):
             raise ValueError(f'{name}= is empty: name one, or leave --{name} out')
     if '<|' in (settings['instruction'] or ''):
         raise ValueError(f'instruction={settings["instruction"]}: "<|" would forge a special token')

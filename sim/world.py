@@ -608,13 +608,16 @@ class World:
             renderer._gl_context.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
         for i, name in enumerate(self.cameras):
-            renderer.update_scene(self.data, self._camera_id[name])
+            self._aim(renderer, name)
             place = mujoco.MjrRect(0, i * size, size, size)
             mujoco.mjr_render(place, renderer.scene, context)
         pixels = np.empty((height, size, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, mujoco.MjrRect(0, 0, size, height), context)
         upright = pixels.reshape(-1, size, size, 3)[:, ::-1]  # OpenGL's lines begin at the bottom
-        return {name: picture.copy() for name, picture in zip(self.cameras, upright)}
+        return {
+            name: self.chance.develop(picture.copy(), name, self.seed, self.steps)
+            for name, picture in zip(self.cameras, upright)
+        }
 
     def info(self) -> dict:
         """What is known of the episode so far.
@@ -657,9 +660,7 @@ class World:
         size = size or self.image_size
         h, w = (size, size) if isinstance(size, int) else size
         renderer = self._renderer(h, w, shadows)
-        renderer.update_scene(self.data, self._camera_id[camera])
-        if camera == 'third_person':
-            self._leave_out_trunk(renderer.scene)
+        self._aim(renderer, camera)
         if mode == 'rgb':
             return self.chance.develop(renderer.render().copy(), camera, self.seed, self.steps)
         if mode == 'depth':
@@ -672,6 +673,12 @@ class World:
         renderer.disable_segmentation_rendering()
         is_geom = kinds == mujoco.mjtObj.mjOBJ_GEOM
         return np.where(is_geom, self.model.geom_bodyid[geoms], -1).astype(np.int32)
+
+    def _aim(self, renderer: mujoco.Renderer, camera: str) -> None:
+        """Put what a camera sees into a renderer's scene."""
+        renderer.update_scene(self.data, self._camera_id[camera])
+        if camera == 'third_person':
+            self._leave_out_trunk(renderer.scene)
 
     def _renderer(self, height: int, width: int, shadows: bool) -> mujoco.Renderer:
         """A renderer is made once for each size."""

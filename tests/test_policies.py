@@ -151,7 +151,7 @@ def test_a_student_that_is_given_the_wheel_again_begins_anew():
         began.append(seed)
         return policies.constant('hold')(seed)
 
-    _, rows, _ = sim_rollout.run_episode(world, policies.coached(world, student), 3, record=True)
+    _, rows = sim_rollout.run_episode(world, policies.coached(world, student), 3, record=True)
     by_student = np.array([row['kicked'] for row in rows])
     assert len(began) > 1 + np.sum(~by_student[:-1] & by_student[1:]) > 1
 

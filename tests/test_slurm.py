@@ -374,7 +374,9 @@ def test_the_smoke_job_for_many_gpus_saves_and_goes_on(cluster, tmp_path):
 def test_a_smoke_job_without_a_gpu_fails(cluster, tmp_path):
     process = cluster('smoke_1gpu.sh', *tiny(tmp_path), srun=RUN, CUDA_VISIBLE_DEVICES='')
     out = process.communicate(timeout=120)[0]
-    assert process.returncode != 0 and 'torch.cuda' in out and not (tmp_path / 'run').exists(), out
+    assert (
+        process.returncode != 0 and 'device=cuda: torch' in out and not (tmp_path / 'run').exists()
+    ), out
 
 
 def test_the_smoke_job_of_the_simulator_renders_on_the_gpu_or_not_at_all(cluster):

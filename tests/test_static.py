@@ -37,8 +37,8 @@ BATCHES = 20
 def prepare(folder, name):
     """The network that a config asks for, tiny, and the data set it trains on."""
     files = [f'config/{name.removesuffix("_start")}.py', f'config/{name}.py']
-    if name == 'qa':
-        files = ['config/demo.py', 'config/qa.py']
+    if name in ('qa', 'late'):  # they go on from the demo, with its settings
+        files = ['config/demo.py', f'config/{name}.py']
     settings = dict(train.config)
     for path in dict.fromkeys(files):
         assigned = runpy.run_path(path)
@@ -60,6 +60,8 @@ def prepare(folder, name):
     how = train.pick(settings, train.READING + train.SAMPLING) | {'val_fraction': 0.0}
     dataset = data.Dataset(folder / 'e', processor, 'train', multiple=8, **how)
     processor.fit(dataset)
+    if settings['delay']:
+        processor.learn_hands(dataset)
     processor.user_tokens = dataset.user_tokens
     torch.manual_seed(0)
     return VLA(train.model_config(settings, start, processor, dataset)), dataset

@@ -591,7 +591,7 @@ def test_a_run_of_a_time_with_other_settings_goes_on(episodes, tmp_path):
 
 
 def test_weights_of_a_time_with_other_names_come_with_their_normaliser(whole, episodes, tmp_path):
-    for name in ('model.safetensors', 'meta.json'):
+    for name in ('model.safetensors', 'ema.safetensors', 'meta.json'):
         shutil.copy(whole[0] / name, tmp_path)
     meta = json.loads((tmp_path / 'meta.json').read_text())
     meta['processor']['compand'] = meta['processor'].pop('log_scale_m')

@@ -254,7 +254,7 @@ def test_ten_thousand_fuzzed_frames_neither_stop_the_server_nor_make_it_grow(ans
 def processor_of(infer):
     """What an `infer` of vla.policy.answers checks requests with."""
     cells = dict(zip(infer.__code__.co_freevars, infer.__closure__))
-    return cells['processor'].cell_contents
+    return cells['predictor'].cell_contents.processor
 
 
 # -----------------------------------------------------------------------------

@@ -54,6 +54,12 @@ def _is_table(value: Any) -> bool:
     return len({len(value[key]) for key in keys}) == 1
 
 
+def _are_weights(value: Any) -> bool:
+    if value is None:
+        return True
+    return is_object(value) and all(isinstance(rows, list) for rows in value.values())
+
+
 def _are_sums(value: Any) -> bool:
     return isinstance(value, list) and all(
         is_object(sums) and all(type(x) in (int, float) for x in sums.values()) for sums in value
@@ -87,7 +93,7 @@ PROCESSOR: Rules = {
     'plain_words': (False, lambda value: type(value) is bool, 'true or false'),
     'user_tokens': (False, *_size(0, 1_000_000)),
     'stats': (False, lambda value: value is None or is_object(value), 'an object or null'),
-    'foresight': (False, lambda value: value is None or is_object(value), 'an object or null'),
+    'foresight': (False, _are_weights, 'lists of numbers by name, or null'),
     'stats_of': (False, lambda value: value is None or is_text(value), 'text or null'),
     'state_table': (False, *_TABLE),
     'action_table': (False, *_TABLE),
