@@ -340,7 +340,7 @@ ONE_NODE = dict(HEAD='localhost', SLURM_NNODES='1', RANKS='2', SLURM_CPUS_PER_TA
 def test_a_job_that_is_stopped_is_queued_again_and_finishes(cluster, tmp_path):
     """First by its time limit, then by preemption. srun runs what it is given: torchrun with 2
     ranks. SLURM's signals go there, not to the script's shell."""
-    job, start = ('train.sh', 'config/debug.py', *tiny(tmp_path)), 0
+    job, start = ('train.sh', 'config/debug.py', *tiny(tmp_path), '--device=cpu'), 0
     where = dict(ONE_NODE, srun=f'echo $$ > {tmp_path}/pid\n{RUN}')
     for count, number, word in ((0, signal.SIGUSR1, 'requeue: '), (1, signal.SIGTERM, '')):
         process = cluster(
