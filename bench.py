@@ -72,17 +72,17 @@ collect_config = 'config/demo_collect.py'  # the world that is measured
 train_config = 'config/demo.py'  # the training that is measured, its loader and its model
 train_steps = 40  # 1..: optimizer steps
 processes = None  # 1..1024: of training; None: one per GPU or two on CPUs, as make demo has it
-ckpt = ''  # for loader and act, also of the Hub; '': one made for the occasion, hardly trained
-onnx = ''  # of act: a file of sample.py --export, measured beside torch
+ckpt = ''  # The checkpoint of loader and act, a Hub id too; '': one is made, hardly trained
+onnx = ''  # A file of sample.py --export, which act measures beside torch
 # instead of all that
-gpu = False  # what one GPU reaches, section by section, each in a process of its own
-device = 'auto'  # of gpu: 'cuda', or 'cpu' for a rehearsal with tiny networks
+gpu = False  # Measure what one GPU reaches, each section in a process of its own
+device = 'auto'  # The device of --gpu: 'cuda', or 'cpu' for a rehearsal with tiny networks
 limit_s = 0.0  # 0..: of a section of gpu, after which it is ended; 0: as long as stands below
 clutch = False  # print the table of forces
 soak = False  # look for divergence
 episodes = 10_000  # 1..: of soak, spread over the tasks
 workers = 2  # 1..1024: of soak, processes
-out = 'out/soak'  # of soak: <out>/<task>/rollouts.jsonl, one line per episode
+out = 'out/soak'  # The log of soak: <out>/<task>/rollouts.jsonl, one line per episode
 exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides by file or command line
 # -----------------------------------------------------------------------------
 CODE = Path(__file__).resolve().parent
@@ -201,7 +201,7 @@ def make_checkpoint(folder, steps, processes):
         '--init_from=',
         f'--max_steps={steps}',
         f'--log_interval={max(1, steps // 4)}',
-        '--val_fraction=0',  # of few episodes there may be none to hold out
+        '--val_fraction=0',  # Few episodes may leave none to hold out.
     )
     return f'{folder}/run'
 

@@ -217,7 +217,7 @@ def _configure(settings, doc, script, argv):
         said = [textwrap.dedent(doc or '').strip(), '\nsettings (a config file or --name=value):']
         try:
             print('\n'.join([*said, *help_lines]), flush=True)
-        except BrokenPipeError:  # of `--help | head`
+        except BrokenPipeError:  # `--help | head` has read enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     words = list(argv)

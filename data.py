@@ -108,7 +108,7 @@ TIMES: dict[str, Callable] = {  # flow times by inversion of uniform numbers
 }
 
 MEASURED_WORDINGS = 1000  # instructions that are drawn to see how long they get
-MOST_DRAWS = 20  # of an instruction that is too long
+MOST_DRAWS = 20  # An instruction that is too long is drawn again so often.
 
 
 def shares_of(tasks: Sequence[str], patterns: Sequence[str]) -> dict[str, float]:
@@ -230,7 +230,7 @@ class Dataset(Windows):
         self.wording_noise = wording_noise
         self.wordings = wordings
         self.refuse_share = refuse_share
-        self.frames: Frames | None = None  # see keep_frames
+        self.frames: Frames | None = None  # keep_frames sets it.
         if question_share:
             self.demand('questions')
         if refuse_share:
@@ -311,7 +311,7 @@ class Dataset(Windows):
         """Share the windows out to sources, one per folder and task: (weight, windows) of each."""
         self.sources: list[tuple[float, np.ndarray]] = []
         if split != 'val':
-            shares_of(self.tasks, task_shares)  # also where one task has all, a slip is said
+            shares_of(self.tasks, task_shares)  # A slip is said where one task has all, too.
         for folder, weight, windows in self._by_folder(weights):
             if not weight:
                 continue
@@ -386,7 +386,8 @@ class Dataset(Windows):
         left = sum(weight for weight, _ in self.sources)
         for source, (weight, _) in enumerate(self.sources):
             last = source == len(self.sources) - 1
-            share = 1 << 30 if last else round(weight / left * (1 << 30))  # in whole numbers: exact
+            # Whole numbers are exact.
+            share = 1 << 30 if last else round(weight / left * (1 << 30))
             before = at * share >> 30
             after = (at + 1) * share >> 30
             taken = after > before
@@ -847,7 +848,7 @@ def number(text: str, kind: Callable[[str], Any], low: float, high: float) -> An
     return value
 
 
-OPTIONS = {  # of commands that have some
+OPTIONS = {  # Options by command; the others have none.
     'tokenizer': {'from', 'out'},
     'to_lerobot': {'pictures', 'action'},
     'from_lerobot': {'image_size', 'jpeg'},

@@ -62,7 +62,7 @@ class Slot(NamedTuple):
 
 
 Table = tuple[Slot, ...]
-Tables = dict[str, Table]  # by array
+Tables = dict[str, Table]  # Tables by the name of their array.
 Arrays = dict[str, Any]  # {name: array with a row per step}; pictures may be JpegFrames
 Header = dict[str, Any]
 Path = str | os.PathLike
@@ -165,15 +165,15 @@ def _columns(names, arm):
     return slice(at[0], at[-1] + 1)
 
 
-ARM_JOINTS = {arm: _columns(JOINT_NAMES, arm) for arm in ARMS}  # in JOINT_NAMES, a joint action
-ARM_TOOL = {arm: _columns(TOOL_ACTION_NAMES, arm) for arm in ARMS}  # in a tool action
+ARM_JOINTS = {arm: _columns(JOINT_NAMES, arm) for arm in ARMS}  # Columns of a joint action.
+ARM_TOOL = {arm: _columns(TOOL_ACTION_NAMES, arm) for arm in ARMS}  # Columns of a tool action.
 JOINT_GRIPPER = {arm: JOINT_ACTION_NAMES.index(f'{arm}/gripper') for arm in ARMS}
 
 
 POSITION = pose_columns(TOOL_ACTION)[:, :3]  # (arms, 3) columns of a tool action
 ROTVEC = pose_columns(TOOL_ACTION)[:, 3:]  # (arms, 3)
 GRIPPER = np.array([TOOL_ACTION_NAMES.index(f'{arm}/gripper') for arm in ARMS])
-COMMAND = slice(  # where the command in force stands in the state
+COMMAND = slice(  # The command in force stands here in the state.
     STATE_NAMES.index(f'command/{TOOL_ACTION_NAMES[0]}'),
     STATE_NAMES.index(f'command/{TOOL_ACTION_NAMES[-1]}') + 1,
 )
@@ -346,7 +346,7 @@ TRUTH_ARRAYS: dict[str, tuple[str, None | int | str]] = {
 }
 CORE_KEYS = ('spec', 'task', 'instruction', 'control_hz', 'cameras', 'seed', 'success')
 TRUTH_KEYS = ('subtasks', 'metrics', 'world', 'git_rev', 'qa', 'askable', 'referents')
-# what asks for TRUTH: its arrays, its header keys, and what to do without
+# These ask for TRUTH: arrays, header keys, and what to do without.
 NEEDS = {
     'grounding': (
         ('scene',),
@@ -693,7 +693,7 @@ MAX_TEXT = 4_000  # characters of an instruction or a subtask; our longest plan 
 MAX_PICTURE = 16_384  # pixels on a side
 # Larger numbers are no measurements of a robot at a table, in whatever unit.
 LARGEST = 1e6
-LARGEST_IN_WORLD = 1e4  # of arrays whose units we know: qpos, qvel, ctrl, scene
+LARGEST_IN_WORLD = 1e4  # The largest number in arrays whose units we know: qpos, qvel, ctrl, scene.
 
 
 def _is_number(value: Any) -> bool:

@@ -67,7 +67,7 @@ def fetch(setting: str, name: str, kind: str, quiet: bool = False) -> str:
             allow_patterns=FILES[kind],
             ignore_patterns=['*/*'] if kind == 'model' else None,
         )
-    except (OSError, ValueError) as fault:  # what huggingface_hub raises are these
+    except (OSError, ValueError) as fault:  # huggingface_hub raises these.
         said = f'{type(fault).__name__}: {str(fault).strip().partition(chr(10))[0]}'
         raise ValueError(
             f'{setting}={name}: there is no such folder, and {constants.ENDPOINT} gives none '

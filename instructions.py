@@ -72,7 +72,7 @@ ENDS = ('near', 'far', 'left', 'right')
 # People know these colours, too. No brick has them, so they name what is not there.
 OTHER_COLOURS = ('purple', 'pink', 'brown', 'grey', 'turquoise')
 SIZES = ('1x2', '1x4', '2x2', '2x3', '2x4', '2x6', '2x8', '2x10', '2x12')
-KEYS = {  # of each task's frame
+KEYS = {  # Keys of each task's frame.
     'place': ('upper', 'corner', 'turn', 'hand'),
     'stack': ('upper', 'lower', 'where', 'hand'),
     'handover': ('upper', 'half', 'giver', 'hand'),
@@ -83,7 +83,7 @@ KEYS = {  # of each task's frame
     'build': ('steps',),
     'impossible': ('of', 'colours', 'scene'),
 }
-VALUES = {  # of a frame's keys
+VALUES = {  # Values that a frame's keys may have.
     'corner': ('near left', 'near right', 'far left', 'far right'),
     'turn': ('lengthwise', 'crosswise'),
     'where': ('lined up', 'across', 'near end', 'far end', 'middle'),
@@ -414,11 +414,11 @@ def _step_rules(
 # -----------------------------------------------------------------------------
 # drawing
 
-HANDS_SHARE = 0.25  # of the instructions say the hands where they need not
-TERSE_SHARE = 0.15  # of the instructions have no "the"
-ENDING_SHARE = 0.08  # of the instructions end in "please" or the like
-UNKNOWN_SHARE = 0.35  # of the instructions for training have letters that mean nothing
-DROP_SHARE = 0.3  # of the instructions for training lose small words
+HANDS_SHARE = 0.25  # So many instructions say the hands where they need not.
+TERSE_SHARE = 0.15  # So many have no "the".
+ENDING_SHARE = 0.08  # So many end in "please" or the like.
+UNKNOWN_SHARE = 0.35  # So many of those for training have letters that mean nothing.
+DROP_SHARE = 0.3  # So many of those for training lose small words.
 QUESTION = re.compile(r'(hey |robot, |ok, |okay, |so |alex, )*(can|could|would|will) you ')
 
 

@@ -121,7 +121,7 @@ class VLAConfig:
     predict: str = 'action'  # the head gives the clean chunk (small budgets); 'velocity' = EO-1
     head_layers: int = 1  # linear maps from hidden state to row; EO-1 has 2 with nothing between
     row_embedding: bool = True  # learnt embedding per row, besides the rotary position
-    time_period_min: float = 0.06  # of the sine embedding of t; pi0 and EO-1: 4e-3
+    time_period_min: float = 0.06  # Shortest period of t's sine embedding; pi0 and EO-1: 4e-3
     time_period_max: float = 4.0
     action_loss: str = 'mse'  # 'mse' (EO-1) | 'l1'
     row_decay: float = 1.0  # weight of a row in the loss against that of the row before
@@ -731,7 +731,8 @@ class VLA(nn.Module):
             skip: the first tokens whose hidden states are not there.
         """
         other_document = document.diff(dim=1) != 0
-        labels = batch['labels'][:, 1:].masked_fill(other_document, -100)  # what comes after each
+        # Each token's label is the next one.
+        labels = batch['labels'][:, 1:].masked_fill(other_document, -100)
         labels = labels[:, skip:]
         if 'label_at' in batch:
             at = batch['label_at'] - 1 - skip  # (B, M) the columns that foretell
@@ -902,7 +903,7 @@ class VLA(nn.Module):
             x = torch.cat([action_prefix, x[:, given:]], 1)
         free = (torch.arange(cfg.horizon, device=kind.device) >= given).float()
         free = free.expand(shape[:2])  # (B, H): 0 for rows that are given
-        word = self.embed_tokens.weight  # of the type that the rows will have
+        word = self.embed_tokens.weight  # Its type is that of the rows to come.
         # Nothing that is the same for all noise is done within the loop.
         mask_and_rope = self.decoder.mask_and_rope(word, layout, prefix.layout)
         step = torch.arange(steps, device=kind.device)

@@ -98,7 +98,7 @@ read_text = False  # checkpoint: decode the subtask text and act having read it
 text_chunks = 1  # 1..: checkpoint: chunks that are made on one decoded text
 compile_model = False  # checkpoint: torch.compile, CUDA graphs on a GPU; not with read_text
 robustness = False  # score the policy in a clean world and in each that differs, on the same seeds
-rows = ''  # of that table only these: clean,light,delay_3; '': all, see sim/robustness.py
+rows = ''  # Some rows of that table: clean,light,delay_3; '': all, see sim/robustness.py
 instruction = None  # replaces the world's; empty blanks it
 blank = False  # score everything a second time with the instruction blanked: are words needed?
 device = None  # checkpoint: 'cpu', 'cuda'; None: cuda where there is one
@@ -106,7 +106,7 @@ dtype = 'float32'  # 'float32' | 'bfloat16': checkpoint; no faster: a chunk is c
 share_network = None  # checkpoint: one for all workers, which answers several of them at a time;
 # None: on a GPU, where each would else wait for the others'
 # the world; None: as the checkpoint or the episode was made, else World's own default
-task = None  # of tasks.TASKS: 'place', 'join', 'stack', ...; several: place,join; or all
+task = None  # Names in tasks.TASKS: 'place', 'join', ...; several: place,join; or all
 plan = None  # file that says what to build (sim/plan.py), in place of a task; a folder: all of them
 initial_blocks = None  # True: the plan's bricks lie where its file says, not where the seed does
 reverse = None  # True: the plan stands there and is taken apart
@@ -125,7 +125,7 @@ target_range = None  # 0.0..1.0: share of the places on a plate or brick that ar
 wording = None  # 'grammar', or 'held_out': words the grammar cannot make, for scoring only
 impossible_share = None  # 0.0..1.0: of the episodes ask for what is not there: hands stay still
 randomise = None  # 0.0..1.0: share of the full ranges of light, cameras, friction, ..., by the seed
-randomise_only = None  # of sim/randomise.py's kinds: light,camera; empty: all of them
+randomise_only = None  # Some kinds of sim/randomise.py: light,camera; empty: all
 # seeds: those of `seeds`, else `episodes` from seed0 on; of a replay those that are there
 seeds = None  # one, or 'a:b', half open
 seed0 = None  # 0..: None: 0 when recording, else 1_000_000: from there on seeds are for tests only
@@ -136,13 +136,13 @@ workers = 0  # 0..1024: processes, each with worlds of its own; 0: one per core
 record = ''  # folder for the successful episodes; what is there already is skipped
 video = 0  # 0..: episodes of each task to film: half successes, half failures
 video_speed = 1  # 1..100: how many times faster than the robot films run; long builds like 8
-pictures = ()  # with each film, of its last moment: rgb,depth,segmentation as PNG and npz
-out = ''  # for log and films; '': record folder; of scores a folder per task and settings, in
+pictures = ()  # Its last moment beside each film: rgb,depth,segmentation as PNG and npz
+out = ''  # Folder of log and films; '': record folder; scores have one per task and settings, in
 # <checkpoint>/rollout or out/<policy>
 reset_s = 10.0  # 0..: s: what laying out the next scene would take, for successes per hour
 # to look at it on a display; docs/viewer-checklist.md says at what
 viewer = False  # the episodes run in MuJoCo's viewer, in real time, none of them is recorded
-teleop = False  # but for those that are driven there by keys: arrows, page up, enter, insert, ...
+teleop = False  # Keys drive there, and that is recorded: arrows, page up, enter, insert, ...
 view = ''  # a scene instead of a task: --view=assets/scenes/bricks.xml
 show_contacts = False  # points and forces of contact
 show_joints = False  # axes of joints
@@ -156,7 +156,7 @@ exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides by fi
 # -----------------------------------------------------------------------------
 CODE = Path(__file__).parent
 TEST_SEED0 = 1_000_000
-MOST_SEEDS = 1_000_000  # of one command: lists of them are made
+MOST_SEEDS = 1_000_000  # One command makes lists of them.
 WORLD_KEYS = (
     'task',
     'plan',
@@ -192,7 +192,7 @@ CHECKPOINT_KEYS = (
     'dtype',
 )
 TEXTS = ('task', 'plan', 'robot', 'wording', 'randomise_only', 'instruction', 'device')
-# of these those that are the matter of who asks, where a checkpoint is served
+# Some of these are the matter of who asks, where a checkpoint is served.
 CLIENT_KEYS = ('execute', 'delay', 'text_chunks')
 # -----------------------------------------------------------------------------
 # The one stepping loop
@@ -778,7 +778,7 @@ if __name__ == '__main__':
     named = ckpt or ('teleop' if teleop else policy)
     parameters = inspect.signature(World).parameters
     default = {key: parameters[key].default for key in WORLD_KEYS}
-    files = {}  # of a replay: {task: {seed: path}}
+    files = {}  # Files of a replay: {task: {seed: path}}.
     asked_seeds = []
     try:
         policy = hub.fetch('ckpt' if ckpt else 'policy', named, 'model')
@@ -902,7 +902,7 @@ if __name__ == '__main__':
     ways = [instruction, ''] if blank else [instruction]
     if record:
         try:
-            shared = ledger.share(record, now)  # as long as this process lives
+            shared = ledger.share(record, now)  # It is held as long as this process lives.
         except (ValueError, OSError) as refusal:
             raise SystemExit(str(refusal)) from None
     parts = []

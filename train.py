@@ -59,7 +59,7 @@ control_hz = 10  # 1..1000: rows per second of the episodes
 horizon = 8  # 1..1000: H, actions per chunk; 8 rows at 10 Hz = 0.8 s
 state_slots = ('*',)  # names or patterns: python data.py stats FOLDER lists them
 action_space = 'tool'  # 'tool' | 'joint': the array that is learnt; tool: poses
-action_slots = ('*',)  # of that array; the command in force is held in the others
+action_slots = ('*',)  # Columns of that array; the command in force is held in the others
 rows_after_success = 3  # 0..: rows after the goal is reached for good that still start a window
 val_fraction = 0.05  # 0..<1: of the episodes, chosen by hash of task and seed
 noise_samples = 4  # 1..1000: K, (noise, time) pairs per chunk that share one reading of the images
@@ -94,8 +94,8 @@ predict = VLAConfig.predict  # 'action' | 'velocity': what the head gives; actio
 row_decay = VLAConfig.row_decay  # 0..10: weight of a chunk's row against that of the row before
 text_weight = VLAConfig.text_weight  # 0..1000: of the text loss
 recompute = VLAConfig.recompute  # activation checkpointing: less memory, a third more work
-hide_pictures = VLAConfig.hide_pictures  # from the decoder, with grounding: it gets poses only
-grounding = True  # what words name and where pictures show it are learnt apart, see grounding.py
+hide_pictures = VLAConfig.hide_pictures  # The decoder gets poses only, with grounding
+grounding = True  # Learn apart what words name and where pictures show it (grounding.py)
 
 # optimizer
 batch_size = 128  # 1..: chunks per step, over all processes and accumulation steps together
@@ -103,7 +103,7 @@ accumulate = 1  # 1..1_000_000: backward passes per step
 max_steps = 2_600  # 1..
 learning_rate = 2e-3  # 0..: AdamW, peak
 muon_learning_rate = 0.04  # 0..10: Muon on matrices of the decoder, peak; 0: AdamW for everything
-rates = ()  # of parts of the model: ('vision.*=0.1', 'decoder.*=0'); 0 freezes
+rates = ()  # Parts of the model have their own: ('vision.*=0.1', 'decoder.*=0'); 0 freezes
 weight_decay = 0.01  # 0..10
 beta2 = 0.95  # 0..<1: of AdamW
 warmup_steps = 100  # 0..
@@ -119,7 +119,7 @@ frames_on_device = 'auto'  # 'auto' | 'on' | 'off': pictures live on the GPU; au
 length_groups = 0  # 0..1000: parts of like length that a batch is cut into; 0: up to 4 on CPUs
 loader_threads = 0  # 0..256: that make batches; 0: one on CPUs, four with a GPU
 fsdp = False  # several processes hold one model between them, not a copy each
-offload = False  # with fsdp: parameters and optimizer in main memory; slow, for what fits no GPU
+offload = False  # Parameters and optimizer in main memory, with fsdp; slow, if nothing else fits
 log_interval = 20  # 1..: steps
 eval_interval = 200  # 1..: steps
 eval_batches = 2  # 1..100_000: batches of held-out windows per evaluation
@@ -134,9 +134,9 @@ timeout_minutes = 10.0  # >0..1e6: a process that the others wait for so long en
 requeue_signal = 'SIGUSR1'  # save, leave, ask slurm/train.sh to queue the job; SIGTERM: no asking
 wandb_project = ''  # log to W&B as well; WANDB_MODE=offline is honoured
 tracker = 'wandb'  # 'wandb' | 'trackio' | 'none': where that project is; trackio: no account
-wandb_artifacts = False  # and leave the newest weights there when the run ends
+wandb_artifacts = False  # Leave the newest weights there when the run ends
 dry_run = False  # print sizes, memory and how a batch is shared out, draw the first batch, stop
-DEFAULTS = dict(globals())  # what runs had before a setting was there
+DEFAULTS = dict(globals())  # Runs had these before a setting was there.
 config: dict  # all settings by name, which the next line fills in
 exec((HERE / 'configurator.py').read_text())  # overrides from a config file or the command line
 # -----------------------------------------------------------------------------
@@ -158,9 +158,9 @@ SAMPLING = (
     'gain brightness crop weights pure_noise reask_share question_share prefix_rows refuse_share '
     'wording_noise wordings delay'
 ).split()
-BETA1 = 0.9  # of AdamW
+BETA1 = 0.9  # AdamW's, for the mean.
 GRAD_CLIP = 1.0  # largest norm of a step's gradient
-LOST = 10  # so many steps in a row without a finite gradient end a run; so often it is looked
+LOST = 10  # Steps in a row without a finite gradient that end a run; it is looked as often.
 
 
 def or_exit(action, *args, **kwargs):
@@ -297,7 +297,7 @@ def score(out_dir, step, episodes):
         The share of successes, None where there is no score, and paths of films.
     """
     out = Path(out_dir) / 'rollout' / str(step)
-    shutil.rmtree(out, ignore_errors=True)  # of a run that was killed after this step
+    shutil.rmtree(out, ignore_errors=True)  # A run that was killed after this step has left it.
     command = [sys.executable, HERE / 'sim_rollout.py', f'--ckpt={out_dir}', '--video=2']
     command += [f'--episodes={episodes}', f'--out={out}']
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
@@ -434,7 +434,7 @@ if __name__ == '__main__':
     # where to start from: nothing, this run's last checkpoint, another run, a published model
     if master and not dry_run:
         or_exit(checkpoint.check_folder, out_dir)
-        locked = or_exit(checkpoint.lock, out_dir)  # as long as this process lives
+        locked = or_exit(checkpoint.lock, out_dir)  # It is held as long as this process lives.
     fields = {}
     prompt = {}
     if dry_run:
@@ -530,12 +530,12 @@ if __name__ == '__main__':
     forward = parallel.wrap(net, local_rank, device)
     peak = watch.peak_flops(device, fast)
     known = {'fingerprint': fingerprint, 'processor': processor.to_dict()}
-    facts = known | {'settings': settings, 'world_size': world_size}  # what going on takes
-    meta = known | {'settings': settings | start.overruled, 'git_rev': rev}  # what acting takes
+    facts = known | {'settings': settings, 'world_size': world_size}  # Going on takes these.
+    meta = known | {'settings': settings | start.overruled, 'git_rev': rev}  # Acting takes these.
     meta['tasks'] = train_data.tasks
     meta['command'] = shlex.join(['python', 'train.py', *sys.argv[1:]])
     meta['world'] = train_data.header(0).get('world', {})  # nothing of another robot's
-    run_id = None  # at W&B
+    run_id = None  # W&B's name for this run.
     if master:
         if not start.state:
             checkpoint.clear(out_dir)
@@ -588,7 +588,7 @@ if __name__ == '__main__':
             meter.add({'loss': loss.detach(), **parts}, n)
         norm, norms = optim.clip(net, GRAD_CLIP)
         norm = parallel.whole(norm).to(device)
-        sound = norm.isfinite()  # on the device; the same on all of them
+        sound = norm.isfinite()  # It stays on the device, and is the same on all of them.
         if unsound is None:
             unsound = watch.Unsound(optim.with_gradient(net), device)
         optim.step_if(optimizers, sound)
@@ -630,7 +630,7 @@ if __name__ == '__main__':
                 what = f'{report["in_a_row"]} steps in a row without a finite gradient'
                 sys.exit(checkpoint.not_finite(out_dir, step, what))
             if report and report['ended'] and not (stop or is_last):
-                saves = False  # who knows whether these weights will do: after the next sound step
+                saves = False  # These weights may not do: save after the next sound step.
         if logs or evaluates or saves or plays:
             means = meter.own_means()
             if not parallel.all_finite(net.parameters()):

@@ -95,7 +95,7 @@ class LegoEnv(gymnasium.Env, gymnasium.utils.EzPickle):
         agent_pos = state_vector(obs).astype(np.float32)
         if self.obs_type == 'state':
             truth = self.world.truth()
-            bricks = np.nan_to_num(labels.scene(truth)[0]).ravel()  # in the torso frame
+            bricks = np.nan_to_num(labels.scene(truth)[0]).ravel()  # Poses are in the torso frame.
             place = labels.referents(truth, [truth.goal])[0]
             return np.concatenate([agent_pos, bricks, place]).astype(np.float32)
         pixels = {

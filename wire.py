@@ -30,8 +30,8 @@ import numpy as np
 Message = dict[str, Any]
 Infer = Callable[[Message], Mapping[str, Any]]
 
-MAX_BYTES = 16 * 2**20  # of a frame: four cameras of 1024 x 1024 px are 12.6 MB
-MAX_CLIENTS = 64  # at the same time
+MAX_BYTES = 16 * 2**20  # The largest frame: four cameras of 1024 x 1024 px are 12.6 MB.
+MAX_CLIENTS = 64  # Clients at the same time.
 TRY_AGAIN_LATER = 1013  # close code of RFC 6455's registry
 NUMBERS = re.compile(r'[<>|=][biuf](1|2|4|8)')  # numpy's names of bool, int, uint and float types
 PIP = 'pip install websockets msgpack'

@@ -24,7 +24,7 @@ BOTTOM_GAP_M = 1e-4
 # Weighed LEGO bricks; the mass of others follows from their stud count.
 MASS_KG = {(2, 2): 0.00115, (2, 4): 0.00216, (2, 6): 0.00323}
 MASS_PER_STUD_KG = 0.0003
-PLATE_MASS = 0.45  # of a brick with as many studs
+PLATE_MASS = 0.45  # A plate's mass as a share of a brick with as many studs.
 SLAB_MASS = 0.1  # share of the slab that stands for the studs
 # A 2x4 DUPLO brick weighs ~12 g against 2.2 g: walls do not thicken with size.
 DUPLO_MASS_EXPONENT = 2.5
@@ -38,9 +38,9 @@ class Brick:
     name: str
     studs: tuple[int, int]  # nx, ny along its own x and y
     rgba: str
-    plate: bool = False  # of a plate's height, a third of a brick's
+    plate: bool = False  # It has a plate's height, a third of a brick's.
     fixed: bool = False  # screwed to the table
-    at_m: tuple[float, float] = (0.34, 0)  # where it is screwed to the table if it is fixed
+    at_m: tuple[float, float] = (0.34, 0)  # A fixed one is screwed to the table here.
 
     def height_m(self, scale: float) -> float:
         """From its bottom to its top face, without studs, m."""

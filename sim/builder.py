@@ -28,7 +28,7 @@ from sim.kinematics import rot_z, rotvec_to_matrix, wrap
 from sim.tasks import HANDS, Goal, Grip
 from sim.truth import Truth
 
-SLOW_SHARE = 0.25  # of the press speed: or towers break
+SLOW_SHARE = 0.25  # Share of the press speed; towers break at more.
 DESCENT_M_S = 0.05  # beside others, down to the studs: at 0.12 the arm swings 2 mm to the side
 TIGHT_DESCENT_M_S = 0.025
 RISE_M_S = 0.08  # out from between others: at 0.3 the arm swings 6 mm to the side
@@ -37,21 +37,21 @@ SETTLE_M = (
 )
 PRECISE_M = 0.0003  # per unit of scale: a brick is pressed on from that near to its place
 PUSH_M = 0.004  # below what shut fingers touch: a few newtons, studs that are in need no more
-GROUP_SHARE = 0.4  # of the usual speed, with several bricks in the hand
+GROUP_SHARE = 0.4  # Share of the usual speed with several bricks in the hand.
 FEEDBACK = 0.3
 MAX_PEEL_RAD = 0.4
 PIVOT_M = (
     -0.03
 )  # per unit of scale: above (negative) a brick's edge; it is tilted off about that line
 OTHER_SIDE_M = 0.11  # beyond the middle: a brick that lies there is for the other hand to fetch
-NEAR_M = 0.06  # of a tool from the brick that it may hold
+NEAR_M = 0.06  # A tool this near to a brick may hold it.
 AROUND_M = 0.008  # sideways, of a tool whose fingers are around a brick
 # Where a brick is handed over: its middle this far before the plate, at least so far from the robot
 BEFORE_PLATE_M = 0.05
 NEAREST_M = 0.19
 HAND_ROOM_M = 0.075  # around the plate: what a hand with a brick takes up
 OVER_M = 0.012  # above what stands, on the way
-FULL_ROOM_M = 0.016  # that a finger opens over a brick with nothing beside it
+FULL_ROOM_M = 0.016  # A finger opens this far with nothing beside the brick.
 AT_SEAT_M = 0.03  # a brick this near to its place has neighbours
 
 
@@ -91,7 +91,8 @@ class Fitter(Hand):
         self.grasp_yaw = min(ways, key=lambda yaw: max(abs(yaw), abs(yaw + left)))
         self.top_m, self.zone = standing(truth, self.tower)
         others = [one for one in truth.plan.chain if one.upper == goal.upper and one != goal]
-        self.seated = any(truth.joined(one, loose=True) for one in others)  # in part
+        # A part of the studs will do.
+        self.seated = any(truth.joined(one, loose=True) for one in others)
 
     def turn(self, yaw: float) -> float:
         """Yaw to command so that the held brick gets to `yaw`, this way round."""

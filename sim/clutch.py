@@ -34,13 +34,13 @@ LINK_DTYPE = [
     ('over', 'i4'),  # updates in a row in which it was loaded too much
     ('cell', 'f8', 2),
     ('turns', 'i4'),
-    ('half', 'f8', 2),  # from the middle of the studs to the outermost axes, m
+    ('half', 'f8', 2),  # Middle of the studs to the outermost axes, m.
     ('inertia', 'f8', 2),  # second moments of the friction points, m^2
     ('time', 'f8'),  # s, of the link's own snap or break
     ('rung', 'f8'),  # s, of the last snap in its tower
     ('pos0', 'f8', 3),  # the weld's target when the snap began
     ('quat0', 'f8', 4),
-    ('pos1', 'f8', 3),  # and on the grid
+    ('pos1', 'f8', 3),  # The weld's target once it sits on the grid.
     ('quat1', 'f8', 4),
     ('load', 'f8', 6),
     ('use', 'f8'),  # utilisation: 1 breaks
@@ -60,10 +60,10 @@ class Link:
     lower: str
     upper: str
     studs: int
-    cell: tuple[float, float]  # of upper's centre from lower's centre, in studs
+    cell: tuple[float, float]  # Upper's centre from lower's centre, in studs.
     turns: int  # quarter turns of upper against lower
     loose: bool  # broken; the studs have not come out yet
-    offset_m: float  # how far off the grid it was when it was pressed on
+    offset_m: float  # Distance off the grid when it was pressed on.
     yaw_error: float  # rad, likewise
 
 
@@ -124,7 +124,7 @@ class Clutch:
     # Of bricks. A fall off the table ends at 4 m/s; what is squeezed out from under a palm leaves
     # at a hundred, and is deep inside the floor one step later.
     MAX_SPEED_M_S = 8.0
-    MAX_SPIN_RAD_S = 60.0  # at 4 ms welds wind up what turns faster, until it diverges
+    MAX_SPIN_RAD_S = 60.0  # Welds at 4 ms wind up what turns faster, until it diverges.
     RESEAT_AFTER_S = 0.05
     PRESSED_GAP_M = 0.0006  # above the stud tops, a brick that touches them
     IN_SEAT_GAP_M = 5e-5  # above its seat, a brick that another link holds there
@@ -561,7 +561,7 @@ class Clutch:
         link = self.links[slots]
         Ra = data.xmat[self.body_id[link['a']]].reshape(-1, 3, 3)
         Rb = data.xmat[self.body_id[link['b']]].reshape(-1, 3, 3)
-        F = np.einsum('nji,nj->ni', Ra, efc[:, :3])  # in the lower frame
+        F = np.einsum('nji,nj->ni', Ra, efc[:, :3])  # Forces in the lower frame.
         # A weld's rotational rows act on half the quaternion difference in the second body's frame.
         M = np.einsum('nji,njk,nk->ni', Ra, Rb, 0.5 * efc[:, 3:])
         n = link['studs']

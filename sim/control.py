@@ -23,7 +23,7 @@ from sim.gl import mujoco
 from sim.kinematics import ArmIK, matrix_to_rotvec, rotvec_to_matrix
 from sim.tasks import HANDS
 
-ACTION_NAMES = {'tool': TOOL_ACTION_NAMES, 'joint': JOINT_ACTION_NAMES}  # by action space
+ACTION_NAMES = {'tool': TOOL_ACTION_NAMES, 'joint': JOINT_ACTION_NAMES}  # Names by action space.
 # An arm's slots in a tool action, counted from its first one.
 XYZ = slice(0, 3)
 ROTVEC = slice(3, 6)
@@ -39,7 +39,7 @@ TOOL_LOW = np.array([-SPINE_LIMIT_RAD, *ARM_LOW, *ARM_LOW])
 TOOL_HIGH = np.array([SPINE_LIMIT_RAD, *ARM_HIGH, *ARM_HIGH])
 CLOSED_M = -0.02  # commanded opening of a gripping hand: squeezes with the spring's full reach
 SPINE = 0  # the first slot of both kinds of action
-N_JOINTS = len(JOINT_NAMES)  # of a joint action; openings come after them
+N_JOINTS = len(JOINT_NAMES)  # Openings come after them in a joint action.
 
 
 class Controller:
@@ -51,7 +51,7 @@ class Controller:
         # rad/s per joint, from its `user` attribute in the robot's file; no limit where it has none
         stated = model.jnt_user[ids, 0] if model.nuser_jnt else np.zeros(len(ids))
         speed = np.where(stated > 0, stated, np.inf)
-        self.reach_rad = speed / control_hz  # in one control interval
+        self.reach_rad = speed / control_hz  # The most in one control interval.
         limited = model.jnt_limited[ids].astype(bool)
         low = np.where(limited, model.jnt_range[ids, 0], -np.inf)
         high = np.where(limited, model.jnt_range[ids, 1], np.inf)

@@ -22,14 +22,14 @@ from sim.hand import CLEAR_Y_M, Hand, put_down, side_of
 from sim.tasks import HANDS, Goal
 from sim.truth import Truth
 
-MEETING_POINT_M = np.array([0.34, 0, 0.13])  # where the holder keeps the lower brick's middle
-HANDOVER_POINT_M = np.array([0.33, 0])  # on the table, where both arms reach
+MEETING_POINT_M = np.array([0.34, 0, 0.13])  # The holder keeps the lower brick's middle here.
+HANDOVER_POINT_M = np.array([0.33, 0])  # Both arms reach this place on the table.
 AHEAD_RAD = np.pi / 2  # yaw of a brick whose long side points away from the robot
-TURNED_RAD = 0.5  # what is pressed on at its near end is held turned by so much
+TURNED_RAD = 0.5  # A brick pressed on at its near end is held turned by this.
 SPINE_RAD = 0.05  # per control step, on the way back to looking ahead
-CLEAR_ABOVE_Z_M = 0.26  # how high a hand rises that has pressed on what another one holds
+CLEAR_ABOVE_Z_M = 0.26  # A hand rises so high from what another one holds.
 HAND_WIDTH_M = 0.09
-HOLD_ROW_STUDS = 2  # from the middle of a plate, where the holder presses it down
+HOLD_ROW_STUDS = 2  # The holder presses a plate down so far from its middle.
 SHARED_Y_M = 0.07  # a hand leaves bricks to the other one from here on
 
 

@@ -38,11 +38,11 @@ TICKS_PER_FRAME = INTERPOLATION_HZ // FILM_FPS
 # what the robot sees, two by two.
 FILM_PX = 480
 PERSON_PX = 720
-SHEET_COLUMNS = 3  # of moments; 1440 px of a sheet are read well at 1000
+SHEET_COLUMNS = 3  # Moments in a row; a sheet of 1440 px is read well at 1000.
 SHEET_MOMENTS = 6
-SHEET_PX = (480, 320)  # of a moment, width and height
+SHEET_PX = (480, 320)  # Width and height of a moment.
 CAPTION_PX = 30
-MOVED = 0.6  # of 255: moments whose pictures differ by less on average are one
+MOVED = 0.6  # Moments that differ by less of 255 on average are one.
 VERDICT_S = 1.5  # the last picture is held so long
 SMALLEST_FONT_PX = 8
 WHITE = (255, 255, 255)
@@ -52,12 +52,12 @@ YELLOW = (255, 210, 90)
 BLUE = (150, 200, 255)
 VERDICTS = {True: ('SUCCESS', (110, 230, 120)), False: ('FAILED', (255, 110, 100))}
 DEPTH_M = 1.5  # depth pictures are white here and beyond
-MOST_COPIES = 10_000  # that a scene may ask for by <replicate>
+MOST_COPIES = 10_000  # A scene may ask for so many by <replicate>.
 # Where the viewer opens: on hands and bricks, a person opposite the robot or looking over its
 # shoulder. lookat in m; azimuth is where the camera looks, 180 degrees is towards the robot.
 FRONT = dict(lookat=(0.3, 0.0, 0.15), distance=0.85, azimuth=180.0, elevation=-23.0)
 BEHIND = dict(lookat=(0.36, 0.0, 0.1), distance=0.8, azimuth=0.0, elevation=-38.0)
-HIDDEN_GROUP = 5  # of geoms and joints; nothing else is in it
+HIDDEN_GROUP = 5  # A group of geoms and joints with nothing else in it.
 JOINT_M = (0.14, 0.008)  # length and width of a joint's arrow: it stands out of the link
 VIEWER_KEYS = (
     'in the window: left drag turns, right drag moves, wheel zooms, Ctrl + right drag pulls; F '
@@ -214,7 +214,8 @@ class Reel:
         self._now: tuple = ()
         self._moments: list[tuple[str, np.ndarray]] = []  # caption, picture
         self._links = world.connections()
-        self.key: tuple[str, np.ndarray] | None = None  # when studs last snapped or came off
+        # The moment when studs last snapped or came off.
+        self.key: tuple[str, np.ndarray] | None = None
 
     def look(self, obs: dict[str, Any], info: dict[str, Any], subtask: str) -> None:
         """Say what the policy saw and what it does, for the pictures that follow."""
@@ -568,7 +569,7 @@ def viewer(
         def draw(standing: bool = False) -> bool:
             nonlocal began, last
             window.sync()
-            if began is None or standing or data.time < last:  # also where an episode begins
+            if began is None or standing or data.time < last:  # An episode may have begun.
                 began = time.time() - data.time
             last = data.time
             time.sleep(max(0.0, began + data.time - time.time()))

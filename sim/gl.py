@@ -46,7 +46,7 @@ RENDERERS: dict[str, dict[str, str]] = {
     'GPU': {},
     'cores': {'__EGL_VENDOR_LIBRARY_FILENAMES': str(MESA), 'LIBGL_ALWAYS_SOFTWARE': '1'},
 }
-TRIAL_S = 1.0  # of each, after the first pictures
+TRIAL_S = 1.0  # Length of each trial, after the first pictures.
 _TRIAL = """
 import json, sys, time
 from sim.world import World

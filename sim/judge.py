@@ -17,7 +17,7 @@ from sim.truth import Truth
 PHASES = ('start', 'reach', 'lift', 'carry', 'align', 'press', 'release', 'success')
 HOLD_S = 1.0  # success: the goal holds for this long
 STILL_S = 5.0  # success where nothing can be done: nothing is touched for this long
-HANDS_OFF_M = 0.05  # from where they would grip any brick
+HANDS_OFF_M = 0.05  # Hands off are this far from where they would grip any brick.
 MOVED_M = 0.005
 
 
@@ -110,7 +110,7 @@ def _no_metrics() -> dict:
 class Judge:
     """What has to be remembered of an episode to judge it. A copy of it is part of a snapshot."""
 
-    goal: Goal  # at work after the last update
+    goal: Goal  # The goal that was at work after the last update.
     was_joined: bool = False  # the goal's connection, or with `apart` its absence, held then
     joined_in_air: bool = False  # the last time that it came about, the lower brick was in the air
     carried: bool = False  # a hand has the upper brick in the air

@@ -14,7 +14,7 @@ from sim.hand import Hand
 from sim.tasks import HANDS
 from sim.truth import Truth
 
-REACH_M = 0.46  # to x, what no place to go to exceeds
+REACH_M = 0.46  # No place to go to has a larger x.
 HIGHEST_M = 0.26  # no kick takes a tool higher
 # Per control step and hand, chances in units of `probability`. An idle hand is pushed about as
 # well: else which hand moves would tell a learner which hand is meant.
@@ -44,7 +44,8 @@ class Kicks:
         """
         self.rng = np.random.default_rng([7919, seed])
         self.probability = probability
-        self.queue: dict[str, list[Push]] = {hand: [] for hand in HANDS}  # what is left of a kick
+        # Pushes that are left of a kick.
+        self.queue: dict[str, list[Push]] = {hand: [] for hand in HANDS}
         # At most one off-centre grasp and one early release per hand and episode.
         self.grasped: set[str] = set()
         self.dropped: set[str] = set()
@@ -73,11 +74,11 @@ class Kicks:
             it answers another situation. Jitter alone does not count.
         """
         action = action.copy()
-        if truth.impossible is not None:  # where nothing may be touched nothing is kicked either
+        if truth.impossible is not None:  # Nothing is kicked where nothing may be touched.
             return action, False
         kicked = False
         shape = self.drift.shape
-        self.drift = 0.5 * self.drift + 0.87 * self.rng.normal(size=shape)  # of unit spread
+        self.drift = 0.5 * self.drift + 0.87 * self.rng.normal(size=shape)  # Its spread stays 1.
         # Two hands that meet in the air both miss; a brick that is handed over is fetched and
         # carried twice.
         twice = truth.goal.holder or truth.goal.giver

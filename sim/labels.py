@@ -185,7 +185,7 @@ def episode_row(truth: Truth, obs: Mapping, info: Mapping, choice: Mapping) -> d
     """
     goals = goals_at_work(truth)
     table = referents(truth, goals)
-    if truth.impossible is not None:  # what its words refer to is not there
+    if truth.impossible is not None:  # Its words refer to something that is not there.
         table = np.vstack([np.full_like(table[:1], UNKNOWN), table])
     row = dict(
         time=obs['time'],

@@ -42,11 +42,11 @@ BRICK_STUDS = (
 )  # assets/lego has these bricks
 BLOCK_STUD_M = 0.016
 BLOCK_LAYER_M = 0.0191
-GRID_TOLERANCE = 0.1  # of a stud or a layer: what lies further off the grid is refused
+GRID_TOLERANCE = 0.1  # Share of a stud or a layer; bricks further off the grid are refused.
 TURN_TOLERANCE_DEG = 5.0
 MAX_PARTS = 40
-MAX_BYTES = 100_000  # of a file
-MAX_BRACKETS = 1000  # in it: YAML's reader takes seconds for thousands that are not closed
+MAX_BYTES = 100_000  # The largest plan file.
+MAX_BRACKETS = 1000  # YAML's reader takes seconds for thousands that are not closed.
 MAX_AWAY = 1000  # studs or layers between two bricks
 SHORT = reprlib.Repr()
 SHORT.maxlevel = 2

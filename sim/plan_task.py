@@ -17,7 +17,7 @@ from sim.plan import PLATE, Structure, read_plan
 from sim.planner import Step, order, undo
 from sim.tasks import HANDS, RGBA, Goal, Task
 
-MIDDLE_X_M = 0.33  # of the plate, where it is small
+MIDDLE_X_M = 0.33  # A small plate's middle.
 NEAR_EDGE_M = 0.25  # no plate comes nearer to the robot
 PLATE_MARGIN = 1  # studs around layer 0
 SECONDS_PER_BRICK = 20.0
@@ -31,7 +31,7 @@ SHARED_Y_M = 0.02  # a seat this near to the middle is for the hand on whose sid
 SPREAD_RAD = np.radians(30)
 JOIN_REACH_M = (0.24, 0.36), 0.27  # x, and y up to there: where a hand can press with any yaw
 PLACE_M = 0.085  # between rows where bricks are laid down, for a hand between them
-LIMITS_X_M = (0.18, 0.46)  # where hands can fetch a brick from
+LIMITS_X_M = (0.18, 0.46)  # Hands can fetch a brick from here.
 LIMITS_Y_M = 0.38
 
 
@@ -122,7 +122,7 @@ def _sample(structure, steps, plate, initial_blocks, rng, scale):
             group_of.setdefault(name, step)
     hands = {}
     lean = rng.permutation(HANDS).tolist()
-    for step in steps[::-1]:  # what is joined beforehand is made by the hand that places it
+    for step in steps[::-1]:  # The hand that places a group joins it, too.
         name = step.part.name
         y = seat_y[name]
         if step.table:
@@ -303,7 +303,7 @@ def _lying(structure, steps, name, rng, spread):
     part = structure.part(name)
     own = [step for step in steps if step.part.name == name]
     along = own[0].grip.along if own else 1
-    straight = np.pi / 2 if along == 1 else 0.0  # of the brick when the hand is at rest
+    straight = np.pi / 2 if along == 1 else 0.0  # The brick's yaw when the hand is at rest.
     seated = part.turns * np.pi / 2
-    turn = (straight - seated + np.pi / 2) % np.pi - np.pi / 2  # by half a turn at most
+    turn = (straight - seated + np.pi / 2) % np.pi - np.pi / 2  # It is half a turn at most.
     return float(seated + turn + rng.uniform(-spread, spread))

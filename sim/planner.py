@@ -33,7 +33,7 @@ PAD_LENGTH_M = 0.080
 PALM_M = (0.056, 0.090)
 MAX_OPENING_M = 0.080
 TIP_M = 0.006  # the fingertips are this far below the tool
-ALONG_MARGIN_M = 0.0025  # on either side of a pad
+ALONG_MARGIN_M = 0.0025  # Room on either side of a pad.
 MARGIN_M = 0.001  # around a finger, for what the arm misses by
 OPENED_MARGIN_M = 0.003  # beside one that opens: at 1 mm it pushed the neighbour off its studs
 # By how much each finger opens to let go, the first that fits. (At 3 mm a pad still rubs where the
@@ -74,7 +74,7 @@ class _Search:
 
     structure: Structure
     scale: float
-    force_ratio: float  # of the force to press a stud on to the force that pulls it off
+    force_ratio: float  # Force that presses a stud on by the force that pulls it off.
     tries: int = 0
 
     def __post_init__(self):

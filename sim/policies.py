@@ -38,9 +38,10 @@ Act = Callable[[dict[str, Any]], Choice | None]
 Start = Callable[[int], Act]
 
 CONSTANT = ('hold', 'zero', 'random')
-ASKED_FOR_ONLY = {'wording', 'impossible_share'}  # not taken over from what a checkpoint learnt
+# These are not taken over from what a checkpoint learnt.
+ASKED_FOR_ONLY = {'wording', 'impossible_share'}
 SERVERS = ('ws://', 'wss://')
-CHANGES_NOTHING = {'cameras', 'image_size'}  # of what happens in a replay
+CHANGES_NOTHING = {'cameras', 'image_size'}  # A replay goes on alike without these.
 
 
 # -----------------------------------------------------------------------------

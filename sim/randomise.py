@@ -91,14 +91,14 @@ KINDS = {
         'a bus and a scheduler; motion catches up within the step',
     ),
 }
-Drawn = dict[str, Any]  # by kind, as JSON can hold it
+Drawn = dict[str, Any]  # What was drawn by kind, as JSON can hold it.
 Vector = Sequence[float] | np.ndarray
 
 STREAM = 52_711  # its generators have nothing in common with those of scenes, words and forces
 LAMP = 'ceiling'
-COLOUR_DISTANCE = 0.3  # of RGB in 0..1, from a surface's colour to that of any loose brick
+COLOUR_DISTANCE = 0.3  # Distance in RGB from a surface's colour to any loose brick's.
 N_COLOURS = 12  # candidates of a surface's colour
-WALL_RGB = (0.70, 0.745, 0.815)  # of the sky that is there without walls
+WALL_RGB = (0.70, 0.745, 0.815)  # The colour of the sky that is there without walls.
 TEXTURE_PX = 64
 REPEATS_PER_M = (2, 5, 12)
 # Arrays of the model that are written here; they hold what the files say before each draw.
@@ -119,7 +119,7 @@ WRITTEN = (
 )
 NOISE_LENGTH = 1 << 17
 GREY = 0.1  # saturation below which a brick's colour is white or black
-GAIN_BITS = 6  # of exposure: fractions of 1/64, so that a bright pixel times its gain fits 16 bits
+GAIN_BITS = 6  # Exposure in steps of 1/64: a bright pixel times its gain fits 16 bits.
 
 
 def amounts(randomise: float, only: str = '') -> dict[str, float]:
@@ -385,7 +385,7 @@ class Randomiser:
         lamp = m.light(LAMP).id
         at = self._usual['light_pos'][lamp]
         along = self._usual['light_dir'][lamp]
-        aim = at - along * at[2] / along[2]  # where it meets the table
+        aim = at - along * at[2] / along[2]  # The light's axis meets the table here.
         aim[:2] += drawn['aim_m']
         m.light_pos[lamp] = at + drawn['shift_m']
         away = aim - m.light_pos[lamp]
@@ -405,7 +405,7 @@ class Randomiser:
         drawn = _draw_surfaces(rng, amount, usual, np.reshape(bricks, (-1, 3)))
         for name, geoms in self._surfaces.items():
             m.geom_rgba[geoms, :3] = drawn[name]['rgb']
-            textured = geoms[:1] if name == 'plate' else geoms  # on studs nobody would see it
+            textured = geoms[:1] if name == 'plate' else geoms  # Nobody would see it on studs.
             m.geom_matid[textured] = m.material(drawn[name]['material']).id
         return drawn
 
@@ -427,7 +427,7 @@ class Randomiser:
             mujoco.mju_axisAngle2Quat(turn, np.array(drawn[name][3:]) / max(angle, 1e-12), angle)
             m.cam_pos[i] += drawn[name][:3]
             mujoco.mju_mulQuat(m.cam_quat[i], self._usual['cam_quat'][i], turn)
-            if m.cam_bodyid[i] == 0:  # else it moves, and nobody asks where it is at rest
+            if m.cam_bodyid[i] == 0:  # Nobody asks where a camera that moves is at rest.
                 m.cam_pos0[i] = m.cam_pos[i]
                 mujoco.mju_quat2Mat(m.cam_mat0[i], m.cam_quat[i])
         return drawn

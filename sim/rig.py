@@ -31,7 +31,7 @@ from sim.gl import mujoco
 
 TABLE_STUDS = {1: (1, 1), 2: (1, 2), 4: (2, 2), 8: (2, 4), 12: (2, 6)}  # number of studs: brick
 TOWER = 20
-AS_WORLD = dict(scale=2.0, period_s=0.008)  # how World runs the clutch: DUPLO, an update every 8 ms
+AS_WORLD = dict(scale=2.0, period_s=0.008)  # World runs the clutch so: DUPLO, an update every 8 ms.
 
 
 class Rig:
@@ -298,7 +298,7 @@ def broken_link(dt: float, weak: int = 4, height: int = 8) -> tuple[str, str] | 
     y = 0.0
     for i in range(height):
         if i == weak:
-            y += 3 * STUD_PITCH_M  # from here on shifted: one row of two studs overlaps
+            y += 3 * STUD_PITCH_M  # The next ones are shifted: one row of two studs overlaps.
         rig.put(f'b{i}', y=y, z=PLATE_HEIGHT_M + i * BRICK_HEIGHT_M)
         rig.attach('plate' if i == 0 else f'b{i - 1}', f'b{i}')
     rig.wait(0.4)
@@ -383,7 +383,8 @@ def _structure_rows(dt: float) -> Iterator[dict]:
     unequal = 100 * (max(loads) / (sum(loads) / 2) - 1)
     yield _row('bridge: heavier end above the mean', dt, unequal, '< 3', '%', unequal < 3)
     lighter, heavier = bridge_loads(dt, at_studs=1.0)[:, 2]
-    lever = 0.75 * 3.0 - MASS_KG[2, 6] * 9.81 / 2  # of 3 N a quarter of the span off its middle
+    # The pull is 3 N, a quarter of the span off its middle.
+    lever = 0.75 * 3.0 - MASS_KG[2, 6] * 9.81 / 2
     test = 'bridge pulled a stud off its middle: heavier end'
     ok = _near(heavier, lever, 0.03) and lighter < heavier
     yield _row(test, dt, heavier, lever, 'N', ok)

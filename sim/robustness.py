@@ -20,7 +20,7 @@ from sim.randomise import KINDS
 
 Settings = dict[str, Any]
 Result = dict[str, Any]  # a line of rollouts.jsonl
-Outcomes = dict[tuple[str, int], bool]  # by task and seed, whether the episode succeeded
+Outcomes = dict[tuple[str, int], bool]  # Whether episodes succeeded, by task and seed.
 Row = dict[str, Any]
 
 CLEAN = 'clean'
@@ -115,7 +115,7 @@ def compare(name: str, settings: Settings, results: Sequence[Result], clean: Out
         low=float(low),
         high=float(high),
         off_clean=difference(now, clean),
-        # of all workers together: the sum stays right where a score was interrupted
+        # Minutes of all workers: their sum stays right where a score was interrupted.
         minutes=sum(row['wall_s'] for row in results) / 60,
         refused='',
     )

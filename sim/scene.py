@@ -17,8 +17,8 @@ from sim.randomise import furnish
 from sim.tasks import HANDS
 
 ASSETS = Path(__file__).parent.parent / 'assets'
-SPARSE_FROM_DOF = 60  # in MuJoCo, where nothing else is said
-NEEDED = dict(  # what a robot's file has to define
+SPARSE_FROM_DOF = 60  # MuJoCo's own limit where nothing else is said.
+NEEDED = dict(  # A robot's file has to define these.
     joint=(*JOINT_NAMES, *(f'{hand}/finger_{i}' for hand in HANDS for i in (1, 2))),
     actuator=JOINT_ACTION_NAMES,
     site=tuple(f'{hand}/tool' for hand in HANDS),

@@ -59,10 +59,10 @@ class Grip:
     # joined on it; None: they hold the brick.
     up_m: float = 0.0
     by: str | None = None
-    width_m: float = 0.032  # of what is between the fingers
+    width_m: float = 0.032  # Width of what is between the fingers.
     along: int = 1  # axis that the hand may move along; the fingers close along the other one
     open_m: float = 0.064  # opening that fits in between there
-    shift_m: tuple[float, float] = (0.0, 0.0)  # where to aim, from the seat: away from a neighbour
+    shift_m: tuple[float, float] = (0.0, 0.0)  # Aim this far from the seat, away from a neighbour.
     clear_m: float = 0.0  # height above the seat that is clear of all around it
     tight: bool = False  # there are neighbours on two sides
     via: tuple[float, float] | None = None  # place m on the table where a brick taken off is laid
@@ -93,7 +93,7 @@ class Goal:
     # What comes next; which goal of such a chain is at work follows from the state
     # (judge.goal_at_work).
     then: Union['Goal', None] = None
-    grip: Grip | None = None  # how to hold upper between neighbours (plans from files)
+    grip: Grip | None = None  # The hold on upper between neighbours (plans from files).
 
     @property
     def chain(self) -> tuple['Goal', ...]:
@@ -104,7 +104,7 @@ class Goal:
 
 
 Place = tuple[float, float, float]  # x, y, yaw on the table
-Poses = dict[str, Place | Goal]  # or the goal that holds from the start: the brick sits on another
+Poses = dict[str, Place | Goal]  # A goal holds from the start: the brick sits on another.
 # What could be asked for, as a goal and as its frame or text; the first one is.
 Askable = list[tuple[Goal, Frame | str]]
 
@@ -373,7 +373,8 @@ def _place_sample(rng, scale: float) -> tuple[Poses, Askable]:
     """A brick on each side of the plate, either for every corner and either way round."""
     colours = ['red', 'blue']
     rng.shuffle(colours)
-    hands = HANDS if rng.integers(2) else HANDS[::-1]  # of each colour: the one on the brick's side
+    # Each colour's hand is the one on the brick's side.
+    hands = HANDS if rng.integers(2) else HANDS[::-1]
     places = [(corner, turns) for corner in CORNERS for turns in ROTATIONS]
     rng.shuffle(places)
     poses: Poses = {}
@@ -695,7 +696,7 @@ def _build_sample(rng, scale: float) -> tuple[Poses, Askable]:
     """
     names = rng.permutation(BUILD_COLOURS).tolist()
     poses: Poses = {}
-    hand_of = {name: HANDS[i % 2] for i, name in enumerate(names)}  # that reaches it
+    hand_of = {name: HANDS[i % 2] for i, name in enumerate(names)}  # This hand reaches it.
     for hand, side in zip(HANDS, SIDES):
         mine = [name for name in names if hand_of[name] == hand]
         for name, (x, y) in zip(mine, _apart(rng, 3, (0.22, 0.31), (0.13, 0.33), side)):
@@ -712,7 +713,7 @@ def _build_plan(rng, hand_of: dict[str, str]) -> tuple[Goal, Frame]:
     """
     n = int(rng.integers(3, 7))
     names, hands = _build_order(rng, hand_of, n)
-    top: dict[str, str] = {}  # of the tower on each hand's plate
+    top: dict[str, str] = {}  # The top brick of the tower on each hand's plate.
     goals = []
     steps = []
     for name, hand in zip(names, hands):

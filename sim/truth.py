@@ -52,7 +52,7 @@ class Truth:
     task: str
     instruction: str
     askable: Sequence[tuple[Goal, str]]  # all plans the scene affords, in words; the first is asked
-    frames: Sequence[Frame | None]  # of each of them its goal frame; None of a task with texts
+    frames: Sequence[Frame | None]  # A goal frame for each; None for a task with texts.
     # The frame of an instruction that cannot be followed here: then no plan is, hands stay still.
     impossible: Frame | None
     plan: Goal
@@ -61,8 +61,8 @@ class Truth:
     bricks: tuple[Brick, ...]
     brick_scale: float
     control_hz: int
-    max_opening_m: float  # what a released hand opens to
-    grasp_height_m: float  # of the tool above the bottom face of the brick it holds
+    max_opening_m: float  # A released hand opens to this.
+    grasp_height_m: float  # Height of the tool above the bottom of the brick it holds.
     # Where it is.
     steps: int  # control steps since the reset
     brick_poses: dict[str, Pose]  # world frame
@@ -76,9 +76,9 @@ class Truth:
     qpos: np.ndarray
     qvel: np.ndarray
     ctrl: np.ndarray
-    events: tuple  # of the clutch since the reset: (time s, what, lower, upper)
+    events: tuple  # The clutch's since the reset: (time s, what, lower, upper).
     peak_force_n: float  # largest force that a seated link has carried since the reset
-    penetration_m: float  # of the deepest contact
+    penetration_m: float  # Depth of the deepest contact.
     energy_j: float  # kinetic energy of everything
 
     # -- lookups -----------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Truth:
             return False
         nx, ny = self.brick(goal.upper).studs
         symmetry = 1 if nx == ny else 2
-        if goal.grip:  # of a plan from a file: just as it says
+        if goal.grip:  # A plan from a file says just how.
             symmetry = 4
         return link.cell == goal.cell and (link.turns - goal.turns) % symmetry == 0
 

@@ -49,7 +49,7 @@ CLUTCH_PERIOD_S = 0.008
 WORDINGS = ('grammar', 'held_out')
 MAX_PENETRATION_M = 0.05
 MAX_ENERGY_J = 1000.0
-TALLEST_PX = 8_192  # of a buffer that all cameras are drawn into; drivers take 16,384
+TALLEST_PX = 8_192  # All cameras are drawn into one buffer; drivers take 16,384.
 
 
 class World:
@@ -151,7 +151,7 @@ class World:
         asked_for = spec.bricks(self.brick_scale)
         more = tasks.distractors(asked_for, distractors)
         self.bricks = (*asked_for, *more)
-        if not plan:  # which may have several bricks of a colour
+        if not plan:  # Plans may have several bricks of a colour.
             tasks.check_colours(self.bricks)
         self.sample = functools.partial(
             tasks.vary,
@@ -163,8 +163,10 @@ class World:
         )
         self.time_limit_s = spec.time_limit_s
         self.patience = 1  # times a task's time limit; a person takes longer than a script
-        self.max_steps = round(spec.time_limit_s * control_hz)  # of the episode at hand
-        self.max_opening_m = 2 * (0.016 + 0.008 * self.brick_scale)  # what a released hand opens to
+        # The time limit of the episode at hand.
+        self.max_steps = round(spec.time_limit_s * control_hz)
+        # A released hand opens to this.
+        self.max_opening_m = 2 * (0.016 + 0.008 * self.brick_scale)
         # Tool above the held brick's bottom face. The fingertips reach 6 mm below the tool and must
         # clear the studs beside it.
         self.grasp_height_m = max(
@@ -189,7 +191,7 @@ class World:
         self.observer: Callable[[], object] | None = None
         self.randomised = dict(randomise=randomise, randomise_only=randomise_only)
         self.chance = Randomiser(self.model, self.bricks, CAMERAS, drawn)
-        self.seed = 0  # of the episode at hand; `reset` says which
+        self.seed = 0  # `reset` says which episode is at hand.
         self.steps = 0
         self._renderers: dict = {}
         self._truth: Truth | None = None

@@ -123,7 +123,8 @@ def overruled(settings: Mapping[str, Any], processor: Mapping[str, Any]) -> dict
     ours = {k: settings[k] for k in settings if k in processor}
     state_names, action_names = saved_names(dict(processor))
     ours['state_slots'] = list(slots(ours['state_slots'], state_names))
-    if ours.get('action_space') == processor.get('action_space'):  # else the names are others
+    # Names differ from space to space.
+    if ours.get('action_space') == processor.get('action_space'):
         ours['action_slots'] = list(slots(ours['action_slots'], action_names))
     differ = {k: processor[k] for k in ours if ours[k] != processor[k]}
     if 'tokenizer' in differ:
@@ -407,7 +408,7 @@ def save_state(folder: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[
     step = f'{facts["step"]:09d}'
     path = f'{folder}/state/{step}'
     if first_rank():
-        shutil.rmtree(path, ignore_errors=True)  # of a run that was killed while it wrote
+        shutil.rmtree(path, ignore_errors=True)  # A run that was killed while it wrote has left it.
         os.makedirs(path)
     parallel.wait_for_all()
     writer = dcp.HuggingFaceStorageWriter(path, save_distributed=True)
@@ -641,7 +642,7 @@ def save_weights(
     new = f'{folder}/new.tmp'
     old = f'{folder}/meta.json'
     if first_rank():
-        shutil.rmtree(new, ignore_errors=True)  # of a run that was killed while it wrote
+        shutil.rmtree(new, ignore_errors=True)  # A run that was killed while it wrote has left it.
     net.save(new, meta, average_weights, parallel.gather)
     if first_rank():
         if os.path.exists(old):

@@ -27,16 +27,16 @@ from episode import ARMS, quat_from_rotvec, quat_mul
 # What is measured of a hand, in units of about the size it has: tracking error m and rad, velocity
 # of the tool m/s, opening m.
 UNITS = (0.003, 0.003, 0.003, 0.02, 0.02, 0.02, 0.05, 0.05, 0.05, 0.03)
-MOVE_UNITS = (0.01, 0.01, 0.01, 0.06, 0.06, 0.06)  # of a command against the one before it
+MOVE_UNITS = (0.01, 0.01, 0.01, 0.06, 0.06, 0.06)  # Units of a command against the one before it.
 OPENING_M = 0.03
 PLACE_M = 0.1
 LOW_M = (0.05, 0.01)  # near the table a centimetre matters: middle and unit of a height
 SHUT_M = 0.01  # fingers that are told to open by less are shut: no brick is as narrow
 INPUTS = len(UNITS) + len(MOVE_UNITS) + 2 + 3 + 1 + len(ARMS)
 WIDTH = 64
-STEPS_AHEAD = 3  # that the fit looks: errors of one step are inputs of the next
+STEPS_AHEAD = 3  # The fit looks so far: errors of one step are inputs of the next.
 PASSES = 20  # over the recorded rows
-MOST_STEPS = 1500  # of the optimizer: 25 s on one busy core
+MOST_STEPS = 1500  # The optimizer takes 25 s for them on one busy core.
 BATCH = 512
 LEARNING_RATE = 3e-3
 AXES = ('x', 'y', 'z')

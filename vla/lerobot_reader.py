@@ -69,7 +69,7 @@ def read_info(folder: str) -> dict[str, Any]:
 def _names(feature: dict[str, Any], key: str) -> list[str]:
     """Names of a feature's columns, however they are written."""
     names = feature.get('names')
-    if isinstance(names, dict):  # by kind of column
+    if isinstance(names, dict):  # Names are by kind of column.
         names = [name for group in names.values() for name in group]
     (n,) = feature['shape']
     if not isinstance(names, list) or len(names) != n or len(set(names)) != n:
@@ -287,7 +287,7 @@ def from_lerobot(folder: str, to: str, image_size: int = 0, jpeg: int | None = N
         jpeg = 90 if 'video' in kinds else 0
     try:
         said = write_all(map(reader.read, reader.episodes()), to, reader.total, jpeg)
-    except KeyError as missing:  # of a column or an entry
+    except KeyError as missing:  # A column or an entry is missing.
         raise ValueError(f'{folder} is not laid out as LeRobot does it: no {missing}') from None
     return [*reader.notes, *said]
 
@@ -309,7 +309,7 @@ def write_all(
     if os.path.exists(to):
         raise ValueError(f'{to} is there already: name another folder, or remove it')
     root = f'{to.rstrip("/")}.tmp'
-    shutil.rmtree(root, ignore_errors=True)  # of a conversion that was killed
+    shutil.rmtree(root, ignore_errors=True)  # A conversion that was killed has left it.
     n = 0
     for arrays, header in tqdm(episodes, total=count, unit='ep', disable=None):
         path = os.path.join(root, f'{header["task"]}_{n:07d}.safetensors')

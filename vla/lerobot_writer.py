@@ -142,7 +142,7 @@ class _ParquetFiles:
         self.path = path
         self.limits = limits
         self.limit_mb = limit_mb
-        self.number = 0  # of the file that is written now
+        self.number = 0  # Number of the file that is written now.
         self.writer: Any = None
 
     def place(self) -> tuple[int, int]:
@@ -175,7 +175,7 @@ class _VideoFiles:
         self.rate = rate
         self.limits = limits
         self.number = 0
-        self.frames = 0  # in the file that is written now
+        self.frames = 0  # Frames in the file that is written now.
         self.bytes = 0
         self.file: Any = None
         self.stream: Any = None
@@ -229,7 +229,7 @@ class _Plan(NamedTuple):
     tables: dict[str, Table]
     cameras: dict[str, tuple[int, int]]  # height and width
     has_subtasks: bool
-    notes: list[str]  # what is left out
+    notes: list[str]  # Lines about what is left out.
 
 
 def camera_key(camera: str) -> str:
@@ -247,7 +247,7 @@ def _plan(paths: Sequence[str], action: str, pictures: str) -> _Plan:
     rate = header['control_hz']
     if rate != int(rate):
         raise ValueError(f'{paths[0]}: control_hz {rate}; LeRobot counts whole frames per second')
-    seen: dict[str, dict[str, tuple[int, int]]] = {}  # by file its cameras and their sizes
+    seen: dict[str, dict[str, tuple[int, int]]] = {}  # Cameras and their sizes by file.
     has_subtasks = True
     for path in paths:
         arrays, header = read_episode(path)
@@ -414,7 +414,7 @@ class _Writer:
         if pictures == 'video':
             self.videos = {key: _VideoFiles(root, key, plan.rate, limits) for key in keys}
         self.tasks: dict[str, int] = {}  # instruction: its number
-        self.columns: dict[str, list] = collections.defaultdict(list)  # of all episodes
+        self.columns: dict[str, list] = collections.defaultdict(list)  # Columns of all episodes.
         self.pixels = {key: np.zeros((3, 256), np.int64) for key in keys}
         self.told: list[dict] = []  # descriptions that are not written yet
         self.episodes = 0
@@ -577,9 +577,9 @@ def to_lerobot(
     arrow()
     plan = _plan(paths, action, pictures)
     if pictures == 'video' and plan.cameras:
-        video()  # what is missing is said before anything is written
+        video()  # A missing package is said before anything is written.
     root = f'{folder.rstrip("/")}.tmp'
-    shutil.rmtree(root, ignore_errors=True)  # of a conversion that was killed
+    shutil.rmtree(root, ignore_errors=True)  # A conversion that was killed has left it.
     writer = _Writer(root, plan, pictures, limits)
     for path in tqdm(paths, unit='ep', disable=None):
         writer.add(*read_episode(path))

@@ -130,7 +130,7 @@ def training(
         while count < 3 or time.perf_counter() - began < seconds:
             step(mark)
             count += 1
-            if count % 20 == 0:  # as often as train.py writes a line
+            if count % 20 == 0:  # train.py writes a line as often.
                 wait_for(device)
         wait_for(device)
         return count, time.perf_counter() - began

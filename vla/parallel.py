@@ -90,7 +90,7 @@ def refuse_cpu(environment: Mapping[str, str], launched: bool) -> None:
     for name in ('SLURM_JOB_GPUS', 'SLURM_STEP_GPUS'):  # numbers of GPUs: 0 is one
         if environment.get(name):
             there = f'{name}={environment[name]}'
-    if environment.get('SLURM_GPUS_ON_NODE', '0') not in ('', '0'):  # how many
+    if environment.get('SLURM_GPUS_ON_NODE', '0') not in ('', '0'):  # SLURM says how many.
         there = f'SLURM_GPUS_ON_NODE={environment["SLURM_GPUS_ON_NODE"]}'
     if not there and launched and shutil.which('nvidia-smi'):
         listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True).stdout
@@ -484,7 +484,7 @@ def highest(value: int) -> int:
     """Return the highest of all processes' small integers; called by all."""
     if not dist.is_initialized():
         return value
-    tensor = torch.tensor(value)  # in main memory, so that nobody waits for the GPU
+    tensor = torch.tensor(value)  # It is in main memory, so that nobody waits for the GPU.
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return int(tensor)
 

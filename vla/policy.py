@@ -26,7 +26,7 @@ from vla.processor import Processor
 Act = Callable[[dict[str, Any]], dict[str, Any]]
 
 MAX_PROMPT = 1000  # characters, of what is asked over a wire
-MAX_PROMPTS = 1000  # so many prompts of strangers are kept with their tokens
+MAX_PROMPTS = 1000  # Prompts of strangers that are kept with their tokens.
 
 
 def command_in_force(obs: dict[str, Any], action_space: str) -> np.ndarray:
@@ -246,7 +246,7 @@ def checkpoint(
 
     def start(seed: int) -> Act:
         pending: list[np.ndarray] = []  # absolute rows of the chunk in force, not yet executed
-        tokens = None  # of the text that was decoded last
+        tokens = None  # Tokens of the text that was decoded last.
         n_chunks = 0
 
         def next_rows(obs: dict[str, Any]) -> np.ndarray:
@@ -305,7 +305,7 @@ def answers(folder: str | Path, **how: Any) -> tuple[Callable, dict[str, Any]]:
     predictor = load_predictor(folder, **how)
     processor = predictor.processor
     processor.forget_prompts_after(MAX_PROMPTS)
-    world = predictor.meta.get('world', {})  # of another robot's logs nothing is known
+    world = predictor.meta.get('world', {})  # Another robot's logs say nothing of one.
     gripper_m = gripper_range_m(world)
 
     def infer(request: dict[str, Any]) -> dict[str, Any]:
@@ -443,7 +443,7 @@ def _numbers(request: dict[str, Any], name: str, expected: tuple[int | None, ...
     )
     if not fits:
         raise ValueError(f'{name}: shape {value.shape}, expected {expected}')
-    with np.errstate(over='ignore'):  # what is too large for float32 is not finite
+    with np.errstate(over='ignore'):  # Numbers too large for float32 become infinite.
         value = value.astype(np.float32)
     if not np.isfinite(value).all():
         raise ValueError(f'{name}: not all numbers are finite')

@@ -86,7 +86,7 @@ class Part(NamedTuple):
 
     ours: str
     rows: slice
-    shape: tuple[int, ...]  # of the published tensor
+    shape: tuple[int, ...]  # Shape of the published tensor.
 
 
 class Found(NamedTuple):

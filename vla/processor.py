@@ -46,7 +46,7 @@ from vla.tokenizer import SPECIAL_TOKENS, parse_tokenizer
 # same for a brick anywhere on the table. What that means follows from the kind of a slot: a pose is
 # seen in the frame of the commanded tool, a joint as a difference, an absolute slot as it is.
 
-Batch = dict[str, torch.Tensor]  # see the table on top of data.py
+Batch = dict[str, torch.Tensor]  # The table on top of data.py has its keys.
 Ids = tuple[tuple[int, ...], ...]  # token ids of a user part and of an assistant part
 
 
@@ -167,10 +167,10 @@ def tool_frames(states: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 # -----------------------------------------------------------------------------
 
-SPACES = ('tool', 'joint')  # which of the action arrays is learnt
-FIT_WINDOWS = 200_000  # at most so many are looked at for the normaliser
+SPACES = ('tool', 'joint')  # Either of the action arrays may be learnt.
+FIT_WINDOWS = 200_000  # The normaliser looks at so many at most.
 STRAY = 100  # times as far from the middle as 98 % of the rows: a slot is named as well
-SMALLEST_SPREAD = 1e-9  # of a normaliser: floors are a thousand times larger and more
+SMALLEST_SPREAD = 1e-9  # A normaliser's floors are a thousand times larger and more.
 FAR = 10  # spreads: a slot that reaches further is named before training
 
 
@@ -761,7 +761,7 @@ class Processor:
             {slot: what is wrong with it}: constant as far as the model is concerned, or reaching so
             far that its spread says little.
         """
-        # of a million windows an even selection tells as much
+        # An even selection tells as much as a million windows.
         windows = dataset.windows[:: -(-len(dataset.windows) // FIT_WINDOWS)]
         parts = []
         firsts = []  # first rows of the chunks, for quantiles

@@ -28,7 +28,7 @@ SPECIAL_TOKENS = (
     '<|im_end|>',
 )
 VOCABULARY_SIZE = 2048
-PIECE = re.compile(r'\w+|[^\s\w]+')  # what the tokenizer never joins
+PIECE = re.compile(r'\w+|[^\s\w]+')  # The tokenizer never joins two of these.
 TEMPLATE_WORDS = """
 the a of on onto in into to with and is it its both over under down up at from then now put
 press place take goes join hold keep give pull apart off reach grasp lift carry align release
@@ -134,7 +134,7 @@ def make_tokenizer(
         vocab_size=VOCABULARY_SIZE,
         special_tokens=list(SPECIAL_TOKENS),
         show_progress=False,
-        # with every byte in it any text can be encoded
+        # Any text can be encoded with every byte in it.
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator([' '.join(words)] * 10, trainer)

@@ -283,7 +283,7 @@ class QwenStem(Stem):
             images = batch['images'].flatten(0, 1)
             patches, _ = patchify(images, cfg.patch_size, cfg.merge_size, cfg.patch_frames)
         grids = self.grids(batch)
-        if len(set(grids)) == 1:  # which is so of the cameras of a robot
+        if len(set(grids)) == 1:  # Cameras of a robot have one size.
             t, h, w = grids[0]
             x = patches.view(len(grids) * t, h * w, -1).to(self.patch.weight.dtype)
             return self.encode_frames(x, h, w).flatten(0, 1)
@@ -402,7 +402,8 @@ class QwenStem(Stem):
         patches = (cfg.image_size // cfg.patch_size) ** 2
         window = (cfg.vision_window // cfg.patch_size) ** 2
         full = len(cfg.vision_full_blocks)
-        keys = cfg.vision_layers * window + full * (patches - window)  # of all blocks together
+        # Keys of all blocks together.
+        keys = cfg.vision_layers * window + full * (patches - window)
         block = 4 * width + 3 * cfg.vision_intermediate
         per_patch = cfg.vision_layers * block + 2 * keys
         per_patch += 3 * cfg.patch_frames * cfg.patch_size**2

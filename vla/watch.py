@@ -228,13 +228,13 @@ class Meter:
         """Go on from sums over so many steps that were taken before a restart."""
         self.sums: dict[str, Any] = dict(sums)
         self.steps = steps
-        self.step_sums: dict[str, Any] = {}  # of the step that is being taken
-        self.last_step: dict[str, Any] = {}  # of the one before
+        self.step_sums: dict[str, Any] = {}  # Sums of the step that is being taken.
+        self.last_step: dict[str, Any] = {}  # Sums of the step before.
         self._restart_clock()
 
     def _restart_clock(self) -> None:
         self.timed_steps = 0
-        self.waited_s = 0.0  # for data
+        self.waited_s = 0.0  # Time spent waiting for data.
         self.since = time.perf_counter()
 
     def add(self, values: Mapping[str, Any], parts: int = 1) -> None:
@@ -557,7 +557,7 @@ class Log:
             else:
                 told |= dict(name=name)
             self.run = self.tracker.init(**told)
-            if tracker == 'wandb':  # whose own counter never goes back
+            if tracker == 'wandb':  # W&B's own counter never goes back.
                 self.run.define_metric('*', step_metric='step')
         self.run_id = self.run.id if self.run else None
 

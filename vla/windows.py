@@ -34,7 +34,7 @@ ERRORS = {
     ('joint', 'rad'): ('joint_rad', 1),
 }
 
-Parts = dict[str, list]  # by name, something of each episode
+Parts = dict[str, list]  # Something of each episode, by name.
 
 
 def map_bytes(path: str) -> np.ndarray:
