@@ -62,8 +62,8 @@ ifdef OTHER_BUILD
 .PHONY: $(VENV)/.ready
 endif
 $(VENV)/.ready: requirements.txt
-	@$(PYTHON) -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed; name it with: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "Python 3.11 to 3.13 is needed; name it with: make setup PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
 	  || { [ $$(id -u) = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
 	  || { echo "Python's venv is missing; an administrator installs it with: apt-get install python3-venv"; exit 1; }

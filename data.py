@@ -248,7 +248,7 @@ class Dataset(Windows):
 
         A text that was not foreseen, as an answer of many words, makes its batch wider.
         """
-        count = functools.cache(self.processor.prompt_ids)
+        count = self.processor.prompt_ids
         longest = np.zeros(3, int)
         for asked, subtasks in set(zip(map(tuple, self.askable), map(tuple, self.subtasks))):
             user = max(len(count(text)[0]) for text in asked)
@@ -848,6 +848,8 @@ def number(text: str, kind: Callable[[str], Any], low: float, high: float) -> An
     return value
 
 
+# Type and range of the options that are numbers.
+RANGES = {'image_size': (int, 0, 4096), 'jpeg': (int, 0, 95), 'control_hz': (float, 0.01, 4096)}
 OPTIONS = {  # Options by command; the others have none.
     'tokenizer': {'from', 'out'},
     'to_lerobot': {'pictures', 'action'},
@@ -887,13 +889,13 @@ def main(argv: Sequence[str]) -> int:
     elif command == 'from_lerobot' and len(rest) == 2:
         made = rest[1]
         folder = hub.fetch(command, rest[0], 'lerobot')
-        numbers = {name: number(text, int, 0, 4096) for name, text in options.items()}
+        numbers = {name: number(text, *RANGES[name]) for name, text in options.items()}
         print('\n'.join(from_lerobot(folder, made, **numbers)))
     elif command == 'from_hdf5' and len(rest) == 2 and 'instruction' in options:
         made = rest[1]
         words = options.pop('instruction')
         numbers = {'control_hz': 50}
-        numbers |= {name: number(text, int, 0, 4096) for name, text in options.items()}
+        numbers |= {name: number(text, *RANGES[name]) for name, text in options.items()}
         print('\n'.join(from_hdf5(rest[0], made, instruction=words, **numbers)))
     else:
         print(str(__doc__).split('\n\n')[1])

@@ -345,8 +345,11 @@ def score_plans(folder, seeds, root, words, world_settings, driver, made_with):
     """
     files = plan_score.plan_files(folder)
     log = root / 'plans.jsonl'
-    made_with = made_with | {'instruction': words}
-    done = plan_score.read_rows(log, made_with)
+    made_of = {
+        str(file): made_with | {'instruction': words, 'plan_text': ledger.fingerprint([file])}
+        for file in files
+    }
+    done = plan_score.read_rows(log, made_of)
     asked = [(file, seed) for file in files for seed in seeds]
     rows = [done[str(file), seed] for file, seed in asked if (str(file), seed) in done]
     todo = [(file, seed) for file, seed in asked if (str(file), seed) not in done]
@@ -354,9 +357,12 @@ def score_plans(folder, seeds, root, words, world_settings, driver, made_with):
         print(f'{log}: {len(rows)} plans are done, {len(todo)} to go')
     if todo:
         jobs = [(*pair, words, world_settings, driver) for pair in todo]
-        with multiprocessing.get_context('spawn').Pool(min(workers or cores(), len(jobs))) as pool:
+        n = min(workers or cores(), len(jobs))
+        spawned = multiprocessing.get_context('spawn')
+        # Ctrl-C is for this process, which ends the others.
+        with spawned.Pool(n, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             for row in tqdm(pool.imap(build_plan, jobs), total=len(jobs), unit='plan'):
-                ledger.append(log, dict(row, made_with=made_with))
+                ledger.append(log, dict(row, made_with=made_of[row['file']]))
                 rows.append(row)
     print('\n'.join(plan_score.table(rows)))
     for row in [row for row in rows if row['refused']][:5]:
@@ -398,12 +404,13 @@ def score_condition(folder, settings):
     return said.strip() if process.returncode else ''
 
 
-def score_conditions(conditions, settings, seeds, root):
+def score_conditions(conditions, settings, tasks, seeds, root):
     """Score all conditions, print and draw the table of them, write it as JSON after each.
 
     Args:
         conditions: {name: settings}, the clean one first, see robustness.conditions.
         settings: Those that hold in all of them.
+        tasks: Names of the tasks that are scored; others may have been, in the same folder.
         seeds: Of every condition.
         root: Folder of the table, and of a folder for each condition.
     """
@@ -419,7 +426,12 @@ def score_conditions(conditions, settings, seeds, root):
             done.append(robust.refused(name, how, refusal))
         else:
             logs = [ledger.read_log(log) for log in folder.rglob('rollouts.jsonl')]
-            results = [row for log in logs for row in log.values() if row['seed'] in seeds]
+            results = [
+                row
+                for log in logs
+                for row in log.values()
+                if row['made_with']['task'] in tasks and row['seed'] in seeds
+            ]
             clean = clean or robust.outcomes(results)
             done.append(robust.compare(name, how, results, clean))
         print(robust.line(done[-1]), flush=True)
@@ -851,6 +863,8 @@ if __name__ == '__main__':
     is_score = not record and not viewer and kind != 'replay'
     if robustness and (not is_score or several or blank or video):
         raise SystemExit('robustness: expected a score without --blank, --video, --viewer')
+    if robustness and max_minutes:
+        raise SystemExit('robustness: rows are compared on the same seeds; leave --max_minutes out')
     if robustness and (randomise is not None or randomise_only is not None):
         raise SystemExit('robustness: each row randomises what it says; leave --randomise out')
     # -----------------------------------------------------------------------------
@@ -874,7 +888,7 @@ if __name__ == '__main__':
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             asked_for = robust.chosen(rows, kind in ('checkpoint', 'remote'))
-            score_conditions(asked_for, common, asked_seeds, root / 'robustness')
+            score_conditions(asked_for, common, tasks, asked_seeds, root / 'robustness')
         except ValueError as refusal:
             raise SystemExit(str(refusal)) from None
         except KeyboardInterrupt:
@@ -902,7 +916,7 @@ if __name__ == '__main__':
     ways = [instruction, ''] if blank else [instruction]
     if record:
         try:
-            shared = ledger.share(record, now)  # It is held as long as this process lives.
+            lock = ledger.share(record, now)  # noqa: F841 -- held as long as this process lives
         except (ValueError, OSError) as refusal:
             raise SystemExit(str(refusal)) from None
     parts = []
@@ -960,6 +974,8 @@ if __name__ == '__main__':
         policies.driver, kind=kind, kicks=kicks, files=files, checkpoint=load, server=ask
     )
     network = None
+    # `kill` and SLURM's time limit end it like Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # -----------------------------------------------------------------------------
     # all plans of a folder, and nothing else
     if several:
@@ -967,6 +983,9 @@ if __name__ == '__main__':
             score_plans(plan, asked_seeds, root, instruction, world_settings, driver, now)
         except ValueError as refusal:
             raise SystemExit(str(refusal)) from None
+        except KeyboardInterrupt:
+            again = shlex.join(['python', *sys.argv])
+            raise SystemExit(f'\nstopped; the same command goes on: {again}') from None
         raise SystemExit(0)
     # -----------------------------------------------------------------------------
     # watch, and nothing else
@@ -1007,8 +1026,6 @@ if __name__ == '__main__':
         raise SystemExit(0)
     # -----------------------------------------------------------------------------
     # run
-    # `kill` and SLURM's time limit end it like Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run = functools.partial(run_job, record=record, pictures=pictures, speed=video_speed)
     todo = {key: part['todo'] for key, part in part_of.items()}
     n_todo = sum(map(len, todo.values()))

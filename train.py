@@ -488,7 +488,7 @@ if __name__ == '__main__':
         or_exit(processor.learn_hands, train_data)
         unseen = (val_data or train_data).files['state']
         if master:
-            off_mm = 1e3 * processor.foresight.off_m(unseen, delay)
+            off_mm = 1e3 * or_exit(processor.foresight.off_m, unseen, delay)
             print(f'hands: foreseen {delay} steps ahead to {off_mm:.2f} mm per axis')
     processor.user_tokens = max(processor.user_tokens, train_data.user_tokens)
     fingerprint = train_data.fingerprint()
@@ -505,7 +505,7 @@ if __name__ == '__main__':
     # introduce
     rev = git_rev()
     if master:
-        first = micro_batches(train_data, config, rank, world_size, start.step)[0]
+        first = train_data.batch(start.step, batch_size, 0, world_size * accumulate, seed)
         or_exit(net.check_batch, first)
         print(watch.describe_model(net, config, first, rev, device, fast, groups))
         print(watch.describe_data(processor, train_data, val_data, config, odd))
@@ -520,7 +520,12 @@ if __name__ == '__main__':
         sys.exit(0)
 
     # -----------------------------------------------------------------------------
-    # optimizers, state, log
+    # optimizers, state, log; whatever may refuse does so before the last run's state is cleared
+    if cuda_graph and not on_gpu:
+        what = f'cuda_graph=True needs a GPU, device is {device}: leave it out'
+        parallel.exit_with(what, rank)
+    fit = frames.fit(train_data, device)
+    keeps_frames = or_exit(parallel.decide, 'frames_on_device', frames_on_device, fit)
     optimizers = optim.configure_optimizers(
         net, learning_rate, muon_learning_rate, weight_decay, (BETA1, beta2), rates
     )
@@ -557,8 +562,6 @@ if __name__ == '__main__':
     unsound = None  # steps that were not taken
     saved_at = began
     make = functools.partial(micro_batches, train_data, config, rank, world_size)
-    if cuda_graph and not on_gpu:
-        sys.exit(f'cuda_graph=True needs a GPU, device is {device}: leave it out')
 
     def loss_of(batch):
         """Return the loss of a batch on the device, and its parts."""
@@ -566,8 +569,7 @@ if __name__ == '__main__':
             return forward(data.augment(batch, train_data.frames))
 
     graphed = graphs.GraphedBackward(net, loss_of) if cuda_graph else None
-    fit = frames.fit(train_data, device)
-    if or_exit(parallel.decide, 'frames_on_device', frames_on_device, fit):
+    if keeps_frames:
         train_data.keep_frames(device)
     make = functools.partial(grouped, make, groups)
     threads = loader_threads or (4 if on_gpu else 1)

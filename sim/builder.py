@@ -16,7 +16,6 @@ from sim.expert import SHARED_Y_M, SPINE_RAD, Expert, Move, narrate, other_hand
 from sim.hand import (
     CLEAR_Y_M,
     CLEAR_Z_M,
-    FINGERTIP_M,
     MAX_YAW_RAD,
     PEEL_RAD_S,
     PRESS_SPEED_M_S,
@@ -25,7 +24,7 @@ from sim.hand import (
     Hand,
 )
 from sim.kinematics import rot_z, rotvec_to_matrix, wrap
-from sim.tasks import HANDS, Goal, Grip
+from sim.tasks import FINGERTIP_M, HANDS, Goal, Grip
 from sim.truth import Truth
 
 SLOW_SHARE = 0.25  # Share of the press speed; towers break at more.

@@ -198,7 +198,7 @@ class Reel:
 
         Args:
             path: Of the film, without the ending.
-            world: Just reset.
+            world: One that may be reset until the first look.
             speed: How many times faster than the robot the film runs.
         """
         self.path = path
@@ -213,7 +213,7 @@ class Reel:
         self._ticks = 0
         self._now: tuple = ()
         self._moments: list[tuple[str, np.ndarray]] = []  # caption, picture
-        self._links = world.connections()
+        self._links: list[dict] = []  # They held in the picture before.
         # The moment when studs last snapped or came off.
         self.key: tuple[str, np.ndarray] | None = None
 
@@ -223,6 +223,7 @@ class Reel:
         is_fast = self.ticks_per_frame * self.world.control_hz > INTERPOLATION_HZ
         self._now = (obs, info, subtask, None if is_fast else robot_views(self.world))
         if not self._ticks:
+            self._links = self.world.connections()
             self._shoot()
 
     def tick(self) -> None:

@@ -20,7 +20,7 @@ from episode import ARM_TOOL
 from sim.bricks import BRICK_HEIGHT_M, PLATE_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M
 from sim.control import CLOSED_M, OPENING, ROTVEC, XYZ, YAW
 from sim.kinematics import matrix_to_rotvec, rot_z, rotvec_to_matrix, wrap, yaw_of
-from sim.tasks import PUT_DOWN
+from sim.tasks import FINGERTIP_M, PUT_DOWN
 from sim.truth import Truth
 
 Number = TypeVar('Number', float, np.ndarray)
@@ -56,7 +56,6 @@ WAITING_NEAR_X_M = 0.28  # It waits nearer where the place is before the other h
 HOLD_WINDUP_M = 0.008  # while holding a plate down
 LOW_M = 0.014  # A brick that comes in under the holder's palm stays this far above its seat.
 CLEAR_Z_M = 0.14  # A hand that has let go rises so high.
-FINGERTIP_M = 0.006  # the tool is this far above the fingertips
 CLEAR_M = 0.09  # around a brick that is being righted
 CLEAR_Y_M = 0.16  # an idle hand stays at least this far from the middle
 

@@ -1,7 +1,7 @@
 r"""Scores of many plans: a table per folder with intervals, as WorkBenchMark's tiers are reported.
 
-rows = [plan_score.row(world, result), ...]
-print('\\n'.join(plan_score.table(rows)))
+rows = [plan_score.row(world, file, seed, result), ...]
+print('\n'.join(plan_score.table(rows)))
 """
 
 import json
@@ -65,8 +65,8 @@ def row(world: World, file: Path, seed: int, result: dict) -> dict:
     )
 
 
-def read_rows(path: Path, made_with: dict) -> dict[tuple[str, int], dict]:
-    """The rows of a log by file and seed, of those that were made in exactly this way.
+def read_rows(path: Path, made_of: dict[str, dict]) -> dict[tuple[str, int], dict]:
+    """The rows of a log by file and seed, of those that were made as `made_of` has it by file.
 
     A line that a kill has cut off is one plan to build again.
     """
@@ -78,7 +78,7 @@ def read_rows(path: Path, made_with: dict) -> dict[tuple[str, int], dict]:
             one = json.loads(line)
         except ValueError:
             continue
-        if one['made_with'] == made_with:
+        if one['made_with'] == made_of.get(one['file']):
             rows[one['file'], one['seed']] = one
     return rows
 

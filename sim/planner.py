@@ -23,7 +23,7 @@ import numpy as np
 
 from sim.bricks import BRICK_HEIGHT_M, STUD_HEIGHT_M, STUD_PITCH_M, STUD_RADIUS_M
 from sim.plan import PLATE, Part, Structure, connected
-from sim.tasks import Grip
+from sim.tasks import FINGERTIP_M, Grip, grasp_height
 
 # The hand (assets/robots/alex): pads 10 mm wide, 8 mm thick, 80 mm long, that close along the
 # tool's y; above them a palm of 56 x 90 mm.
@@ -32,7 +32,6 @@ PAD_THICKNESS_M = 0.008
 PAD_LENGTH_M = 0.080
 PALM_M = (0.056, 0.090)
 MAX_OPENING_M = 0.080
-TIP_M = 0.006  # the fingertips are this far below the tool
 ALONG_MARGIN_M = 0.0025  # Room on either side of a pad.
 MARGIN_M = 0.001  # around a finger, for what the arm misses by
 OPENED_MARGIN_M = 0.003  # beside one that opens: at 1 mm it pushed the neighbour off its studs
@@ -506,17 +505,12 @@ def _boxes(others, part, pitch, scale):
     return np.array(boxes).reshape(-1, 5)
 
 
-def grasp_height(scale: float) -> float:
-    """Tool above the held brick's bottom, m (as World.grasp_height_m)."""
-    return max(0.8 * scale * BRICK_HEIGHT_M, 0.0075 + scale * STUD_HEIGHT_M)
-
-
 def _room(at, along, width_m, boxes, scale):
     """How far each finger can open, m, or None.
 
     at: tool above the brick's middle. along: the axis that the pads are 10 mm wide on.
     """
-    tip = grasp_height(scale) - TIP_M
+    tip = grasp_height(scale) - FINGERTIP_M
     if _hits(at, np.array(PALM_M)[[along, 1 - along]] / 2, boxes, tip + PAD_LENGTH_M):
         return None
     for room in RELEASES_M:
@@ -545,7 +539,7 @@ def _touches(at, along, width_m, boxes, scale):
     for side in (-1, 1):
         face = np.array(at)
         face[1 - along] += side * width_m / 2
-        count += _hits(face, size, boxes, grasp_height(scale) - TIP_M)
+        count += _hits(face, size, boxes, grasp_height(scale) - FINGERTIP_M)
     return count
 
 

@@ -463,7 +463,7 @@ def _ask_for_chunks(
                 request['action_prefix'] = np.array(pending)
             reply = infer(request)
             rows = reply['actions']
-            if execute + delay > len(rows):
+            if execute + len(pending) > len(rows):  # the first chunk has no rows before it
                 raise ValueError(
                     f'execute={execute}, delay={delay}: the chunks of {whom} have {len(rows)} rows'
                 )

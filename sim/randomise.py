@@ -441,8 +441,8 @@ class Randomiser:
 
     def _expose(self, rng: np.random.Generator, amount: float) -> Drawn:
         drawn = {name: _draw_picture(rng, amount) for name in self._cameras}
+        self._noise.clear()  # `develop` makes it for the cameras that are looked through.
         for name, how in drawn.items():
-            self._noise[name] = np.round(how['noise'] * self._bank).astype(np.int16)
             self._gain[name] = np.round(np.array(how['gain']) * 2**GAIN_BITS).astype(np.int16)
         return drawn
 
@@ -519,6 +519,9 @@ class Randomiser:
         gain = np.tile(self._gain[camera], width)
         bright = np.multiply(picture.reshape(height, -1), gain, dtype=np.int16)
         bright >>= GAIN_BITS
+        if camera not in self._noise:
+            scaled = self.drawn['picture'][camera]['noise'] * self._bank
+            self._noise[camera] = np.round(scaled).astype(np.int16)
         bank = self._noise[camera]
         n = min(picture.size, len(bank))
         # Any number that differs from step to step and camera to camera: a generator takes longer.

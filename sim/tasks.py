@@ -22,9 +22,20 @@ import numpy as np
 
 from episode import ARMS, COLOURS
 from instructions import SIZES, Frame
-from sim.bricks import Brick
+from sim.bricks import BRICK_HEIGHT_M, STUD_HEIGHT_M, Brick
 
 HANDS = ARMS
+FINGERTIP_M = 0.006  # the tool is this far above the fingertips
+
+
+def grasp_height(brick_scale: float) -> float:
+    """Height of the tool above the bottom of a brick that it grasps, m.
+
+    The fingertips are FINGERTIP_M below the tool and must clear the studs beside the brick.
+    """
+    return max(0.8 * brick_scale * BRICK_HEIGHT_M, 0.0075 + brick_scale * STUD_HEIGHT_M)
+
+
 SIDES = (1, -1)  # sign of y on each hand's side of the table
 RGBA = dict(
     red='0.80 0.10 0.10 1',

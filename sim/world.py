@@ -31,7 +31,6 @@ from episode import (
 )
 from instructions import Frame, draw, held_out, plain
 from sim import tasks
-from sim.bricks import BRICK_HEIGHT_M, STUD_HEIGHT_M
 from sim.clutch import Clutch
 from sim.control import ACTION_NAMES, CLOSED_M, N_JOINTS, TOOL_HIGH, TOOL_LOW, Controller
 from sim.gl import NOTHING_RENDERS, gl_backend, mujoco
@@ -39,7 +38,7 @@ from sim.judge import STILL_S, Judge, goal_at_work
 from sim.plan_task import plan_task
 from sim.randomise import Randomiser, amounts
 from sim.scene import build_model
-from sim.tasks import HANDS, TASKS, Goal
+from sim.tasks import HANDS, TASKS, Goal, grasp_height
 from sim.truth import Pose, Truth, seat
 
 CAMERAS = ('head', 'overhead', 'left/wrist', 'right/wrist', 'third_person')
@@ -167,11 +166,7 @@ class World:
         self.max_steps = round(spec.time_limit_s * control_hz)
         # A released hand opens to this.
         self.max_opening_m = 2 * (0.016 + 0.008 * self.brick_scale)
-        # Tool above the held brick's bottom face. The fingertips reach 6 mm below the tool and must
-        # clear the studs beside it.
-        self.grasp_height_m = max(
-            0.8 * self.brick_scale * BRICK_HEIGHT_M, 0.0075 + self.brick_scale * STUD_HEIGHT_M
-        )
+        self.grasp_height_m = grasp_height(self.brick_scale)
         self._set_rates(physics_dt_s)
         n_slots = 3 * len(self.bricks) if plan else 16
         self.model, robot_model = build_model(

@@ -545,3 +545,13 @@ def test_thousands_of_episodes_open_no_files_and_take_little_memory(folder):
     assert len(os.listdir('/proc/self/fd')) == before and len(dataset.paths) == 240
     held = sum(v.nbytes for v in vars(dataset).values() if isinstance(v, np.ndarray))
     assert held / len(dataset.last) < 150  # bytes per row: no state, no pictures
+
+
+@pytest.mark.parametrize('option', ['--jpeg=4000', '--control_hz=0', '--control_hz=x'])
+def test_options_of_a_conversion_have_ranges(tmp_path, option):
+    words = ['from_hdf5', str(tmp_path), str(tmp_path / 'out'), '--instruction=x', option]
+    with pytest.raises(ValueError, match='expected a number from'):
+        data.main(words)
+    words[-1] = '--control_hz=12.5'  # the next refusal is of the empty folder
+    with pytest.raises(ValueError, match='(?!.*expected a number)'):
+        data.main(words)

@@ -216,6 +216,20 @@ def test_a_brick_that_is_not_there_comes_into_no_range():
     assert (then[:, :, 1, 4] < 0).all() and then[0, 0, 0, 4] > 0
 
 
+def test_a_brick_that_is_not_there_keeps_none_from_being_carried():
+    head = grounding.SceneHead(FRAMES, 3, 8)
+    path = torch.stack([START, END])[None]
+    bricks = torch.cat([BRICKS, BRICKS[:1]])  # a third pose, nobody's, in the middle of the hand
+    bricks[2, :3] = START[0, :3]
+    seen = seen_by(head, bricks[None], path[:, 0])
+    seen[:, :, 2, 4] = -1
+    shut = torch.ones(1, 2, 2, dtype=torch.bool)
+    without = grounding.SceneHead(FRAMES, 2, 8)
+    expected = without.foresee(seen[:, :, :2], path, shut)
+    assert torch.allclose(head.foresee(seen, path, shut)[:, :, :2], expected)
+    assert not torch.allclose(expected[:, 0], seen[:, 0, :2])  # one is carried
+
+
 # -----------------------------------------------------------------------------
 # batches
 
@@ -252,6 +266,8 @@ def test_late_chunks_begin_where_the_commands_lead(folder, processor):
     assert np.allclose(batch['actions'].numpy(), expected, atol=1e-5)
     mean, std = processor.stats['state_mean'][:15], processor.stats['state_std'][:15]
     assert np.allclose(batch['state'][:, :15], (in_force - mean) / std, atol=1e-4)
+    assert torch.equal(batch['action_mask'], torch.from_numpy(late.chunk_mask(begins)))
+    assert not np.array_equal(late.chunk_mask(begins), late.chunk_mask(rows))
     now = begins == rows
     assert (batch['hand_path'][now] == batch['hand_path'][now, :1]).all()
     assert (batch['hand_path'][~now] != batch['hand_path'][~now, :1]).any(-1).any(-1).any(-1).all()

@@ -139,7 +139,11 @@ def test_the_line_that_a_run_prints_uploads_what_can_be_fetched_again(run, serve
 
 
 def test_a_checkpoint_and_episodes_carry_a_card_that_the_hub_reads(checkpoint, tmp_path):
-    card = (checkpoint / 'README.md').read_text()
+    (tmp_path / 'rollout').mkdir()
+    shutil.copy(checkpoint / 'meta.json', tmp_path)
+    hub.write_card(tmp_path, 'model', 'python train.py --synthetic=4')
+    card = (tmp_path / 'README.md').read_text()
+    assert 'python train.py --synthetic=4' in (checkpoint / 'README.md').read_text()
     assert re.match(
         r'---\ntags: \[.*\]\nlibrary_name: vla-lego\npipeline_tag: robotics\n---\n', card
     )
@@ -151,8 +155,6 @@ def test_a_checkpoint_and_episodes_carry_a_card_that_the_hub_reads(checkpoint, t
         '10 Hz',
     ):
         assert part in card
-    (tmp_path / 'rollout').mkdir()
-    shutil.copy(checkpoint / 'meta.json', tmp_path)
     score = dict(k=3, n=4, success=0.75, low=0.3, high=0.95)
     scores = {'tasks': {'place': {'score': score, 'blanked': None}}}
     (tmp_path / 'rollout/scores.json').write_text(json.dumps(scores))

@@ -176,8 +176,8 @@ def test_a_text_serves_for_several_chunks(checkpoint, world, monkeypatch):
     assert np.allclose(choices[1]['executed'], choices[0]['executed'], atol=1e-5)
 
 
-def test_one_network_answers_many_worlds_as_each_network_answers_its_own(checkpoint, world):
-    how = dict(execute=2, delay=1)
+@pytest.mark.parametrize('how', [dict(execute=2, delay=1), dict(execute=8, delay=2)], ids=str)
+def test_one_network_answers_many_worlds_as_each_network_answers_its_own(checkpoint, world, how):
     network = policy.answers_of_many(checkpoint, device='cpu', **how)
     asked = []
 

@@ -155,6 +155,14 @@ def test_a_kind_alone_changes_what_it_says_and_nothing_else(clean, wild, kind):
     assert drawn == {kind: wild.metadata()['randomised'][kind]}, 'the same alone as among others'
     factor = world.clutch.insertion_force_n / world.forces['insertion_force_n']
     assert (factor != 1) == (kind == 'studs') and 0.8 <= factor <= 1.2
+    factor = world.clutch.pull_force_n / world.forces['pull_force_n']
+    assert (factor != 1) == (kind == 'studs') and 0.8 <= factor <= 1.2
+    ambient = world.model.vis.headlight.ambient
+    assert np.allclose(ambient, clean.model.vis.headlight.ambient) == (kind != 'light')
+    grey = np.full((48, 48, 3), 128, np.uint8)
+    first, later, again = (world.chance.develop(grey, 'overhead', 4, t) for t in (0, 1, 0))
+    assert np.array_equal(first, again)
+    assert np.array_equal(first, later) == (kind != 'picture'), 'the noise is of the step'
     world.close()
 
 
@@ -299,5 +307,17 @@ def test_a_policy_is_scored_under_conditions_and_what_is_done_is_kept(tmp_path):
     assert str(root / 'robustness.json') in said and 'minutes of all workers' in said
     logs = {path: path.read_text() for path in root.rglob('rollouts.jsonl')}
     assert len(logs) == 3
+    made = {
+        path.parent.name: json.loads(text.splitlines()[0])['made_with']
+        for path, text in logs.items()
+    }
+    assert (made['light']['randomise'], made['light']['randomise_only']) == (1.0, 'light')
+    assert made['clean']['randomise'] == 0 and made['distractors_2']['distractors'] == 2
     launch.run(*arguments)
     assert {path: path.read_text() for path in root.rglob('rollouts.jsonl')} == logs
+    # another task in the same folder is another table
+    launch.run(*arguments, '--task=join', '--rows=clean')
+    table = json.loads((root / 'robustness.json').read_text())
+    assert [row['n'] for row in table['rows']] == [2]
+    said = launch.run(*arguments, '--max_minutes=1', fails=True)
+    assert 'robustness: rows are compared on the same seeds; leave --max_minutes out' in said

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -605,3 +606,41 @@ def test_wilson_interval_is_the_textbook_one():
     assert np.allclose(film.wilson(37, 50), (0.6045, 0.8413), atol=5e-5)
     assert np.allclose(film.wilson(0, 10), (0, 0.2775), atol=5e-5)
     assert np.allclose(film.wilson(200, 200), (0.9812, 1), atol=5e-5)
+
+
+def test_a_recording_that_runs_keeps_its_folder(tmp_path):
+    """Until it ends nobody may record other settings there."""
+    words = ('sim_rollout.py', '--task=build', '--seeds=0:200', '--cameras=', '--workers=1')
+    process = launch.Script(*words, f'--record={tmp_path}')
+    while not list(tmp_path.glob('build_*.safetensors')):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    with pytest.raises(ValueError, match='another process'):
+        ledger.share(tmp_path, dict(task='build', kicks=0.2))
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+
+
+def test_a_plan_that_was_edited_is_built_anew(tmp_path):
+    brick = '- {{type: 2x4, colour: {}, at: [0, 0, {}]}}\n'
+    plans = tmp_path / 'plans'
+    plans.mkdir()
+    for name in ('kept', 'edited'):
+        (plans / f'{name}.yaml').write_text('bricks:\n' + brick.format('red', 0))
+    words = ('sim_rollout.py', f'--plan={plans}', '--cameras=', '--episodes=1', '--workers=1')
+    launch.run(*words, f'--out={tmp_path}/out')
+    (plans / 'edited.yaml').write_text(
+        'bricks:\n' + brick.format('red', 0) + brick.format('blue', 1)
+    )
+    said = launch.run(*words, f'--out={tmp_path}/out')
+    assert '1 plans are done, 1 to go' in said
+
+
+def test_the_moment_of_a_film_is_of_its_own_episode(tmp_path):
+    """A scene may start with bricks that hold each other, and the last episode may have, too."""
+    world = World('separate', cameras=(), image_size=64)
+    reel = film.Reel(tmp_path / 'film', world)
+    world.max_steps = 5
+    sim_rollout.run_episode(world, policies.constant('hold'), 3, reel=reel)
+    assert reel.key is None
+    world.close()

@@ -127,7 +127,7 @@ class NoQuestions(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize('name', ['demo_start', 'base', 'qa', 'eo1_3b'])
+@pytest.mark.parametrize('name', ['demo_start', 'base', 'qa', 'late', 'eo1_3b'])
 def test_a_step_and_a_chunk_ask_the_device_nothing(tmp_path, name):
     net, dataset = prepare(tmp_path, name)
     batch = dataset.batch(0, BATCH)

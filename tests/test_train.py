@@ -171,6 +171,14 @@ def test_a_run_writes_a_checkpoint_that_suffices_by_itself(whole, episodes):
     )
 
 
+def test_a_start_that_is_refused_leaves_the_last_run_as_it_is(whole, episodes, tmp_path):
+    shutil.copytree(whole[0], tmp_path / 'run')
+    before = {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*.json')}
+    again = (episodes, tmp_path / 'run', '--resume=never')
+    assert 'cuda_graph=True needs a GPU' in run(*again, '--cuda_graph=True', fails=True)
+    assert before == {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*.json')}
+
+
 def test_the_log_has_one_line_per_interval_and_held_out_scores(whole):
     lines = read_log(whole[0])
     assert [line['step'] for line in lines] == [4, 8, 12, 16, 20, 24]

@@ -151,7 +151,7 @@ def test_a_refused_request_is_answered_with_text_and_the_next_one_as_ever(answer
         ("no 'overhead'", wire.pack(dict(good, images={}))),
         ('images: list', wire.pack(dict(good, images=[]))),
         ('action_prefix: shape (15,)', wire.pack(dict(good, action_prefix=np.zeros(15)))),
-        ('99 rows', wire.pack(dict(good, action_prefix=np.zeros((99, 15))))),
+        ('101 rows', wire.pack(dict(good, action_prefix=np.zeros((101, 15))))),
     ]
     for picture in (np.zeros((4, 4), np.uint8), np.zeros((3, 0, 4), np.uint8), np.zeros((4, 4, 3))):
         images = dict(good['images'], overhead=picture)

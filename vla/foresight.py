@@ -38,6 +38,7 @@ STEPS_AHEAD = 3  # The fit looks so far: errors of one step are inputs of the ne
 PASSES = 20  # over the recorded rows
 MOST_STEPS = 1500  # The optimizer takes 25 s for them on one busy core.
 BATCH = 512
+FIT_ROWS = 200_000  # More are thinned out: MOST_STEPS batches would see each of them once or less.
 LEARNING_RATE = 3e-3
 AXES = ('x', 'y', 'z')
 
@@ -210,7 +211,15 @@ class Foresight:
         return states[..., self.columns.command[:, 6]] < SHUT_M
 
     def off_m(self, episodes: Sequence[np.ndarray], steps: int) -> float:
-        """How far tools are from where they are foreseen so many steps ahead, mean per axis, m."""
+        """How far tools are from where they are foreseen so many steps ahead, mean per axis, m.
+
+        Raises:
+            ValueError: No episode has so many rows.
+        """
+        if not any(len(states) > steps for states in episodes):
+            raise ValueError(
+                f'delay={steps}: none of the held-out episodes has more rows than that'
+            )
         errors = []
         for states in episodes:
             n = max(0, len(states) - steps)
@@ -234,8 +243,9 @@ class Foresight:
             ValueError: No episode is as long as the fit looks ahead.
         """
         windows = []
+        every = -(-sum(map(len, episodes)) // FIT_ROWS)
         for states in episodes:
-            first = np.arange(len(states) - STEPS_AHEAD)[:, None]
+            first = np.arange(0, len(states) - STEPS_AHEAD, every)[:, None]
             windows.append(np.asarray(states)[first + np.arange(STEPS_AHEAD + 1)])
         if not sum(map(len, windows)):
             raise ValueError(f'no episode has more than {STEPS_AHEAD} rows to learn the hands from')

@@ -184,7 +184,7 @@ class SceneHead(nn.Module):
         for before, after, holds in zip(
             path[:, :-1].unbind(1), path[:, 1:].unbind(1), (shut[:, :-1] & shut[:, 1:]).unbind(1)
         ):
-            bricks = self._carried_on(bricks, before, after, holds)
+            bricks = self._carried_on(bricks, there, before, after, holds)
         cameras = []
         for i, frame in enumerate(self.frames):
             poses = bricks[i]
@@ -198,15 +198,23 @@ class SceneHead(nn.Module):
         return torch.where(moves.view(-1, 1, 1, 1), torch.stack(cameras, 1), predicted)
 
     def _carried_on(
-        self, bricks: list[Tensor], before: Tensor, after: Tensor, holds: Tensor
+        self,
+        bricks: list[Tensor],
+        there: list[Tensor],
+        before: Tensor,
+        after: Tensor,
+        holds: Tensor,
     ) -> list[Tensor]:
-        """Bricks (B, n, 4) per camera after hands that hold (B, 2) went from `before` (B, 2, 4)."""
+        """Bricks (B, n, 4) per camera after hands that hold (B, 2) went from `before` (B, 2, 4).
+
+        A brick that is not `there` (B, n, 1) has any pose, and is carried by nobody.
+        """
         for hand in (0, 1):
             own = self.frames.index(hand + 1) if hand + 1 in self.frames else 0
             offset = in_frame(bricks[own], before[:, hand, None])[..., :3]
-            distance = offset.norm(dim=-1, keepdim=True)
+            distance = offset.norm(dim=-1, keepdim=True).masked_fill(~there[own], math.inf)
             nearest = distance == distance.amin(1, keepdim=True)
-            between = (offset.abs() < self.grip).all(-1, keepdim=True)
+            between = (offset.abs() < self.grip).all(-1, keepdim=True) & there[own]
             held = between & nearest & holds[:, hand, None, None]
             moved = []
             for poses in bricks:

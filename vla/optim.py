@@ -234,7 +234,9 @@ class ShardedMuon(Muon):
         """As Muon has it, one matrix after the other: not all of DTensor takes lists."""
         updates = []
         for p in params:
-            buffer = self.state[p].setdefault('momentum_buffer', torch.zeros_like(p.grad))
+            if 'momentum_buffer' not in self.state[p]:
+                self.state[p]['momentum_buffer'] = torch.zeros_like(p.grad)
+            buffer = self.state[p]['momentum_buffer']
             buffer.lerp_(p.grad, 1 - group['momentum'])
             updates.append(p.grad.lerp(buffer, group['momentum']))
         return updates

@@ -26,6 +26,7 @@ from vla.processor import Processor
 Act = Callable[[dict[str, Any]], dict[str, Any]]
 
 MAX_PROMPT = 1000  # characters, of what is asked over a wire
+MAX_PREFIX = 100  # rows, which is the longest delay that train.py takes
 MAX_PROMPTS = 1000  # Prompts of strangers that are kept with their tokens.
 
 
@@ -80,33 +81,27 @@ def round_grippers(
     return rows
 
 
-def _check_settings(
-    predictor: 'Predictor', folder: str | Path, execute: int, delay: int, compiles_with_text: bool
-) -> None:
+def _check_settings(predictor: 'Predictor', folder: str | Path, execute: int, delay: int) -> None:
     horizon = predictor.processor.horizon
     rows = execute if predictor.foresees else execute + delay
     if execute < 1 or delay < 0 or rows > horizon:
         raise ValueError(
             f'execute={execute}, delay={delay}: the chunks of {folder} have {horizon} rows'
         )
-    if compiles_with_text:
-        raise ValueError(
-            'compile_model and read_text: every other length of text would compile anew'
-        )
 
 
-def _as_graph(net: model.VLA) -> Callable[..., torch.Tensor]:
-    """net.act as a CUDA graph for each number of steps and of rows that are given."""
-    graphs: dict[int, Graphed] = {}
+def _as_graph(net: model.VLA, steps: int) -> Callable[..., torch.Tensor]:
+    """net.act in so many steps as a CUDA graph for each number of rows that are given."""
+
+    def run(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        rows = inputs['action_prefix'] if 'action_prefix' in inputs else None
+        return net.act(inputs, steps, action_prefix=rows)
+
+    graph = Graphed(run)
 
     def act(
         batch: dict[str, torch.Tensor], steps: int, action_prefix: torch.Tensor | None = None
     ) -> torch.Tensor:
-        def run(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-            rows = inputs['action_prefix'] if 'action_prefix' in inputs else None
-            return net.act(inputs, steps, action_prefix=rows)
-
-        graph = graphs.setdefault(steps, Graphed(run))
         given = {} if action_prefix is None else {'action_prefix': action_prefix}
         return graph(batch | given)
 
@@ -145,6 +140,10 @@ def load_predictor(
     foresight: bool = True,
 ) -> Predictor:
     """Load a trained model; `checkpoint` says what the arguments are."""
+    if compile_model and read_text:
+        raise ValueError(
+            'compile_model and read_text: every other length of text would compile anew'
+        )
     torch.set_num_threads(1)
     device = layers.choose_device(device)
     if device.startswith('cuda:'):
@@ -159,7 +158,7 @@ def load_predictor(
         processor.user_tokens = 0  # one shape for all prompts is padding, which costs a CPU time
     act_once = net.act
     if compile_model and device.startswith('cuda'):
-        act_once = _as_graph(net)
+        act_once = _as_graph(net, steps)
     elif compile_model:
         act_once = torch.compile(net.act, fullgraph=True, dynamic=False)
 
@@ -241,7 +240,7 @@ def checkpoint(
     predictor = load_predictor(folder, steps, read_text, compile_model, device, dtype, foresight)
     processor = predictor.processor
     processor.check_world(world)
-    _check_settings(predictor, folder, execute, delay, compile_model and read_text)
+    _check_settings(predictor, folder, execute, delay)
     gripper_m = gripper_range_m(world)
 
     def start(seed: int) -> Act:
@@ -288,7 +287,7 @@ def answers(folder: str | Path, **how: Any) -> tuple[Callable, dict[str, Any]]:
         tool_command (15,)      the command in force, or joint_command (17,) where the policy acts
                                 in joints; it may be left out where the state holds it
         action_prefix (P, A)    may be left out: absolute rows that are executed while the chunk is
-                                made; it begins with them, P < H
+                                made; it begins with them, P < H unless it foresees
         gripper_m (2,)          may be left out: commands that close and open a hand, where they are
                                 others than in the world that it was trained for
     The reply holds `actions`, absolute commands, (H, A) or, of a policy that foresees, (P + H, A)
@@ -345,8 +344,7 @@ def answers_of_many(
         A request may hold `world`, World.metadata() of a world that has to fit.
     """
     predictor = load_predictor(folder, **how)
-    compiles_with_text = how.get('compile_model', False) and how.get('read_text', False)
-    _check_settings(predictor, folder, execute, delay, compiles_with_text)
+    _check_settings(predictor, folder, execute, delay)
     return functools.partial(_answer, predictor, None, checks_world=True)
 
 
@@ -371,7 +369,7 @@ def _answer(
         try:
             if checks_world and 'world' in request:
                 processor.check_world(request['world'])
-            obs, prefix = read_request(request, processor)
+            obs, prefix = read_request(request, processor, predictor.foresees)
             openings = gripper_m
             if 'gripper_m' in request:
                 openings = tuple(_numbers(request, 'gripper_m', (2,)).tolist())
@@ -389,12 +387,17 @@ def _answer(
 
 
 def read_request(
-    request: dict[str, Any], processor: Processor
+    request: dict[str, Any], processor: Processor, foresees: bool = False
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Check a request, see `answers`.
 
+    Args:
+        request: From anybody.
+        processor: Of the policy that answers.
+        foresees: Whether its chunks begin behind the prefix, not with it.
+
     Returns:
-        The observation, and the rows (P, C) that the chunk begins with.
+        The observation, and the rows (P, C) that are executed before anything new.
 
     Raises:
         ValueError: It lacks something, or something in it has no sense.
@@ -418,10 +421,12 @@ def read_request(
     prefix = np.zeros((0, n_slots), np.float32)
     if 'action_prefix' in request:
         prefix = _numbers(request, 'action_prefix', (None, n_slots))
-        if len(prefix) >= processor.horizon:
+        if len(prefix) >= processor.horizon and not foresees:
             raise ValueError(
                 f'action_prefix: {len(prefix)} rows, a chunk has {processor.horizon} altogether'
             )
+        if len(prefix) > MAX_PREFIX:
+            raise ValueError(f'action_prefix: {len(prefix)} rows, expected at most {MAX_PREFIX}')
     obs = {'state': state, 'instruction': prompt, name: command}
     images = request['images']
     if not isinstance(images, dict):
