@@ -128,8 +128,9 @@ class VLAConfig:
     text_weight: float = 0.1
     scene_bricks: int = 0  # bricks seen in pictures and named by words; 0: without grounding.py
     scene_frames: tuple[int, ...] = ()  # carriers of cameras: 0 torso, 1 left tool, 2 right tool
-    # With scene_bricks: what the pictures show reaches the decoder as poses of bricks alone, which
-    # can be moved on to where late chunks begin; a picture cannot.
+    # With scene_bricks: what the pictures show reaches the decoder as poses of bricks alone, and the
+    # prompt has no places for them. The stem then learns from the poses alone, and poses can be
+    # moved on to where late chunks begin; a picture cannot.
     hide_pictures: bool = False
     recompute: bool = False  # activation checkpointing per block: a third more work, less memory
 
@@ -529,6 +530,8 @@ class VLA(nn.Module):
             pictures = B * N * self.vision.tokens_per_picture(self.cfg)
         elif 'patches' in batch:
             pictures = len(batch['patches']) // self.cfg.merge_size**2
+        if self.cfg.hide_pictures:
+            pictures = 0
         action_rows = (
             'rows of action chunks (which only vla/inline.py takes inside the text; act() takes a '
             'prompt that ends with <|action_start|>)'
@@ -554,7 +557,8 @@ class VLA(nn.Module):
         prompts begin with words.
         """
         places = self.vision.n_places
-        return places + 1 if places and has_pictures(batch) and 'state' in batch else 0
+        before = 0 if self.cfg.hide_pictures else places
+        return before + 1 if places and has_pictures(batch) and 'state' in batch else 0
 
     def embed_pictures(self, batch: Batch) -> Tensor:
         """Tokens of all pictures of the batch in order of appearance, (n, D)."""

@@ -94,7 +94,7 @@ predict = VLAConfig.predict  # 'action' | 'velocity': what the head gives; actio
 row_decay = VLAConfig.row_decay  # 0..10: weight of a chunk's row against that of the row before
 text_weight = VLAConfig.text_weight  # 0..1000: of the text loss
 recompute = VLAConfig.recompute  # activation checkpointing: less memory, a third more work
-hide_pictures = VLAConfig.hide_pictures  # The decoder gets poses only, with grounding
+hide_pictures = VLAConfig.hide_pictures  # With grounding: the decoder reads poses of bricks only
 grounding = True  # Learn apart what words name and where pictures show it (grounding.py)
 
 # optimizer
@@ -151,7 +151,8 @@ MAY_CHANGE = """
 """.split()
 # Settings of the processor; of all reading of episodes; and of the samples that training draws.
 PROCESSING = (
-    'cameras image_size control_hz horizon state_slots action_space action_slots log_scale_m'
+    'cameras image_size control_hz horizon state_slots action_space action_slots log_scale_m '
+    'hide_pictures'
 ).split()
 READING = 'val_fraction rows_after_success noise_samples read_text task_shares'.split()
 SAMPLING = (
@@ -276,6 +277,7 @@ def model_config(config, start, processor, dataset):
         scene_frames=processor.frames,
         n_cameras=len(processor.cameras),
         tokens_per_camera=processor.tokens_per_camera,
+        hide_pictures=processor.hide_pictures,
         image_pad_id=processor.token_id['<|image_pad|>'],
         state_pad_id=processor.token_id['<|state_pad|>'],
         action_start_id=processor.token_id['<|action_start|>'],

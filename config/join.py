@@ -15,6 +15,9 @@ state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_z', '*
 action_slots = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')
 horizon = 4  # 0.4 s at 10 Hz; the first row is executed, then the policy looks again
 row_decay = 0.5  # so the first row counts most
+# The decoder reads poses of bricks, not pictures. The stem then learns from nothing but poses, and
+# a brick in the hand is known to less than a millimetre.
+hide_pictures = True
 rows_after_success = 10  # all rows to the end: the shut hand must stay up there, see docs/log.md
 noise_samples = 4  # (noise, time) pairs per reading of the images
 read_text = 0.25  # of the noise samples see the subtask text; the others have to look and read

@@ -6,8 +6,5 @@
 out_dir = 'out/late'
 init_from = 'out/demo'
 delay = 3  # steps, drawn per sample: chunks begin where commands under way lead the hands
-# Pictures are as old as the delay and the state is not: from the two together a decoder reads which
-# way the arm moves, and copies that instead of looking.
-hide_pictures = True
 row_decay = 0.8  # two or four rows are executed before the next look
 max_steps = 1_000

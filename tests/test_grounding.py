@@ -191,3 +191,11 @@ def test_a_brick_that_is_not_there_is_seen_by_nobody():
     loss.backward()
     assert loss.isfinite() and seen.grad[:, :, 0, :4].abs().sum() > 0
     assert not seen.grad[:, :, 1, :4].any() and (seen.grad[:, :, 1, 4] > 0).all()  # has to fall
+
+
+def test_colours_that_no_brick_of_the_scene_has_do_not_weaken_those_that_are_there():
+    seen, scene = torch.randn(4, 3, 7, 5), random_poses(4, 3, 7)
+    scene[:, :, 2:] = torch.nan
+    seen[:, :, 2:, 4] = -50  # It is known that they are not there.
+    few = grounding.SceneHead(FRAMES, 2, 8).loss(seen[:, :, :2], scene[:, :, :2])
+    assert torch.allclose(grounding.SceneHead(FRAMES, 7, 8).loss(seen, scene), few)

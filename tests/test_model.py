@@ -229,6 +229,11 @@ def test_hidden_pictures_reach_rows_and_text_as_poses_only():
     torch.manual_seed(0)
     hiding = VLA(dataclasses.replace(net.cfg, hide_pictures=True)).eval()
     hiding.load_state_dict(net.state_dict())
+    with pytest.raises(ValueError, match='12 places for pictures, the batch brings 0'):
+        hiding.check_batch(batch)
+    batch = {k: v[:, 4:] if k in ('input_ids', 'labels') else v for k, v in batch.items()}
+    batch |= {k: batch[k] - 4 for k in ('user_len', 'total_len')}
+    hiding.check_batch(batch)
     other = dict(batch, images=255 - batch['images'])
     assert not close(hiding(batch)[1]['scene'], hiding(other)[1]['scene'])
     with torch.no_grad():

@@ -85,6 +85,7 @@ PROCESSOR: Rules = {
     'control_hz': (True, lambda value: is_number(value) and value > 0, 'a number above 0'),
     'tokenizer': (True, *_TEXT),
     'tokens_per_camera': (False, *_size(1, 100_000)),
+    'hide_pictures': (False, lambda value: type(value) is bool, 'true or false'),
     'action_space': (False, lambda value: value in ('tool', 'joint'), "'tool' or 'joint'"),
     'template': (False, lambda value: value in ('minimal', 'qwen'), "'minimal' or 'qwen'"),
     'log_scale_m': (False, lambda value: is_number(value) and value >= 0, 'a number, at least 0'),

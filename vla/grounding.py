@@ -102,6 +102,9 @@ class SceneHead(nn.Module):
     def loss(self, predicted: Tensor, scene: Tensor) -> Tensor:
         """Error of the poses of bricks in range, and of whether they are.
 
+        Each sample counts by its mean over cameras and over the bricks that it has: divided by all
+        colours that there are, two bricks of seven were seen to 2 mm in a hand, not to 0.7.
+
         Args:
             predicted: (B, N, n, 5), as forward gives it.
             scene: (B, N, n, 4) m and rad, nan for a brick that is not there.
@@ -113,8 +116,11 @@ class SceneHead(nn.Module):
         poses = predicted[..., :4]
         error = F.smooth_l1_loss(poses, scene / self.units, reduction='none', beta=0.1)
         error = error.mean(-1)
-        said = F.binary_cross_entropy_with_logits(predicted[..., 4], in_range.float())
-        return (error * in_range).mean() + 0.3 * said
+        said = F.binary_cross_entropy_with_logits(
+            predicted[..., 4], in_range.float(), reduction='none'
+        )
+        wrong = (error * in_range + 0.3 * said).sum((1, 2))
+        return (wrong / there.sum((1, 2)).clamp(min=1)).mean()
 
     @staticmethod
     def features(predicted: Tensor) -> Tensor:

@@ -214,6 +214,7 @@ class Processor:
         control_hz: Rows per second.
         tokenizer: The JSON text of a `tokenizers` file.
         tokens_per_camera: Image tokens that the model makes of a picture.
+        hide_pictures: The prompt has no places for pictures: the decoder gets poses only.
         action_space: 'tool' learns the array tool_action, 'joint' learns joint_action.
         template: 'minimal', or 'qwen': EO-1's prompt, for a tokenizer of Qwen's with EO-1's tokens.
         log_scale_m: m, tenths of a rad: moves are linear up to about this and logarithmic beyond,
@@ -240,6 +241,7 @@ class Processor:
         control_hz: float,
         tokenizer: str,
         tokens_per_camera: int = 4,
+        hide_pictures: bool = False,
         action_space: str = 'tool',
         template: str = 'minimal',
         log_scale_m: float = 0.0,
@@ -262,6 +264,7 @@ class Processor:
         self.horizon = horizon
         self.control_hz = control_hz
         self.tokens_per_camera = tokens_per_camera
+        self.hide_pictures = hide_pictures
         self.action_space = action_space
         self.template = template
         self.log_scale_m = log_scale_m
@@ -407,6 +410,7 @@ class Processor:
             'horizon': self.horizon,
             'control_hz': self.control_hz,
             'tokens_per_camera': self.tokens_per_camera,
+            'hide_pictures': self.hide_pictures,
             'action_space': self.action_space,
             'template': self.template,
             'log_scale_m': self.log_scale_m,
@@ -473,6 +477,7 @@ class Processor:
             image_size=processor.image_size,
             n_cameras=len(processor.cameras),
             tokens_per_camera=processor.tokens_per_camera,
+            hide_pictures=processor.hide_pictures,
         )
         ours |= {field: value for field, value in sizes.items() if field in meta['model']}
         for field, value in ours.items():
@@ -560,14 +565,14 @@ class Processor:
                 raise ValueError(f'{text!r}: "<|" would forge a special token')
         if self.plain_words:
             instruction = plain(instruction)
-        image = '<|image_pad|>' * self.tokens_per_camera
+        image = '' if self.hide_pictures else '<|image_pad|>' * self.tokens_per_camera
         assistant = ''
         if subtask is not None:
             assistant = subtask + ('<|im_end|>' if question else '<|action_start|>')
         if self.template == 'minimal':
             text = f'{image * len(self.cameras)}<|state_pad|>{instruction}'
             return text + ('<|im_start|>' if question else '<|vla|>'), assistant
-        images = f'<|vision_start|>{image}<|vision_end|>' * len(self.cameras)
+        images = f'<|vision_start|>{image}<|vision_end|>' * len(self.cameras) if image else ''
         user = (
             '<|im_start|>system\nYou are a helpful physical assistant.<|im_end|>\n'
             '<|im_start|>user\n'
