@@ -48,7 +48,6 @@ H horizon, K noise samples of a chunk, n bricks; normalised is (value - mean) / 
     `augment` uses up, and only what is switched on is there:
     gain         (B, 1, 1, 1, 3)  float32  factor of the colours
     offset       (B, 1, 1, 1, 1)  float32  brightness, out of 255
-    shift        (B, N, 2)        int64    pixels down and to the right
     crop         (B, N, 3)        float32  side of what is left, its centre (y, x) from -1 to 1
     scene and referents are there where every file holds the simulator's truth.
 
@@ -101,12 +100,6 @@ from vla.processor import Batch, Processor
 from vla.tokenizer import make_tokenizer
 from vla.windows import Windows, frame_of, held_out
 
-TIMES: dict[str, Callable] = {  # flow times by inversion of uniform numbers
-    'beta': lambda u: u ** (1 / 1.5),
-    'uniform': lambda u: u,
-    'shifted': lambda u: 3 * u / (1 + 2 * u),
-}
-
 MEASURED_WORDINGS = 1000  # instructions that are drawn to see how long they get
 MOST_DRAWS = 20  # An instruction that is too long is drawn again so often.
 
@@ -153,16 +146,13 @@ class Dataset(Windows):
         read_text: Probability that a noise sample sees the subtask text.
         gain: Spread of the colour gain, per image channel.
         brightness: Spread of the brightness offset, in 0..255.
-        shift: Largest image shift, pixels.
-        state_noise: Spread of what is added to the state, in normalised units.
         reask_share: Probability that a sample asks for another goal in the same scene, see `batch`.
-        pure_noise: Share of noise samples with time 1.
+        pure_noise: Share of noise samples with time 1; the times of the others are distributed as
+            Beta(1.5, 1), as in pi0 and EO-1.
         question_share: Probability that a sample is a question about the scene and its answer, see
             vla/questions.py.
         prefix_rows: Up to so many first rows of a noise sample are given clean, as when they are
             being executed already.
-        times: How the other times are distributed: 'beta', Beta(1.5, 1) as in pi0 and EO-1;
-            'uniform'; 'shifted' towards noise, 3u / (1 + 2u) as in Esser et al. 2024.
         weights: Of the folders in `source`, their shares of the samples; (): as many as they have
             windows.
         task_shares: Of the tasks in them, see `shares_of`; (): as many as they have windows, which
@@ -194,13 +184,10 @@ class Dataset(Windows):
         read_text: float = 0.5,
         gain: float = 0.0,
         brightness: float = 0.0,
-        shift: int = 0,
-        state_noise: float = 0.0,
         reask_share: float = 0.0,
         pure_noise: float = 0.0,
         question_share: float = 0.0,
         prefix_rows: int = 0,
-        times: str = 'beta',
         weights: Sequence[float] = (),
         task_shares: Sequence[str] = ('*=1',),
         wording_noise: float = 0.0,
@@ -211,8 +198,6 @@ class Dataset(Windows):
         workers: int = 1,
         multiple: int = 1,
     ):
-        if times not in TIMES:
-            raise ValueError(f'times {times!r}, expected one of {", ".join(TIMES)}')
         super().__init__(source, processor, split, val_fraction, rows_after_success, workers)
         self.noise_samples = noise_samples
         self.read_text = read_text
@@ -221,10 +206,7 @@ class Dataset(Windows):
         self.prefix_rows = prefix_rows
         self.gain = gain
         self.brightness = brightness
-        self.shift = shift
-        self.state_noise = state_noise
         self.pure_noise = pure_noise
-        self.times = times
         self.crop = crop
         self.delay = delay
         self.wording_noise = wording_noise
@@ -438,7 +420,6 @@ class Dataset(Windows):
             batch |= processor.hand_path(path)
         if self.frames:
             batch['frame'] = self.frames.numbers(rows[mine])
-        batch['state'] += batch.pop('state_noise')
         commands = self.commands(late[mine], state)
         chunk = self.chunk(late[mine])
         chunk[refused[mine]] = commands[refused[mine], None]  # the hands stay where they are
@@ -513,18 +494,16 @@ class Dataset(Windows):
         """All that is random about the samples of a global batch, whoever they are."""
         B = batch_size
         K = self.noise_samples
-        N = len(self.processor.cameras)
         H = self.processor.horizon
         A = self.processor.action_dim
-        S = self.processor.state_dim
+        # Uniform numbers, by inversion, are distributed as Beta(1.5, 1).
+        time = torch.rand(B, K, generator=rng) ** (1 / 1.5)
         drawn = {
             'noise': torch.randn(B, K, H, A, generator=rng),
-            'time': 0.001 + 0.999 * TIMES[self.times](torch.rand(B, K, generator=rng)),
+            'time': 0.001 + 0.999 * time,
             'read_text': torch.rand(B, K, generator=rng) < self.read_text,
             'gain': 1 + self.gain * torch.randn(B, 1, 1, 1, 3, generator=rng),
             'offset': self.brightness * torch.randn(B, 1, 1, 1, 1, generator=rng),
-            'shift': torch.randint(-self.shift, self.shift + 1, (B, N, 2), generator=rng),
-            'state_noise': self.state_noise * torch.randn(B, S, generator=rng),
         }
         drawn['time'].masked_fill_(torch.rand(B, K, generator=rng) < self.pure_noise, 1.0)
         return drawn
@@ -641,8 +620,6 @@ class Dataset(Windows):
         """Drop what is switched off: `augment` need not ask a GPU whether there is work."""
         if not (self.gain or self.brightness):
             del drawn['gain'], drawn['offset']
-        if not self.shift:
-            del drawn['shift']
 
     def _draw_crop(self, drawn: Batch, batch_size: int, rng: torch.Generator) -> None:
         """Side of what is left of a picture, and its centre (y, x) in one from -1 to 1."""
@@ -660,9 +637,8 @@ class Dataset(Windows):
 def augment(batch: Batch, frames: Frames | None = None) -> Batch:
     """Apply the batch's own draws to its images, on whatever device they are.
 
-    In this order: shift by whole pixels (edges repeated), crop, colour gain, brightness. What there
-    is no draw of is not done; with any but shift images come out as float 0..255, not clipped: one
-    pass less.
+    In this order: crop, colour gain, brightness. What there is no draw of is not done; with any
+    images come out as float 0..255, not clipped: one pass less.
 
     Args:
         batch: Of Dataset.batch.
@@ -673,12 +649,9 @@ def augment(batch: Batch, frames: Frames | None = None) -> Batch:
         images = frames.images.index_select(0, batch.pop('frame'))
     else:
         images = batch.pop('images')
-    shift = batch.pop('shift', None)
     crop = batch.pop('crop', None)
     gain = batch.pop('gain', None)
     offset = batch.pop('offset', None)
-    if shift is not None:
-        images = _shifted(images, shift)
     if crop is not None:
         images = _cropped(images, crop)
     if gain is not None and offset is not None:  # the two are drawn together
@@ -713,15 +686,6 @@ def by_length(batch: Batch, groups: int) -> list[Batch]:
             part[name] = part[name][:, :longest].contiguous()
         parts.append(part)
     return parts
-
-
-def _shifted(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    size = torch.arange(images.shape[2], device=images.device)
-    y = (size + shift[..., 0, None]).clamp(0, len(size) - 1)  # (B, N, h)
-    x = (size + shift[..., 1, None]).clamp(0, len(size) - 1)
-    b = torch.arange(images.shape[0], device=images.device)[:, None, None, None]
-    n = torch.arange(images.shape[1], device=images.device)[:, None, None]
-    return images[b, n, y[..., :, None], x[..., None, :]]
 
 
 def _cropped(images: torch.Tensor, crop: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ CAMERAS = ('overhead', 'right/wrist')
 STATE = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_[xyz]', '*/gripper')
 ACTION = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')
 CORE = ('time', 'state', 'tool_action')
-AUGMENTED = dict(noise_samples=3, gain=0.1, brightness=6.0, shift=2, state_noise=0.05, crop=0.1)
+AUGMENTED = dict(noise_samples=3, gain=0.1, brightness=6.0, crop=0.1)
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -271,24 +271,6 @@ def test_given_rows_have_time_zero_and_are_not_counted(folder, dataset):
     assert b['n_rows'] == counted < a['n_rows']
 
 
-@pytest.mark.parametrize(
-    'times, mean', [('beta', 0.6), ('uniform', 0.5), ('shifted', 1.5 - 0.75 * np.log(3))]
-)
-def test_times_are_distributed_as_asked(folder, dataset, times, mean):
-    t = (
-        data.Dataset(folder, dataset.processor, noise_samples=3, times=times)
-        .batch(0, 4096)['time']
-        .double()
-    )
-    assert (
-        t.min() > 0.001
-        and t.max() <= 1
-        and t.mean() == pytest.approx(0.001 + 0.999 * mean, abs=0.01)
-    )
-    with pytest.raises(ValueError, match="times 'normal', expected one of beta"):
-        data.Dataset(folder, dataset.processor, times='normal')
-
-
 def test_draws_follow_their_distributions(dataset):
     batch = dataset.batch(0, 4096)
     t, noise = batch['time'].double(), batch['noise'].double()
@@ -298,7 +280,7 @@ def test_draws_follow_their_distributions(dataset):
     assert batch['read_text'].float().mean() == pytest.approx(0.5, abs=0.02)
 
 
-def test_augmentation_shifts_by_whole_pixels_and_scales_colours():
+def test_augmentation_scales_colours_and_makes_pictures_brighter():
     images = torch.arange(2 * 1 * 4 * 4 * 3, dtype=torch.uint8).view(2, 1, 4, 4, 3)
     still = {
         'images': images,
@@ -306,10 +288,6 @@ def test_augmentation_shifts_by_whole_pixels_and_scales_colours():
         'offset': torch.zeros(2, 1, 1, 1, 1),
     }
     assert same(data.augment(still)['images'], images) and data.augment(still).keys() == {'images'}
-    moved = data.augment({'images': images, 'shift': torch.tensor([[[1, 0]], [[0, -2]]])})['images']
-    assert same(moved[0, 0, :3], images[0, 0, 1:]) and same(moved[0, 0, 3], images[0, 0, 3])
-    assert same(moved[1, 0, :, 2:], images[1, 0, :, :2])
-    assert same(moved[1, 0, :, 0], images[1, 0, :, 0])
     bright = data.augment(still | {'offset': torch.tensor([0.0, 5.0]).view(2, 1, 1, 1, 1)})[
         'images'
     ]
@@ -341,7 +319,7 @@ def test_augmentation_is_decided_without_asking_the_device(folder, dataset):
     }  # a device that has no numbers
     assert data.augment(batch)['images'].shape == (4, 2, 16, 16, 3)
     plain = data.Dataset(folder, dataset.processor).batch(0, 4)
-    assert not plain.keys() & {'gain', 'offset', 'shift', 'crop'}
+    assert not plain.keys() & {'gain', 'offset', 'crop'}
     assert data.augment(plain)['images'] is plain['images']
     uncropped = data.Dataset(folder, dataset.processor, **AUGMENTED | dict(crop=0.0)).batch(0, 4)
     cropped = dataset.batch(0, 4)  # is drawn last: no other number moves
