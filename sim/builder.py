@@ -28,8 +28,11 @@ from sim.tasks import FINGERTIP_M, HANDS, Goal, Grip
 from sim.truth import Truth
 
 SLOW_SHARE = 0.25  # Share of the press speed; towers break at more.
-DESCENT_M_S = 0.05  # beside others, down to the studs: at 0.12 the arm swings 2 mm to the side
-TIGHT_DESCENT_M_S = 0.025
+# Per unit of scale: beside others, down to the studs. At 0.12 m/s the arm swings 2 mm to the side.
+DESCENT_M_S = 0.025
+TIGHT_DESCENT_M_S = 0.0125
+HOVER_M = 0.004  # above what could be in the way, before it goes down
+HOVER_M_S = 0.03  # per unit of scale: up and down over its place
 RISE_M_S = 0.08  # out from between others: at 0.3 the arm swings 6 mm to the side
 SETTLE_M = (
     0.0025  # per unit of scale: above the studs, where the arm comes to rest before it presses
@@ -130,7 +133,7 @@ class Fitter(Hand):
         limit = (0.001 if self.tool[2] > high - 0.008 else 0.0022) * self.scale
         if error + 0.03 * turn < limit:
             verb = super().pick()
-            self.new[2] = max(self.new[2], self.command[2] - DESCENT_M_S * self.dt)
+            self.new[2] = max(self.new[2], self.command[2] - DESCENT_M_S * self.scale * self.dt)
             self.new[:2] = self.grip[:2] + 0.6 * (self.grip - self.tool)[:2]
             return verb
         z = max(high, self.command[2] - 0.02)
@@ -181,12 +184,15 @@ class Fitter(Hand):
         if self.seated:  # only further down: what it sits on already holds it in its place
             super().go(self.tool[:2], turn, seat_z - 0.015, SPEED_M_S, press)
             return 'press'
-        if error > (0.0014 if gap < grip.clear_m + 0.002 else 0.0005) * s:
-            return self.hover(xy, turn, seat_z + stud + grip.clear_m + 0.004, error)
+        # Going down by itself moves the arm half a millimetre to the side: what was near enough to
+        # begin with must not be too far off one step later.
+        begun = np.clip((grip.clear_m + HOVER_M - gap) / 0.002, 0, 1)
+        if error > (0.0005 + 0.0009 * begun) * s:
+            return self.hover(xy, turn, seat_z + stud + grip.clear_m + HOVER_M, error)
         settle = SETTLE_M * s
         precise = PRECISE_M * s
         if gap > settle + 0.001 or gap > 0.6 * settle and error > precise:
-            fastest = TIGHT_DESCENT_M_S if grip.tight else DESCENT_M_S
+            fastest = s * (TIGHT_DESCENT_M_S if grip.tight else DESCENT_M_S)
             z = max(seat_z + stud + settle, self.command[2] - fastest * self.dt)
             super().go(xy, turn, z, 0.05, fastest)
             return 'align'
@@ -197,7 +203,9 @@ class Fitter(Hand):
     def hover(self, xy: np.ndarray, turn: float, z: float, error: float) -> str:
         """Carry the held brick to above its place, and wait there until it is right above it."""
         z += np.clip(1.5 * (error - 0.003), 0, 0.05)
-        self.go(xy, turn, z, self.lifted_speed() if error > 0.02 else SPEED_M_S)
+        near = error < 0.006 * self.scale
+        z_speed = HOVER_M_S * self.scale if near else SPEED_M_S
+        self.go(xy, turn, z, self.lifted_speed() if error > 0.02 else SPEED_M_S, z_speed)
         if len(self.tower) > 1:  # jerked, what was joined comes apart
             self.new[:6] = self.command[:6] + GROUP_SHARE * (self.new - self.command)[:6]
         return 'align' if error < 0.02 else 'carry'
