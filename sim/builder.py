@@ -81,7 +81,9 @@ class Fitter(Hand):
         self.open_m = grip.open_m if self.at_seat else wide_m
         between = -0.006 < self.opening_m - self.width_m < 0.003
         self.held = self.near and between and not self.tipped
-        self.closed = self.opening_m < self.width_m + 0.004 * self.scale
+        # Open fingers that a brick pushes together by 3 mm are not closed.
+        room = self.open_m - self.width_m
+        self.closed = self.opening_m < self.width_m + min(0.004 * self.scale, 0.4 * room)
         tips_m = self.tool[2] - FINGERTIP_M - self.grip[2]
         top_m = truth.brick(goal.upper).height_m(self.scale) + self.scale * STUD_HEIGHT_M
         beside = np.linalg.norm((self.grip - self.tool)[:2]) < AROUND_M
@@ -90,7 +92,12 @@ class Fitter(Hand):
         straight = self.brick_yaw - (np.pi / 2 if grip.along == 1 else 0)
         left = wrap(self.target_yaw - self.brick_yaw)
         ways = [wrap(straight), wrap(straight + np.pi)]
-        self.grasp_yaw = min(ways, key=lambda yaw: max(abs(yaw), abs(yaw + left)))
+        # Of two that are as good as each other, the one that the hand is nearer to: with neither, it
+        # turned to and fro for ever.
+        self.grasp_yaw = min(
+            ways,
+            key=lambda yaw: max(abs(yaw), abs(yaw + left)) + 0.1 * abs(yaw - self.command[5]),
+        )
         self.top_m, self.zone = standing(truth, self.tower)
         others = [one for one in truth.plan.chain if one.upper == goal.upper and one != goal]
         # A part of the studs will do.
@@ -125,20 +132,21 @@ class Fitter(Hand):
         if self.at_seat:
             top = max(top, self.target[2] + grip_of(self.goal).clear_m)
         high = top + self.scale * STUD_HEIGHT_M + FINGERTIP_M + 0.005
-        error = np.hypot(*(self.grip - self.tool)[:2])
+        at = self.grasp_place()[:2]
+        error = np.hypot(*(at - self.tool[:2]))
         turn = abs(wrap(self.grasp_yaw - self.yaw))
         around = len(self.tower) > 1 or self.at_seat
         if self.tipped or not around:
             return super().pick()
-        limit = (0.001 if self.tool[2] > high - 0.008 else 0.0022) * self.scale
+        limit = (0.001 + 0.0012 * begun(high - self.tool[2])) * self.scale
         if error + 0.03 * turn < limit:
             verb = super().pick()
             self.new[2] = max(self.new[2], self.command[2] - DESCENT_M_S * self.scale * self.dt)
-            self.new[:2] = self.grip[:2] + 0.6 * (self.grip - self.tool)[:2]
+            self.new[:2] = at + 0.6 * (at - self.tool[:2])
             return verb
         z = max(high, self.command[2] - 0.02)
         if self.tool[2] > high - 0.004:
-            self.go(self.grip[:2], self.grasp_yaw, z)
+            self.go(at, self.grasp_yaw, z)
             self.gripper(shut=False)
         else:
             # The fingers may be around what they have just joined on: opened any wider there, they
@@ -184,10 +192,7 @@ class Fitter(Hand):
         if self.seated:  # only further down: what it sits on already holds it in its place
             super().go(self.tool[:2], turn, seat_z - 0.015, SPEED_M_S, press)
             return 'press'
-        # Going down by itself moves the arm half a millimetre to the side: what was near enough to
-        # begin with must not be too far off one step later.
-        begun = np.clip((grip.clear_m + HOVER_M - gap) / 0.002, 0, 1)
-        if error > (0.0005 + 0.0009 * begun) * s:
+        if error > (0.0005 + 0.0009 * begun(grip.clear_m + HOVER_M - gap)) * s:
             return self.hover(xy, turn, seat_z + stud + grip.clear_m + HOVER_M, error)
         settle = SETTLE_M * s
         precise = PRECISE_M * s
@@ -251,6 +256,15 @@ class Fitter(Hand):
         else:
             self.go(at, 0.0, z)
         return 'reach'
+
+
+def begun(down_m: float) -> float:
+    """Share of what may be off more on the way down than at its start; down_m: so far it has gone.
+
+    Going down moves the arm up to a millimetre to the side. With one limit for all of it, or a step
+    in it, hands rose again and began anew for ever.
+    """
+    return float(np.clip(down_m / 0.002, 0, 1))
 
 
 def standing(truth: Truth, held: Iterable[str]) -> tuple[float, Zone]:
@@ -341,14 +355,18 @@ def build(truth: Truth, goal: Goal, trusting: bool) -> list[Move]:
 
 def take_off(truth: Truth, goal: Goal) -> list[Move]:
     """Moves for a brick that has to come off the structure: grasp it, peel it off, lay it down."""
-    h = Fitter(truth, goal.hand, goal)
     links = truth.links
     linked = any(link.upper == goal.upper for link in links)
     comes_along = any(link.lower == goal.upper for link in links)
-    beside = aside(truth, other_hand(goal.hand), goal)
     via = grip_of(goal).via
     assert via is not None, f'{goal.upper}: there is no place to lay it down'
     spot = np.array(via)
+    hand = goal.hand
+    if not linked and beyond(truth.brick_pose(goal.upper)[0], hand):
+        hand = other_hand(hand)  # It has fallen down there, where this arm would be in the way.
+        spot[1] *= -1
+    h = Fitter(truth, hand, goal)
+    beside = aside(truth, other_hand(hand), goal)
     if not h.held and not linked and truth.lies(goal.upper) and not comes_along:
         verb = h.let_go()
     elif not h.held:
@@ -356,7 +374,8 @@ def take_off(truth: Truth, goal: Goal) -> list[Move]:
     elif linked or np.linalg.norm((h.brick - h.target)[:2]) < 0.02 and h.brick[2] < h.top_m:
         verb = h.peel()
     else:
-        verb = h.lay_down(spot, np.pi / 2)
+        ways = (np.pi / 2, -np.pi / 2)  # It may lie either way round.
+        verb = h.lay_down(spot, min(ways, key=lambda yaw: abs(h.turn(yaw))))
     return [beside, Move(h, verb, goal.upper, 'table')]
 
 

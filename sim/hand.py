@@ -228,6 +228,12 @@ class Hand:
         return SPEED_M_S * np.clip(self.brick[2] / 0.03, 0, 1)
 
     # -- fetching ----------------------------------------------------------------------------------
+    def grasp_place(self) -> np.ndarray:
+        """Where the tool (3,) m grasps: above the grip, along the brick's own axis if it leans."""
+        tilted = np.cos(MAX_LEAN_RAD) < self.up[2] < np.cos(LEVEL_RAD)
+        axis = self.up if tilted else np.array([0, 0, 1])
+        return self.grip + self.height * axis
+
     def pick(self) -> str:
         """Reach for the brick and close on it.
 
@@ -236,10 +242,7 @@ class Hand:
         s = self.scale
         if self.tipped:
             return self.right()
-        # Where the brick leans, the tool goes above the grip along the brick's own axis.
-        tilted = np.cos(MAX_LEAN_RAD) < self.up[2] < np.cos(LEVEL_RAD)
-        axis = self.up if tilted else np.array([0, 0, 1])
-        goal = self.grip + self.height * axis
+        goal = self.grasp_place()
         lean = np.linalg.norm(self.lean() - self.command[TILT])
         turn = abs(wrap(self.grasp_yaw - self.yaw)) + lean
         error = sideways_m(goal, self.tool) + M_PER_RAD * turn
