@@ -1,8 +1,9 @@
 # One policy for all tasks, told by words; grounded network and coach, DUPLO, from pixels, for two
-# CPU cores. Not run yet: every stage was rehearsed on tiny sizes only (2 episodes of each task, 2
-# to 5 steps), so there is no result to state. By the rates of the demo's stages `make all` takes
-# 5.1 hours: 13 min of demonstrations, 95 min first lesson, 21 min coach, 130 min second lesson,
-# 50 min for 100 scenes of each task with and without the instruction.
+# CPU cores. Not run to its end yet: every stage was rehearsed on tiny sizes only (2 episodes of each
+# task, 2 to 5 steps), so there is no result to state. By the rates of the demo's stages, 110 samples
+# a second on two slow cores, `make all` takes 6 hours: 25 min of demonstrations, 2 h first lesson,
+# 30 min coach, 2.6 h second lesson, 50 min for 100 scenes of each task with and without the
+# instruction.
 # torchrun --standalone --nproc_per_node=2 train.py config/all.py
 out_dir = 'out/all'
 init_from = 'out/all_start'
@@ -26,7 +27,7 @@ read_text = 0.25  # of the noise samples see the subtask text; the others have t
 reask_share = 0.15  # of the samples ask for another goal of the same scene
 refuse_share = 0.05  # of the samples ask for what is not there: hands still, and ask back
 batch_size = 128  # chunks per step
-max_steps = 17_000  # 128 x 17,000 = 2.2 M chunks, 240,000 of each of nine tasks
+max_steps = 8_000  # 128 x 8,000 = 1.0 M chunks, 114,000 of each of nine tasks
 learning_rate = 1e-3
 muon_learning_rate = 0.02
 eval_interval = 1_000

@@ -240,9 +240,11 @@ def build(name, seed=0, **settings):
     return world, info
 
 
-@pytest.mark.parametrize('name', ['stairs', 'overhang'])
-def test_expert_builds_what_the_plan_says(name):
-    world, info = build(plan(name))
+@pytest.mark.parametrize(
+    'name, scale', [('stairs', 2.0), ('overhang', 2.0), ('stairs', 1.0), ('wall', 1.0)]
+)
+def test_expert_builds_what_the_plan_says(name, scale):
+    world, info = build(plan(name), brick_scale=scale)
     structure = read_plan(plan(name))
     assert info['success'] and info['fault'] is None
     assert judge(structure, built_parts(structure, world.connections())) == (1.0, True)
@@ -256,12 +258,13 @@ def test_expert_keeps_in_its_hand_what_would_tip_over(tmp_path):
     assert judge(read_plan(path), built_parts(read_plan(path), world.connections())) == (1.0, True)
 
 
-def test_a_structure_is_taken_apart():
-    world, info = build(plan('stairs'), reverse=True)
+@pytest.mark.parametrize('name', ['stairs', 'letter_l', 'cross'])
+def test_a_structure_is_taken_apart(name):
+    world, info = build(plan(name), reverse=True)
     assert info['success'] and world.connections() == []
     assert all(map(world.truth().lies, world.truth().movable))
     ended = dict(info, steps=info['metrics']['steps'], wall_s=0.0)
-    row = plan_score.row(world, Path(plan('stairs')), 0, ended)
+    row = plan_score.row(world, Path(plan(name)), 0, ended)
     assert row['success'] and row['held'] and row['block_accuracy'] == 1.0
 
 
