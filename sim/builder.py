@@ -136,6 +136,10 @@ class Fitter(Hand):
         error = np.hypot(*(at - self.tool[:2]))
         turn = abs(wrap(self.grasp_yaw - self.yaw))
         around = len(self.tower) > 1 or self.at_seat
+        if self.near and self.opening_m < self.width_m - 0.006:  # The fingers have shut on nothing.
+            self.go(self.command[:2], self.command[5], high + 0.03)
+            self.gripper(shut=True)
+            return 'reach'
         if self.tipped or not around:
             return super().pick()
         limit = (0.001 + 0.0012 * begun(high - self.tool[2])) * self.scale
@@ -333,7 +337,8 @@ def build(truth: Truth, goal: Goal, trusting: bool) -> list[Move]:
     beside = aside(truth, other, goal)
     loose = not joined and truth.joined(goal, loose=True)
     busy = joined or h.held and not loose
-    stuck = None if busy else holding(truth, goal.hand, () if loose else h.tower)
+    fetched = () if loose else (*h.tower, grip_of(goal).by)
+    stuck = None if busy else holding(truth, goal.hand, fetched)
     if not joined and not within(h.zone, h.tool) and within(h.zone, beside.hand.tool):
         there = h.target if h.held else h.brick
         if within(h.zone, there):  # two palms do not fit over the plate
@@ -391,7 +396,7 @@ def within(zone: Zone, at: np.ndarray) -> bool:
     return bool((at[:2] > low).all() and (at[:2] < high).all())
 
 
-def holding(truth: Truth, hand: str, tower: Iterable[str] = ()) -> Goal | None:
+def holding(truth: Truth, hand: str, tower: Iterable[str | None] = ()) -> Goal | None:
     """The goal whose brick, part of the structure, is between the hand's fingers; or None.
 
     tower: names of bricks that open fingers may be around, on their way to what is below.

@@ -258,7 +258,9 @@ def _held_on(search, beforehand, step, rest, table):
     moving = [parts[name] for name in group]
     fixed = [parts[name] for name in rest]
     grip = None
-    if _pull_in_hand(search, group, links, last.part) <= MAX_SQUEEZE:
+    # The hand cannot change over from the brick that it holds such a group by to another one.
+    free = last.grip.by is None
+    if free and _pull_in_hand(search, group, links, last.part) <= MAX_SQUEEZE:
         joint = [(lower, last.part.name) for lower in last.lowers]
         grip = _grip(search, last.part.name, step.part.name, moving, fixed, [joint, links])
     if grip is None:
