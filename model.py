@@ -128,8 +128,8 @@ class VLAConfig:
     text_weight: float = 0.1
     scene_bricks: int = 0  # bricks seen in pictures and named by words; 0: without grounding.py
     scene_frames: tuple[int, ...] = ()  # carriers of cameras: 0 torso, 1 left tool, 2 right tool
-    # With scene_bricks: what the pictures show reaches the decoder as poses of bricks alone, and the
-    # prompt has no places for them. The stem then learns from the poses alone, and poses can be
+    # With scene_bricks: what the pictures show reaches the decoder as poses of bricks alone, and
+    # the prompt has no places for them. The stem then learns from the poses alone, and poses can be
     # moved on to where late chunks begin; a picture cannot.
     hide_pictures: bool = False
     recompute: bool = False  # activation checkpointing per block: a third more work, less memory

@@ -1,8 +1,8 @@
 # One policy for all tasks, told by words; grounded network and coach, DUPLO, from pixels, for two
-# CPU cores. Not run to its end yet: every stage was rehearsed on tiny sizes only (2 episodes of each
-# task, 2 to 5 steps), so there is no result to state. By the rates of the demo's stages, 110 samples
-# a second on two slow cores, `make all` takes 6 hours: 25 min of demonstrations, 2 h first lesson,
-# 30 min coach, 2.6 h second lesson, 50 min for 100 scenes of each task with and without the
+# CPU cores. Not run to its end yet: every stage was rehearsed on tiny sizes only (2 episodes of
+# each task, 2 to 5 steps), so there is no result to state. By the rates of the demo's stages, 110
+# samples a second on two slow cores, `make all` takes 6 hours: 25 min of demonstrations, 2 h first
+# lesson, 30 min coach, 2.6 h second lesson, 50 min for 100 scenes of each task with and without the
 # instruction.
 # torchrun --standalone --nproc_per_node=2 train.py config/all.py
 out_dir = 'out/all'

@@ -92,8 +92,8 @@ class Fitter(Hand):
         straight = self.brick_yaw - (np.pi / 2 if grip.along == 1 else 0)
         left = wrap(self.target_yaw - self.brick_yaw)
         ways = [wrap(straight), wrap(straight + np.pi)]
-        # Of two that are as good as each other, the one that the hand is nearer to: with neither, it
-        # turned to and fro for ever.
+        # Of two that are as good as each other, the one that the hand is nearer to: with no choice
+        # between them it turned to and fro for ever.
         self.grasp_yaw = min(
             ways,
             key=lambda yaw: max(abs(yaw), abs(yaw + left)) + 0.1 * abs(yaw - self.command[5]),
