@@ -32,7 +32,7 @@ SLOW_SHARE = 0.25  # Share of the press speed; towers break at more.
 DESCENT_M_S = 0.025
 TIGHT_DESCENT_M_S = 0.0125
 HOVER_M = 0.004  # above what could be in the way, before it goes down
-HOVER_M_S = 0.03  # per unit of scale: up and down over its place
+HOVER_M_S = 0.15  # per unit of scale: up and down over its place
 RISE_M_S = 0.08  # out from between others: at 0.3 the arm swings 6 mm to the side
 SETTLE_M = (
     0.0025  # per unit of scale: above the studs, where the arm comes to rest before it presses
