@@ -637,8 +637,8 @@ class Dataset(Windows):
 def augment(batch: Batch, frames: Frames | None = None) -> Batch:
     """Apply the batch's own draws to its images, on whatever device they are.
 
-    In this order: crop, colour gain, brightness. What there is no draw of is not done; with any
-    images come out as float 0..255, not clipped: one pass less.
+    In this order: crop, colour gain, brightness. What there is no draw of is not done; with
+    any draw images come out as float 0..255, not clipped: one pass less.
 
     Args:
         batch: Of Dataset.batch.

@@ -35,7 +35,7 @@ from vla.processor import Processor
 
 # -----------------------------------------------------------------------------
 ckpt = 'out/demo'  # folder written by train.py, or user/name[@revision] of the Hugging Face Hub
-# which frames
+# The frames that it looks at.
 episode = ''  # one episode file; '': a held-out window of `episodes`
 step = 0  # 0..: row of that episode
 episodes = ''  # folder, or of the Hub; '': the one the checkpoint was trained on

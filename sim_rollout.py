@@ -140,7 +140,7 @@ pictures = ()  # Its last moment beside each film: rgb,depth,segmentation as PNG
 out = ''  # Folder of log and films; '': record folder; scores have one per task and settings, in
 # <checkpoint>/rollout or out/<policy>
 reset_s = 10.0  # 0..: s: what laying out the next scene would take, for successes per hour
-# to look at it on a display; docs/viewer-checklist.md says at what
+# How to look at it on a display; docs/viewer-checklist.md says what to look at.
 viewer = False  # the episodes run in MuJoCo's viewer, in real time, none of them is recorded
 teleop = False  # Keys drive there, and that is recorded: arrows, page up, enter, insert, ...
 view = ''  # a scene instead of a task: --view=assets/scenes/bricks.xml

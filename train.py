@@ -604,7 +604,7 @@ if __name__ == '__main__':
         meter.end_step({'grad_norm': norm}, sound)
         unsound.note(step - 1, sound, meter.last_step, norms.to(device))
         with meter.waiting():
-            upcoming = send(next(batches, ()), device)  # while a GPU is busy with this step
+            upcoming = send(next(batches, ()), device)  # A GPU is still busy with this step.
         if max_minutes and time.perf_counter() - began > 60 * max_minutes:
             stop_request.set(parallel.LEAVE)
         stop = stop_request.agreed()  # all processes stop after the same step

@@ -17,15 +17,15 @@ state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_z', '*
 # Hands stay top-down, the spine stays put.
 action_slots = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')
 horizon = 4  # 0.4 s at 10 Hz; the first row is executed, then the policy looks again
-row_decay = 0.5  # so the first row counts most
-# The decoder reads poses of bricks, not pictures. The stem then learns from nothing but poses, and
-# a brick in the hand is known to less than a millimetre.
+row_decay = 0.5  # The first row counts most.
+# The decoder reads poses of bricks, not pictures: the stem then learns from nothing but poses. See
+# config/demo.py for what that gives; it has not been measured here.
 hide_pictures = True
 rows_after_success = 10  # all rows to the end: a shut hand must stay up there, as for `join`
 noise_samples = 4  # (noise, time) pairs per reading of the images
-read_text = 0.25  # of the noise samples see the subtask text; the others have to look and read
-reask_share = 0.15  # of the samples ask for another goal of the same scene
-refuse_share = 0.05  # of the samples ask for what is not there: hands still, and ask back
+read_text = 0.25  # This share of the noise samples sees the subtask text; the others must look.
+reask_share = 0.15  # This share of the samples asks for another goal of the same scene.
+refuse_share = 0.05  # This share asks for what is not there: hands still, and ask back.
 batch_size = 128  # chunks per step
 max_steps = 8_000  # 128 x 8,000 = 1.0 M chunks, 114,000 of each of nine tasks
 learning_rate = 1e-3

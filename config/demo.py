@@ -15,13 +15,13 @@ state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_z', '*
 # Hands stay top-down, the spine stays put.
 action_slots = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')
 horizon = 4  # 0.4 s at 10 Hz; the first row is executed, then the policy looks again
-row_decay = 0.5  # so the first row counts most
+row_decay = 0.5  # The first row counts most.
 # The decoder reads poses of bricks, not pictures. The stem then learns from nothing but poses, and
-# a brick in the hand is known to less than a millimetre.
+# a brick in the hand is known to half a millimetre.
 hide_pictures = True
 noise_samples = 4  # (noise, time) pairs per reading of the images
-read_text = 0.25  # of the noise samples see the subtask text; the others have to look and read
-reask_share = 0.15  # of the samples ask for another goal of the same scene
+read_text = 0.25  # This share of the noise samples sees the subtask text; the others must look.
+reask_share = 0.15  # This share of the samples asks for another goal of the same scene.
 batch_size = 128  # chunks per step
 max_steps = 1_700  # 128 x 1,700 = 218k chunks
 learning_rate = 1e-3

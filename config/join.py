@@ -14,13 +14,13 @@ state_slots = ('command/*/tool_[xyz]', 'command/*/tool_rz', 'error/*/tool_z', '*
 # Hands stay top-down, the spine stays put.
 action_slots = ('*/tool_[xyz]', '*/tool_rz', '*/gripper')
 horizon = 4  # 0.4 s at 10 Hz; the first row is executed, then the policy looks again
-row_decay = 0.5  # so the first row counts most
-# The decoder reads poses of bricks, not pictures. The stem then learns from nothing but poses, and
-# a brick in the hand is known to less than a millimetre.
+row_decay = 0.5  # The first row counts most.
+# The decoder reads poses of bricks, not pictures: the stem then learns from nothing but poses. See
+# config/demo.py for what that gives; it has not been measured here.
 hide_pictures = True
 rows_after_success = 10  # all rows to the end: the shut hand must stay up there, see docs/log.md
 noise_samples = 4  # (noise, time) pairs per reading of the images
-read_text = 0.25  # of the noise samples see the subtask text; the others have to look and read
+read_text = 0.25  # This share of the noise samples sees the subtask text; the others must look.
 reask_share = 0.0  # there is one goal only
 batch_size = 128  # chunks per step
 max_steps = 1_500  # 128 x 1,500 = 192k chunks

@@ -5,7 +5,7 @@
 out_dir = 'out/own'
 episodes = 'episodes/own'
 cameras = ('front',)  # names of yours, in the order in which the model is to see them
-control_hz = 20  # as in the files
+control_hz = 20  # The files say the same.
 grounding = False  # it learns where bricks are from our simulator's truth
 action_space = 'joint'  # the array joint_action; 'tool': the array tool_action
 reask_share = 0.0  # our simulator's scenes can be asked for more than one goal
@@ -13,4 +13,4 @@ log_scale_m = 0.0  # every size of motion counts alike: no studs to be hit
 horizon = 16  # rows of a chunk
 noise_samples = 4
 pure_noise = 0.5
-val_fraction = 0.1  # by hash: of few episodes that may be none, and the error says what is some
+val_fraction = 0.1  # Chosen by hash: with few episodes it may be none, and an error says so.

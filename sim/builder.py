@@ -28,31 +28,30 @@ from sim.tasks import FINGERTIP_M, HANDS, Goal, Grip
 from sim.truth import Truth
 
 SLOW_SHARE = 0.25  # Share of the press speed; towers break at more.
-# Per unit of scale: beside others, down to the studs. At 0.12 m/s the arm swings 2 mm to the side.
+# Per unit of scale, beside others, down to the studs; at 0.12 m/s the arm swings 2 mm to the side.
 DESCENT_M_S = 0.025
 TIGHT_DESCENT_M_S = 0.0125
-HOVER_M = 0.004  # above what could be in the way, before it goes down
-HOVER_M_S = 0.15  # per unit of scale: up and down over its place
-RISE_M_S = 0.08  # out from between others: at 0.3 the arm swings 6 mm to the side
+HOVER_M = 0.004  # A hand waits so far above what could be in the way before it goes down.
+RISE_M_S = 0.08  # Out from between others; at 0.3 m/s the arm swings 6 mm to the side.
 SETTLE_M = (
     0.0025  # per unit of scale: above the studs, where the arm comes to rest before it presses
 )
 PRECISE_M = 0.0003  # per unit of scale: a brick is pressed on from that near to its place
-PUSH_M = 0.004  # below what shut fingers touch: a few newtons, studs that are in need no more
+PUSH_M = 0.004  # Fingers are commanded so far below what they touch: a few newtons.
 GROUP_SHARE = 0.4  # Share of the usual speed with several bricks in the hand.
 FEEDBACK = 0.3
 MAX_PEEL_RAD = 0.4
 PIVOT_M = (
     -0.03
 )  # per unit of scale: above (negative) a brick's edge; it is tilted off about that line
-OTHER_SIDE_M = 0.11  # beyond the middle: a brick that lies there is for the other hand to fetch
+OTHER_SIDE_M = 0.11  # A brick so far beyond the middle is for the other hand to fetch.
 NEAR_M = 0.06  # A tool this near to a brick may hold it.
 AROUND_M = 0.008  # sideways, of a tool whose fingers are around a brick
 # Where a brick is handed over: its middle this far before the plate, at least so far from the robot
 BEFORE_PLATE_M = 0.05
 NEAREST_M = 0.19
 HAND_ROOM_M = 0.075  # around the plate: what a hand with a brick takes up
-OVER_M = 0.012  # above what stands, on the way
+OVER_M = 0.012  # On the way a hand stays so far above what stands.
 FULL_ROOM_M = 0.016  # A finger opens this far with nothing beside the brick.
 AT_SEAT_M = 0.03  # a brick this near to its place has neighbours
 
@@ -212,9 +211,7 @@ class Fitter(Hand):
     def hover(self, xy: np.ndarray, turn: float, z: float, error: float) -> str:
         """Carry the held brick to above its place, and wait there until it is right above it."""
         z += np.clip(1.5 * (error - 0.003), 0, 0.05)
-        near = error < 0.006 * self.scale
-        z_speed = HOVER_M_S * self.scale if near else SPEED_M_S
-        self.go(xy, turn, z, self.lifted_speed() if error > 0.02 else SPEED_M_S, z_speed)
+        self.go(xy, turn, z, self.lifted_speed() if error > 0.02 else SPEED_M_S)
         if len(self.tower) > 1:  # jerked, what was joined comes apart
             self.new[:6] = self.command[:6] + GROUP_SHARE * (self.new - self.command)[:6]
         return 'align' if error < 0.02 else 'carry'
@@ -263,10 +260,10 @@ class Fitter(Hand):
 
 
 def begun(down_m: float) -> float:
-    """Share of what may be off more on the way down than at its start; down_m: so far it has gone.
+    """How much of the wider limit counts for a hand that has gone down by `down_m`, 0 to 1.
 
-    Going down moves the arm up to a millimetre to the side. With one limit for all of it, or a step
-    in it, hands rose again and began anew for ever.
+    Going down moves the arm up to a millimetre to the side. With the limit for starting all the
+    way, or a sudden change to the wider one, hands rose again and began anew for ever.
     """
     return float(np.clip(down_m / 0.002, 0, 1))
 

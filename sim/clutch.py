@@ -126,9 +126,9 @@ class Clutch:
     MAX_SPEED_M_S = 8.0
     MAX_SPIN_RAD_S = 60.0  # Welds at 4 ms wind up what turns faster, until it diverges.
     RESEAT_AFTER_S = 0.05
-    PRESSED_GAP_M = 0.0006  # above the stud tops, a brick that touches them
-    IN_SEAT_GAP_M = 5e-5  # above its seat, a brick that another link holds there
-    RESEAT_GAP_M = 3e-4  # above its seat, a brick whose studs have not come out
+    PRESSED_GAP_M = 0.0006  # A brick so far above the stud tops touches them.
+    IN_SEAT_GAP_M = 5e-5  # A brick that another link holds is at most so far above its seat.
+    RESEAT_GAP_M = 3e-4  # So far above its seat a brick's studs have not come out.
 
     def __init__(
         self,

@@ -33,8 +33,8 @@ PAD_LENGTH_M = 0.080
 PALM_M = (0.056, 0.090)
 MAX_OPENING_M = 0.080
 ALONG_MARGIN_M = 0.0025  # Room on either side of a pad.
-MARGIN_M = 0.001  # around a finger, for what the arm misses by
-OPENED_MARGIN_M = 0.003  # beside one that opens: at 1 mm it pushed the neighbour off its studs
+MARGIN_M = 0.001  # Room around a finger, for what the arm misses by.
+OPENED_MARGIN_M = 0.003  # A finger that opens needs it: at 1 mm it pushed a neighbour off.
 # By how much each finger opens to let go, the first that fits. (At 3 mm a pad still rubs where the
 # brick lies askew in the hand.)
 RELEASES_M = (0.016, 0.012, 0.009, 0.007, 0.005, 0.0035)
