@@ -407,6 +407,7 @@ class Dataset(Windows):
         self._draw_crop(drawn, batch_size, rng)
 
         mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self.check_files(rows[mine])
         late = self._late(rows, seed, step)  # rows that the chunks begin with
         state = self.read('state', rows[mine])
         path = None

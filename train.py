@@ -164,11 +164,11 @@ GRAD_CLIP = 1.0  # largest norm of a step's gradient
 LOST = 10  # Steps in a row without a finite gradient that end a run; it is looked as often.
 
 
-def or_exit(action, *args, **kwargs):
+def or_exit(action, *args, mistakes=(ValueError, OSError), **kwargs):
     """Call something; a mistake of the user's ends the script with the one line that says it."""
     try:
         return action(*args, **kwargs)
-    except (ValueError, OSError) as mistake:
+    except mistakes as mistake:
         parallel.exit_with(str(mistake), int(os.environ.get('RANK', 0)))
 
 
@@ -572,11 +572,13 @@ if __name__ == '__main__':
 
     graphed = graphs.GraphedBackward(net, loss_of) if cuda_graph else None
     if keeps_frames:
-        train_data.keep_frames(device)
+        or_exit(train_data.keep_frames, device, mistakes=OSError)
     make = functools.partial(grouped, make, groups)
     threads = loader_threads or (4 if on_gpu else 1)
     batches = data.prefetch(make, range(step, max_steps), pin=on_gpu, threads=threads)
-    upcoming = send(next(batches), device)
+    # Files may be damaged under a run: that is said in one line. Other errors are faults of ours.
+    read = functools.partial(or_exit, mistakes=OSError)
+    upcoming = send(read(next, batches), device)
     while step < max_steps:
         fraction = get_lr(step, max_steps, warmup_steps, final_lr)
         optim.set_rates(optimizers, fraction)
@@ -604,7 +606,7 @@ if __name__ == '__main__':
         meter.end_step({'grad_norm': norm}, sound)
         unsound.note(step - 1, sound, meter.last_step, norms.to(device))
         with meter.waiting():
-            upcoming = send(next(batches, ()), device)  # A GPU is still busy with this step.
+            upcoming = send(read(next, batches, ()), device)  # A GPU is still busy with this step.
         if max_minutes and time.perf_counter() - began > 60 * max_minutes:
             stop_request.set(parallel.LEAVE)
         stop = stop_request.agreed()  # all processes stop after the same step
@@ -651,7 +653,8 @@ if __name__ == '__main__':
         with meter.paused():
             if evaluates:
                 with optim.averaged(net, average_weights):
-                    scores = evaluate(net, val_data, eval_batches, batch_size, device, autocast)
+                    how = (eval_batches, batch_size, device, autocast)
+                    scores = read(evaluate, net, val_data, *how)
                 line |= scores
                 if master:
                     print(watch.scores_text(scores, step), flush=True)

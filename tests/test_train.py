@@ -346,6 +346,23 @@ def test_a_run_that_diverges_saves_nothing_of_it(episodes, tmp_path):
     assert all(v.isfinite().all() for path in files for v in load_file(path).values())
 
 
+def test_an_episode_that_is_cut_off_under_a_run_is_named_and_the_run_goes_on_later(tmp_path):
+    folder = tmp_path / 'episodes'
+    write_synthetic_episodes(folder, 12, ('overhead',), 16)
+    out = tmp_path / 'out'
+    long = ('--max_steps=100000', '--val_fraction=0')
+    process = launch.Script(*command(folder, out, *long))
+    wait_for_step(process, out / 'log.jsonl', 8)
+    path = sorted(folder.glob('*.safetensors'))[3]
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    said = process.communicate()[0]
+    assert process.returncode == 1 and 'Traceback' not in said
+    expected = f'{path}: cut off while it was in use: {size} bytes when it was opened, {size // 2}'
+    assert expected in said.splitlines()[-1]
+    assert checkpoint.read_state(out)['step'] >= 5
+
+
 def test_a_finished_or_different_run_is_not_continued(whole, episodes, tmp_path):
     out = whole[0]
     assert 'is finished at step 24' in run(episodes, out)

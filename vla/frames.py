@@ -53,6 +53,7 @@ class Frames:
         self.images = torch.empty(shape, dtype=torch.uint8, device=device)
         for first in range(0, len(rows), READ_AT_A_TIME):
             part = slice(first, first + READ_AT_A_TIME)
+            windows.check_files(rows[part])
             self.images[part].copy_(torch.from_numpy(windows.gather_images(rows[part])))
 
     def numbers(self, rows: np.ndarray) -> torch.Tensor:

@@ -122,6 +122,7 @@ class Windows:
         paths: list[str] = []
         keys: list[Header] = []
         self.paths: list[str] = []
+        self._opened: list[os.stat_result] = []  # what each file was when it was mapped
         self.names: list[str] = []
         self.task: list[str] = []
         self.askable: list[list[str]] = []
@@ -187,6 +188,7 @@ class Windows:
         rows = len(arrays['time'])
         success = bool(header['success'])
         self.paths.append(path)
+        self._opened.append(os.stat(path))
         self.names.append(f'{os.path.basename(path)} {header["task"]} {header["seed"]} ')
         self.task.append(sys.intern(header['task']))
         askable = header['askable'] if 'askable' in header else [header['instruction']]
@@ -470,6 +472,26 @@ class Windows:
             obs[f'image/{camera}'] = image
         return obs
 
+    def check_files(self, rows: np.ndarray) -> None:
+        """Raise OSError where a file that holds some of these rows has been cut off meanwhile.
+
+        To touch what is missing of a mapped file would end the process with a bus error, which
+        names nothing. A file that was removed or replaced stays as it was for who has it mapped.
+        """
+        for episode in np.unique(self.episode[rows]).tolist():
+            then = self._opened[episode]
+            try:
+                now = os.stat(self.paths[episode])
+            except FileNotFoundError:
+                continue
+            same = (now.st_dev, now.st_ino) == (then.st_dev, then.st_ino)
+            if same and now.st_size < then.st_size:
+                raise OSError(
+                    f'{self.paths[episode]}: cut off while it was in use: {then.st_size} bytes '
+                    f'when it was opened, {now.st_size} now; record it anew or remove it, and '
+                    'start again'
+                )
+
     def gather_images(self, rows: np.ndarray) -> np.ndarray:
         """Pictures as the model sees them, (B, N, h, w, 3) uint8."""
         size = self.processor.image_size
@@ -487,7 +509,7 @@ class Windows:
                         out[i, n] = fit_picture(images[episode][at], size)
                     except ValueError as error:  # jpeg shows its damage only now
                         where = f'{self.paths[episode]}: image/{cameras[n]}'
-                        raise ValueError(f'{where} {error}') from error
+                        raise OSError(f'{where} {error}') from error
 
         if self.pool:  # PIL decodes outside of Python's lock; each thread fills places of its own
             shares = [wanted[k :: self.workers] for k in range(self.workers)]
