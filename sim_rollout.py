@@ -563,13 +563,6 @@ def make_folder(name, folder):
         raise SystemExit(f'{name}={folder}: cannot be made a folder: {fault.strerror}') from None
 
 
-def on_gpu(device):
-    """Tell whether a checkpoint acts on a GPU here."""
-    import torch  # here, because recording the expert does without
-
-    return torch.cuda.is_available() if device is None else device.startswith('cuda')
-
-
 def load_network(folder, how):
     """Load the network that all workers share, or end the script with one line."""
     from vla.policy import answers_of_many  # here, because recording the expert does without torch
@@ -963,11 +956,17 @@ if __name__ == '__main__':
     # set up
     load = None
     if asks_checkpoint:
-        from vla.policy import checkpoint  # here, because recording the expert does without torch
+        # here, because recording the expert does without torch
+        from vla.layers import choose_device
+        from vla.policy import checkpoint
 
+        try:
+            on_gpu = choose_device(device).startswith('cuda')
+        except ValueError as refusal:
+            raise SystemExit(str(refusal)) from None
         load = functools.partial(checkpoint, policy, **how)
         if share_network is None:
-            share_network = text_chunks == 1 and on_gpu(device)
+            share_network = text_chunks == 1 and on_gpu
     shared = functools.partial(policies.shared, folder=policy, execute=execute, delay=delay)
     ask = functools.partial(policies.remote, policy, execute=execute, delay=delay)
     driver = functools.partial(

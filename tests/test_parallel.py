@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 import model
 from episode import write_synthetic_episodes
-from vla import optim, parallel
+from vla import layers, optim, parallel
 
 pytestmark = pytest.mark.dist
 STEPS = 20
@@ -427,9 +427,12 @@ def test_activations_are_estimated_to_within_a_third(change):
 )
 def test_cpus_are_refused_where_the_job_has_gpus(environment, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    name, value = *environment, *environment.values()
+    ((name, value),) = environment.items()
+    monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f'{name}={value}.*make setup TORCH=cuda.*--device=cpu'):
-        parallel.refuse_cpu(environment, launched=False)
-    parallel.refuse_cpu(dict(SLURM_GPUS_ON_NODE='0', SLURM_JOB_GPUS=''), launched=False)
+        layers.choose_device(None)
+    assert layers.choose_device('cpu') == 'cpu'
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    parallel.refuse_cpu(environment, launched=False)
+    assert layers.choose_device(None) == 'cuda'
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    layers.refuse_cpu(dict(SLURM_GPUS_ON_NODE='0', SLURM_JOB_GPUS=''))

@@ -7,7 +7,10 @@ on CPU.
 # B batch, T tokens, h heads of c, M pictures, P places of a map, C channels, G groups, D width
 import functools
 import math
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,10 +31,12 @@ def choose_device(device: str | None) -> str:
     """Return the device to compute on; None and 'auto' are cuda where there is one, else the CPU.
 
     Raises:
-        ValueError: There is no such device here.
+        ValueError: There is no such device here, or nobody asked for the CPU and this job has GPUs.
     """
     has_gpu = torch.cuda.is_available()
     if device in (None, 'auto'):
+        if not has_gpu:
+            refuse_cpu(os.environ)
         return 'cuda' if has_gpu else 'cpu'
     if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
         raise ValueError(f"device={device}: expected 'cpu', 'cuda' or 'cuda:1'")
@@ -43,6 +48,31 @@ def choose_device(device: str | None) -> str:
             f'device={device}: the last one here is cuda:{torch.cuda.device_count() - 1}'
         )
     return device
+
+
+def refuse_cpu(environment: Mapping[str, str]) -> None:
+    """Raise ValueError where GPUs are there for this job; torch sees none of them.
+
+    Args:
+        environment: Of the process. SLURM tells a job in it which GPUs it has. torchrun tells how
+            many processes there are: several are meant to be a large run, and nvidia-smi is asked.
+    """
+    there = ''
+    for name in ('SLURM_JOB_GPUS', 'SLURM_STEP_GPUS'):  # numbers of GPUs: 0 is one
+        if environment.get(name):
+            there = f'{name}={environment[name]}'
+    if environment.get('SLURM_GPUS_ON_NODE', '0') not in ('', '0'):  # SLURM says how many.
+        there = f'SLURM_GPUS_ON_NODE={environment["SLURM_GPUS_ON_NODE"]}'
+    launched = environment.get('WORLD_SIZE', '1') != '1'
+    if not there and launched and shutil.which('nvidia-smi'):
+        listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True).stdout
+        there = listed.strip().partition('\n')[0]
+    if there:
+        build = 'is its CPU build' if torch.version.cuda is None else 'sees none: the driver?'
+        raise ValueError(
+            f'device: GPUs are there ({there}), but torch {torch.__version__} {build}; install it '
+            'with `make setup TORCH=cuda`, or say that CPUs are meant: --device=cpu'
+        )
 
 
 def autocast_for(device: str, dtype: str = 'auto') -> torch.autocast:

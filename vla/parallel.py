@@ -22,7 +22,6 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,30 +76,6 @@ def join(device: str, local_rank: int, world_size: int, timeout_minutes: float) 
         backend = 'cpu:gloo,cuda:nccl' if device.startswith('cuda') else 'gloo'
         dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
     return device
-
-
-def refuse_cpu(environment: Mapping[str, str], launched: bool) -> None:
-    """Raise ValueError where GPUs are there for this job, and torch sees none of them.
-
-    Args:
-        environment: Of the process; SLURM tells a job in it which GPUs it has.
-        launched: By torchrun, so that this is meant to be a large run: nvidia-smi is asked, too.
-    """
-    there = ''
-    for name in ('SLURM_JOB_GPUS', 'SLURM_STEP_GPUS'):  # numbers of GPUs: 0 is one
-        if environment.get(name):
-            there = f'{name}={environment[name]}'
-    if environment.get('SLURM_GPUS_ON_NODE', '0') not in ('', '0'):  # SLURM says how many.
-        there = f'SLURM_GPUS_ON_NODE={environment["SLURM_GPUS_ON_NODE"]}'
-    if not there and launched and shutil.which('nvidia-smi'):
-        listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True).stdout
-        there = listed.strip().partition('\n')[0]
-    if there and not torch.cuda.is_available():
-        build = 'is its CPU build' if torch.version.cuda is None else 'sees none: the driver?'
-        raise ValueError(
-            f'device=auto: GPUs are there ({there}), but torch {torch.__version__} {build}; '
-            'install it with `make setup TORCH=cuda`, or say that CPUs are meant: --device=cpu'
-        )
 
 
 def network_interface(other_node: str) -> str | None:
