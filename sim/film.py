@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sim.gl import mujoco
 from sim.judge import PHASES
+from sim.scene import choose_dense
 from sim.world import INTERPOLATION_HZ, RENDER_MODES, World
 
 Result = dict[str, Any]  # a line of rollouts.jsonl
@@ -601,6 +602,11 @@ def view_scene(path: str | Path, show_contacts: bool = False, show_joints: bool 
     except (ValueError, mujoco.FatalError) as fault:
         said = ' '.join(str(fault).split())
         raise ValueError(f'view={path}: MuJoCo cannot load it: {said}') from None
+    if choose_dense(model):
+        print(
+            f'{path}: {model.nv} degrees of freedom: simulated with a dense Jacobian; the sparse '
+            'one is wrong in MuJoCo 4.0.0. In the file: <option jacobian="dense"/>'
+        )
     if model.nkey:
         mujoco.mj_resetDataKeyframe(model, data, 0)
     mujoco.mj_forward(model, data)

@@ -116,10 +116,21 @@ def build_model(
             f'{path}: does not join table and bricks: {error}; names that are taken are listed '
             f'in {readme}'
         ) from error
-    # MuJoCo 4.0.0 chooses a sparse Jacobian from 60 degrees of freedom on, and factors its Newton
-    # Hessian wrongly then: bricks at rest gain speed until the simulation diverges.
-    if model.nv >= SPARSE_FROM_DOF:
-        model.opt.jacobian = mujoco.mjtJacobian.mjJAC_DENSE
+    choose_dense(model)
     if model.opt.cone != mujoco.mjtCone.mjCONE_ELLIPTIC:
         raise ValueError(f'{path}: option cone="pyramidal": expected elliptic, the clutch reads it')
     return model, robot_model
+
+
+def choose_dense(model: mujoco.MjModel) -> bool:
+    """Choose the dense Jacobian where MuJoCo would take the sparse one; returns whether it would.
+
+    MuJoCo 4.0.0 takes it from 60 degrees of freedom on, and factors its Newton Hessian wrongly
+    then: bricks at rest gain speed until the simulation diverges.
+    """
+    kinds = mujoco.mjtJacobian
+    auto = model.opt.jacobian == kinds.mjJAC_AUTO and model.nv >= SPARSE_FROM_DOF
+    sparse = auto or model.opt.jacobian == kinds.mjJAC_SPARSE
+    if sparse:
+        model.opt.jacobian = kinds.mjJAC_DENSE
+    return sparse

@@ -20,6 +20,7 @@ from sim.judge import goal_at_work
 from sim.plan import PLATE, Part, built_parts, connected, judge, read_plan
 from sim.plan_task import plan_task
 from sim.planner import order, undo
+from sim.scene import choose_dense
 from sim.tasks import HANDS
 from sim.world import World
 
@@ -316,6 +317,16 @@ def test_the_jacobian_is_dense_also_with_more_than_sixty_degrees_of_freedom():
     assert world.model.nv > 60
     assert world.model.opt.jacobian == mujoco.mjtJacobian.mjJAC_DENSE
     assert not mujoco.mj_isSparse(world.model)
+
+
+def test_a_scene_of_others_is_never_simulated_with_a_sparse_jacobian():
+    xml = '<mujoco><option jacobian="{}"/><worldbody>{}</worldbody></mujoco>'
+    ball = '<body><freejoint/><geom size="0.1"/></body>'
+    for said, n_balls, chosen in [('auto', 9, False), ('auto', 10, True), ('sparse', 1, True)]:
+        model = mujoco.MjModel.from_xml_string(xml.format(said, n_balls * ball))
+        assert choose_dense(model) == chosen
+        assert not mujoco.mj_isSparse(model)
+        assert not choose_dense(model)
 
 
 def test_rows_of_plans_are_read_again_where_they_were_made_in_the_same_way(tmp_path):
