@@ -23,6 +23,8 @@
 #     image_size = None  # >0..4096: px; more than 0
 #     kicks = None  # 0.0..1.0: with a point more than whole numbers fit (None says no type)
 #     dtype = 'auto'  # 'auto' | 'float32': one of these
+#     reverse = None  # True | False: one of these
+#     device = None  # where to compute; without a range a setting that is None by default is text
 
 
 def _configure(settings, doc, script, argv):
@@ -43,7 +45,8 @@ def _configure(settings, doc, script, argv):
 
     number = r'\d[\d_]*(?:\.\d+)?(?:e-?\d+)?'
     interval = re.compile(rf'(>?)({number})\.\.(<?)({number})?(?=:|$)')
-    choice = re.compile(r"'[^']*'(?: \| '[^']*')+(?=:|$)")
+    word = r"(?:'[^']*'|True|False)"
+    choice = re.compile(rf'{word}(?: \| {word})+(?=:|$)')
     result = dict(settings)
 
     def stop(message):
@@ -114,6 +117,13 @@ def _configure(settings, doc, script, argv):
             words = f'from {low} to {high}'
         return '' if fits else f'{kind}, {words}'
 
+    def is_text(name):
+        """Tell whether a setting is text: so is its default, or it is None and has no range."""
+        default = settings[name]
+        said = about[name]
+        unbound = default is None and not interval.match(said) and not choice.match(said)
+        return unbound or isinstance(default, str)
+
     # -------------------------------------------------------------------------
     # what is asked for
 
@@ -149,6 +159,8 @@ def _configure(settings, doc, script, argv):
                 f'{where}: {name} = {value!r} is {type(value).__name__}, '
                 f'expected {type(default).__name__} like the default {default!r}'
             )
+        if default is None and is_text(name) and type(value) not in (str, type(None)):
+            stop(f'{where}: {name} = {value!r} is {type(value).__name__}, expected text')
         fault = range_fault(name, value)
         if isinstance(value, tuple) and not interval.match(about[name]):
             kind = type(default[0]) if default else str
@@ -164,8 +176,12 @@ def _configure(settings, doc, script, argv):
 
     def parse(name, text):
         """Read a value from the command line; what is no Python literal stays text."""
-        default = settings.get(name)
-        if isinstance(default, str):
+        if name not in settings:
+            return text
+        default = settings[name]
+        if default is None and text == 'None':
+            return None
+        if is_text(name):
             return text
         if text.lower() in ('true', 'false'):
             return text.lower() == 'true'

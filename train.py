@@ -98,7 +98,7 @@ hide_pictures = VLAConfig.hide_pictures  # With grounding: the decoder reads pos
 grounding = True  # Learn apart what words name and where pictures show it (grounding.py)
 
 # optimizer
-batch_size = 128  # 1..: chunks per step, over all processes and accumulation steps together
+batch_size = 128  # 1..1_000_000: chunks per step, of all processes and accumulation steps together
 accumulate = 1  # 1..1_000_000: backward passes per step
 max_steps = 2_600  # 1..
 learning_rate = 2e-3  # 0..: AdamW, peak
@@ -546,7 +546,7 @@ if __name__ == '__main__':
             checkpoint.clear(out_dir)
         about = meta['settings'] | {'git_rev': rev}
         told = (wandb_project, start.wandb_id, about, job, array_job, tracker)
-        log = watch.Log(out_dir, start.step, *told)
+        log = or_exit(watch.Log, out_dir, start.step, *told)
         run_id = log.run_id
         print(f'starting at step {start.step}' if start.step else 'starting', flush=True)
 

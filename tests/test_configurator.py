@@ -34,7 +34,7 @@ OTHER = 4  # nor is this
 name = 'a'
 words = ('x',  # first
          'y')  # and second
-limit = None           # s
+limit = None           # 0.0..: s
 exec((Path(__file__).parent / 'configurator.py').read_text())  # overrides
 if __name__ == '__main__':
     assert count == config['count'] and rate == config['rate'] and limit == config['limit']
@@ -257,7 +257,7 @@ def test_help_prints_the_docstring_and_the_settings_under_their_headings_with_wh
         '  # how',
         "  --name='a'",
         "  --words=('x', 'y')  # first and second",
-        '  --limit=None  # s',
+        '  --limit=None  # 0.0..: s',
     ]
 
 

@@ -75,3 +75,47 @@ def test_robomimic_demonstrations_come_in_their_order_without_the_simulators_tru
         16,
     )
     assert set(header['joint_action_kinds']) == {'absolute'}  # steps already
+
+
+ROWS = np.random.default_rng(0).normal(size=(12, 14))
+FRAMES = (np.arange(12 * 16 * 16 * 3).reshape(12, 16, 16, 3) % 251).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    'changed, words',
+    [
+        ({'observations/qpos': None}, 'no qpos in /observations; there are images'),
+        ({'action': None}, 'no action in /; there are observations'),
+        (
+            {'observations/images/top': None},
+            'no images in /observations|no camera in /observations',
+        ),
+        ({'observations/qpos': ROWS[:, 0]}, r'qpos is \(12,\), expected an array of 2 dimensions'),
+        ({'action': np.float32(1)}, r'action is \(\), expected an array of 2 dimensions'),
+        ({'action': np.full((12, 14), b'x')}, 'action holds .S1, expected numbers'),
+        ({'action': ROWS[:5]}, 'joint_action has 5 rows, time has 12'),
+        ({'observations/qpos': ROWS * np.nan}, 'state is not finite'),
+        ({'observations/images/top': FRAMES[..., :2]}, 'expected three colours'),
+        ({'observations/images/top': FRAMES[:, 0, :, 0]}, 'cannot identify image file'),
+        ({'observations/images/top': FRAMES[:3]}, 'image/top has 3 rows, time has 12'),
+        ({'observations/images/top': FRAMES / 255}, 'top holds float64, expected uint8'),
+    ],
+)
+def test_a_file_of_another_layout_is_named_with_what_is_wrong_in_it(tmp_path, changed, words):
+    sound = {'observations/qpos': ROWS, 'action': ROWS, 'observations/images/top': FRAMES}
+    path = tmp_path / 'e.hdf5'
+    with h5py.File(path, 'w') as file:
+        for name, array in (sound | changed).items():
+            if array is not None:
+                file[name] = array
+    with pytest.raises(ValueError, match=f'^{path}.*({words})') as refusal:
+        from_hdf5(str(path), str(tmp_path / 'out'), 50, 'hand it over')
+    assert '\n' not in str(refusal.value) and not (tmp_path / 'out').exists()
+
+
+def test_what_is_no_hdf5_is_named(tmp_path):
+    path = tmp_path / 'e.hdf5'
+    for text in ('', 'no HDF5 at all'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f'^{path}: '):
+            from_hdf5(str(tmp_path), str(tmp_path / 'out'), 50, 'hand it over')

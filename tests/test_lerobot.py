@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -266,3 +267,79 @@ def test_ours_trains_on_what_lerobot_has_recorded(tmp_path):
     run('train.py', *command, *small, '--val_fraction=0', f'--out_dir={tmp_path}/run')
     assert data.main(['check', str(tmp_path / 'episodes')]) == 0
     assert lerobot_reader.read_info(str(tmp_path / 'arm'))['fps'] == 30
+
+
+def _without(column):
+    return lambda rows: rows.drop_columns([column])
+
+
+def _as_text(column):
+    def change(rows):
+        i = rows.column_names.index(column)
+        return rows.set_column(i, column, pa.array(['x'] * len(rows)))
+
+    return change
+
+
+DATA = 'data/chunk-000/file-000.parquet'
+EPISODES = 'meta/episodes/chunk-000/file-000.parquet'
+
+
+@pytest.mark.parametrize(
+    'name, change, words',
+    [
+        (DATA, _without('observation.state'), 'there is no column observation.state'),
+        (DATA, _as_text('action'), 'column action is string, expected 15 numbers per row'),
+        (DATA, _as_text('observation.images.overhead'), 'TypeError'),
+        (DATA, _without('episode_index'), 'episode_index'),
+        (DATA, _as_text('episode_index'), 'NotImplementedError'),
+        (DATA, _as_text('frame_index'), 'column frame_index is string'),
+        (DATA, _as_text('task_index'), "LookupError|KeyError: 'x'"),
+        (DATA, lambda rows: rows.slice(0, 5), '5 rows of episode 0, not'),
+        (EPISODES, _without('length'), 'length'),
+        (EPISODES, _as_text('data/file_index'), "'data/file_index' is 'x', expected"),
+        ('meta/tasks.parquet', _without('task_index'), 'expected a text for each task_index'),
+    ],
+)
+def test_a_table_of_another_layout_is_named_with_what_is_wrong_in_it(
+    theirs, tmp_path, name, change, words
+):
+    copy = shutil.copytree(theirs['image'], tmp_path / 'copy')
+    pa.parquet.write_table(change(table(copy / name)), copy / name)
+    with pytest.raises(ValueError, match=f'^{copy}/{name}.*({words})') as refusal:
+        lerobot_reader.from_lerobot(str(copy), str(tmp_path / 'out'))
+    assert '\n' not in str(refusal.value) and not (tmp_path / 'out').exists()
+
+
+def test_100_damaged_data_sets_each_get_one_line_that_names_the_file(theirs, tmp_path):
+    """Bytes of the tables are cut off, and parts of info.json are replaced or left out."""
+    rng = np.random.default_rng(0)
+    copy = shutil.copytree(theirs['image'], tmp_path / 'copy')
+    refused = 0
+    for i in range(100):
+        name = (DATA, EPISODES, 'meta/tasks.parquet', 'meta/info.json')[i % 4]
+        raw = (copy / name).read_bytes()
+        if i % 8 == 7:
+            (copy / name).write_bytes(_with_something_replaced(raw, rng))
+        else:
+            (copy / name).write_bytes(raw[: rng.integers(len(raw))])
+        shutil.rmtree(tmp_path / 'out', ignore_errors=True)
+        try:
+            lerobot_reader.from_lerobot(str(copy), str(tmp_path / 'out'))
+        except ValueError as refusal:
+            assert str(refusal).startswith(f'{copy}/') and '\n' not in str(refusal)
+            refused += 1
+        (copy / name).write_bytes(raw)
+    assert refused >= 88  # what is cut off, and some of what is replaced
+
+
+def _with_something_replaced(raw, rng):
+    info = json.loads(raw)
+    at = info
+    while True:
+        key = sorted(at)[rng.integers(len(at))]
+        if not isinstance(at[key], dict) or not at[key] or rng.random() < 0.2:
+            break
+        at = at[key]
+    at[key] = [None, -1, 'x', [], {}, [[]], 0.5][rng.integers(7)]
+    return json.dumps(info).encode()

@@ -54,3 +54,14 @@ def test_none_is_told_to_nobody_and_the_file_has_it_all_the_same(tmp_path):
 def test_an_unknown_tracker_is_named(tmp_path):
     with pytest.raises(ValueError, match='wandb, trackio, none'):
         watch.Log(str(tmp_path), 0, 'a_project', None, {}, tracker='tensorboard')
+
+
+def test_a_tracker_that_takes_no_run_is_one_line_that_says_what_to_do(tmp_path, monkeypatch):
+    wandb = pytest.importorskip('wandb')
+
+    def refuse(**told):
+        raise wandb.errors.UsageError('No API key configured.\nUse `wandb login`.')
+
+    monkeypatch.setattr(wandb, 'init', refuse)
+    with pytest.raises(ValueError, match='^wandb_project=lab: .*No API key.*WANDB_MODE=offline'):
+        watch.Log(str(tmp_path), 0, 'lab', None, {})

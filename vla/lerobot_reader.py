@@ -6,6 +6,7 @@ State, action, pictures and instructions come over, and subtask texts where ther
 and, for video, av have to be installed. What is not told, as units, is left open.
 """
 
+import contextlib
 import io
 import os
 import shutil
@@ -16,8 +17,17 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
-from episode import Arrays, Header, slot_keys, write_episode
-from vla.folder import Rules, check_fields, is_number, is_object, is_text, is_whole, read_json
+from episode import ACTIONS, Arrays, Header, slot_keys, write_episode
+from vla.folder import (
+    Rules,
+    are_texts,
+    check_fields,
+    is_number,
+    is_object,
+    is_text,
+    is_whole,
+    read_json,
+)
 from vla.lerobot_writer import IMAGES, LANGUAGE, OURS, STATE, arrow, video
 
 
@@ -26,23 +36,73 @@ def _is_below(path: Any) -> bool:
     return is_text(path) and not path.startswith('/') and '..' not in path
 
 
-def _are_features(value: Any) -> bool:
-    return is_object(value) and all(
-        is_object(feature)
-        and is_text(feature.get('dtype'))
-        and isinstance(feature.get('shape'), list)
-        for feature in value.values()
+def _are_names(value: Any) -> bool:
+    """Whether it is names of columns, or a list of names by kind of column, or nothing."""
+    groups = list(value.values()) if is_object(value) else [value]
+    return value is None or all(map(are_texts, groups))
+
+
+def _is_about(value: Any) -> bool:
+    """Whether it is what a feature says beside its columns; ours say these things."""
+    if value is None:
+        return True
+    if not is_object(value) or not is_text(value.get('camera', '')):
+        return False
+    lists = [value[key] for key in ('units', 'kinds') if key in value]
+    return all(map(are_texts, lists)) and value.get('array', ACTIONS[0]) in ACTIONS
+
+
+def _is_feature(value: Any) -> bool:
+    return (
+        is_object(value)
+        and is_text(value.get('dtype'))
+        and isinstance(value.get('shape'), list)
+        and all(is_whole(n) for n in value['shape'])
+        and _are_names(value.get('names'))
+        and _is_about(value.get('info'))
+        and _is_about(value.get('video_info'))
     )
+
+
+def _are_features(value: Any) -> bool:
+    return is_object(value) and all(map(_is_feature, value.values()))
 
 
 # What is read of info.json, which somebody else may have written.
 INFO: Rules = {
     'fps': (True, lambda value: is_number(value) and value > 0, 'frames per second'),
-    'features': (True, _are_features, 'dtype and shape by name'),
+    'features': (True, _are_features, 'by name dtype, shape, and names of its columns'),
     'data_path': (True, _is_below, 'a path in the folder'),
     'video_path': (False, lambda value: value is None or _is_below(value), 'a path in the folder'),
     'total_episodes': (True, is_whole, 'a whole number'),
 }
+# What is read of the description of an episode.
+EPISODE: Rules = {
+    'episode_index': (True, is_whole, 'a whole number'),
+    'length': (True, lambda value: is_whole(value, 1), 'a whole number, at least 1'),
+    'data/chunk_index': (True, is_whole, 'a whole number'),
+    'data/file_index': (True, is_whole, 'a whole number'),
+}
+# What reading a damaged file may end in.
+FAULTS = (AttributeError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Say whatever goes wrong with somebody else's file in one line that begins with its name."""
+    try:
+        yield
+    except FAULTS as fault:
+        said = ' '.join(str(fault).split())
+        if said.startswith(source):
+            raise ValueError(said) from None
+        kind = '' if type(fault) is ValueError else f'{type(fault).__name__}: '
+        raise ValueError(f'{source}: {kind}{said}') from None
+
+
+def _read_table(path: str, filters: Any = None) -> Any:
+    with naming(path):
+        return arrow().parquet.read_table(path, filters=filters)
 
 
 def read_info(folder: str) -> dict[str, Any]:
@@ -68,13 +128,13 @@ def read_info(folder: str) -> dict[str, Any]:
 
 def _names(feature: dict[str, Any], key: str) -> list[str]:
     """Names of a feature's columns, however they are written."""
-    names = feature.get('names')
+    names = feature.get('names') or []
     if isinstance(names, dict):  # Names are by kind of column.
         names = [name for group in names.values() for name in group]
     (n,) = feature['shape']
-    if not isinstance(names, list) or len(names) != n or len(set(names)) != n:
+    if len(names) != n or len(set(names)) != n:
         return [f'{key}_{i}' for i in range(n)]
-    return [str(name) for name in names]
+    return names
 
 
 def _table_of(features: dict[str, dict[str, Any]], key: str) -> list[tuple[str, str, str]]:
@@ -96,6 +156,10 @@ def _table_of(features: dict[str, dict[str, Any]], key: str) -> list[tuple[str, 
         kinds = info['kinds']
     elif key == 'action':
         kinds = ['absolute' if 'gripper' in name else 'joint' for name in names]
+    if not len(names) == len(units) == len(kinds):
+        raise ValueError(
+            f'{key} has {len(names)} columns, {len(units)} units and {len(kinds)} kinds'
+        )
     return list(zip(names, units, kinds))
 
 
@@ -182,6 +246,18 @@ def _subtasks(rows: list[dict[str, Any]], rate: float, length: int) -> tuple[lis
     return texts, ids
 
 
+def _numbers(table: Any, key: str, width: int) -> np.ndarray:
+    """A column of a table that holds lists of numbers, (T, width) float32."""
+    if key not in table.column_names:
+        raise ValueError(f'there is no column {key}; there are {", ".join(table.column_names)}')
+    rows = table[key].combine_chunks()
+    flat = rows.flatten() if hasattr(rows, 'flatten') else rows
+    numbers = flat.to_numpy(zero_copy_only=False)
+    if numbers.dtype.kind not in 'fiu' or numbers.size != len(table) * width:
+        raise ValueError(f'column {key} is {rows.type}, expected {width} numbers per row')
+    return numbers.reshape(-1, width).astype(np.float32)
+
+
 class _Reader:
     """Episodes of a LeRobot data set, one after the other."""
 
@@ -193,13 +269,16 @@ class _Reader:
         self.total = self.info['total_episodes']
         self.features = self.info['features']
         self.cameras, self.notes = _cameras(self.features)
-        self.state = _table_of(self.features, STATE)
-        self.action = _table_of(self.features, 'action')
+        with naming(f'{folder}/meta/info.json'):
+            self.state = _table_of(self.features, STATE)
+            self.action = _table_of(self.features, 'action')
         about = self.features['action'].get('info') or {}
         self.array = about['array'] if 'array' in about else 'joint_action'
-        read = arrow().parquet.read_table
-        tasks = read(f'{folder}/meta/tasks.parquet').to_pydict()
-        texts = tasks['task'] if 'task' in tasks else tasks['__index_level_0__']
+        path = f'{folder}/meta/tasks.parquet'
+        tasks = _read_table(path).to_pydict()
+        texts = tasks['task'] if 'task' in tasks else tasks.get('__index_level_0__')
+        if not are_texts(texts) or 'task_index' not in tasks:
+            raise ValueError(f'{path}: expected a text for each task_index')
         self.tasks = dict(zip(tasks['task_index'], texts))
         self.videos = {key: _VideoReader(self.rate) for key in self.cameras}
 
@@ -213,28 +292,42 @@ class _Reader:
             if name.endswith('.parquet')
         )
         for path in paths:
-            file = arrow().parquet.ParquetFile(path)
-            columns = [name for name in file.schema_arrow.names if not name.startswith('stats/')]
-            yield from file.read(columns).to_pylist()
+            with naming(path):
+                file = arrow().parquet.ParquetFile(path)
+                every = file.schema_arrow.names
+                rows = file.read([n for n in every if not n.startswith('stats/')]).to_pylist()
+            for row in rows:
+                check_fields(path, row, EPISODE)
+            yield from rows
 
-    def read(self, about: dict[str, Any]) -> tuple[Arrays, Header]:
+    def read_all(self) -> Iterator[tuple[str, Arrays, Header]]:
+        """The file, arrays and header of each episode."""
+        for about in self.episodes():
+            number = about['episode_index']
+            places = {key: about[f'data/{key}'] for key in ('chunk_index', 'file_index')}
+            with naming(f'{self.folder}/meta/info.json'):
+                path = os.path.join(self.folder, self.info['data_path'].format(**places))
+            table = _read_table(path, [('episode_index', '=', number)])
+            with naming(path):
+                arrays, header = self._read(about, table)
+            yield f'{path}, episode {number}', arrays, header
+
+    def _read(self, about: dict[str, Any], table: Any) -> tuple[Arrays, Header]:
         """Arrays and header of an episode.
 
         Args:
             about: Its description.
+            table: Its rows.
         """
         number = about['episode_index']
-        names = {'chunk_index': about['data/chunk_index'], 'file_index': about['data/file_index']}
-        path = os.path.join(self.folder, self.info['data_path'].format(**names))
-        table = arrow().parquet.read_table(path, filters=[('episode_index', '=', number)])
         length = len(table)
-        if length != about['length'] or not length:
-            raise ValueError(f'{path}: {length} rows of episode {number}, not {about["length"]}')
-        order = np.argsort(table['frame_index'].to_numpy())
+        if length != about['length']:
+            raise ValueError(f'{length} rows of episode {number}, not {about["length"]}')
+        order = np.argsort(_numbers(table, 'frame_index', 1)[:, 0])
         arrays: Arrays = {'time': np.arange(length) / self.rate}
-        for name, key in (('state', STATE), (self.array, 'action')):
-            flat = table[key].combine_chunks().flatten().to_numpy()
-            arrays[name] = flat.reshape(length, -1)[order].astype(np.float32)
+        tables = {'state': (STATE, self.state), self.array: ('action', self.action)}
+        for name, (key, slots) in tables.items():
+            arrays[name] = _numbers(table, key, len(slots))[order]
         for key, camera in self.cameras.items():
             if self.features[key]['dtype'] == 'video':
                 frames = self._decoded(about, key, length)
@@ -285,38 +378,47 @@ def from_lerobot(folder: str, to: str, image_size: int = 0, jpeg: int | None = N
     if jpeg is None:
         kinds = [reader.features[key]['dtype'] for key in reader.cameras]
         jpeg = 90 if 'video' in kinds else 0
-    try:
-        said = write_all(map(reader.read, reader.episodes()), to, reader.total, jpeg)
-    except KeyError as missing:  # A column or an entry is missing.
-        raise ValueError(f'{folder} is not laid out as LeRobot does it: no {missing}') from None
+    said = write_all(folder, reader.read_all(), to, reader.total, jpeg)
     return [*reader.notes, *said]
 
 
 def write_all(
-    episodes: Iterable[tuple[Arrays, Header]], to: str, count: int | None, jpeg: int = 0
+    source: str,
+    episodes: Iterable[tuple[str, Arrays, Header]],
+    to: str,
+    count: int | None,
+    jpeg: int = 0,
 ) -> list[str]:
     """Write episodes into a folder that is not there yet; a kill leaves none.
 
     Args:
-        episodes: Arrays and header of each.
+        source: What they are read from.
+        episodes: Where each one comes from, its arrays and header.
         to: The folder.
         count: How many there will be, where that is known.
         jpeg: Quality in which pictures are packed; 0: not at all.
 
     Returns:
         In lines, what has been written and what to type next.
+
+    Raises:
+        ValueError: There is no episode, or one is not what this code can train on.
     """
     if os.path.exists(to):
         raise ValueError(f'{to} is there already: name another folder, or remove it')
     root = f'{to.rstrip("/")}.tmp'
     shutil.rmtree(root, ignore_errors=True)  # A conversion that was killed has left it.
     n = 0
-    for arrays, header in tqdm(episodes, total=count, unit='ep', disable=None):
+    for origin, arrays, header in tqdm(episodes, total=count, unit='ep', disable=None):
         path = os.path.join(root, f'{header["task"]}_{n:07d}.safetensors')
-        write_episode(path, arrays, header, jpeg)
+        try:
+            write_episode(path, arrays, header, jpeg)
+        except ValueError as refusal:
+            said = str(refusal).removeprefix(f'{path} not written: ')
+            raise ValueError(f'{origin}: {said}') from None
         n += 1
     if not n:
-        raise ValueError('there is no episode in it')
+        raise ValueError(f'{source}: there is no episode in it')
     os.replace(root, to)
     cameras = ''.join(
         f'{name.removeprefix("image/")},' for name in arrays if name.startswith('image/')

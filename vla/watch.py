@@ -499,7 +499,7 @@ def _import_tracker(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ImportError(f'tracker={name} is not installed: pip install {name}') from None
+        raise ValueError(f'tracker={name} is not installed: pip install {name}') from None
 
 
 class Log:
@@ -533,8 +533,7 @@ class Log:
             tracker: One of TRACKERS. 'trackio' needs no account and keeps all on this machine.
 
         Raises:
-            ValueError: There is no such tracker.
-            ImportError: It is not installed.
+            ValueError: There is no such tracker, it is not installed, or it does not take the run.
         """
         if tracker not in TRACKERS:
             raise ValueError(f'tracker={tracker}: expected one of {", ".join(TRACKERS)}')
@@ -549,6 +548,8 @@ class Log:
         write_atomic(self.path, ''.join(kept).encode())
         if project and tracker != 'none':
             self.tracker = _import_tracker(tracker)
+            own = getattr(self.tracker, 'Error', OSError)
+            self.faults = (OSError, RuntimeError, ValueError, own)
             name = os.path.basename(folder)
             told: dict[str, Any] = dict(project=project, resume='allow', config=dict(config))
             told['group'] = array_job or name
@@ -556,7 +557,14 @@ class Log:
                 told |= dict(id=run_id, dir=folder, name=f'{name}-{job}' if job else name)
             else:
                 told |= dict(name=name)
-            self.run = self.tracker.init(**told)
+            try:
+                self.run = self.tracker.init(**told)
+            except self.faults as fault:
+                said = ' '.join(str(fault).split())
+                raise ValueError(
+                    f'wandb_project={project}: {tracker} does not take the run: {said} To go on '
+                    'without an account: WANDB_MODE=offline, or --tracker=trackio'
+                ) from None
             if tracker == 'wandb':  # W&B's own counter never goes back.
                 self.run.define_metric('*', step_metric='step')
         self.run_id = self.run.id if self.run else None
@@ -574,7 +582,7 @@ class Log:
                     self.run.log({k: v for k, v in line.items() if k != 'step'}, step=line['step'])
                 else:
                     self.run.log(line)
-            except (OSError, RuntimeError, ValueError) as fault:
+            except self.faults as fault:
                 print(f'not at the tracker, but in {self.path}: {fault}', flush=True)
 
     def close(self, weights: str = '') -> None:
