@@ -59,10 +59,22 @@ AT_SEAT_M = 0.03  # a brick this near to its place has neighbours
 Zone = tuple[np.ndarray, np.ndarray]  # low and high corner (2,) m
 
 
-def grip_of(goal: Goal) -> Grip:
-    """The grip that the planner chose for a goal."""
-    assert goal.grip is not None, f'{goal.upper} on {goal.lower}: not the goal of a plan'
-    return goal.grip
+def grip_of(truth: Truth, hand: str, goal: Goal) -> Grip:
+    """How a hand holds the upper brick of a goal: as planned, or as there is room for by now.
+
+    A brick that has come off after others were placed beside it goes between these.
+    """
+    grip = goal.grip
+    assert grip is not None, f'{goal.upper} on {goal.lower}: not the goal of a plan'
+    placed = {link.upper for link in truth.links}
+    if grip.late is None or placed.isdisjoint(grip.after):
+        return grip
+    if goal.upper not in placed:
+        return grip.late
+    middle, R = truth.brick_pose(goal.upper)
+    tool = truth.tool_pose(hand)[0]
+    ways = (grip, grip.late)  # It is placed: it was held by the one that the hand is nearer to.
+    return min(ways, key=lambda way: np.linalg.norm(middle + R @ [*way.at_m, way.up_m] - tool))
 
 
 class Fitter(Hand):
@@ -70,7 +82,8 @@ class Fitter(Hand):
 
     def __init__(self, truth: Truth, hand: str, goal: Goal):
         """Look at the upper brick of a goal of a plan with a hand."""
-        grip = grip_of(goal)
+        grip = grip_of(truth, hand, goal)
+        self.hold = grip
         super().__init__(truth, hand, goal.upper, np.array([*grip.at_m, grip.up_m]))
         self.goal = goal
         self.width_m = grip.width_m
@@ -129,7 +142,7 @@ class Fitter(Hand):
         heights = {b.name: b.height_m(self.scale) for b in self.truth.bricks}
         top = max(self.truth.brick_pose(name)[0][2] + heights[name] for name in self.tower)
         if self.at_seat:
-            top = max(top, self.target[2] + grip_of(self.goal).clear_m)
+            top = max(top, self.target[2] + self.hold.clear_m)
         high = top + self.scale * STUD_HEIGHT_M + FINGERTIP_M + 0.005
         at = self.grasp_place()[:2]
         error = np.hypot(*(at - self.tool[:2]))
@@ -168,7 +181,7 @@ class Fitter(Hand):
             self.new[:3] = self.tool
             return 'release'
         beside = self.open_m < self.width_m + 2 * FULL_ROOM_M
-        low = self.tool[2] < self.grip[2] + self.height + grip_of(self.goal).clear_m
+        low = self.tool[2] < self.grip[2] + self.height + self.hold.clear_m
         z_speed = RISE_M_S if beside and low else SPEED_M_S
         Hand.go(self, self.command[:2], self.command[5], clear_z, SPEED_M_S, z_speed)
         return 'retreat'
@@ -176,7 +189,7 @@ class Fitter(Hand):
     def bring(self) -> str:
         """Carry the held brick over its place, go straight down where it is clear, press."""
         s = self.scale
-        grip = grip_of(self.goal)
+        grip = self.hold
         turn = self.turn(self.target_yaw)
         seat_z = self.target[2] - self.in_hand[2]
         stud = s * STUD_HEIGHT_M
@@ -231,7 +244,7 @@ class Fitter(Hand):
         lean = np.clip(roll - side * PEEL_RAD_S * self.dt, -MAX_PEEL_RAD, MAX_PEEL_RAD)
         tilted = upright @ rotvec_to_matrix(np.array([lean, 0, 0]))
         rest = self.target + rot_z(self.target_yaw) @ np.array(
-            [*grip_of(self.goal).at_m, self.height]
+            [*self.hold.at_m, self.height]
         )
         edge = upright @ np.array([0, side * self.width_m / 2, -self.height - PIVOT_M * self.scale])
         at = rest + edge + tilted @ upright.T @ -edge
@@ -334,7 +347,7 @@ def build(truth: Truth, goal: Goal, trusting: bool) -> list[Move]:
     beside = aside(truth, other, goal)
     loose = not joined and truth.joined(goal, loose=True)
     busy = joined or h.held and not loose
-    fetched = () if loose else (*h.tower, grip_of(goal).by)
+    fetched = () if loose else (*h.tower, h.hold.by)
     stuck = None if busy else holding(truth, goal.hand, fetched)
     if not joined and not within(h.zone, h.tool) and within(h.zone, beside.hand.tool):
         there = h.target if h.held else h.brick
@@ -360,9 +373,8 @@ def take_off(truth: Truth, goal: Goal) -> list[Move]:
     links = truth.links
     linked = any(link.upper == goal.upper for link in links)
     comes_along = any(link.lower == goal.upper for link in links)
-    via = grip_of(goal).via
-    assert via is not None, f'{goal.upper}: there is no place to lay it down'
-    spot = np.array(via)
+    assert goal.grip and goal.grip.via, f'{goal.upper}: there is no place to lay it down'
+    spot = np.array(goal.grip.via)
     hand = goal.hand
     if not linked and beyond(truth.brick_pose(goal.upper)[0], hand):
         hand = other_hand(hand)  # It has fallen down there, where this arm would be in the way.

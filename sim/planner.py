@@ -102,7 +102,7 @@ def order(
     steps = _take_apart(search, frozenset(search.parts), table=False)
     if steps is None:
         raise ValueError(f'{structure.name}: cannot be built: {search.reason()}')
-    return steps
+    return [replace(step, grip=_with_late(search, steps, i)) for i, step in enumerate(steps)]
 
 
 def undo(structure: Structure, brick_scale: float = 2.0) -> list[Step]:
@@ -458,6 +458,18 @@ def _grip(search, name, root, moving, fixed, presses):
         clear_m=max(0, top - lowest) * search.scale * BRICK_HEIGHT_M,
         tight=any(map(all, sides)),
     )
+
+
+def _with_late(search, steps, i):
+    """The grip of a step, and the one for its brick alone among all that does not stand on it."""
+    step = steps[i]
+    part = step.part
+    on_it = _above(search, frozenset(search.parts), part.name)
+    fixed = [other for name, other in search.parts.items() if name not in on_it]
+    links = [pair for pair in search.structure.links if pair[1] == part.name]
+    late = _grip(search, part.name, part.name, [part], fixed, [links])
+    later = [name for one in steps[i + 1 :] for name in one.group if name not in step.group]
+    return replace(step.grip, late=late, after=tuple(dict.fromkeys(later)))
 
 
 def _holds(search, part, along, boxes, wanted):

@@ -77,6 +77,9 @@ class Grip:
     clear_m: float = 0.0  # height above the seat that is clear of all around it
     tight: bool = False  # there are neighbours on two sides
     via: tuple[float, float] | None = None  # place m on the table where a brick taken off is laid
+    # How the brick is held where it has come off and some of the bricks `after` it stand already.
+    late: 'Grip | None' = None
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
