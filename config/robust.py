@@ -19,7 +19,7 @@ noise_samples = 4
 read_text = 0.25
 reask_share = 0.15
 batch_size = 128  # chunks per step
-max_steps = 1_700  # 128 x 1,700 = 218k chunks
+max_steps = 1_000  # 128 x 1,000 = 128k chunks
 learning_rate = 1e-3
 muon_learning_rate = 0.02
 eval_interval = 400

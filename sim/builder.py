@@ -53,6 +53,7 @@ NEAREST_M = 0.19
 HAND_ROOM_M = 0.075  # around the plate: what a hand with a brick takes up
 OVER_M = 0.012  # On the way a hand stays so far above what stands.
 FULL_ROOM_M = 0.016  # A finger opens this far with nothing beside the brick.
+MISSED_M = 0.003  # per unit of scale: a brick this near to its place is on its studs
 AT_SEAT_M = 0.03  # a brick this near to its place has neighbours
 
 
@@ -86,6 +87,7 @@ class Fitter(Hand):
         self.hold = grip
         super().__init__(truth, hand, goal.upper, np.array([*grip.at_m, grip.up_m]))
         self.goal = goal
+        self.tower = [goal.upper, *truth.above(goal.upper)]  # Several may stand side by side on it.
         self.width_m = grip.width_m
         self.target, self.target_yaw = truth.seat(goal)
         self.at_seat = np.linalg.norm(self.target - self.brick) < AT_SEAT_M
@@ -311,15 +313,15 @@ def over_link(truth: Truth, goal: Goal) -> tuple[np.ndarray, float]:
     """Place (2,) m over the middle of the goal's studs, and the top of what is there, m."""
     s = truth.brick_scale
     link = truth.link(goal.lower, goal.upper, loose=True)
-    assert link is not None, f'{goal.upper} has no studs in {goal.lower}'
+    cell, turns = (link.cell, link.turns) if link else (np.array(goal.cell), goal.turns)
     lower = truth.brick(goal.lower)
     upper = truth.brick(goal.upper)
-    size = np.array(upper.studs[::-1] if link.turns % 2 else upper.studs)
-    low = np.maximum(-np.array(lower.studs) / 2, link.cell - size / 2)
-    high = np.minimum(np.array(lower.studs) / 2, link.cell + size / 2)
-    aside_m = ((low + high) / 2 - link.cell) * s * STUD_PITCH_M  # along the lower brick's axes
+    size = np.array(upper.studs[::-1] if turns % 2 else upper.studs)
+    low = np.maximum(-np.array(lower.studs) / 2, cell - size / 2)
+    high = np.minimum(np.array(lower.studs) / 2, cell + size / 2)
+    aside_m = ((low + high) / 2 - cell) * s * STUD_PITCH_M  # along the lower brick's axes
     up, R = truth.brick_pose(goal.upper)
-    at = (up + R @ rot_z(-link.turns * np.pi / 2) @ np.array([*aside_m, 0]))[:2]
+    at = (up + R @ rot_z(-turns * np.pi / 2) @ np.array([*aside_m, 0]))[:2]
     top = up[2]
     for brick in truth.bricks:
         there, Rb = truth.brick_pose(brick.name)
@@ -345,7 +347,9 @@ def build(truth: Truth, goal: Goal, trusting: bool) -> list[Move]:
         if moves:
             return moves
     beside = aside(truth, other, goal)
-    loose = not joined and truth.joined(goal, loose=True)
+    # Studs that did not catch beside others that did are pushed down on, as are those come loose.
+    missed = h.seated and not h.held and np.linalg.norm(h.target - h.brick) < MISSED_M * h.scale
+    loose = not joined and (truth.joined(goal, loose=True) or missed)
     busy = joined or h.held and not loose
     fetched = () if loose else (*h.tower, h.hold.by)
     stuck = None if busy else holding(truth, goal.hand, fetched)

@@ -20,9 +20,11 @@ import numpy as np
 from instructions import Frame
 from sim.bricks import STUD_PITCH_M, Brick
 from sim.clutch import Link
+from sim.control import TOOL_HIGH
 from sim.kinematics import wrap, yaw_of
 from sim.tasks import HANDS, PUT_DOWN, Goal, colour_number
 
+WIDEST_M = TOOL_HIGH[7]  # between fingers that are open as far as they go
 Pose = tuple[np.ndarray, np.ndarray]  # position (3,) m, rotation (3, 3)
 
 
@@ -183,6 +185,15 @@ class Truth:
             found |= new
         return found
 
+    def above(self, brick: str) -> set[str]:
+        """Names of the bricks that stand on a brick, and of those that stand on them."""
+        found: set[str] = set()
+        new = {brick}
+        while new:
+            new = {link.upper for link in self.links if link.lower in new} - found
+            found |= new
+        return found
+
     # -- hands and bricks --------------------------------------------------------------------------
     def released(self, hand: str, brick: str | None = None) -> bool:
         """True when the tool is 3 cm above where it would hold the brick (the goal's upper one)."""
@@ -208,9 +219,18 @@ class Truth:
         return bool(np.linalg.norm(offset) < 0.012 * self.brick_scale)
 
     def held_by(self, brick: str) -> str | None:
-        """The hand that has the brick between its closed fingers; None if neither has."""
+        """The hand that has the brick between its closed fingers; None if neither has.
+
+        Fingers may be on its long sides or on its ends.
+        """
+        studs = self.brick(brick).studs
+        axes = self.brick_pose(brick)[1][:, :2]
         for hand in HANDS:
-            closed = self.opening_m(hand) < (2 * STUD_PITCH_M + 0.008) * self.brick_scale
+            closes = self.tool_pose(hand)[1][:, 1]  # The fingers close along the tool's y.
+            side = int(np.abs(closes @ axes).argmax())
+            width_m = studs[side] * STUD_PITCH_M * self.brick_scale
+            room_m = min(0.008 * self.brick_scale, 0.4 * (WIDEST_M - width_m))
+            closed = room_m > 0 and self.opening_m(hand) < width_m + room_m
             if closed and self.near(hand, brick):
                 return hand
         return None

@@ -17,6 +17,7 @@ from sim.builder import Builder
 from sim.clutch import Link
 from sim.gl import mujoco
 from sim.judge import goal_at_work
+from sim.kinematics import rot_z
 from sim.plan import PLATE, Part, built_parts, connected, judge, read_plan
 from sim.plan_task import plan_task
 from sim.planner import order, undo
@@ -304,6 +305,52 @@ def test_what_has_come_loose_is_mended_before_the_next_brick_is_fetched():
     for loose, at_work in ((False, second), (True, first)):
         link = Link(first.lower, first.upper, 4, first.cell, first.turns, loose, 0.0, 0.0)
         assert goal_at_work(replace(truth, links=(link,)), truth.plan) == at_work
+
+
+def test_a_brick_that_came_off_is_put_back_between_those_that_were_placed_after_it(tmp_path):
+    """With the grip that was planned for it a finger stands on the brick beside it, for ever."""
+    beside = [('white', 0, 4), ('blue', 1, 2), ('red', 0, 0)]
+    bricks = [dict(type='4x2', colour=colour, at=[x, y, 0]) for colour, x, y in beside]
+    world = World(plan=str(write(tmp_path, bricks)), cameras=())
+    world.reset(0)
+    first = world.plan.upper
+    assert first == 'white' and world.plan.grip.late.at_m != world.plan.grip.at_m
+    for goal in world.plan.chain[1:]:
+        world._put_on(goal)
+    world._refresh()
+    builder = Builder()
+    done = False
+    while not done:
+        *_, terminated, truncated, info = world.step(builder.act(world.truth())[0])
+        done = terminated or truncated
+    assert info['success'] and info['metrics']['broken'] == 0
+
+
+def test_what_stands_on_a_brick_side_by_side_all_comes_along():
+    world = World(plan=plan('arch'), cameras=(), reverse=True)
+    world.reset(0)
+    truth = world.truth()
+    top = truth.plan.upper
+    below = {link.lower for link in truth.links if link.upper == top and link.lower != PLATE}
+    assert len(below) == 2 and all(top in truth.above(name) for name in below)
+    assert truth.above(PLATE) == set(truth.movable)
+
+
+@pytest.mark.parametrize('quarters, holds', [(0, True), (1, False)])
+def test_a_long_brick_may_be_held_by_its_ends(quarters, holds):
+    """A 2x4 is 64 mm long and 32 wide; fingers 66 mm apart hold it by its ends, not its sides."""
+    world = World(plan=plan('wall'), cameras=())
+    world.reset(0)
+    truth = world.truth()
+    name = next(b.name for b in truth.bricks if b.studs == (2, 4) and not b.fixed)
+    pos, R = truth.brick_pose(name)
+    tool = pos + [0, 0, truth.grasp_height_m], R @ rot_z(quarters * np.pi / 2)
+    around = replace(
+        truth,
+        tool_poses=dict.fromkeys(HANDS, tool),
+        openings_m=dict.fromkeys(HANDS, 0.066),
+    )
+    assert bool(around.held_by(name)) == holds
 
 
 def test_initial_blocks_are_refused_where_the_file_has_none():
