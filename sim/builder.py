@@ -37,7 +37,10 @@ SETTLE_M = (
     0.0025  # per unit of scale: above the studs, where the arm comes to rest before it presses
 )
 PRECISE_M = 0.0003  # per unit of scale: a brick is pressed on from that near to its place
-PUSH_M = 0.004  # Fingers are commanded so far below what they touch: a few newtons.
+# Shut fingers are commanded so far below what they touch for each stud that has to go in: at 4 mm
+# they press with a few newtons, and a stud takes one.
+PUSH_PER_STUD_M = 0.002
+PUSH_M = (0.004, 0.015)  # the least and the most
 GROUP_SHARE = 0.4  # Share of the usual speed with several bricks in the hand.
 FEEDBACK = 0.3
 MAX_PEEL_RAD = 0.4
@@ -257,14 +260,15 @@ class Fitter(Hand):
 
     def push_down(self) -> str:
         """Press with shut fingers on top of where the goal's studs have come loose."""
-        at, top = over_link(self.truth, self.goal)
+        at, top, n_studs = over_link(self.truth, self.goal)
         error = np.hypot(*(at - self.tool[:2]))
         touching = top + self.scale * STUD_HEIGHT_M + FINGERTIP_M
         shut = self.opening_m < 0.008
         self.gripper(shut=True)
         over = shut and (error < 0.003 or self.tool[2] < touching + 0.003 and error < 0.006)
         if over:
-            super().go(at, self.command[5], touching - PUSH_M, 0.05, 0.02)
+            push_m = np.clip(PUSH_PER_STUD_M * n_studs, *PUSH_M)
+            super().go(at, self.command[5], touching - push_m, 0.05, 0.02)
             return 'press'
         z = touching + 0.02 + np.clip(1.5 * (error - 0.01), 0, 0.05)
         if not shut and self.tool[2] < touching + 0.01:
@@ -309,8 +313,8 @@ def crosses(zone: Zone, start: np.ndarray, end: np.ndarray) -> bool:
     return bool(((ways > low) & (ways < high)).all(1).any())
 
 
-def over_link(truth: Truth, goal: Goal) -> tuple[np.ndarray, float]:
-    """Place (2,) m over the middle of the goal's studs, and the top of what is there, m."""
+def over_link(truth: Truth, goal: Goal) -> tuple[np.ndarray, float, int]:
+    """Place (2,) m over the middle of the goal's studs, top of what is there, m, and how many."""
     s = truth.brick_scale
     link = truth.link(goal.lower, goal.upper, loose=True)
     cell, turns = (link.cell, link.turns) if link else (np.array(goal.cell), goal.turns)
@@ -329,7 +333,7 @@ def over_link(truth: Truth, goal: Goal) -> tuple[np.ndarray, float]:
         half = np.array(brick.studs) / 2 * s * STUD_PITCH_M
         if (np.abs(local[:2]) < half + 0.002).all():
             top = max(top, there[2] + brick.height_m(s))
-    return at, top
+    return at, top, int(np.prod(np.round(high - low)))
 
 
 def build(truth: Truth, goal: Goal, trusting: bool) -> list[Move]:

@@ -11,6 +11,7 @@ import dataclasses
 
 import numpy as np
 
+from sim.bricks import STUD_PITCH_M
 from sim.tasks import HANDS, MIN_JOIN_HEIGHT_M, Goal
 from sim.truth import Truth
 
@@ -88,7 +89,13 @@ def _busy(truth: Truth, last: Goal, following: Goal) -> bool:
 
 
 def _left(truth: Truth, goal: Goal) -> bool:
-    """True where a goal's hand is above or beside what it has pressed on."""
+    """True where a goal's hand is above or beside what it has pressed on, or has shut its fingers.
+
+    A hand of a plan shuts them above its brick, and presses with them on what has come loose nearby.
+    """
+    shut = truth.opening_m(goal.hand) < STUD_PITCH_M * truth.brick_scale
+    if goal.grip and shut:
+        return True
     beside = truth.tool_pose(goal.hand)[0] - truth.brick_pose(goal.upper)[0]
     return bool(np.hypot(*beside[:2]) > 0.07) or truth.released(goal.hand, goal.upper)
 
