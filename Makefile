@@ -1,5 +1,6 @@
 # make demo     from a bare machine to a policy that builds: set-up, demonstrations, training, score, video
 # make join     the same for a task that needs both hands; make NAME, for your own config/NAME{,_collect,_start,_coach}.py
+# make robust   the demo's policy for other rooms and late actions; after make demo
 # make all      one policy for all tasks, told by words: 2 CPU cores, about 5 hours and 39 GB by estimate
 # make all_gpu  the same in the plain EO-1 shape, without a coach: one H100 and 16 cores, 9 min; not run yet
 # make setup    .venv with the packages of requirements.txt, OpenGL where it is missing (the default); TORCH=cuda|cpu
@@ -109,6 +110,8 @@ out/%/train.done: out/%/coach.done config/%.py
 	$(call lesson,train,$(TRAIN) train.py config/$*.py $(TRAIN_ARGS))
 out/%/score.done: out/%/train.done
 	$(call stage,score,$(SCORE))
+# It goes on from the demo's weights and episodes.
+out/robust/start.done: out/demo/train.done
 
 define said
 @echo; echo "== $*"; grep '95% CI [0-9]' out/$*/score.txt; sed -n '/^task .*per hour/,/^mean/p' out/$*/score.txt
