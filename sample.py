@@ -321,7 +321,7 @@ def draw(processor, obs, recorded, predicted, spread, mask, views, title, path):
 
 
 if __name__ == '__main__':
-    device = or_exit(layers.choose_device, device)
+    device = or_exit(layers.choose_device, device, os.environ)
     out = out or f'{hub.home(ckpt)}/sample.png'
     ckpt = or_exit(hub.fetch, 'ckpt', ckpt, 'model')
     episodes = or_exit(hub.fetch_all, 'episodes', episodes) if episodes else ''

@@ -953,7 +953,7 @@ if __name__ == '__main__':
         from vla.policy import checkpoint
 
         try:
-            on_gpu = choose_device(device).startswith('cuda')
+            on_gpu = choose_device(device, os.environ).startswith('cuda')
         except ValueError as refusal:
             raise SystemExit(str(refusal)) from None
         load = functools.partial(checkpoint, policy, **how)

@@ -414,6 +414,7 @@ if __name__ == '__main__':
     if world_size > local_world_size and 'GLOO_SOCKET_IFNAME' not in os.environ:
         interface = parallel.network_interface(os.environ['MASTER_ADDR'])
         os.environ.update({'GLOO_SOCKET_IFNAME': interface} if interface else {})
+    device = or_exit(layers.choose_device, device, os.environ)
     device = or_exit(parallel.join, device, local_rank, world_size, timeout_minutes)
     torch.set_num_threads(1)  # two one-thread processes beat one two-thread process
     torch.manual_seed(seed)

@@ -248,9 +248,7 @@ class Fitter(Hand):
         roll = np.arctan2(rolled[2, 1], rolled[2, 2])
         lean = np.clip(roll - side * PEEL_RAD_S * self.dt, -MAX_PEEL_RAD, MAX_PEEL_RAD)
         tilted = upright @ rotvec_to_matrix(np.array([lean, 0, 0]))
-        rest = self.target + rot_z(self.target_yaw) @ np.array(
-            [*self.hold.at_m, self.height]
-        )
+        rest = self.target + rot_z(self.target_yaw) @ np.array([*self.hold.at_m, self.height])
         edge = upright @ np.array([0, side * self.width_m / 2, -self.height - PIVOT_M * self.scale])
         at = rest + edge + tilted @ upright.T @ -edge
         self.gripper(shut=True)

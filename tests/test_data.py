@@ -455,7 +455,7 @@ def test_a_damaged_picture_stops_the_batch_and_names_its_file(dataset, packed, t
     shutil.copy(episode.episode_paths(packed)[0], path)
     spoil_pictures(path)
     for workers in (1, 3):
-        with pytest.raises(ValueError, match='e.safetensors: image/overhead row .* no jpeg'):
+        with pytest.raises(OSError, match='e.safetensors: image/overhead row .* no jpeg'):
             data.Dataset(path, dataset.processor, workers=workers).batch(0, 4)
 
 

@@ -428,11 +428,10 @@ def test_activations_are_estimated_to_within_a_third(change):
 def test_cpus_are_refused_where_the_job_has_gpus(environment, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     ((name, value),) = environment.items()
-    monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f'{name}={value}.*make setup TORCH=cuda.*--device=cpu'):
-        layers.choose_device(None)
-    assert layers.choose_device('cpu') == 'cpu'
+        layers.choose_device(None, environment)
+    assert layers.choose_device('cpu', environment) == 'cpu'
+    none = dict(SLURM_GPUS_ON_NODE='0', SLURM_JOB_GPUS='')
+    assert layers.choose_device('auto', none) == 'cpu'
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    assert layers.choose_device(None) == 'cuda'
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    layers.refuse_cpu(dict(SLURM_GPUS_ON_NODE='0', SLURM_JOB_GPUS=''))
+    assert layers.choose_device(None, environment) == 'cuda'

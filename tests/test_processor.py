@@ -167,7 +167,7 @@ def test_statistics_touch_no_picture(folder, tmp_path):
     for path in episode.episode_paths(tmp_path):
         spoil_pictures(path)
     spoilt = data.Dataset(tmp_path, make_processor())
-    with pytest.raises(ValueError, match='no jpeg'):
+    with pytest.raises(OSError, match='no jpeg'):
         spoilt.gather_images(np.arange(4))
     for camera in CAMERAS:
         del blind.files[f'image/{camera}']

@@ -7,7 +7,6 @@ on CPU.
 # B batch, T tokens, h heads of c, M pictures, P places of a map, C channels, G groups, D width
 import functools
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -27,16 +26,20 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def choose_device(device: str | None) -> str:
+def choose_device(device: str | None, environment: Mapping[str, str] | None = None) -> str:
     """Return the device to compute on; None and 'auto' are cuda where there is one, else the CPU.
+
+    Args:
+        device: None, 'auto', 'cpu', 'cuda' or 'cuda:1'.
+        environment: Of the process, to see whether GPUs are there that torch does not see.
 
     Raises:
         ValueError: There is no such device here, or nobody asked for the CPU and this job has GPUs.
     """
     has_gpu = torch.cuda.is_available()
     if device in (None, 'auto'):
-        if not has_gpu:
-            refuse_cpu(os.environ)
+        if not has_gpu and environment is not None:
+            refuse_cpu(environment)
         return 'cuda' if has_gpu else 'cpu'
     if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
         raise ValueError(f"device={device}: expected 'cpu', 'cuda' or 'cuda:1'")

@@ -493,7 +493,11 @@ class Windows:
                 )
 
     def gather_images(self, rows: np.ndarray) -> np.ndarray:
-        """Pictures as the model sees them, (B, N, h, w, 3) uint8."""
+        """Pictures as the model sees them, (B, N, h, w, 3) uint8.
+
+        Raises:
+            OSError: One cannot be decoded; names file and row.
+        """
         size = self.processor.image_size
         cameras = self.processor.cameras
         out = np.empty((len(rows), len(cameras), size, size, 3), np.uint8)
