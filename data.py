@@ -2,7 +2,7 @@
 
 python data.py check episodes/demo       # names every fault in every file; exit code 1 if any
 python data.py stats episodes/demo       # counts, and mean, spread and range per slot, in its unit
-python data.py show episodes/demo        # contact sheet and plots of a file, or of each in a folder
+python data.py show episodes/demo        # contact sheet and plots of a file, or of 6 in a folder
 python data.py merge episodes/all episodes/place episodes/join     # one folder of several; links
 python data.py split episodes/demo 0.1   # links a tenth into _held, the others into _rest
 python data.py jpeg episodes/demo 90     # pictures packed, quality 90, into episodes/demo_jpeg
@@ -101,6 +101,7 @@ from vla.tokenizer import make_tokenizer
 from vla.windows import Windows, frame_of, held_out
 
 MEASURED_WORDINGS = 1000  # instructions that are drawn to see how long they get
+MOST_SHOWN = 6  # Episodes of a folder that `show` draws.
 MOST_DRAWS = 20  # An instruction that is too long is drawn again so often.
 
 
@@ -784,11 +785,15 @@ def pack(folder: str, quality: int) -> None:
 
 
 def show(source: str) -> None:
-    """Draw each episode beside its file."""
-    for path in episode_paths(source):
+    """Draw an episode beside its file; of a folder a few, from the first to the last."""
+    paths = episode_paths(source)
+    chosen = np.unique(np.linspace(0, len(paths) - 1, MOST_SHOWN).astype(int)).tolist()
+    for path in [paths[i] for i in chosen]:
         out = os.path.splitext(path)[0] + '.png'
         browse.draw_episode(path, out)
-        print(out)
+        print(out, flush=True)
+    if len(chosen) < len(paths):
+        print(f'{len(chosen)} of {len(paths)}; any other one: python data.py show <its file>')
 
 
 def write_tokenizer(source: str | None, out: str) -> None:
@@ -876,4 +881,6 @@ if __name__ == '__main__':
         code = main(sys.argv[1:])
     except (ValueError, OSError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit('stopped')
     sys.exit(code)

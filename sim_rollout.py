@@ -242,8 +242,9 @@ def run_episode(world, start, seed, instruction=None, record=False, reel=None, w
         go_on = not (terminated or truncated)
         if go_on and watched is not None:
             go_on = watched()
+    own_words = bool(instruction)
     if reel:
-        reel.end(obs | {'instruction': words}, info)
+        reel.end(obs | {'instruction': words}, info, judged=not own_words)
     result = dict(
         seed=seed,
         success=bool(info['success']),
@@ -255,12 +256,23 @@ def run_episode(world, start, seed, instruction=None, record=False, reel=None, w
         instruction=words,
         wall_s=round(time.perf_counter() - began, 3),
     )
+    if own_words:
+        result['did'] = what_was_done(world)
     if chunk_ms:
         result['chunk_ms'] = chunk_ms
     if difference:
         result['differs_at'] = next((t for t, x in enumerate(difference) if x > 0), None)
         result['max_difference'] = max(difference)
     return result, rows
+
+
+def what_was_done(world):
+    """Say which goals hold that could have been asked for in this scene, else what is joined."""
+    truth = world.truth()
+    goals = [goal for goal, _ in world.askable if all(map(truth.joined, goal.chain))]
+    done = [f'{goal.upper} on {goal.where or goal.lower}' for goal in goals]
+    links = [f'{link["upper"]} on {link["lower"]}' for link in world.connections()]
+    return ', '.join(dict.fromkeys(done or links)) or 'nothing is joined'
 
 
 def save_episode(world, folder, result, rows):
@@ -588,8 +600,13 @@ def answer_others(folder, how, host, port):
 # What is said
 
 
-def lesson(record, tasks):
+def lesson(record, tasks, pictures=()):
     """Say the arguments for train.py that learn from a recording.
+
+    Args:
+        record: Folder of the recording.
+        tasks: Their names.
+        pictures: Settings of its pictures that are not the usual ones, as arguments.
 
     They are those of the first lesson where there is one, unless the recording was coached. For a
     folder that no config names they are those of a config for its tasks: the slots that train.py
@@ -610,7 +627,7 @@ def lesson(record, tasks):
     configs = [f'config/{stem}.py']
     if stem == name and (CODE / f'config/{stem}_start.py').exists():
         configs.append(f'config/{stem}_start.py')
-    return shlex.join([*configs, *asked])
+    return shlex.join([*configs, *asked, *pictures])
 
 
 def show_progress(answers, total):
@@ -663,6 +680,10 @@ def summary(title, results, new):
     k = len(steps_of_success)
     low, high = film.wilson(k, n)
     reached = [f'{phase} {count}' for phase, count in film.funnel(results).items()]
+    did = [result for result in results if 'did' in result]
+    if did:  # The scene's own goal says nothing about words of the user's.
+        lines = [f'{title} {n} episodes, not judged: the words are your own; what was done:']
+        return lines + [f'  seed {result["seed"]}: {result["did"]}' for result in did[:10]]
     lines = [
         f'{title} {k}/{n} ({100 * k / n:.0f}%, 95% CI {100 * low:.0f}-{100 * high:.0f}) '
         f'seeds {min(seeds)}-{max(seeds)}',
@@ -856,6 +877,10 @@ if __name__ == '__main__':
     # where to
     if record:
         make_folder('record', record)
+    learnt = set(made['task'].split(',')) if 'task' in made else set(tasks)
+    unknown = [name for name in tasks if name not in learnt]
+    if unknown and kind in ('checkpoint', 'coached'):
+        print(f'{named} has learnt {", ".join(sorted(learnt))}, and not {", ".join(unknown)}')
     root = Path('out') / kind
     if kind == 'checkpoint':
         root = Path(hub.home(named)) / 'rollout'
@@ -1052,7 +1077,7 @@ if __name__ == '__main__':
                 continue
             lines = summary(part['title'], part['results'], part['new'])
             print('\n'.join(lines), flush=True)
-            if not record:
+            if not record and not instruction:
                 picture = part['folder'] / 'success.png'
                 try:  # a picture never costs a run
                     hz = world_settings['control_hz']
@@ -1108,14 +1133,19 @@ if __name__ == '__main__':
         title = 'each task when studs last snapped or came off'
         Image.fromarray(film.sheet(moments, title)).save(root / 'tasks.png')
         print(f'  all tasks: {root / "tasks.png"}')
-    if is_score:
+    if is_score and not instruction:
         scores = scores_of(parts, world_settings['control_hz'], reset_s)
         about = {'reset_s': reset_s, 'made_with': now, 'tasks': scores}
-        write_atomic(root / 'scores.json', json.dumps(about, indent=1).encode())
+        # A card shows the score of what was learnt, with nothing asked for otherwise.
+        usually = not changed and not out and learnt.issuperset(tasks)
+        scored = (root if usually or out else parts[0]['folder']) / 'scores.json'
+        if usually:
+            about['tasks'] = ledger.with_larger(scored, now, scores)
+        write_atomic(scored, json.dumps(about, indent=1).encode())
         if len(parts) > 1:
             print('\n'.join(table(scores, reset_s)))
-        print(f'  scores: {root / "scores.json"}')
-        if kind == 'checkpoint' and policy == named:
+        print(f'  scores: {scored}')
+        if kind == 'checkpoint' and policy == named and usually:
             hub.write_card(policy, 'model')
     left = n_todo - len(new)
     if left:
@@ -1128,7 +1158,12 @@ if __name__ == '__main__':
             hub.write_card(record, 'dataset', shlex.join(['python', *sys.argv]))
             print(f'share: {hub.upload_line(record, "dataset")}')
         look = shlex.join(['python', 'data.py', 'check', record])
-        print(f'next: {look} && python train.py {lesson(record, tasks)}')
+        pictures = []
+        if world_settings['cameras'] != default['cameras']:
+            pictures.append(f'--cameras={",".join(world_settings["cameras"])},')
+        if world_settings['image_size'] != default['image_size']:
+            pictures.append(f'--image_size={world_settings["image_size"]}')
+        print(f'next: {look} && python train.py {lesson(record, tasks, pictures)}')
     elif not video:
         print(f'next: see it: {shlex.join(["python", *sys.argv, "--video=4"])}')
     if any(r.get('differs_at') is not None for part in parts for r in part['results']):

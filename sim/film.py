@@ -51,6 +51,7 @@ BLACK = (0, 0, 0)
 BACKGROUND = (24, 24, 28)
 YELLOW = (255, 210, 90)
 BLUE = (150, 200, 255)
+NOT_JUDGED = 'NOT JUDGED', (120, 180, 255)
 VERDICTS = {True: ('SUCCESS', (110, 230, 120)), False: ('FAILED', (255, 110, 100))}
 DEPTH_M = 1.5  # depth pictures are white here and beyond
 MOST_COPIES = 10_000  # A scene may ask for so many by <replicate>.
@@ -255,20 +256,23 @@ class Reel:
                 return
         self._moments.append((said, small))
 
-    def end(self, obs: dict[str, Any], info: dict[str, Any]) -> None:
-        """Hold the last picture, with the verdict in its colour, and give the film its name."""
+    def end(self, obs: dict[str, Any], info: dict[str, Any], judged: bool = True) -> None:
+        """Hold the last picture, with the verdict in its colour, and give the film its name.
+
+        Words of the user's are not judged: the verdict is on the scene's own goal.
+        """
         success = bool(info['success'])
-        verdict, colour = VERDICTS[success]
+        verdict, colour = VERDICTS[success] if judged else NOT_JUDGED
         frame = film_frame(self.world, obs, info, verdict, colour=colour)
         self._now = (obs, info, verdict, frame)
         self._keep(frame, f'{obs["time"]:.0f} s  {verdict}')
         for _ in range(round(VERDICT_S * FILM_FPS)):
             self._writer.append_data(frame)
         self._writer.close()
-        outcome = 'success' if success else 'failure'
+        outcome = ('success' if success else 'failure') if judged else 'told'
         self.path = self.path.with_name(f'{self.path.name}_{outcome}.mp4')
         os.replace(self._part, self.path)
-        self._title = (obs['instruction'] or '(no instruction)', *VERDICTS[success])
+        self._title = (obs['instruction'] or '(no instruction)', verdict, colour)
 
     def discard(self) -> None:
         """Remove what was written of a film that did not come to its end."""

@@ -91,7 +91,7 @@ def _busy(truth: Truth, last: Goal, following: Goal) -> bool:
 def _left(truth: Truth, goal: Goal) -> bool:
     """True where a goal's hand is above or beside what it has pressed on, or has shut its fingers.
 
-    A hand of a plan shuts them above its brick, and presses with them on what has come loose nearby.
+    A hand of a plan shuts them above its brick, and presses with them on what came loose nearby.
     """
     shut = truth.opening_m(goal.hand) < STUD_PITCH_M * truth.brick_scale
     if goal.grip and shut:

@@ -174,6 +174,24 @@ def scored(path: Path, seeds: Iterable[int], made_with: Row) -> dict[int, Row]:
     return {seed: row for seed, row in found.items() if row['made_with'] == made_with}
 
 
+def with_larger(path: Path, made_with: Row, scores: dict[str, Row]) -> dict[str, Row]:
+    """Scores by task, and those of a file that the same weights got on more episodes or tasks.
+
+    A look at a few episodes does not take the place of a score.
+    """
+    try:
+        before = json.loads(path.read_text('utf-8'))
+        same = before['made_with'].get('weights') == made_with.get('weights')
+        kept = {
+            task: score
+            for task, score in before['tasks'].items()
+            if same and (task not in scores or score['score']['n'] > scores[task]['score']['n'])
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        kept = {}  # There is none, or not one of ours.
+    return scores | kept
+
+
 def recorded(
     path: Path, record: str | Path, task: str, seeds: Iterable[int], made_with: Row
 ) -> dict[int, Row]:

@@ -572,6 +572,7 @@ def test_film_shows_something_that_moves(tmp_path):
 )
 def test_a_recording_names_the_config_that_learns_from_it(record, tasks, said):
     assert sim_rollout.lesson(record, tasks) == said
+    assert sim_rollout.lesson(record, tasks, ['--image_size=64']) == f'{said} --image_size=64'
 
 
 def test_films_are_half_failures_where_there_are_enough():

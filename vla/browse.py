@@ -26,6 +26,7 @@ from episode import (
 
 # -----------------------------------------------------------------------------
 # folders
+MOST_TEXTS = 10  # Instructions that are listed, the commonest ones.
 
 
 def link_episodes(parts: Mapping[str, Iterable[str]]) -> dict[str, int]:
@@ -134,7 +135,10 @@ def print_stats(paths: Sequence[str]) -> None:
         f'{rows / len(paths):.1f} per episode, {kicked} kicked, '
         f'{sum(map(os.path.getsize, paths)) / 1e9:.2f} GB'
     )
-    print(*(f'{texts[text]:6d} x {text}' for text in sorted(texts)), sep='\n')
+    commonest = sorted(sorted(texts), key=texts.__getitem__, reverse=True)
+    print(*(f'{texts[text]:6d} x {text}' for text in commonest[:MOST_TEXTS]), sep='\n')
+    if len(texts) > MOST_TEXTS:
+        print(f'{"":6}   and {len(texts) - MOST_TEXTS} other instructions')
     for name, table in tables.items():
         if name in sums:
             _print_slots(name, table, sums[name], rows)
