@@ -645,3 +645,23 @@ def test_the_moment_of_a_film_is_of_its_own_episode(tmp_path):
     sim_rollout.run_episode(world, policies.constant('hold'), 3, reel=reel)
     assert reel.key is None
     world.close()
+
+
+def test_a_look_does_not_take_the_place_of_a_score(tmp_path):
+    path = tmp_path / 'scores.json'
+    made = {'weights': 'abc'}
+    score = {'place': {'score': {'k': 99, 'n': 100}}}
+    path.write_text(json.dumps({'made_with': made, 'tasks': score}))
+    look = {'place': {'score': {'k': 1, 'n': 1}}, 'join': {'score': {'k': 0, 'n': 1}}}
+    assert ledger.with_larger(path, made, look) == look | score
+    assert ledger.with_larger(path, {'weights': 'other'}, look) == look
+    assert ledger.with_larger(tmp_path / 'none.json', made, look) == look
+
+
+def test_own_words_are_not_judged_and_what_was_done_is_said(tmp_path):
+    words = ['--task=place', '--seeds=1000000', '--cameras=', '--workers=1', f'--out={tmp_path}']
+    said = rollout(*words, '--instruction=do as you please')
+    assert '1 episodes, not judged: the words are your own; what was done:' in said
+    (row,) = log(tmp_path)
+    assert f'seed 1000000: {row["did"]}' in said and ' on ' in row['did']
+    assert not (tmp_path / 'scores.json').exists()
