@@ -576,8 +576,8 @@ if __name__ == '__main__':
     threads = loader_threads or (4 if on_gpu else 1)
     batches = data.prefetch(make, range(step, max_steps), pin=on_gpu, threads=threads)
     # Files may be damaged under a run: that is said in one line. Other errors are faults of ours.
-    read = functools.partial(or_exit, mistakes=OSError)
-    upcoming = send(read(next, batches), device)
+    unless_damaged = functools.partial(or_exit, mistakes=OSError)
+    upcoming = send(unless_damaged(next, batches), device)
     while step < max_steps:
         fraction = get_lr(step, max_steps, warmup_steps, final_lr)
         optim.set_rates(optimizers, fraction)
@@ -605,7 +605,8 @@ if __name__ == '__main__':
         meter.end_step({'grad_norm': norm}, sound)
         unsound.note(step - 1, sound, meter.last_step, norms.to(device))
         with meter.waiting():
-            upcoming = send(read(next, batches, ()), device)  # A GPU is still busy with this step.
+            # A GPU is still busy with this step.
+            upcoming = send(unless_damaged(next, batches, ()), device)
         if max_minutes and time.perf_counter() - began > 60 * max_minutes:
             stop_request.set(parallel.LEAVE)
         stop = stop_request.agreed()  # all processes stop after the same step
@@ -653,7 +654,7 @@ if __name__ == '__main__':
             if evaluates:
                 with optim.averaged(net, average_weights):
                     how = (eval_batches, batch_size, device, autocast)
-                    scores = read(evaluate, net, val_data, *how)
+                    scores = unless_damaged(evaluate, net, val_data, *how)
                 line |= scores
                 if master:
                     print(watch.scores_text(scores, step), flush=True)

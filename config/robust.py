@@ -3,7 +3,8 @@
 # torchrun --standalone --nproc_per_node=2 train.py config/robust.py
 # python sim_rollout.py --ckpt=out/robust --robustness
 # It does not give a good policy yet: after the first lesson 13 of 20 clean and 8 of 20 in other
-# rooms, after this one 3 of 40 clean; 33 of 40 press the brick on and never open the hand.
+# rooms, after this one 3 of 40 clean. 33 of 40 got as far as pressing; the one that was watched
+# never opened the hand.
 # docs/log.md has what is known.
 out_dir = 'out/robust'
 init_from = 'out/robust_start'

@@ -119,3 +119,11 @@ def test_what_is_no_hdf5_is_named(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=f'^{path}: '):
             from_hdf5(str(tmp_path), str(tmp_path / 'out'), 50, 'hand it over')
+
+
+def test_a_file_without_demonstrations_is_named(tmp_path):
+    path = tmp_path / 'e.hdf5'
+    with h5py.File(path, 'w') as file:
+        file.create_group('data')
+    with pytest.raises(ValueError, match=f'^{path}: there is no episode in data'):
+        from_hdf5(str(path), str(tmp_path / 'out'), 50, 'hand it over')

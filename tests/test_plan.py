@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from sim import plan_score
-from sim.builder import Builder
+from sim.builder import Builder, Fitter
 from sim.clutch import Link
 from sim.gl import mujoco
 from sim.judge import goal_at_work
@@ -326,14 +326,15 @@ def test_a_brick_that_came_off_is_put_back_between_those_that_were_placed_after_
     assert info['success'] and info['metrics']['broken'] == 0
 
 
-def test_what_stands_on_a_brick_side_by_side_all_comes_along():
-    world = World(plan=plan('arch'), cameras=(), reverse=True)
+def test_what_stands_on_a_brick_side_by_side_all_comes_along(tmp_path):
+    base = dict(type='4x2', colour='red', at=[0, 0, 0])
+    on_it = [dict(type='2x2', colour=c, at=[x, 0, 1]) for c, x in (('blue', 0), ('white', 2))]
+    world = World(plan=str(write(tmp_path, [base, *on_it])), cameras=(), reverse=True)
     world.reset(0)
     truth = world.truth()
-    top = truth.plan.upper
-    below = {link.lower for link in truth.links if link.upper == top and link.lower != PLATE}
-    assert len(below) == 2 and all(top in truth.above(name) for name in below)
-    assert truth.above(PLATE) == set(truth.movable)
+    goal = next(goal for goal in truth.plan.chain if goal.upper == 'red')
+    assert truth.above('red') == {'blue', 'white'} and truth.above('blue') == set()
+    assert set(Fitter(truth, goal.hand, goal).tower) == {'red', 'blue', 'white'}
 
 
 @pytest.mark.parametrize('quarters, holds', [(0, True), (1, False)])

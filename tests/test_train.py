@@ -346,7 +346,7 @@ def test_a_run_that_diverges_saves_nothing_of_it(episodes, tmp_path):
     assert all(v.isfinite().all() for path in files for v in load_file(path).values())
 
 
-def test_an_episode_that_is_cut_off_under_a_run_is_named_and_the_run_goes_on_later(tmp_path):
+def test_an_episode_that_is_cut_off_under_a_run_is_named_and_the_checkpoint_stays(tmp_path):
     folder = tmp_path / 'episodes'
     write_synthetic_episodes(folder, 12, ('overhead',), 16)
     out = tmp_path / 'out'

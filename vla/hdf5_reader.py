@@ -47,6 +47,8 @@ def _groups(source: str) -> Iterator[tuple[str, Any]]:
                 yield path, file
                 continue
             demos = file['data']
+            if not len(demos):
+                raise ValueError(f'{path}: there is no episode in data')
             for demo in sorted(demos, key=_number):
                 yield f'{path}, data/{demo}', demos[demo]
 
