@@ -110,8 +110,8 @@ out/%/train.done: out/%/coach.done config/%.py
 	$(call lesson,train,$(TRAIN) train.py config/$*.py $(TRAIN_ARGS))
 out/%/score.done: out/%/train.done
 	$(call stage,score,$(SCORE))
-# It goes on from the demo's weights and episodes.
-out/robust/start.done: out/demo/train.done
+# They go on from the demo's weights, and robust from its episodes, too.
+out/all/start.done out/robust/start.done: out/demo/train.done
 
 define said
 @echo; echo "== $*"; grep '95% CI [0-9]' out/$*/score.txt; sed -n '/^task .*per hour/,/^mean/p' out/$*/score.txt

@@ -37,8 +37,8 @@ BATCHES = 20
 def prepare(folder, name):
     """The network that a config asks for, tiny, and the data set it trains on."""
     files = [f'config/{name.removesuffix("_start")}.py', f'config/{name}.py']
-    if name in ('qa', 'late'):  # they go on from the demo, with its settings
-        files = ['config/demo.py', f'config/{name}.py']
+    if name == 'qa':  # it goes on from the demo, with its settings
+        files = ['config/demo.py', 'config/qa.py']
     settings = dict(train.config)
     for path in dict.fromkeys(files):
         assigned = runpy.run_path(path)
@@ -127,7 +127,7 @@ class NoQuestions(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize('name', ['demo_start', 'base', 'qa', 'late', 'eo1_3b'])
+@pytest.mark.parametrize('name', ['demo_start', 'base', 'qa', 'robust', 'eo1_3b'])
 def test_a_step_and_a_chunk_ask_the_device_nothing(tmp_path, name):
     net, dataset = prepare(tmp_path, name)
     batch = dataset.batch(0, BATCH)
