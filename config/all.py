@@ -1,8 +1,8 @@
 # One policy for all tasks, told by words; grounded network and coach, DUPLO, from pixels, for two
 # CPU cores. Not run to its end yet: every stage was rehearsed on tiny sizes only (2 episodes of
-# each task, 2 to 5 steps), so there is no result to state. By the rates of the demo's stages, 110
-# samples a second on two slow cores, `make all` takes 6 hours: 25 min of demonstrations, 2 h first
-# lesson, 30 min coach, 2.6 h second lesson, 50 min for 100 scenes of each task with and without the
+# each task, 2 to 5 steps), so there is no result to state. At 50 samples a second, what two slow
+# cores do, `make all` takes 5.5 hours after `make demo`: 20 min of demonstrations, 1.7 h first
+# lesson, 20 min coach, 2.3 h second lesson, 50 min for 100 scenes of each task with and without the
 # instruction.
 # torchrun --standalone --nproc_per_node=2 train.py config/all.py
 out_dir = 'out/all'
@@ -27,9 +27,9 @@ read_text = 0.25  # This share of the noise samples sees the subtask text; the o
 reask_share = 0.15  # This share of the samples asks for another goal of the same scene.
 refuse_share = 0.05  # This share asks for what is not there: hands still, and ask back.
 batch_size = 128  # chunks per step
-max_steps = 8_000  # 128 x 8,000 = 1.0 M chunks, 114,000 of each of nine tasks
+max_steps = 3_200  # 128 x 3,200 = 0.4 M chunks, 46,000 of each of nine tasks
 learning_rate = 1e-3
 muon_learning_rate = 0.02
-eval_interval = 1_000
+eval_interval = 400
 eval_batches = 4
-checkpoint_interval = 1_000
+checkpoint_interval = 200
