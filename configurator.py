@@ -196,8 +196,24 @@ def _configure(settings, doc, script, argv):
         places = (Path(word).expanduser(), Path(script).parent / word)
         there = [path for path in places if path.is_file()]
         if not there:
-            stop(f'{word}: no such config file (settings are given as --name=value)')
+            hint = 'settings are given as --name=value'
+            if word.partition('=')[0] in settings:
+                hint = f'a setting has two dashes: --{word}'
+            elif Path(script).parent.joinpath('config', f'{word}.py').is_file():
+                hint = f'did you mean config/{word}.py?'
+            stop(f'{word}: no such config file ({hint})')
         return there[0]
+
+    def refuse_config_of_another_script(word, assigned):
+        """Stop where settings do not fit and the file's comments type it for other scripts only."""
+        fits = all(name in settings for name in assigned) and all(
+            settings[name] is None or type(value) is type(settings[name])
+            for name, value in assigned.items()
+        )
+        source = find(word).read_text(encoding='utf-8')
+        scripts = re.findall(rf'(\w+\.py) .*\b{re.escape(Path(word).name)}', source)
+        if scripts and not fits and Path(script).name not in scripts:
+            stop(f'{word} is a config of {" and ".join(dict.fromkeys(scripts))}')
 
     def run_config(word):
         """Return the names that a config file leaves.
@@ -251,10 +267,14 @@ def _configure(settings, doc, script, argv):
                 text = words.pop(0)
             assign(name, parse(name, text), 'command line')
             continue
-        for name, value in run_config(word).items():
-            is_new = name not in result or value is not result[name]
-            if name != '__builtins__' and is_new:
-                assign(name, value, word)
+        assigned = {
+            name: value
+            for name, value in run_config(word).items()
+            if name != '__builtins__' and (name not in result or value is not result[name])
+        }
+        refuse_config_of_another_script(word, assigned)
+        for name, value in assigned.items():
+            assign(name, value, word)
     if os.environ.get('RANK', '0') == '0':
         changed = [f'{k}={v!r}' for k, v in result.items() if v != settings[k]]
         text = 'settings that were changed: ' + (', '.join(changed) or 'none')

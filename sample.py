@@ -17,6 +17,7 @@ import os
 
 os.environ['MPLBACKEND'] = 'Agg'  # pictures go to files, whatever a notebook has set
 import shlex
+import signal
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -30,7 +31,7 @@ import hub
 import model
 from episode import STATE_NAMES, episode_paths, pose_columns, read_episode
 from vla import layers, policy, pretrained, questions
-from vla.folder import check_taught, read_meta
+from vla.folder import check_taught, holds_no_model, read_meta
 from vla.processor import Processor
 
 # -----------------------------------------------------------------------------
@@ -321,6 +322,7 @@ def draw(processor, obs, recorded, predicted, spread, mask, views, title, path):
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C loses nothing: it ends without a word
     device = or_exit(layers.choose_device, device, os.environ)
     out = out or f'{hub.home(ckpt)}/sample.png'
     ckpt = or_exit(hub.fetch, 'ckpt', ckpt, 'model')
@@ -332,10 +334,7 @@ if __name__ == '__main__':
     # a folder of Qwen2.5-VL or EO-1 has no normaliser for actions: it answers
     if or_exit(read_meta, ckpt) is None:
         if not Path(ckpt, 'config.json').exists():
-            raise SystemExit(
-                f'ckpt={ckpt} holds neither a checkpoint (meta.json) nor a published model '
-                '(config.json)'
-            )
+            raise SystemExit(f'ckpt={holds_no_model(ckpt)}')
         if not ask:
             raise SystemExit(f'{ckpt} is not written by train.py: give it a question, --ask="..."')
         if picture:

@@ -75,6 +75,7 @@ from tqdm import tqdm
 import hub
 import wire
 from episode import write_atomic, write_episode
+from instructions import plain, vocabulary
 from sim import film, gl, labels, ledger, plan_score, policies
 from sim import robustness as robust
 from sim.judge import PHASES
@@ -881,6 +882,9 @@ if __name__ == '__main__':
     unknown = [name for name in tasks if name not in learnt]
     if unknown and kind in ('checkpoint', 'coached'):
         print(f'{named} has learnt {", ".join(sorted(learnt))}, and not {", ".join(unknown)}')
+    strange = [word for word in plain(instruction or '').split() if word not in vocabulary()]
+    if strange and kind == 'checkpoint':
+        print(f'no instruction of the training had these words: {", ".join(strange)}')
     root = Path('out') / kind
     if kind == 'checkpoint':
         root = Path(hub.home(named)) / 'rollout'

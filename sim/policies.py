@@ -84,6 +84,11 @@ def resolve(policy: str, default: Settings) -> tuple[str, Headers, Settings]:
                 f'policy={policy}: {file} is no episode to replay, remove it or record it '
                 f'again: {fault}'
             ) from None
+    if not headers and not path.exists():
+        raise ValueError(
+            f'policy={policy}: there is no such folder; expected a checkpoint of train.py, '
+            'expert, hold, zero, random, ws://host:port, or episodes to replay'
+        )
     if not headers:
         raise ValueError(
             f'policy={policy}: neither expert, hold, zero or random, nor a checkpoint folder '

@@ -245,6 +245,26 @@ def test_missing_values_and_files_exit(run):
     assert 'no such config file' in run('config/none.py')[3]
 
 
+def test_a_file_that_is_none_gets_the_word_that_was_meant(run, tmp_path):
+    (tmp_path / 'config').mkdir()
+    write(tmp_path / 'config' / 'mine.py', 'count = 5\n')
+    assert 'a setting has two dashes: --count=3' in run('count=3')[3]
+    assert 'did you mean config/mine.py?' in run('mine')[3]
+
+
+@pytest.mark.parametrize('setting', ['strange = 1', "count = 'a,b'"])
+def test_a_config_of_another_script_is_told_from_a_mistake_in_ones_own(run, tmp_path, setting):
+    theirs = write(tmp_path / 'theirs.py', f'# python other.py theirs.py\n{setting}\n')
+    ours = write(tmp_path / 'ours.py', f'# python script.py ours.py\n{setting}\n')
+    nobodys = write(tmp_path / 'nobodys.py', f'{setting}\n')
+    assert run(theirs)[3].strip() == f'{theirs} is a config of other.py'
+    for path in (ours, nobodys):
+        said = run(path)[3]
+        assert 'unknown setting' in said or 'expected int' in said
+    fits = write(tmp_path / 'fits.py', '# python other.py fits.py\ncount = 5\n')
+    assert run(fits)[1]['config']['count'] == 5
+
+
 def test_help_prints_the_docstring_and_the_settings_under_their_headings_with_whole_comments(run):
     code, _, out, _ = run('--help')
     assert code == 0 and out.startswith('Does nothing well.\n\npython script.py\n\nsettings ')

@@ -401,6 +401,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
         ('--task=place,jion', "task=place,jion: no task 'jion'; expected all, or of place, "),
         ('--blank --instruction=x', 'blank=True changes nothing here'),
         ('--video=-1', 'video=-1: expected a whole number, at least 0'),
+        ('--ckpt=out/none', 'policy=out/none: there is no such folder; expected a checkpoint of '),
         ('--policy=README.md', 'README.md is no episode to replay, remove it or record it again: '),
         ('--distractors=1.5', 'distractors=1.5: expected a whole number'),
         ('--image_size=0', 'image_size=0: expected a whole number, from 1 to 4096'),
@@ -492,6 +493,7 @@ def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
         '--instruction=',
         '--workers=1',
     )
+    assert 'no instruction of the training' not in text
     assert '0/2 (0%, 95% CI 0-66) seeds 1000000-1000001' in text
     assert 'chunk latency' in text and 'got as far as: reach ' in text
     folder = checkpoint / 'rollout' / 'place-blanked-execute=4-read_text=True'
@@ -511,6 +513,9 @@ def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
 def test_workers_share_one_network(checkpoint, tmp_path):
     """And what it refuses ends the score in one line."""
     words = (f'--ckpt={checkpoint}', '--share_network=True', '--execute=8', '--workers=2')
+    own = '--instruction=Whack the crimson brick onto near left'
+    text = rollout(*words, '--episodes=1', f'--out={tmp_path}/own', own)
+    assert 'no instruction of the training had these words: whack, crimson\n' in text
     text = rollout(*words, '--episodes=2', f'--out={tmp_path}')
     assert '/2 (' in text and 'chunk latency' in text
     assert sorted(row['seed'] for row in log(tmp_path)) == [1_000_000, 1_000_001]

@@ -32,7 +32,7 @@ from torch import nn
 import model
 from episode import slots, write_atomic
 from vla import parallel, pretrained
-from vla.folder import read_meta, read_state
+from vla.folder import holds_no_model, read_meta, read_state
 from vla.optim import EMA
 from vla.processor import saved_names
 from vla.tokenizer import load_tokenizer
@@ -260,8 +260,8 @@ def find_start(
         return start
     if is_published and not os.path.exists(f'{folder}/config.json'):
         raise ValueError(
-            f'init_from {folder!r} holds neither a checkpoint (meta.json) nor a published model '
-            '(config.json): train it first (README, First run), or --init_from= starts from scratch'
+            f'init_from={holds_no_model(folder)}; train it first (README, First run), or '
+            '--init_from= starts from scratch'
         )
     start.prompt = {
         'tokenizer': tokenizer,

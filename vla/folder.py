@@ -214,6 +214,16 @@ def _are_whole(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(map(is_whole, value))
 
 
+def holds_no_model(folder: str) -> str:
+    """Say why nothing can be loaded from a folder that has neither meta.json nor config.json."""
+    if not os.path.isdir(folder):
+        return f'{folder}: there is no such folder'
+    return (
+        f'{folder} holds neither a checkpoint of train.py (meta.json) nor a published model '
+        '(config.json)'
+    )
+
+
 def read_meta(folder: str) -> dict[str, Any] | None:
     """meta.json of a checkpoint that train.py has written; None where there is no such checkpoint.
 

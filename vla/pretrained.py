@@ -22,7 +22,7 @@ from torch import Tensor
 
 from episode import write_atomic
 from vla import vision
-from vla.folder import check_sizes, is_whole, read_json
+from vla.folder import check_sizes, holds_no_model, is_whole, read_json
 from vla.layout import Batch
 from vla.tokenizer import load_tokenizer
 
@@ -343,10 +343,7 @@ def read_config(folder: str) -> dict[str, Any]:
     """
     path = f'{folder}/config.json'
     if not os.path.exists(path):
-        raise FileNotFoundError(
-            f'{folder} holds neither a checkpoint of train.py (meta.json) nor a published model '
-            '(config.json)'
-        )
+        raise FileNotFoundError(holds_no_model(folder))
     hf = read_json(path)
     try:
         fields = config_from_hf(hf)
