@@ -11,7 +11,7 @@ import numpy as np
 
 from episode import ARM_TOOL
 from sim.bricks import STUD_HEIGHT_M, STUD_PITCH_M
-from sim.control import SPINE, TOOL_HIGH, TOOL_LOW
+from sim.control import SPINE, TOOL_HIGH, TOOL_LOW, YAW
 from sim.expert import SHARED_Y_M, SPINE_RAD, Expert, Move, narrate, other_hand
 from sim.hand import (
     CLEAR_Y_M,
@@ -33,9 +33,7 @@ DESCENT_M_S = 0.025
 TIGHT_DESCENT_M_S = 0.0125
 HOVER_M = 0.004  # A hand waits so far above what could be in the way before it goes down.
 RISE_M_S = 0.08  # Out from between others; at 0.3 m/s the arm swings 6 mm to the side.
-SETTLE_M = (
-    0.0025  # per unit of scale: above the studs, where the arm comes to rest before it presses
-)
+SETTLE_M = 0.0025  # per unit of scale: so far above the studs the arm comes to rest, then presses
 PRECISE_M = 0.0003  # per unit of scale: a brick is pressed on from that near to its place
 # Shut fingers are commanded so far below what they touch for each stud that has to go in: at 4 mm
 # they press with a few newtons, and a stud takes one.
@@ -44,9 +42,9 @@ PUSH_M = (0.004, 0.015)  # the least and the most
 GROUP_SHARE = 0.4  # Share of the usual speed with several bricks in the hand.
 FEEDBACK = 0.3
 MAX_PEEL_RAD = 0.4
-PIVOT_M = (
-    -0.03
-)  # per unit of scale: above (negative) a brick's edge; it is tilted off about that line
+# Per unit of scale: a brick is tilted off about a line so far below its edge; negative: above.
+PIVOT_M = -0.03
+FARTHEST_RAD = MAX_YAW_RAD + 0.3  # The wrist turns a brick that it holds so far.
 OTHER_SIDE_M = 0.11  # A brick so far beyond the middle is for the other hand to fetch.
 NEAR_M = 0.06  # A tool this near to a brick may hold it.
 AROUND_M = 0.008  # sideways, of a tool whose fingers are around a brick
@@ -122,8 +120,22 @@ class Fitter(Hand):
 
     def turn(self, yaw: float) -> float:
         """Yaw to command so that the held brick gets to `yaw`, this way round."""
-        turn = self.command[5] + wrap(yaw - self.brick_yaw)
-        return turn if abs(turn) < MAX_YAW_RAD + 0.3 else wrap(turn)
+        turn = self.command[YAW] + wrap(yaw - self.brick_yaw)
+        return turn if abs(turn) < FARTHEST_RAD else wrap(turn)
+
+    def is_wrong_way_round(self) -> bool:
+        """True where the wrist cannot turn the held brick to how it has to lie."""
+        return abs(wrap(self.turn(self.target_yaw))) > FARTHEST_RAD
+
+    def turn_round(self) -> str:
+        """Lay the held brick down so that it can be grasped the other way round.
+
+        Where it lies a quarter turn from straight ahead, the other way is a quarter turn to the
+        other side.
+        """
+        quarter = np.copysign(np.pi / 2, self.command[YAW])
+        yaw = self.brick_yaw + quarter - self.command[YAW]
+        return self.lay_down(self.clear_spot(self.brick), yaw)
 
     def go(
         self,
@@ -153,11 +165,18 @@ class Fitter(Hand):
         error = np.hypot(*(at - self.tool[:2]))
         turn = abs(wrap(self.grasp_yaw - self.yaw))
         around = len(self.tower) > 1 or self.at_seat
-        if self.near and self.opening_m < self.width_m - 0.006:  # The fingers have shut on nothing.
+        if self.tipped:
+            return super().pick()
+        if self.near and self.opening_m < self.width_m - 0.006:
+            if self.hangs_askew():
+                self.new[:3] = self.tool
+                self.gripper(shut=False)
+                return 'release'
+            # The fingers have shut on nothing.
             self.go(self.command[:2], self.command[5], high + 0.03)
             self.gripper(shut=True)
             return 'reach'
-        if self.tipped or not around:
+        if not around:
             return super().pick()
         limit = (0.001 + 0.0012 * begun(high - self.tool[2])) * self.scale
         if error + 0.03 * turn < limit:
@@ -174,6 +193,15 @@ class Fitter(Hand):
             # tore it off.
             self.go(self.command[:2], self.command[5], z)
         return 'reach'
+
+    def hangs_askew(self) -> bool:
+        """True where the brick is neither placed nor on the table: it may hang by a corner.
+
+        Fingers that are shut around less than its width had risen with it to their limit, for ever.
+        """
+        brick = self.goal.upper
+        placed = any(link.upper == brick for link in self.truth.links)
+        return not placed and not self.truth.lies(brick)
 
     def let_go(self, clear_z: float = CLEAR_Z_M) -> str:
         """Open as far as there is room, rise straight up, shut again above."""
@@ -369,6 +397,8 @@ def build(truth: Truth, goal: Goal, trusting: bool) -> list[Move]:
         verb = h.push_down()
     elif not h.held:
         verb = h.pick()
+    elif h.is_wrong_way_round() and not h.seated:
+        verb = h.turn_round()
     else:
         verb = h.bring()
     return [beside, Move(h, verb, h.goal.upper, h.goal.where)]

@@ -280,7 +280,7 @@ class Hand:
     def _turn_over(self, t: 'Tipped') -> str:
         """Lift the fallen brick, turn it, carry it to a clear spot, and let go of it there."""
         turned = t.turned()
-        spot = t.clear_spot()
+        spot = self.clear_spot(t.middle)
         left = np.linalg.norm(matrix_to_rotvec(turned @ t.command.T))
         to_spot = spot - (t.middle - self.tool)[:2]
         self.gripper(shut=True)
@@ -320,6 +320,21 @@ class Hand:
         z_speed = FINE_Z_SPEED_M_S if error < 0.03 else SPEED_M_S
         self.go(goal[:2], grasp, z, z_speed=z_speed)
         return 'reach'
+
+    def clear_spot(self, middle: np.ndarray) -> np.ndarray:
+        """The place (2,) m on the hand's own side, clear of other bricks, that is nearest.
+
+        Args:
+            middle: Where the brick is now, (3,) m.
+        """
+        side = side_of(self.hand)
+        ys = (0.14, 0.18, 0.22, 0.26, 0.30)
+        spots = np.array([(x, side * y) for x in (0.26, 0.30, 0.34) for y in ys])
+        names = [brick.name for brick in self.truth.bricks if brick.name not in self.tower]
+        others = np.array([self.truth.brick_pose(name)[0][:2] for name in names])
+        gaps = np.linalg.norm(spots[:, None] - others, axis=2).min(1)
+        far = np.linalg.norm(spots - middle[:2], axis=1)
+        return spots[np.argmax(np.minimum(gaps, CLEAR_M) - 0.1 * far)]
 
     # -- letting go --------------------------------------------------------------------------------
     def let_go(self, clear_z: float = CLEAR_Z_M) -> str:
@@ -584,14 +599,3 @@ class Tipped:
         pitch = np.arcsin(-self.R[2, 0]) - self.lean(self.R[:, 1])
         pitch = np.clip(pitch, *PITCH_RAD)
         return rotvec_to_matrix(np.array([0, pitch, 0]))
-
-    def clear_spot(self) -> np.ndarray:
-        """The nearest place (2,) m on the hand's own side that is clear of other bricks."""
-        side = side_of(self.hand.hand)
-        ys = (0.14, 0.18, 0.22, 0.26, 0.30)
-        spots = np.array([(x, side * y) for x in (0.26, 0.30, 0.34) for y in ys])
-        names = [brick.name for brick in self.truth.bricks if brick.name not in self.hand.tower]
-        others = np.array([self.truth.brick_pose(name)[0][:2] for name in names])
-        gaps = np.linalg.norm(spots[:, None] - others, axis=2).min(1)
-        far = np.linalg.norm(spots - self.middle[:2], axis=1)
-        return spots[np.argmax(np.minimum(gaps, CLEAR_M) - 0.1 * far)]

@@ -9,9 +9,10 @@ import numpy as np
 
 from episode import ARM_TOOL
 from sim.bricks import STUD_HEIGHT_M
+from sim.builder import standing, within
 from sim.control import OPENING, POSE, TOOL_HIGH, TOOL_LOW, XYZ, YAW
 from sim.hand import Hand
-from sim.tasks import HANDS
+from sim.tasks import FINGERTIP_M, HANDS
 from sim.truth import Truth
 
 REACH_M = 0.46  # No place to go to has a larger x.
@@ -21,6 +22,8 @@ HIGHEST_M = 0.26  # no kick takes a tool higher
 CHANCE = dict(reach=1, carry=1, align=1, wait=0.6, rest=0.5)
 # (share of kicks that are at most of this size; spread m; spread of the turn rad; control steps)
 SIZES = ((0.4, 0.006, 0.06, 2), (0.75, 0.02, 0.15, 2), (1.0, 0.05, 0.3, 3))
+MARGIN_M = 0.004  # A kick leaves so much between a hand and what stands below it.
+DEEP_SHARE = 0.1  # Share of a kick that a hand gets which is down between the bricks of a plan.
 HELD = ('carry', 'align', 'wait')  # verbs of a hand with a brick in it
 NOWHERE = np.zeros(6)
 
@@ -155,7 +158,7 @@ class Kicks:
         first = np.array([*side, 0, 0, 0, rng.normal(0, 0.03)])
         up = np.array([0, 0, rise, 0, 0, 0])
         n = rng.integers(2, 4)
-        open_m = truth.max_opening_m
+        open_m = truth.goal.grip.open_m if truth.goal.grip else truth.max_opening_m
         pushes: list[Push] = [(first, None), (NOWHERE, open_m)]
         return pushes + [(up, open_m)] * n
 
@@ -181,12 +184,22 @@ class Kicks:
             shrink = 0.5
         else:
             shrink = 1.0
-        x, _, z = truth.tool_command[ARM_TOOL[hand]][XYZ]
+        x, y, z = truth.tool_command[ARM_TOOL[hand]][XYZ]
         aside = rng.normal(0, size, 3)
         offset = np.array([*aside, 0, 0, rng.normal(0, turn)]) * shrink
         low = truth.grasp_height_m
         if held:  # never ram a held brick into what lies below it
             low += self._floor(truth, hand) + STUD_HEIGHT_M * truth.brick_scale + 0.004
+        if goal.grip:
+            top, zone = standing(truth, (goal.upper,))
+            over = top + MARGIN_M + (truth.grasp_height_m if held else FINGERTIP_M)
+            inside = within(zone, np.array([x, y]))
+            if inside and z > over:
+                low = max(low, over)
+            elif inside:
+                # Down between what stands, a shove would tear it off the plate.
+                offset[:2] *= DEEP_SHARE
+                low = max(low, z)
         to_z = np.clip(z + offset[2], low, HIGHEST_M)
         if verb == 'reach' and not perched and rng.random() < 0.3:
             to_z = max(low, rng.uniform(low, low + 0.05))

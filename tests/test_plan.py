@@ -17,6 +17,7 @@ from sim.builder import Builder, Fitter
 from sim.clutch import Link
 from sim.gl import mujoco
 from sim.judge import goal_at_work
+from sim.kicks import Kicks
 from sim.kinematics import rot_z
 from sim.plan import PLATE, Part, built_parts, connected, judge, read_plan
 from sim.plan_task import plan_task
@@ -231,13 +232,16 @@ def test_what_cannot_be_built_is_refused_with_reason_and_brick(tmp_path):
 
 
 # -- the world ----------------------------------------
-def build(name, seed=0, **settings):
+def build(name, seed=0, kicked=0.0, **settings):
     world = World(plan=str(name), cameras=(), **settings)
     world.reset(seed)
     builder = Builder()
+    kicks = Kicks(seed, kicked)
     done = False
     while not done:
-        *_, terminated, truncated, info = world.step(builder.act(world.truth())[0])
+        truth = world.truth()
+        action, _ = kicks.apply(truth, *builder.act(truth))
+        *_, terminated, truncated, info = world.step(action)
         done = terminated or truncated
     return world, info
 
@@ -251,6 +255,13 @@ def test_expert_builds_what_the_plan_says(name, scale):
     assert info['success'] and info['fault'] is None
     assert judge(structure, built_parts(structure, world.connections())) == (1.0, True)
     assert info['metrics']['steps'] < 15 * world.control_hz * len(structure.parts)
+
+
+@pytest.mark.parametrize('name', ['cross', 'stairs', 'tower', 'wall'])
+def test_expert_builds_a_plan_whatever_kicks_do_to_its_hands(name):
+    """Each was not built: shoved over, hung by a corner, grasped the wrong way round for ever."""
+    _, info = build(plan(name), 500_003, kicked=0.1)
+    assert info['success'] and info['fault'] is None
 
 
 def test_expert_keeps_in_its_hand_what_would_tip_over(tmp_path):
