@@ -11,7 +11,7 @@ import numpy as np
 
 from episode import ARM_TOOL
 from sim.bricks import STUD_HEIGHT_M, STUD_PITCH_M
-from sim.control import SPINE, TOOL_HIGH, TOOL_LOW, YAW
+from sim.control import OPENING, POSE, SPINE, TOOL_HIGH, TOOL_LOW, XYZ, YAW
 from sim.expert import SHARED_Y_M, SPINE_RAD, Expert, Move, narrate, other_hand
 from sim.hand import (
     CLEAR_Y_M,
@@ -21,7 +21,9 @@ from sim.hand import (
     PRESS_SPEED_M_S,
     SPEED_M_S,
     WINDUP_M,
+    XY,
     Hand,
+    Z,
 )
 from sim.kinematics import rot_z, rotvec_to_matrix, wrap
 from sim.tasks import FINGERTIP_M, HANDS, Goal, Grip
@@ -85,38 +87,49 @@ class Fitter(Hand):
     def __init__(self, truth: Truth, hand: str, goal: Goal):
         """Look at the upper brick of a goal of a plan with a hand."""
         grip = grip_of(truth, hand, goal)
-        self.hold = grip
         super().__init__(truth, hand, goal.upper, np.array([*grip.at_m, grip.up_m]))
         self.goal = goal
-        self.tower = [goal.upper, *truth.above(goal.upper)]  # Several may stand side by side on it.
-        self.width_m = grip.width_m
+        self.hold = grip
         self.target, self.target_yaw = truth.seat(goal)
         self.at_seat = np.linalg.norm(self.target - self.brick) < AT_SEAT_M
-        wide_m = min(self.width_m + 2 * FULL_ROOM_M, TOOL_HIGH[7])
-        self.open_m = grip.open_m if self.at_seat else wide_m
-        between = -0.006 < self.opening_m - self.width_m < 0.003
-        self.held = self.near and between and not self.tipped
-        # Open fingers that a brick pushes together by 3 mm are not closed.
-        room = self.open_m - self.width_m
-        self.closed = self.opening_m < self.width_m + min(0.004 * self.scale, 0.4 * room)
-        tips_m = self.tool[2] - FINGERTIP_M - self.grip[2]
-        top_m = truth.brick(goal.upper).height_m(self.scale) + self.scale * STUD_HEIGHT_M
-        beside = np.linalg.norm((self.grip - self.tool)[:2]) < AROUND_M
-        # The fingers, shut or not, are on either side of the brick.
-        self.around = beside and 0 < tips_m < top_m and self.opening_m > self.width_m - 0.006
-        straight = self.brick_yaw - (np.pi / 2 if grip.along == 1 else 0)
-        left = wrap(self.target_yaw - self.brick_yaw)
-        ways = [wrap(straight), wrap(straight + np.pi)]
-        # Of two that are as good as each other, the one that the hand is nearer to: with no choice
-        # between them it turned to and fro for ever.
-        self.grasp_yaw = min(
-            ways,
-            key=lambda yaw: max(abs(yaw), abs(yaw + left)) + 0.1 * abs(yaw - self.command[5]),
-        )
-        self.top_m, self.zone = standing(truth, self.tower)
-        others = [one for one in truth.plan.chain if one.upper == goal.upper and one != goal]
         # A part of the studs will do.
+        others = [one for one in truth.plan.chain if one.upper == goal.upper and one != goal]
         self.seated = any(truth.joined(one, loose=True) for one in others)
+        self.top_m, self.zone = standing(truth, self.tower)
+        self.grasp_yaw = self._nearest_grasp()
+        self._look_at_fingers()
+
+    def _nearest_grasp(self) -> float:
+        """Yaw to grasp the brick with: of the two ways that from which the wrist turns least.
+
+        Of two that are as good as each other it is the one that the hand is nearer to: with no
+        choice between them it turned to and fro for ever.
+        """
+        straight = self.brick_yaw - (np.pi / 2 if self.hold.along == 1 else 0)
+        left = wrap(self.target_yaw - self.brick_yaw)
+
+        def turning(yaw: float) -> float:
+            most = max(abs(yaw), abs(yaw + left))
+            return most + 0.1 * abs(yaw - self.command[YAW])
+
+        return min(wrap(straight), wrap(straight + np.pi), key=turning)
+
+    def _look_at_fingers(self) -> None:
+        """Tell whether the fingers are shut on the brick, around it, or closed."""
+        self.width_m = self.hold.width_m
+        wide_m = min(self.width_m + 2 * FULL_ROOM_M, TOOL_HIGH[OPENING])
+        self.open_m = self.hold.open_m if self.at_seat else wide_m
+        more_m = self.opening_m - self.width_m
+        self.held = self.near and -0.006 < more_m < 0.003 and not self.tipped
+        # Open fingers that a brick pushes together by 3 mm are not closed.
+        room_m = self.open_m - self.width_m
+        self.closed = more_m < min(0.004 * self.scale, 0.4 * room_m)
+        # The fingers, shut or not, are on either side of the brick.
+        tips_m = self.tool[2] - FINGERTIP_M - self.grip[2]
+        brick = self.truth.brick(self.goal.upper)
+        top_m = brick.height_m(self.scale) + self.scale * STUD_HEIGHT_M
+        beside = np.linalg.norm((self.grip - self.tool)[:2]) < AROUND_M
+        self.around = beside and 0 < tips_m < top_m and more_m > -0.006
 
     def turn(self, yaw: float) -> float:
         """Yaw to command so that the held brick gets to `yaw`, this way round."""
@@ -169,11 +182,11 @@ class Fitter(Hand):
             return super().pick()
         if self.near and self.opening_m < self.width_m - 0.006:
             if self.hangs_askew():
-                self.new[:3] = self.tool
+                self.new[XYZ] = self.tool
                 self.gripper(shut=False)
                 return 'release'
             # The fingers have shut on nothing.
-            self.go(self.command[:2], self.command[5], high + 0.03)
+            self.go(self.command[XY], self.command[YAW], high + 0.03)
             self.gripper(shut=True)
             return 'reach'
         if not around:
@@ -181,17 +194,17 @@ class Fitter(Hand):
         limit = (0.001 + 0.0012 * begun(high - self.tool[2])) * self.scale
         if error + 0.03 * turn < limit:
             verb = super().pick()
-            self.new[2] = max(self.new[2], self.command[2] - DESCENT_M_S * self.scale * self.dt)
-            self.new[:2] = at + 0.6 * (at - self.tool[:2])
+            self.new[Z] = max(self.new[Z], self.command[Z] - DESCENT_M_S * self.scale * self.dt)
+            self.new[XY] = at + 0.6 * (at - self.tool[:2])
             return verb
-        z = max(high, self.command[2] - 0.02)
+        z = max(high, self.command[Z] - 0.02)
         if self.tool[2] > high - 0.004:
             self.go(at, self.grasp_yaw, z)
             self.gripper(shut=False)
         else:
             # The fingers may be around what they have just joined on: opened any wider there, they
             # tore it off.
-            self.go(self.command[:2], self.command[5], z)
+            self.go(self.command[XY], self.command[YAW], z)
         return 'reach'
 
     def hangs_askew(self) -> bool:
@@ -211,12 +224,12 @@ class Fitter(Hand):
         self.gripper(shut=above or empty)
         opened = self.width_m + 0.6 * (self.open_m - self.width_m)
         if not above and not empty and self.opening_m < opened:
-            self.new[:3] = self.tool
+            self.new[XYZ] = self.tool
             return 'release'
         beside = self.open_m < self.width_m + 2 * FULL_ROOM_M
         low = self.tool[2] < self.grip[2] + self.height + self.hold.clear_m
         z_speed = RISE_M_S if beside and low else SPEED_M_S
-        Hand.go(self, self.command[:2], self.command[5], clear_z, SPEED_M_S, z_speed)
+        Hand.go(self, self.command[XY], self.command[YAW], clear_z, SPEED_M_S, z_speed)
         return 'retreat'
 
     def bring(self) -> str:
@@ -247,7 +260,7 @@ class Fitter(Hand):
         precise = PRECISE_M * s
         if gap > settle + 0.001 or gap > 0.6 * settle and error > precise:
             fastest = s * (TIGHT_DESCENT_M_S if grip.tight else DESCENT_M_S)
-            z = max(seat_z + stud + settle, self.command[2] - fastest * self.dt)
+            z = max(seat_z + stud + settle, self.command[Z] - fastest * self.dt)
             super().go(xy, turn, z, 0.05, fastest)
             return 'align'
         ahead = np.clip(xy - self.tool[:2], -WINDUP_M, WINDUP_M)
@@ -259,7 +272,7 @@ class Fitter(Hand):
         z += np.clip(1.5 * (error - 0.003), 0, 0.05)
         self.go(xy, turn, z, self.lifted_speed() if error > 0.02 else SPEED_M_S)
         if len(self.tower) > 1:  # jerked, what was joined comes apart
-            self.new[:6] = self.command[:6] + GROUP_SHARE * (self.new - self.command)[:6]
+            self.new[POSE] = self.command[POSE] + GROUP_SHARE * (self.new - self.command)[POSE]
         return 'align' if error < 0.02 else 'carry'
 
     def peel(self) -> str:
@@ -294,11 +307,11 @@ class Fitter(Hand):
         over = shut and (error < 0.003 or self.tool[2] < touching + 0.003 and error < 0.006)
         if over:
             push_m = np.clip(PUSH_PER_STUD_M * n_studs, *PUSH_M)
-            super().go(at, self.command[5], touching - push_m, 0.05, 0.02)
+            super().go(at, self.command[YAW], touching - push_m, 0.05, 0.02)
             return 'press'
         z = touching + 0.02 + np.clip(1.5 * (error - 0.01), 0, 0.05)
         if not shut and self.tool[2] < touching + 0.01:
-            super().go(self.command[:2], self.command[5], touching + 0.03)
+            super().go(self.command[XY], self.command[YAW], touching + 0.03)
         else:
             self.go(at, 0.0, z)
         return 'reach'
@@ -468,10 +481,10 @@ def aside(truth: Truth, hand: str, goal: Goal) -> Move:
     top, zone = standing(truth, ())
     if within(zone, idler.tool) and idler.tool[2] < top + FINGERTIP_M + 0.02:
         grips = idler.opening_m > 0.01 and idler.tool[2] < top
-        if grips and idler.command[6] < idler.opening_m:  # something that stands askew
-            idler.new[6] = idler.opening_m + 0.01
+        if grips and idler.command[OPENING] < idler.opening_m:  # something that stands askew
+            idler.new[OPENING] = idler.opening_m + 0.01
         else:
-            idler.go(idler.command[:2], idler.command[5], top + FINGERTIP_M + 0.04)
+            idler.go(idler.command[XY], idler.command[YAW], top + FINGERTIP_M + 0.04)
     else:
         idler.keep_clear()
     return Move(idler, 'rest', goal.upper)

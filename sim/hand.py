@@ -82,20 +82,6 @@ def put_down(hand: str) -> tuple[np.ndarray, float]:
     return np.array([x, y]), yaw
 
 
-def tower(truth: Truth, brick: str) -> list[str]:
-    """The brick, what has been pressed on it, and on that: names from below.
-
-    Gripped by its foot a tower is in the way of the palm, so it is fetched and pressed on by its
-    top.
-    """
-    names = [brick]
-    while True:
-        above = [link.upper for link in truth.links if link.lower == names[-1]]
-        if not above:
-            return names
-        names.append(above[0])
-
-
 class Hand:
     """One hand's view of the state, and the command being composed for it."""
 
@@ -121,7 +107,7 @@ class Hand:
         self.brick, R_brick = truth.brick_pose(brick)
         self.brick_yaw = yaw_of(R_brick)
         self.up = R_brick[:, 2]
-        self.tower = tower(truth, brick)
+        self.tower = [brick, *truth.above(brick)]  # Several may stand side by side on it.
         # The bottom of where to hold it.
         top, R_top = truth.brick_pose(self.tower[-1] if grip_point is None else brick)
         self.grip = top if grip_point is None else top + R_top @ grip_point

@@ -185,13 +185,17 @@ class Truth:
             found |= new
         return found
 
-    def above(self, brick: str) -> set[str]:
-        """Names of the bricks that stand on a brick, and of those that stand on them."""
-        found: set[str] = set()
-        new = {brick}
-        while new:
-            new = {link.upper for link in self.links if link.lower in new} - found
-            found |= new
+    def above(self, brick: str) -> list[str]:
+        """Names of the bricks that stand on a brick, and of those that stand on them, from below.
+
+        Gripped by its foot a tower is in the way of the palm, so it is fetched by its top.
+        """
+        found: list[str] = []
+        layer = [brick]
+        while layer:
+            on_it = [link.upper for link in self.links if link.lower in layer]
+            layer = [name for name in dict.fromkeys(on_it) if name not in found]
+            found += layer
         return found
 
     # -- hands and bricks --------------------------------------------------------------------------
