@@ -20,10 +20,12 @@ from sim.hand import (
     PEEL_RAD_S,
     PRESS_SPEED_M_S,
     SPEED_M_S,
+    UPRIGHT,
     WINDUP_M,
     XY,
     Hand,
     Z,
+    side_of,
 )
 from sim.kinematics import rot_z, rotvec_to_matrix, wrap
 from sim.tasks import FINGERTIP_M, HANDS, Goal, Grip
@@ -47,7 +49,10 @@ MAX_PEEL_RAD = 0.4
 # Per unit of scale: a brick is tilted off about a line so far below its edge; negative: above.
 PIVOT_M = -0.03
 FARTHEST_RAD = MAX_YAW_RAD + 0.3  # The wrist turns a brick that it holds so far.
-OTHER_SIDE_M = 0.11  # A brick so far beyond the middle is for the other hand to fetch.
+# A brick so far beyond the middle is for the other hand to fetch. One that has fallen over takes a
+# hand that leans, which reaches less far.
+OTHER_SIDE_M = 0.11
+FALLEN_OTHER_SIDE_M = 0.04
 NEAR_M = 0.06  # A tool this near to a brick may hold it.
 AROUND_M = 0.008  # sideways, of a tool whose fingers are around a brick
 # Where a brick is handed over: its middle this far before the plate, at least so far from the robot
@@ -384,7 +389,7 @@ def build(truth: Truth, goal: Goal, trusting: bool) -> list[Move]:
     other = other_hand(goal.hand)
     h = Fitter(truth, goal.hand, goal)
     joined = truth.joined()
-    giver = goal.giver or (other if beyond(h.brick, goal.hand) else None)
+    giver = goal.giver or (other if beyond(truth, goal.upper, goal.hand) else None)
     if giver and not joined and not h.held:
         moves = give(truth, goal, h)
         if moves:
@@ -425,7 +430,7 @@ def take_off(truth: Truth, goal: Goal) -> list[Move]:
     assert goal.grip and goal.grip.via, f'{goal.upper}: there is no place to lay it down'
     spot = np.array(goal.grip.via)
     hand = goal.hand
-    if not linked and beyond(truth.brick_pose(goal.upper)[0], hand):
+    if not linked and beyond(truth, goal.upper, hand):
         hand = other_hand(hand)  # It has fallen down there, where this arm would be in the way.
         spot[1] *= -1
     h = Fitter(truth, hand, goal)
@@ -442,10 +447,11 @@ def take_off(truth: Truth, goal: Goal) -> list[Move]:
     return [beside, Move(h, verb, goal.upper, 'table')]
 
 
-def beyond(brick: np.ndarray, hand: str) -> bool:
-    """True where a brick at (3,) m lies where only the other hand should fetch it."""
-    side = 1 if hand == 'left' else -1
-    return side * brick[1] < -OTHER_SIDE_M
+def beyond(truth: Truth, brick: str, hand: str) -> bool:
+    """True where a brick lies where only the other hand should fetch it."""
+    at, R = truth.brick_pose(brick)
+    far_m = OTHER_SIDE_M if R[2, 2] > UPRIGHT else FALLEN_OTHER_SIDE_M
+    return side_of(hand) * at[1] < -far_m
 
 
 def within(zone: Zone, at: np.ndarray) -> bool:
