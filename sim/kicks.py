@@ -9,7 +9,7 @@ import numpy as np
 
 from episode import ARM_TOOL
 from sim.bricks import STUD_HEIGHT_M
-from sim.builder import standing, within
+from sim.builder import Zone, standing, within
 from sim.control import OPENING, POSE, TOOL_HIGH, TOOL_LOW, XYZ, YAW
 from sim.hand import Hand
 from sim.tasks import FINGERTIP_M, HANDS
@@ -184,22 +184,14 @@ class Kicks:
             shrink = 0.5
         else:
             shrink = 1.0
-        x, y, z = truth.tool_command[ARM_TOOL[hand]][XYZ]
+        x, _, z = at = truth.tool_command[ARM_TOOL[hand]][XYZ]
         aside = rng.normal(0, size, 3)
         offset = np.array([*aside, 0, 0, rng.normal(0, turn)]) * shrink
-        low = truth.grasp_height_m
-        if held:  # never ram a held brick into what lies below it
-            low += self._floor(truth, hand) + STUD_HEIGHT_M * truth.brick_scale + 0.004
-        if goal.grip:
-            top, zone = standing(truth, (goal.upper,))
-            over = top + MARGIN_M + (truth.grasp_height_m if held else FINGERTIP_M)
-            inside = within(zone, np.array([x, y]))
-            if inside and z > over:
-                low = max(low, over)
-            elif inside:
-                # Down between what stands, a shove would tear it off the plate.
-                offset[:2] *= DEEP_SHARE
-                low = max(low, z)
+        low = self._lowest(truth, hand, held, at)
+        if self._between(truth, held, at):
+            # Down there a shove would tear what stands off the plate.
+            offset[:2] *= DEEP_SHARE
+            low = max(low, z)
         to_z = np.clip(z + offset[2], low, HIGHEST_M)
         if verb == 'reach' and not perched and rng.random() < 0.3:
             to_z = max(low, rng.uniform(low, low + 0.05))
@@ -218,6 +210,35 @@ class Kicks:
         on_movable = goal.lower in truth.movable and (goal.steady or not goal.holder)
         brick = goal.lower if hand == goal.holder else goal.upper
         return (goal.apart or on_movable) and not truth.lies(brick)
+
+    def _lowest(self, truth: Truth, hand: str, held: bool, at: np.ndarray) -> float:
+        """Height m down to which a kick may take a tool whose command is at (3,) m.
+
+        A held brick is never rammed into what lies below it, and nothing into what stands of a
+        plan.
+        """
+        low = truth.grasp_height_m
+        if held:
+            studs = STUD_HEIGHT_M * truth.brick_scale
+            low += self._floor(truth, hand) + studs + MARGIN_M
+        if truth.goal.grip:
+            over, zone = self._over_plan(truth, held)
+            if within(zone, at) and at[2] > over:
+                low = max(low, over)
+        return low
+
+    def _between(self, truth: Truth, held: bool, at: np.ndarray) -> bool:
+        """True where a tool whose command is at (3,) m is down between the bricks of a plan."""
+        if not truth.goal.grip:
+            return False
+        over, zone = self._over_plan(truth, held)
+        return within(zone, at) and at[2] <= over
+
+    def _over_plan(self, truth: Truth, held: bool) -> tuple[float, Zone]:
+        """Height m of a tool that is clear of what stands of a plan, and where that counts."""
+        top, zone = standing(truth, (truth.goal.upper,))
+        reaches_down_m = truth.grasp_height_m if held else FINGERTIP_M
+        return top + MARGIN_M + reaches_down_m, zone
 
     def _floor(self, truth: Truth, hand: str) -> float:
         """Height of what a brick held by `hand`, and what hangs on it, could hit, m."""
