@@ -132,6 +132,7 @@ class VLAConfig:
     # the prompt has no places for them. The stem then learns from the poses alone, and poses can be
     # moved on to where late chunks begin; a picture cannot.
     hide_pictures: bool = False
+    sight_only: bool = False  # With scene_bricks: the loss is that of what is seen of them, alone.
     recompute: bool = False  # activation checkpointing per block: a third more work, less memory
 
     def __post_init__(self):
@@ -568,6 +569,11 @@ class VLA(nn.Module):
         tokens = tokens.view(-1, *self.image_embedding.shape)  # (B, N*P, D)
         return (tokens + self.image_embedding).flatten(0, 1)
 
+    def see(self, pictures: Tensor) -> Tensor:
+        """What the tokens of all pictures, (n, D), tell of the bricks: (B, N, bricks, 5)."""
+        features = self.vision.tokens_per_picture(self.cfg) * self.cfg.hidden_size
+        return self.scene_head(pictures.view(-1, self.cfg.n_cameras, features))
+
     def embed_prefix(
         self, batch: Batch, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -594,7 +600,7 @@ class VLA(nn.Module):
         if has_pictures(batch):
             pictures = self.embed_pictures(batch)  # (n, D)
         if self.scene_head is not None and pictures is not None:
-            scene = self.scene_head(pictures.view(len(ids), cfg.n_cameras, -1))
+            scene = self.see(pictures)
             expected = scene
             if 'hand_path' in batch:
                 expected = self.scene_head.foresee(scene, batch['hand_path'], batch['shut'])
@@ -661,8 +667,12 @@ class VLA(nn.Module):
         flow is the mean over valid rows, noise samples and dims, text the mean over supervised
         tokens, text_acc the share of them that is guessed right; scene and words are the losses of
         grounding.py. Where the batch is a share of a larger one, n_rows and n_tokens in it are the
-        counts to divide by.
+        counts to divide by. With sight_only the loss is the scene's, and the decoder does not run.
         """
+        if self.cfg.sight_only:
+            seen = self.see(self.embed_pictures(batch))
+            scene = self.scene_head.loss(seen, batch['scene'])
+            return scene, dict(scene=scene.detach())
         predicted, prefix = self.predict(batch)
         flow = self.flow_loss(predicted, batch)
         document = prefix.layout.document
@@ -1068,6 +1078,9 @@ def flops_per_sample(cfg: VLAConfig, prefix_len: float, noise_samples: int) -> f
     c = cfg.head_dim
     rows = noise_samples * cfg.horizon
     T = prefix_len + rows
+    sight = cfg.n_cameras * stem.cost(cfg)
+    if cfg.sight_only:
+        return 6 * sight
     image_tokens = cfg.n_cameras * stem.tokens_per_picture(cfg)
     # Image and state tokens stop before the last block's queries and MLP.
     queries = cfg.n_layers * T - image_tokens - 1
@@ -1076,4 +1089,4 @@ def flops_per_sample(cfg: VLAConfig, prefix_len: float, noise_samples: int) -> f
     attention = D * c * cfg.n_heads + 2 * T * cfg.n_heads * c
     decoder = keys_values + queries * (attention + mlp)
     head = rows * (2 * cfg.action_dim * D + 3 * D * D)
-    return 6 * (decoder + cfg.n_cameras * stem.cost(cfg) + head)
+    return 6 * (decoder + sight + head)

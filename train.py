@@ -95,6 +95,9 @@ row_decay = VLAConfig.row_decay  # 0..10: weight of a chunk's row against that o
 text_weight = VLAConfig.text_weight  # 0..1000: of the text loss
 recompute = VLAConfig.recompute  # activation checkpointing: less memory, a third more work
 hide_pictures = VLAConfig.hide_pictures  # With grounding: the decoder reads poses of bricks only
+sight_only = (
+    VLAConfig.sight_only
+)  # With grounding: learn to see, nothing else; much faster
 grounding = True  # Learn apart what words name and where pictures show it (grounding.py)
 
 # optimizer
@@ -159,6 +162,8 @@ SAMPLING = (
     'gain brightness crop weights pure_noise reask_share question_share prefix_rows refuse_share '
     'wording_noise wordings delay'
 ).split()
+# Rates of a lesson in seeing: all else keeps its weights.
+SIGHT_RATES = ('*=0', 'vision.*=1', 'image*=1', 'scene_head.*=1')
 BETA1 = 0.9  # AdamW's, for the mean.
 GRAD_CLIP = 1.0  # largest norm of a step's gradient
 LOST = 10  # Steps in a row without a finite gradient that end a run; it is looked as often.
@@ -196,6 +201,8 @@ def check_settings(config, world_size):
             f'delay {config["delay"]}: what will be seen is foreseen from where bricks are: '
             '--grounding=True, or --prefix_rows, which needs no such thing'
         )
+    if config['sight_only'] and not config['grounding']:
+        raise ValueError('sight_only=True: without --grounding=True there is nothing to see')
     if config['weights'] and not any(config['weights']):
         raise ValueError(f'weights {config["weights"]}: one folder at least has to have a share')
     if config['rollout_interval'] and world_size > 1:
@@ -365,18 +372,22 @@ def evaluate(net, dataset, batches, batch_size, device, autocast):
     net.eval()
     rank, world_size = parallel.rank_and_size()
     mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+    acts = not net.cfg.sight_only
+    by_task = acts and len(dataset.tasks) > 1
     sums = {}
     of_tasks = {}  # {(task, error): sum over samples}, where there are several tasks
-    samples = dict.fromkeys(dataset.tasks if len(dataset.tasks) > 1 else (), 0)
+    samples = dict.fromkeys(dataset.tasks if by_task else (), 0)
     for i in range(batches):
         batch = dataset.batch(i, batch_size, rank, world_size, seed=0)
         batch = data.augment({k: v.to(device) for k, v in batch.items()})
+        rows = dataset.sample_rows(i, batch_size, seed=0)[mine]
+        errors = {}
         with autocast:
             loss, parts = net(batch)
-            chunk = net.act(batch, read_text=False)  # (B, H, A)
-        rows = dataset.sample_rows(i, batch_size, seed=0)[mine]
-        chunk = chunk.float().cpu().numpy()
-        errors = dataset.action_error(rows, chunk)
+            if acts:
+                chunk = net.act(batch, read_text=False)  # (B, H, A)
+                chunk = chunk.float().cpu().numpy()
+                errors = dataset.action_error(rows, chunk)
         for task in samples:
             of_task = dataset.rows_of(task, rows)
             counted = dataset.chunk_mask(rows[of_task]).sum()
@@ -410,6 +421,8 @@ if __name__ == '__main__':
     master = rank == 0
     sharded = fsdp and world_size > 1
     or_exit(check_settings, config, world_size)
+    if sight_only:
+        rates = (*SIGHT_RATES, *rates)
     stop_request = or_exit(parallel.StopRequest, requeue_signal, launched=world_size > 1)
     if world_size > local_world_size and 'GLOO_SOCKET_IFNAME' not in os.environ:
         interface = parallel.network_interface(os.environ['MASTER_ADDR'])

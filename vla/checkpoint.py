@@ -150,7 +150,7 @@ GIVEN_BY_DATA = {
     'state_pad_id',
     'action_start_id',
 }
-TRAINING = {'action_loss', 'row_decay', 'text_weight', 'recompute'}
+TRAINING = {'action_loss', 'row_decay', 'text_weight', 'recompute', 'sight_only'}
 
 
 @dataclasses.dataclass

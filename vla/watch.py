@@ -444,9 +444,11 @@ def step_text(line: Mapping[str, Any], max_steps: int, batch_size: int) -> str:
     mapped = ''
     if line.get('mapped_gb', 0) >= 0.05:  # lines of earlier logs have none
         mapped = f' ({line["mapped_gb"]:.1f} of it mapped files)'
+    parts = [f'{name} {line[name]:.4f}' for name in ('flow', 'text') if name in line]
+    losses = '  '.join([f'loss {line["loss"]:.4f}', *parts])
     return (
-        f'step {line["step"]:6d}/{max_steps}  loss {line["loss"]:.4f}  flow {line["flow"]:.4f}  '
-        f'text {line["text"]:.4f}  lr {line["lr"]:.2e}  grad {line["grad_norm"]:5.2f}  '
+        f'step {line["step"]:6d}/{max_steps}  {losses}  '
+        f'lr {line["lr"]:.2e}  grad {line["grad_norm"]:5.2f}  '
         f'{line["samples_per_s"]:5.0f} samples/s  MFU {100 * line["mfu"]:4.1f}%  '
         f'data {100 * line["data_wait"]:4.1f}%  {line["memory_gb"]:5.2f} GB{mapped}  '
         f'eta {eta_s / 60:5.1f} min'
@@ -667,6 +669,8 @@ def _plot_losses(log_path: str, out: str) -> None:
     if any('val_position_mm' in entry for entry in entries):
         error = {'position_mm': 'error (mm)'}  # a robot with tool poses
     panels = {'flow': 'flow loss', 'text': 'text loss', **error, 'lr': 'AdamW rate'}
+    if all('flow' not in entry for entry in entries):
+        panels = {'scene': 'scene loss', 'lr': 'AdamW rate'}
     figure, axes = plt.subplots(1, len(panels), figsize=(18, 4), constrained_layout=True)
     for axis, (name, title) in zip(axes, panels.items()):
         for key, label in ((name, 'training'), (f'val_{name}', 'held out')):
