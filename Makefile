@@ -11,7 +11,7 @@
 # make clean    what `make demo` and the like have made; the installed packages stay (rm -rf .venv)
 # make help     these lines
 # Every stage is one plain command, printed before it runs. Kill it whenever you like: the next make goes on from there.
-# PY=python3 takes an environment that is there and sets up none. COLLECT_ARGS, START_ARGS, COACH_ARGS, TRAIN_ARGS and
+# PY=python3 takes an environment that is there and sets up none. COLLECT_ARGS, SIGHT_ARGS, START_ARGS, COACH_ARGS, TRAIN_ARGS and
 # SCORE_ARGS are appended to their stage's command: make demo SCORE_ARGS=--episodes=20
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -104,14 +104,18 @@ out/%/collect.done: config/%_collect.py | setup
 	$(call stage,collect,$(PY) sim_rollout.py config/$*_collect.py $(COLLECT_ARGS))
 out/%/start.done: out/%/collect.done config/%.py config/%_start.py
 	$(call lesson,start,$(TRAIN) train.py config/$*.py config/$*_start.py $(START_ARGS))
+out/%/sight.done: out/%/collect.done config/%.py config/%_sight.py
+	$(call lesson,sight,$(TRAIN) train.py config/$*.py config/$*_sight.py $(SIGHT_ARGS))
 out/%/coach.done: out/%/start.done config/%_coach.py
 	$(call stage,coach,$(PY) sim_rollout.py config/$*_coach.py $(COACH_ARGS))
 out/%/train.done: out/%/coach.done config/%.py
 	$(call lesson,train,$(TRAIN) train.py config/$*.py $(TRAIN_ARGS))
 out/%/score.done: out/%/train.done
 	$(call stage,score,$(SCORE))
+# A lesson in seeing comes before the one in acting.
+out/all/start.done: out/all/sight.done
 # They go on from the demo's weights, and robust from its episodes, too.
-out/all/start.done out/robust/start.done: out/demo/train.done
+out/all/sight.done out/robust/start.done: out/demo/train.done
 
 define said
 @echo; echo "== $*"; grep '95% CI [0-9]' out/$*/score.txt; sed -n '/^task .*per hour/,/^mean/p' out/$*/score.txt
@@ -155,7 +159,7 @@ pictures: setup
 	@ls -l docs/*.png docs/*.gif
 
 clean:
-	rm -rf $(foreach run,$(RUNS) $(PLAIN),out/$(run) out/$(run)_start episodes/$(run) episodes/$(run)_coached)
+	rm -rf $(foreach run,$(RUNS) $(PLAIN),out/$(run) out/$(run)_start out/$(run)_sight episodes/$(run) episodes/$(run)_coached)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache __pycache__ {sim,vla,assets,tests}/__pycache__
 
 help:

@@ -95,9 +95,7 @@ row_decay = VLAConfig.row_decay  # 0..10: weight of a chunk's row against that o
 text_weight = VLAConfig.text_weight  # 0..1000: of the text loss
 recompute = VLAConfig.recompute  # activation checkpointing: less memory, a third more work
 hide_pictures = VLAConfig.hide_pictures  # With grounding: the decoder reads poses of bricks only
-sight_only = (
-    VLAConfig.sight_only
-)  # With grounding: learn to see, nothing else; much faster
+sight_only = VLAConfig.sight_only  # With grounding: learn to see, nothing else; much faster
 grounding = True  # Learn apart what words name and where pictures show it (grounding.py)
 
 # optimizer
@@ -261,8 +259,10 @@ def get_lr(step, max_steps, warmup_steps, final_lr):
     return min(1.0, (step + 1) / max(1, warmup_steps)) * (final_lr + (1 - final_lr) * cosine)
 
 
-def next_command(out_dir, processor):
+def next_command(out_dir, processor, sight_only=False):
     """Return what to type after a run: after a first lesson there is somebody to coach."""
+    if sight_only:
+        return f'python train.py <config> --init_from={out_dir}  # a lesson in acting'
     if processor.state_names != STATE_NAMES:  # our own robot can be driven, no other
         return f'python sample.py --ckpt={out_dir}'
     coach = f'config/{os.path.basename(out_dir).removesuffix("_start")}_coach.py'
@@ -712,5 +712,5 @@ if __name__ == '__main__':
             minutes = (time.perf_counter() - began) / 60
             print(f'{step - start.step} steps in {minutes:.1f} min; {curves}')
             print(f'share: {hub.upload_line(out_dir, "model")}')
-            print(f'next: {next_command(out_dir, processor)}')
+            print(f'next: {next_command(out_dir, processor, sight_only)}')
     parallel.leave()

@@ -3,7 +3,9 @@
 python -m pytest tests/test_static.py
 """
 
+import dataclasses
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -17,7 +19,7 @@ import data
 import train
 from episode import write_synthetic_episodes
 from model import VLA
-from vla import checkpoint, graphs, parallel
+from vla import checkpoint, graphs, optim, parallel
 from vla.processor import Processor
 
 TINY = dict(
@@ -36,7 +38,8 @@ BATCHES = 20
 
 def prepare(folder, name):
     """The network that a config asks for, tiny, and the data set it trains on."""
-    files = [f'config/{name.removesuffix("_start")}.py', f'config/{name}.py']
+    run = re.sub('_(start|sight)$', '', name)
+    files = [f'config/{run}.py', f'config/{name}.py']
     if name == 'qa':  # it goes on from the demo, with its settings
         files = ['config/demo.py', 'config/qa.py']
     settings = dict(train.config)
@@ -103,6 +106,23 @@ def test_a_config_trains_and_acts_in_one_graph_each(tmp_path, name):
             if row < 3:
                 assert torch.allclose(chunk, net.act(batch, 2), atol=1e-5)
     assert compilations() == 2
+
+
+def test_a_lesson_in_seeing_has_the_loss_of_the_scene_and_changes_nothing_else(tmp_path):
+    net, dataset = prepare(tmp_path, 'all_sight')
+    batch = data.augment(dataset.batch(0, BATCH))
+    factors = optim.freeze(net, train.SIGHT_RATES)
+    loss, parts = net(batch)
+    loss.backward()
+    assert parts.keys() == {'scene'}
+    changed = {name.partition('.')[0] for name, p in net.named_parameters() if p.grad is not None}
+    assert (
+        changed
+        == {'vision', 'image_embedding', 'scene_head'}
+        == {name.partition('.')[0] for name in factors}
+    )
+    net.cfg = dataclasses.replace(net.cfg, sight_only=False)
+    assert torch.equal(net(batch)[1]['scene'], loss.detach())
 
 
 class NoQuestions(TorchDispatchMode):

@@ -516,8 +516,8 @@ def typed(name):
     """The configs that the head of a config tells to type for it."""
     if name == 'qa':  # it goes on from the demo, with its settings
         return ['config/demo.py', 'config/qa.py']
-    if name.endswith('_start'):
-        return [f'config/{name.removesuffix("_start")}.py', f'config/{name}.py']
+    if name.endswith(('_start', '_sight')):
+        return [f'config/{name[: -len("_start")]}.py', f'config/{name}.py']
     return [f'config/{name}.py']
 
 
