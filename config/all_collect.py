@@ -1,5 +1,5 @@
 # Demonstrations of all tasks but `build`, DUPLO scale, with kicks, for config/all.py: 2 CPU cores,
-# 16 min, 11 GB: 1,504 of 1,600 episodes, 68 rows on average.
+# 13 min by estimate (21 with `build`), 9.4 GB: 1,591 of 1,600 episodes, 72 rows on average.
 # python sim_rollout.py config/all_collect.py
 # Killed and typed again, it goes on where it was.
 policy = 'expert'
