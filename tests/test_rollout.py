@@ -382,7 +382,9 @@ def test_the_expert_runs_from_any_folder_and_without_torch(tmp_path):
 def test_what_makes_no_sense_is_refused_by_name(tmp_path):
     assert 'never recorded' in rollout('--seeds=999999:1000001', f'--record={tmp_path}', fails=True)
     assert 'only the expert' in rollout('--policy=random', f'--record={tmp_path}', fails=True)
-    assert 'policy=exprt: there is no such folder; expected a checkpoint' in rollout('--policy=exprt', fails=True)
+    assert 'policy=exprt: there is no such folder; expected a checkpoint' in rollout(
+        '--policy=exprt', fails=True
+    )
     assert not list(tmp_path.glob('*.safetensors'))
 
 
