@@ -19,6 +19,7 @@ lie at first.
 
 import json
 import reprlib
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ MAX_PARTS = 40
 MAX_BYTES = 100_000  # The largest plan file.
 MAX_BRACKETS = 1000  # YAML's reader takes seconds for thousands that are not closed.
 MAX_AWAY = 1000  # studs or layers between two bricks
+GREATEST = sys.float_info.max  # Python compares whole numbers of any length with it.
 SHORT = reprlib.Repr()
 SHORT.maxlevel = 2
 FIELDS = {'type', 'colour', 'at', 'turn', 'name'}
@@ -176,7 +178,7 @@ class _Row:
     def numbers(self, field, n):
         value = self.row.get(field)
         right = isinstance(value, list) and len(value) == n
-        if not right or not all(type(x) in (int, float) and np.isfinite(x) for x in value):
+        if not right or not all(type(x) in (int, float) and abs(x) <= GREATEST for x in value):
             raise self.error(field, f'{n} numbers')
         return [float(x) for x in value]
 

@@ -327,6 +327,16 @@ def test_120_damaged_descriptions_of_a_run_each_get_one_line_with_the_file(run, 
     assert len(taken) < 60, taken
 
 
+@pytest.mark.parametrize('missing', ['action_space', 'state_table', 'action_table'])
+def test_tables_of_slots_are_whole_or_not_there(run, tmp_path, missing):
+    shutil.copytree(run, tmp_path / 'run')
+    meta = json.loads((run / 'meta.json').read_text())
+    del meta['processor'][missing]
+    (tmp_path / 'run/meta.json').write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=f"meta.json: processor: no '{missing}', which goes with"):
+        load(str(tmp_path / 'run'))
+
+
 @pytest.mark.parametrize(
     'damage, words',
     [

@@ -92,6 +92,8 @@ def test_both_forms_and_json_say_the_same(tmp_path):
         ([dict(RED, type='\u00b2x\u00b2')], 'bricks', r'brick 1: type=.*expected brick_AxB'),
         ([dict(RED, turn=float('nan'))], 'bricks', r'brick 1: turn=nan: expected a multiple'),
         ([dict(RED, turn=float('inf'))], 'bricks', r'brick 1: turn=inf: expected a multiple'),
+        ([dict(RED, at=[2**70, 0, 10**400])], 'bricks', r'brick 1: at=.*expected 3 numbers'),
+        ([RED, dict(RED, at=[2**70, 0, 0])], 'bricks', r'brick 2: at=.*within 1000 studs'),
         ([RED, dict(RED, at=[1e300, 0, 0])], 'bricks', r'brick 2: at=.*within 1000 studs'),
     ],
 )

@@ -172,6 +172,10 @@ def check_fields(where: str, values: Mapping[str, Any], rules: Rules) -> None:
 def check_processor(where: str, made: Mapping[str, Any]) -> None:
     """Raise ValueError where these are not the arguments of a Processor."""
     check_fields(where, made, PROCESSOR)
+    of_slots = ('state_table', 'action_table', 'action_space')
+    missing = [name for name in of_slots if name not in made]
+    if missing and ('state_table' in made or 'action_table' in made):
+        raise ValueError(f'{where}: no {missing[0]!r}, which goes with the tables of slots')
     unknown = sorted(made.keys() - PROCESSOR.keys())
     if unknown:
         raise ValueError(f'{where}: this code knows no {", ".join(unknown)}')
