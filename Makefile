@@ -1,7 +1,7 @@
 # make demo     from a bare machine to a policy that builds: set-up, demonstrations, training, score, video
 # make join     the same for a task that needs both hands; make NAME, for your own config/NAME{,_collect,_start,_coach}.py
 # make robust   the demo's task in other rooms and with late actions, after make demo; no good policy yet
-# make all      one policy for all tasks but build, told by words, after make demo: 2 CPU cores, 5.5 hours by estimate
+# make all      one policy for all tasks but build, told by words, after make demo: 2 CPU cores, 5 hours by estimate
 # make all_gpu  the same in the plain EO-1 shape, without a coach: one H100 and 16 cores, 9 min; not run yet
 # make setup    .venv with the packages of requirements.txt, OpenGL where it is missing (the default); TORCH=cuda|cpu
 # make test     the test suite, on all cores
@@ -11,8 +11,8 @@
 # make clean    what `make demo` and the like have made; the installed packages stay (rm -rf .venv)
 # make help     these lines
 # Every stage is one plain command, printed before it runs. Kill it whenever you like: the next make goes on from there.
-# PY=python3 takes an environment that is there and sets up none. COLLECT_ARGS, SIGHT_ARGS, START_ARGS, COACH_ARGS, TRAIN_ARGS and
-# SCORE_ARGS are appended to their stage's command: make demo SCORE_ARGS=--episodes=20
+# PY=python3 takes an environment that is there and sets up none. COLLECT_ARGS, SIGHT_ARGS, START_ARGS, COACH_ARGS,
+# TRAIN_ARGS and SCORE_ARGS are appended to their stage's command: make demo SCORE_ARGS=--episodes=20
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 # Runs that have configs for all four stages: demo, join, all, and yours; and those without a coach.
@@ -159,7 +159,8 @@ pictures: setup
 	@ls -l docs/*.png docs/*.gif
 
 clean:
-	rm -rf $(foreach run,$(RUNS) $(PLAIN),out/$(run) out/$(run)_start out/$(run)_sight episodes/$(run) episodes/$(run)_coached)
+	rm -rf $(foreach run,$(RUNS) $(PLAIN),out/$(run) out/$(run)_start out/$(run)_sight)
+	rm -rf $(foreach run,$(RUNS) $(PLAIN),episodes/$(run) episodes/$(run)_coached)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache __pycache__ {sim,vla,assets,tests}/__pycache__
 
 help:

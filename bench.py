@@ -825,7 +825,7 @@ def soak_task(task, seeds, workers, out):
 
 def run_soak(episodes, workers, out):
     """Act at random until the time limit, by the one stepping loop; return 1 if it diverged."""
-    # quick ones first
+    # Quick ones come first.
     names = sorted(tasks.TASKS, key=lambda name: tasks.TASKS[name].time_limit_s)
     faults = []
     for i, task in enumerate(names):

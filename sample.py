@@ -220,7 +220,7 @@ def project(points, pose, fovy_deg, size):
     rotation = np.reshape(pose[3:], (3, 3))
     x, y, z = np.moveaxis((np.asarray(points) - position) @ rotation, -1, 0)
     focal = size / 2 / np.tan(np.radians(fovy_deg) / 2)
-    # centres of pixels are whole numbers
+    # Centres of pixels are whole numbers.
     return size / 2 + focal * np.stack([x / -z, y / z], -1) - 0.5
 
 

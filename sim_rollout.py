@@ -570,7 +570,9 @@ def make_folder(name, folder):
 
 def load_network(folder, how):
     """Load the network that all workers share, or end the script with one line."""
-    from vla.policy import answers_of_many  # here, because recording the expert does without torch
+    from vla.policy import (
+        answers_of_many,
+    )  # They are imported here, because recording the expert does without torch.
 
     try:
         return answers_of_many(folder, **{k: v for k, v in how.items() if k != 'text_chunks'})
@@ -580,7 +582,9 @@ def load_network(folder, how):
 
 def answer_others(folder, how, host, port):
     """Serve a checkpoint until the script is interrupted, or end the script with one line."""
-    from vla.policy import answers  # here, because recording the expert does without torch
+    from vla.policy import (
+        answers,
+    )  # They are imported here, because recording the expert does without torch.
 
     def started(taken):
         print(f'{folder} answers at ws://{host}:{taken}; Ctrl-C ends it', flush=True)
@@ -884,7 +888,7 @@ if __name__ == '__main__':
         print(f'{named} has learnt {", ".join(sorted(learnt))}, and not {", ".join(unknown)}')
     strange = [word for word in plain(instruction or '').split() if word not in vocabulary()]
     if strange and kind == 'checkpoint':
-        print(f'no instruction of the training had these words: {", ".join(strange)}')
+        print(f'words that the grammar of instructions does not have: {", ".join(strange)}')
     root = Path('out') / kind
     if kind == 'checkpoint':
         root = Path(hub.home(named)) / 'rollout'
@@ -977,7 +981,7 @@ if __name__ == '__main__':
     # set up
     load = None
     if asks_checkpoint:
-        # here, because recording the expert does without torch
+        # They are imported here, because recording the expert does without torch.
         from vla.layers import choose_device
         from vla.policy import checkpoint
 

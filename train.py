@@ -262,7 +262,12 @@ def get_lr(step, max_steps, warmup_steps, final_lr):
 def next_command(out_dir, processor, sight_only=False):
     """Return what to type after a run: after a first lesson there is somebody to coach."""
     if sight_only:
-        return f'python train.py <config> --init_from={out_dir}  # a lesson in acting'
+        run = os.path.basename(out_dir).removesuffix('_sight')
+        words = [f'config/{run}.py', f'config/{run}_start.py']  # a lesson in acting
+        if not all((HERE / word).exists() for word in words):
+            words = [*sys.argv[1:], '--sight_only=False', f'--init_from={out_dir}']
+            words.append(f'--out_dir={out_dir}_acting')
+        return shlex.join(['python', 'train.py', *words])
     if processor.state_names != STATE_NAMES:  # our own robot can be driven, no other
         return f'python sample.py --ckpt={out_dir}'
     coach = f'config/{os.path.basename(out_dir).removesuffix("_start")}_coach.py'
@@ -471,7 +476,8 @@ if __name__ == '__main__':
     if start.kind == 'finished':
         if master:
             print(f'{out_dir} is finished at step {start.step}; --resume=never starts over')
-            print(f'next: {next_command(out_dir, or_exit(Processor.from_dict, start.processor))}')
+            processor = or_exit(Processor.from_dict, start.processor)
+            print(f'next: {next_command(out_dir, processor, sight_only)}')
         sys.exit(0)
 
     # -----------------------------------------------------------------------------

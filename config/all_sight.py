@@ -1,5 +1,7 @@
 # A lesson in seeing, before config/all_start.py: where bricks are, from the demonstrations and from
-# the demo's weights. The decoder does not run, which is much faster.
+# the demo's weights. The decoder does not run: 400 samples a second where all of it does 70. Loss
+# on held-out episodes 0.445 after 10.8 min on 2 slow CPU cores, commit e111069, with episodes of
+# `build` among the demonstrations.
 # torchrun --standalone --nproc_per_node=2 train.py config/all.py config/all_sight.py
 out_dir = 'out/all_sight'
 init_from = 'out/demo'

@@ -4,8 +4,7 @@
 # python sim_rollout.py --ckpt=out/robust --robustness
 # It does not give a good policy yet: after the first lesson 13 of 20 clean and 8 of 20 in other
 # rooms, after this one 3 of 40 clean. 33 of 40 got as far as pressing; the one that was watched
-# never opened the hand.
-# docs/log.md has what is known.
+# never opened the hand. What is known stands in docs/log.md.
 out_dir = 'out/robust'
 init_from = 'out/robust_start'
 # The first two are the demo's, by config/demo_collect.py and config/demo_coach.py; the others are

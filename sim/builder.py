@@ -287,7 +287,7 @@ class Fitter(Hand):
         hold no better. About a line above it the hand also pushes against the tilt, and the load
         falls off towards the foot of a tower.
         """
-        side = 1 if self.hand == 'left' else -1
+        side = side_of(self.hand)
         yaw = self.yaw + wrap(self.target_yaw - self.brick_yaw)
         upright = rot_z(yaw)
         rolled = upright.T @ self.R
@@ -500,7 +500,7 @@ def give(truth: Truth, goal: Goal, h: Hand) -> list[Move] | None:
     """The giver brings the brick to where the other hand reaches it; None once it is there."""
     giver = other_hand(goal.hand)
     g = Hand(truth, giver, goal.upper)
-    side = 1 if giver == 'left' else -1
+    side = side_of(giver)
     if side * g.brick[1] < SHARED_Y_M and not g.held:
         if side * g.tool[1] >= CLEAR_Y_M - 0.04:
             return None

@@ -495,7 +495,7 @@ def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
         '--instruction=',
         '--workers=1',
     )
-    assert 'no instruction of the training' not in text
+    assert 'words that the grammar' not in text
     assert '0/2 (0%, 95% CI 0-66) seeds 1000000-1000001' in text
     assert 'chunk latency' in text and 'got as far as: reach ' in text
     folder = checkpoint / 'rollout' / 'place-blanked-execute=4-read_text=True'
@@ -517,7 +517,7 @@ def test_workers_share_one_network(checkpoint, tmp_path):
     words = (f'--ckpt={checkpoint}', '--share_network=True', '--execute=8', '--workers=2')
     own = '--instruction=Whack the crimson brick onto near left'
     text = rollout(*words, '--episodes=1', f'--out={tmp_path}/own', own)
-    assert 'no instruction of the training had these words: whack, crimson\n' in text
+    assert 'words that the grammar of instructions does not have: whack, crimson\n' in text
     text = rollout(*words, '--episodes=2', f'--out={tmp_path}')
     assert '/2 (' in text and 'chunk latency' in text
     assert sorted(row['seed'] for row in log(tmp_path)) == [1_000_000, 1_000_001]

@@ -699,3 +699,14 @@ def test_bfloat16_is_chosen_only_where_the_hardware_is_fast_at_it():
         assert not torch.is_autocast_enabled('cpu')
     with pytest.raises(ValueError, match='float16'):
         layers.autocast_for('cpu', 'float16')
+
+
+def test_a_lesson_in_seeing_says_which_lesson_in_acting_comes_next(monkeypatch):
+    said = train.next_command('out/all_sight', None, sight_only=True)
+    assert said == 'python train.py config/all.py config/all_start.py'
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'config/demo.py', '--sight_only=True'])
+    said = train.next_command('out/x y', None, sight_only=True)
+    assert said == (
+        'python train.py config/demo.py --sight_only=True --sight_only=False '
+        "'--init_from=out/x y' '--out_dir=out/x y_acting'"
+    )

@@ -121,7 +121,7 @@ def make_tokenizer(
     words = sorted({word for text in texts for word in text.split()} | known_words())
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces = tokenizers.Regex(r' ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+')  # '2x4' is one piece
-    # the first word is spelt like the others
+    # The first word is spelt like the others.
     tokenizer.normalizer = tokenizers.normalizers.Prepend(' ')
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [

@@ -137,7 +137,7 @@ class ConvStem(Stem):
         self.norm = nn.GroupNorm(8, channels)
         self.coarse = nn.Conv2d(channels, coarse, 3, stride=2, padding=1)
         self.coarse_norm = nn.LayerNorm(coarse_features)
-        # the inverse temperature of the spatial softmax
+        # This is the inverse temperature of the spatial softmax.
         self.sharpness = nn.Parameter(torch.full((1,), 2.0))
         self.proj = nn.Linear(2 * channels + coarse_features, self.tokens * cfg.hidden_size)
         # Cell centres in -1..1; they are real also in a model that is made on the meta device.
@@ -260,7 +260,7 @@ class QwenStem(Stem):
         self.merge = cfg.merge_size
         self.full_blocks = set(cfg.vision_full_blocks)
         self.window = cfg.vision_window // cfg.patch_size // cfg.merge_size  # cells on a side
-        # a convolution without overlap
+        # It is a convolution without overlap.
         self.patch = nn.Linear(patch_numbers, width, bias=False)
         self.blocks = nn.ModuleList(
             VisionBlock(width, cfg.vision_heads, cfg.vision_intermediate)
@@ -609,6 +609,6 @@ def _grid_cells(
     cell = torch.stack(torch.meshgrid(*axes, indexing='ij')).flatten(1)
     longest = max(times[-1], rows - 1, columns - 1)
     place = torch.arange(cell.shape[1], device=device)
-    # text goes on after the last cell
+    # Text goes on after the last cell.
     step = torch.where(place == cell.shape[1] - 1, longest + 1, 0)
     return step, cell

@@ -133,7 +133,7 @@ class Windows:
         self._numbering: dict[bool, str] = {}  # whether bricks go by colour: a file of that kind
         wide = ['state', 'time', 'scene']
         wide += [f'image/{camera}' for camera in self.processor.cameras]
-        # an array per episode, a view of its mapped file
+        # There is an array per episode, a view of its mapped file.
         self.files: dict[str, list] = {name: [] for name in wide}
         parts: Parts = {
             name: [] for name in ('action', 'subtask_id', 'kicked', 'goal', 'success', 'referents')
@@ -193,7 +193,7 @@ class Windows:
         self.task.append(sys.intern(header['task']))
         askable = header['askable'] if 'askable' in header else [header['instruction']]
         subtasks = header['subtasks'] if 'subtask_id' in arrays else [header['instruction']]
-        # the same few texts are in thousands of episodes
+        # The same few texts are in thousands of episodes.
         self.askable.append([sys.intern(text) for text in askable])
         frames = header['goals'] if 'goals' in header else [None] * len(askable)
         texts = [json.dumps(frame) if isinstance(frame, dict) else '' for frame in frames]
@@ -228,7 +228,7 @@ class Windows:
         self.kicks_before = np.concatenate([[0], np.cumsum(kicked)])  # (n+1,)
         sampled = []
         for goal in parts['goal']:
-            # the first row from which on the goal holds to the end
+            # This is the first row from which on the goal holds to the end.
             settled = 0 if goal.all() else len(goal) - np.argmin(goal[::-1])
             sampled.append(np.arange(len(goal)) <= settled + rows_after_success)
         self.windows = np.flatnonzero(np.concatenate(sampled))  # rows at which a window may start
