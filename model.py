@@ -128,6 +128,8 @@ class VLAConfig:
     text_weight: float = 0.1
     scene_bricks: int = 0  # bricks seen in pictures and named by words; 0: without grounding.py
     scene_frames: tuple[int, ...] = ()  # carriers of cameras: 0 torso, 1 left tool, 2 right tool
+    # With scene_bricks: the places that words can name, each as x, y, z (m) and yaw (rad).
+    scene_places: tuple[tuple[float, ...], ...] = ()
     # With scene_bricks: what the pictures show reaches the decoder as poses of bricks alone, and
     # the prompt has no places for them. The stem then learns from the poses alone, and poses can be
     # moved on to where late chunks begin; a picture cannot.
@@ -163,6 +165,8 @@ class VLAConfig:
                 'hide_pictures=True leaves nothing of the pictures without grounding: '
                 '--grounding=True, or --hide_pictures=False'
             )
+        if self.scene_bricks and not self.scene_places:
+            raise ValueError('scene_bricks without scene_places: words would name no place')
         STEMS[self.vision].check(self)
 
     @classmethod
@@ -182,7 +186,7 @@ class VLAConfig:
         values: dict[str, Any] = {}
         for name, value in saved.items():
             if name in known:
-                values[name] = tuple(value) if isinstance(value, list) else value
+                values[name] = as_tuples(value)
         return cls.checked(values)
 
     @classmethod
@@ -193,6 +197,11 @@ class VLAConfig:
             raise ValueError(f'no {", ".join(missing)} (of tokens: is tokenizer.json there?)')
         check_sizes(values, {f.name: getattr(f.type, '__name__', str(f.type)) for f in fields(cls)})
         return cls(**values)
+
+
+def as_tuples(value: Any) -> Any:
+    """JSON has no tuples: lists become such, also those in lists."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 # -----------------------------------------------------------------------------
@@ -466,7 +475,9 @@ class VLA(nn.Module):
         if cfg.scene_bricks:
             features = self.vision.tokens_per_picture(cfg) * D
             self.scene_head = grounding.SceneHead(cfg.scene_frames, cfg.scene_bricks, features)
-            self.grounding = grounding.Grounding(cfg.scene_bricks, D, cfg.state_frequencies)
+            self.grounding = grounding.Grounding(
+                cfg.scene_bricks, cfg.scene_places, D, cfg.state_frequencies
+            )
         self.head = ActionHead(cfg)
 
     def reset_parameters(self) -> None:
@@ -641,7 +652,12 @@ class VLA(nn.Module):
             mean = (hidden * words).sum(1) / words.sum(1)  # (B, D)
             referents = self.grounding(mean)
             poses = self.scene_head.poses(expected.detach(), batch['tool'])
-            goal = Goal(scene, referents, self.grounding.embed(referents, poses, batch['tool']))
+            chosen = self.grounding.choose(referents)
+            if self.training and 'referents' in batch:
+                # Rows are told what the words mean: hands need not wait until it is understood.
+                told = self.grounding.classes(batch['referents'])
+                chosen = torch.where(told >= 0, told, chosen)
+            goal = Goal(scene, referents, self.grounding.embed(chosen, poses, batch['tool']))
         return Prefix(layout, cache, hidden, skip, goal)
 
     def embed_rows(self, rows: Tensor, time: Tensor, prefix: Prefix) -> Tensor:

@@ -286,6 +286,7 @@ def model_config(config, start, processor, dataset):
         horizon=processor.horizon,
         image_size=processor.image_size,
         scene_bricks=dataset.n_bricks if config['grounding'] else 0,
+        scene_places=dataset.places() if config['grounding'] else (),
         scene_frames=processor.frames,
         n_cameras=len(processor.cameras),
         tokens_per_camera=processor.tokens_per_camera,

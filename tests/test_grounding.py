@@ -3,6 +3,8 @@
 python -m pytest tests/test_grounding.py
 """
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -23,10 +25,15 @@ def random_poses(*shape, seed=0):
     return (torch.rand(*shape, 4, generator=g) - 0.5) * torch.tensor([0.4, 0.4, 0.2, 1.5])
 
 
+def grounding_of(referents, n):
+    """A head whose table of places are those of the referents."""
+    return grounding.Grounding(n, referents[:, 4:].tolist(), 8, 2)
+
+
 def certain(head, referents):
     """The answer (B, R) of a network that is sure of these referents."""
-    classes = [9.0 * F.one_hot(referents[:, i].long(), k) for i, k in enumerate(head.sizes)]
-    return torch.cat([*classes, referents[:, 4:] / (10 * torch.tensor(grounding.UNITS[0]))], -1)
+    classes = head.classes(referents).unbind(-1)
+    return torch.cat([9.0 * F.one_hot(x, k) for x, k in zip(classes, head.sizes)], -1)
 
 
 def test_frames_go_there_and_back():
@@ -85,9 +92,10 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
     world, policy = World(task, cameras=()), expert.Expert()
     obs, info = world.reset(seed)
     n = len(COLOURS)
-    scene_head, head = grounding.SceneHead(FRAMES, n, 8), grounding.Grounding(n, 8, 2)
+    scene_head = grounding.SceneHead(FRAMES, n, 8)
     truth = world.truth()
     referents = torch.from_numpy(labels.referents(truth, labels.goals_at_work(truth)))
+    head = grounding_of(referents, n)
     assert referents.shape == (len(world.askable), 8)
     for _ in range(60):
         scene = torch.from_numpy(labels.scene(world.truth()))
@@ -96,7 +104,8 @@ def test_true_poses_and_referents_give_the_way_that_is_left(task, seed):
         tool = torch.from_numpy(tool_frames(state_vector(obs)[None], HANDS))
         n_goals = len(referents)
         poses = scene_head.poses(seen, tool).expand(n_goals, -1, -1, -1)
-        told = head.geometry(certain(head, referents), poses, tool.expand(n_goals, -1, -1))
+        chosen = head.choose(certain(head, referents))
+        told = head.geometry(chosen, poses, tool.expand(n_goals, -1, -1))
         for (goal, _), row in zip(world.askable, told):
             hand = ('left', 'right').index(goal.hand)
             error, yaw = world.truth().goal_error(goal)
@@ -162,14 +171,14 @@ def test_the_scene_three_steps_on_is_foreseen_from_where_the_hands_go(task, hand
 
 
 def test_loss_is_small_for_the_right_referents_only():
-    head = grounding.Grounding(2, 8, 2)
     referents = torch.tensor(
         [[0.0, 0, 2, 1, 0.36, -0.05, 0.02, 0.0], [1.0, 0, 0, 1, 0.0, 0.1, 0.02, 0.3]]
     )
+    head = grounding_of(referents, 2)
     right = certain(head, referents)
     best = head.loss(right, referents)
     assert best < 0.01
-    for column, wrong in ((0, 1), (2, 1), (3, 0), (4, 0.37), (7, 0.1)):
+    for column, wrong in ((0, 1), (2, 1), (3, 0), (slice(4, 8), referents[1, 4:])):
         other = referents.clone()
         other[0, column] = wrong
         assert head.loss(right, other) > best + 0.05, column
@@ -181,6 +190,33 @@ def test_loss_is_small_for_the_right_referents_only():
     # two ranks with half of the samples each: the mean of theirs is that of all
     ranks = [head.loss(worse[i : i + 1], half[i : i + 1]) for i in (0, 1)]
     assert torch.isclose(head.loss(worse, half), sum(ranks) / 2)
+
+
+def test_places_are_classes_of_the_table():
+    referents = torch.tensor([[0.0, 0, 2, 1, 0.36, -0.05, 0.02, 1.5708], [1, 0, 0, 1, 0, 0.1, 0, 0]])
+    head = grounding_of(referents, 2)
+    near = referents + torch.tensor([0, 0, 0, 0, 0.0005, 0, 0, 0.01])
+    assert head.classes(near)[:, 4].tolist() == [0, 1]
+    turned = referents - torch.tensor([0, 0, 0, 0, 0, 0, 0, math.pi])
+    assert head.classes(turned)[:, 4].tolist() == [0, 1]  # A brick turned by pi looks the same.
+    far = referents + torch.tensor([0, 0, 0, 0, 0.004, 0, 0, 0])
+    assert head.classes(far).tolist() == [[0, 0, 2, 1, -1], [1, 0, 0, 1, -1]]
+    assert head.classes(torch.full_like(referents, -1)).eq(-1).all()
+
+
+def test_what_is_known_of_a_place_goes_along_to_another_table():
+    torch.manual_seed(0)
+    first, second, third = random_poses(3).tolist()
+    old = grounding.Grounding(2, [first, second], 8, 2)
+    new = grounding.Grounding(2, [third, second], 8, 2)
+    fresh = new.words[-1].weight[-2].clone()
+    new.load_state_dict(new.inherited(old))
+    words = torch.randn(4, 8)
+    *others, place = old(words).split(old.sizes, -1)
+    *same, moved = new(words).split(new.sizes, -1)
+    assert all(map(torch.equal, others, same))
+    assert torch.equal(moved[:, 1], place[:, 1])
+    assert torch.equal(new.words[-1].weight[-2], fresh)  # Nothing was known of it.
 
 
 def test_a_brick_that_is_not_there_is_seen_by_nobody():

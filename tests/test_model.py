@@ -184,7 +184,9 @@ def grounded(**changes):
         referents=referents,
         tool=0.1 * torch.randn(3, 2, 4, generator=g),
     )
-    return network(scene_bricks=2, scene_frames=(0, 1), state_frequencies=2, **changes), batch
+    places = tuple(tuple(place) for place in referents[:, 4:].tolist())
+    sizes = dict(scene_bricks=2, scene_places=places, scene_frames=(0, 1), state_frequencies=2)
+    return network(**sizes, **changes), batch
 
 
 def test_referents_are_read_off_the_words_before_anything_is_answered():
@@ -216,6 +218,17 @@ def test_the_scene_is_read_off_the_pictures_alone_and_reaches_the_actions():
     with torch.no_grad():
         net.scene_head.mlp['1'][2].bias += 1
     assert not close(net(batch)[1]['flow'], before['flow'])
+
+
+def test_rows_are_told_what_the_words_mean_while_they_learn():
+    net, batch = grounded()
+    other = batch['referents'].clone()
+    other[0] = other[1]
+    other = dict(batch, referents=other)
+    assert torch.equal(net.predict(batch)[0], net.predict(other)[0])
+    net.train()
+    off = (net.predict(batch)[0] - net.predict(other)[0]).abs().amax((1, 2, 3))
+    assert off[0] > 0 and not off[1:].any()
 
 
 def test_rows_are_told_where_the_hands_are():

@@ -545,6 +545,7 @@ def test_a_vision_language_model_gets_a_new_head_and_learns_from_noise_samples(
         horizon=4,
         image_size=56,
         scene_bricks=bricks,
+        scene_places=((0.0, 0.0, 0.0, 0.0),),
         scene_frames=(0, 1),
         n_cameras=2,
         tokens_per_camera=4,

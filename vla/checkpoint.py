@@ -145,6 +145,7 @@ GIVEN_BY_DATA = {
     'n_cameras',
     'tokens_per_camera',
     'scene_bricks',
+    'scene_places',
     'scene_frames',
     'image_pad_id',
     'state_pad_id',
@@ -214,7 +215,12 @@ def _first_model(start: Start, cfg: model.VLAConfig) -> model.VLA:
         return model.VLA.from_pretrained(start.folder, torch.float32, **fields)
     net = model.VLA(cfg)
     if start.kind == 'inherited':
-        net.load_state_dict(model.VLA.load(start.folder)[0].state_dict())
+        theirs = model.VLA.load(start.folder)[0]
+        weights = theirs.state_dict()
+        if net.grounding is not None and theirs.grounding is not None:
+            grounding = net.grounding.inherited(theirs.grounding)
+            weights |= {f'grounding.{name}': tensor for name, tensor in grounding.items()}
+        net.load_state_dict(weights)
     return net
 
 

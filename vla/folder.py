@@ -7,6 +7,7 @@ Whoever reads a file that somebody else may have written gets one ValueError tha
 the field.
 """
 
+import itertools
 import json
 import math
 import os
@@ -208,6 +209,8 @@ def check_sizes(sizes: Mapping[str, Any], hints: Mapping[str, str]) -> None:
             fits, words = (lambda value: isinstance(value, bool)), 'true or false'
         elif hint.startswith('str'):
             fits, words = _TEXT
+        elif name == 'scene_places':
+            fits, words = _are_places, 'a list of places: x, y, z (m), yaw (rad)'
         else:
             fits, words = _are_whole, 'a list of whole numbers'
         if not fits(value):
@@ -216,6 +219,13 @@ def check_sizes(sizes: Mapping[str, Any], hints: Mapping[str, str]) -> None:
 
 def _are_whole(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(map(is_whole, value))
+
+
+def _are_places(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)):
+        return False
+    rows = [place for place in value if isinstance(place, (list, tuple)) and len(place) == 4]
+    return len(rows) == len(value) and all(map(is_number, itertools.chain(*rows)))
 
 
 def holds_no_model(folder: str) -> str:

@@ -21,11 +21,13 @@ import torch
 
 from episode import COLOURS, Arrays, Header, JpegFrames, episode_paths, lacks, read_episode
 from vla import questions
+from vla.grounding import SAME_PLACE_M, SAME_PLACE_RAD
 from vla.processor import Processor, fit_picture
 
 REFERENTS = 8  # numbers that tell what the words mean, see vla/grounding.py
 SCENE_FRAMES = 3  # torso, left tool, right tool: each sees every brick in its frame
 PER_BRICK = 4 * SCENE_FRAMES  # columns of a scene
+MOST_PLACES = 1000  # that words can name: 34 in all tasks but `build`, which has 11
 # Errors are stated by kind and unit of slot: name, and what a unit is multiplied by.
 ERRORS = {
     ('pose', 'm'): ('position_mm', 1e3),
@@ -269,6 +271,7 @@ class Windows:
                 row = self.referents[len(first_rows)]
                 row[: len(table)] = table
                 row[row[:, 2] == n, 2] = self._n_bricks
+                row[len(table) :, 0] = -1  # There is no such goal.
                 first_rows.append(start + first)
         self.spans = np.array(first_rows)  # (spans,) first row of each
 
@@ -299,6 +302,29 @@ class Windows:
         """The most bricks of any scene, for grounding; ValueError where a file tells of none."""
         self.demand('grounding')
         return self._n_bricks
+
+    def places(self) -> tuple[tuple[float, ...], ...]:
+        """All places that goals of these episodes name, (x, y, z, yaw) in m and rad, sorted.
+
+        Raises:
+            ValueError: there are too many to be places on a grid of studs.
+        """
+        self.demand('grounding')
+        named = self.referents[self.referents[..., 0] >= 0][:, 4:]  # (n, 4)
+        named = np.unique(named.round(5), axis=0) + 0.0  # There is no -0.0 then.
+        table = np.zeros((0, 4))
+        for place in named:
+            offset = np.abs(table - place)
+            offset[:, 3] = np.minimum(offset[:, 3] % np.pi, -offset[:, 3] % np.pi)
+            is_known = (offset <= [*[SAME_PLACE_M] * 3, SAME_PLACE_RAD]).all(1).any()
+            if not is_known:
+                table = np.vstack([table, place])
+            if len(table) > MOST_PLACES:
+                raise ValueError(
+                    f'{",".join(self.folders)}: goals name more than {MOST_PLACES} places, which '
+                    'are on no grid of studs; train without: --grounding=False'
+                )
+        return tuple(tuple(map(float, place)) for place in table)
 
     def demand(self, use: str) -> None:
         """Raise ValueError, naming a file, where one lacks the truth that a use of it asks for.
