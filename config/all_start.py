@@ -6,6 +6,6 @@ out_dir = 'out/all_start'
 init_from = 'out/all_sight'
 episodes = 'episodes/all'  # python sim_rollout.py config/all_collect.py
 rates = ('vision.*=0', 'image*=0', 'scene_head.*=0')
-max_steps = 3_200  # 128 x 3,200 = 0.4 M chunks
+max_steps = 1_600  # 128 x 1,600 = 205k chunks, 26,000 of each of eight tasks
 learning_rate = 2e-3
 muon_learning_rate = 0.04

@@ -193,7 +193,9 @@ def test_loss_is_small_for_the_right_referents_only():
 
 
 def test_places_are_classes_of_the_table():
-    referents = torch.tensor([[0.0, 0, 2, 1, 0.36, -0.05, 0.02, 1.5708], [1, 0, 0, 1, 0, 0.1, 0, 0]])
+    referents = torch.tensor(
+        [[0.0, 0, 2, 1, 0.36, -0.05, 0.02, 1.5708], [1, 0, 0, 1, 0, 0.1, 0, 0]]
+    )
     head = grounding_of(referents, 2)
     near = referents + torch.tensor([0, 0, 0, 0, 0.0005, 0, 0, 0.01])
     assert head.classes(near)[:, 4].tolist() == [0, 1]
