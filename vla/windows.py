@@ -310,8 +310,8 @@ class Windows:
             ValueError: there are too many to be places on a grid of studs.
         """
         self.demand('grounding')
-        named = self.referents[self.referents[..., 0] >= 0][:, 4:]  # (n, 4)
-        named = np.unique(named.astype(float).round(5), axis=0) + 0.0  # There is no -0.0 then.
+        named = self.referents[self.referents[..., 0] >= 0][:, 4:].astype(float)  # (n, 4)
+        named = np.unique(named.round(5), axis=0) + 0.0  # There is no -0.0 then.
         table = np.zeros((0, 4))
         for place in named:
             offset = np.abs(table - place)
