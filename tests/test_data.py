@@ -17,7 +17,7 @@ import torch
 
 import data
 import episode
-from vla import browse, frames
+from vla import browse, frames, windows
 from vla.processor import Processor
 
 CAMERAS = ('overhead', 'right/wrist')
@@ -132,7 +132,7 @@ def test_an_error_of_no_rows_is_no_number(tmp_path):
     assert all(map(math.isnan, dataset.action_error(np.arange(3), chunk).values()))
 
 
-def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
+def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path, monkeypatch):
     paths = episode.episode_paths(folder)
     n = len(episode.COLOURS)
     blue = episode.COLOURS.index('blue')
@@ -154,6 +154,10 @@ def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path):
     assert scene.shape[2] == n and np.isfinite(scene[~short][:, :, blue]).all()
     assert np.isnan(scene[short][:, :, blue]).all() and np.isfinite(scene[short][:, :, 0]).all()
     assert dataset.referents[:, 0, 2].tolist() == [n] * 4
+    assert dataset.places() == ((0, 0, 0, 0), (0.3, 0, 0, 0))
+    monkeypatch.setattr(windows, 'MOST_PLACES', 1)
+    with pytest.raises(ValueError, match='more than 1 places, .* on no grid .* --grounding=False'):
+        dataset.places()
     dataset.processor.fit(dataset)
     assert np.array_equal(dataset.spans, [0, 5, dataset.start[1], dataset.start[1] + 5])
     for step in range(4):

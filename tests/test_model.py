@@ -220,6 +220,17 @@ def test_the_scene_is_read_off_the_pictures_alone_and_reaches_the_actions():
     assert not close(net(batch)[1]['flow'], before['flow'])
 
 
+def test_a_table_of_places_goes_through_json_and_is_checked():
+    cfg = grounded()[0].cfg
+    saved = json.loads(json.dumps(dataclasses.asdict(cfg)))
+    assert VLAConfig.from_json(saved) == cfg and cfg.scene_places
+    for places in ([[0, 0, 0]], [0, 0, 0, 0], [[0, 0, 0, 'x']], 'far'):
+        with pytest.raises(ValueError, match='scene_places is .*, expected a list of places'):
+            VLAConfig.from_json(dict(saved, scene_places=places))
+    with pytest.raises(ValueError, match='scene_bricks without scene_places'):
+        VLAConfig.from_json(dict(saved, scene_places=[]))
+
+
 def test_rows_are_told_what_the_words_mean_while_they_learn():
     net, batch = grounded()
     other = batch['referents'].clone()
