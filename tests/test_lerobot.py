@@ -348,7 +348,7 @@ def _with_something_replaced(raw, rng):
 
 @pytest.mark.lerobot
 def test_lerobot_counts_the_experts_successes_and_its_own_policy_runs_every_task(beside_lerobot):
-    """check.py of the plugin; 6 minutes beside a training on two cores."""
+    """check.py of the plugin, a few minutes on two cores."""
     python, env = beside_lerobot
     command = [python, 'plugins/lerobot_env_vla_lego/check.py']
     done = subprocess.run(command, env=env, capture_output=True, text=True)

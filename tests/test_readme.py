@@ -113,7 +113,7 @@ def test_the_block_of_lerobot_gives_its_data_set(fork):
 @pytest.mark.lerobot
 @pytest.mark.mujoco
 def test_the_block_of_lerobot_runs_a_policy_of_its_own_at_every_task(beside_lerobot, tmp_path):
-    """It is an untrained ACT policy; 2 minutes beside a training on two cores."""
+    """It is an untrained ACT policy; it takes a few minutes."""
     python, env = beside_lerobot
     said(f'python {ROOT}/plugins/lerobot_env_vla_lego/check.py out/act', tmp_path, python, env)
     *_, command = block('bash', 'to_lerobot').splitlines()
