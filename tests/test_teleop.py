@@ -5,6 +5,7 @@ import queue
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import launch
@@ -169,6 +170,9 @@ def test_real_keys_in_the_viewer_record_an_episode(tmp_path):
     script = subprocess.Popen(  # not forked: the window's OpenGL is loaded anew
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    watchdog = threading.Timer(900, script.kill)  # a window may stay for ever
+    watchdog.daemon = True
+    watchdog.start()
     said = ''
 
     def listen_for(words):
@@ -190,6 +194,7 @@ def test_real_keys_in_the_viewer_record_an_episode(tmp_path):
     listen_for('the last picture stays')
     subprocess.run(['xdotool', 'key', 'ctrl+q'], check=True)  # closes the window
     said += script.communicate(timeout=60)[0]
+    watchdog.cancel()
     assert script.returncode == 0 and 'seed 0: success' in said and 'recorded: ' in said, said
     (path,) = tmp_path.glob('*.safetensors')
     assert check_episode(path) == []
