@@ -405,6 +405,8 @@ def test_openpi_client_drives_a_checkpoint(answers):
     theirs = pytest.importorskip(
         'openpi_client.websocket_client_policy', reason='pip install openpi-client==0.1.2'
     )
+    from websockets.exceptions import ConnectionClosed as closed
+
     infer, metadata = answers
     with serving(infer, metadata) as address:
         client = theirs.WebsocketClientPolicy(address, api_key='any')
@@ -420,4 +422,5 @@ def test_openpi_client_drives_a_checkpoint(answers):
         with pytest.raises(RuntimeError, match='expected at most 16.8 MB'):
             client.infer(dict(request, more=np.zeros(wire.MAX_BYTES, np.uint8)))
         assert client.infer(request)['actions'].shape == reply['actions'].shape
-        client._ws.close()
+        with pytest.raises(closed, match=r'received 1009 .* frame with \d+ bytes exceeds limit of'):
+            client.infer(dict(request, more=np.zeros(wire.READ_BYTES, np.uint8)))
