@@ -1155,6 +1155,7 @@ if __name__ == '__main__':
         print(f'  scores: {scored}')
         if kind == 'checkpoint' and policy == named and usually:
             hub.write_card(policy, 'model')
+            print(f'share: {hub.upload_line(policy, "model")}')
     left = n_todo - len(new)
     if left:
         print(

@@ -30,7 +30,11 @@ import numpy as np
 Message = dict[str, Any]
 Infer = Callable[[Message], Mapping[str, Any]]
 
-MAX_BYTES = 16 * 2**20  # The largest frame: four cameras of 1024 x 1024 px are 12.6 MB.
+MAX_BYTES = 16 * 2**20  # The largest request: four cameras of 1024 x 1024 px are 12.6 MB.
+# A frame up to here is read, so that it can be refused in words and its connection goes on; it is
+# twice what is answered, because each client may fill so much memory. A longer one is not read: its
+# connection is closed with code 1009, which openpi's client raises with both sizes.
+READ_BYTES = 2 * MAX_BYTES
 MAX_CLIENTS = 64  # Clients at the same time.
 TRY_AGAIN_LATER = 1013  # close code of RFC 6455's registry
 NUMBERS = re.compile(r'[<>|=][biuf](1|2|4|8)')  # numpy's names of bool, int, uint and float types
@@ -191,7 +195,7 @@ async def listen(
             port,
             process_request=health,
             compression=None,  # pictures of noise and fine lines hardly shrink, and it takes 10 ms
-            max_size=MAX_BYTES,  # a longer frame closes the connection, code 1009
+            max_size=READ_BYTES,
             max_queue=1,
             logger=quiet,
         )
@@ -207,6 +211,11 @@ async def _answer_all(connection: Any, infer: Infer) -> None:
     async for frame in connection:
         began = time.perf_counter()
         try:
+            if len(frame) > MAX_BYTES:
+                raise ValueError(
+                    f'a request of {len(frame) / 1e6:.1f} MB, expected at most '
+                    f'{MAX_BYTES / 1e6:.1f} MB: send smaller pictures, as uint8'
+                )
             request = unpack(frame)
             asked = time.perf_counter()
             reply = infer(request)

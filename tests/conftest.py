@@ -131,6 +131,17 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope='session')
+def beside_lerobot():
+    """LeRobot's Python, and the environment in which it takes the plugin of this checkout."""
+    python = os.environ.get('LEROBOT_PYTHON', sys.executable)
+    look = 'from importlib.metadata import version; version("lerobot_env_vla_lego")'
+    if subprocess.run([python, '-c', look], capture_output=True).returncode:
+        pytest.skip('beside LeRobot: pip install -e plugins/lerobot_env_vla_lego')
+    ours = f'{ROOT}/plugins/lerobot_env_vla_lego'
+    return python, {**os.environ, 'PYTHONPATH': ours, 'HF_HUB_OFFLINE': '1'}
+
+
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
     """A test may change the folder; the next one starts at the root again."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import launch
 import numpy as np
 import pytest
 import torch
@@ -94,6 +95,18 @@ def test_training_loader_and_latency_are_those_of_the_config(tmp_path):
     assert rate['Dataset.batch of 24'] > rate['Dataset.batch of 24, then data.augment'] > 0
     assert rate[f'train.py {config}'] > 0 and rate['arithmetic done'] > 0
     assert 0 < rate['chunk, 1 step(s), float32'] < rate['chunk, 5 step(s), after 8 words, float32']
+
+
+def test_an_exported_chunk_is_timed_in_turns_with_torchs(checkpoint, tmp_path):
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(package, reason='pip install onnx onnxscript onnxruntime')
+    file = tmp_path / 'chunk.onnx'
+    launch.run('sample.py', f'--ckpt={checkpoint}', f'--export={file}')
+    done = bench('--only=act', f'--ckpt={checkpoint}', f'--onnx={file}')
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r'^act +chunk, (.*?) +([0-9.]+) ms', done.stdout, re.M)
+    ms = {name: float(value) for name, value in rows}
+    assert 0.05 < ms['ONNX file on the CPU'] < 20 * ms['1 step(s), float32']
 
 
 def test_force_table_is_printed_row_by_row():

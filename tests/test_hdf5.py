@@ -4,12 +4,15 @@ python -m pytest tests/test_hdf5.py
 """
 
 import io
+import re
+import shlex
 
 import numpy as np
 import PIL.Image
 import pytest
-from launch import run
+from launch import ROOT, run
 
+import data
 from episode import check_episode, episode_paths, read_episode
 from vla.hdf5_reader import from_hdf5
 
@@ -75,6 +78,21 @@ def test_robomimic_demonstrations_come_in_their_order_without_the_simulators_tru
         16,
     )
     assert set(header['joint_action_kinds']) == {'absolute'}  # steps already
+
+
+def test_the_command_in_the_docs_runs(tmp_path, monkeypatch):
+    (line,) = re.findall(
+        '^python data.py from_hdf5 .*$', (ROOT / 'docs/doors.md').read_text(), re.M
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'data/aloha').mkdir(parents=True)
+    with h5py.File(tmp_path / 'data/aloha/episode_0.hdf5', 'w') as file:
+        file['observations/qpos'] = ROWS
+        file['observations/images/top'] = FRAMES
+        file['action'] = ROWS
+    assert data.main(shlex.split(line)[2:]) == 0
+    (path,) = episode_paths('episodes/aloha')
+    assert read_episode(path)[1]['control_hz'] == 50
 
 
 ROWS = np.random.default_rng(0).normal(size=(12, 14))

@@ -111,6 +111,15 @@ def test_a_checkpoint_of_the_hub_drives_and_its_scores_stay_here(run, tmp_path):
     assert (tmp_path / 'out/user--tiny@main/rollout/scores.json').exists()
 
 
+@pytest.mark.mujoco
+def test_a_score_goes_onto_the_card_and_the_line_that_uploads_it_is_said(run, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / 'out/demo')
+    words = ('--ckpt=out/demo', '--task=place', '--episodes=1', '--workers=1')
+    said = run(ROOT / 'sim_rollout.py', *words)
+    assert 'share: hf upload <you>/demo out/demo . --exclude "*/*"' in said
+    assert re.search(r'^\| place \| [01]/1 ', (tmp_path / 'out/demo/README.md').read_text(), re.M)
+
+
 def test_a_folder_that_is_there_or_would_be_ours_is_never_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert hub.is_id('user/demo') and hub.is_id('user/demo@v1') and hub.is_id('datasets/user/demo')

@@ -25,6 +25,7 @@ from episode import (
     write_episode,
     write_synthetic_episodes,
 )
+from sim.tasks import TASKS
 
 pa = pytest.importorskip('pyarrow', reason='pip install pyarrow')
 pytest.importorskip('av', reason='pip install av')
@@ -343,3 +344,16 @@ def _with_something_replaced(raw, rng):
         at = at[key]
     at[key] = [None, -1, 'x', [], {}, [[]], 0.5][rng.integers(7)]
     return json.dumps(info).encode()
+
+
+@pytest.mark.lerobot
+def test_lerobot_counts_the_experts_successes_and_its_own_policy_runs_every_task(beside_lerobot):
+    """check.py of the plugin, a few minutes on two cores."""
+    python, env = beside_lerobot
+    command = [python, 'plugins/lerobot_env_vla_lego/check.py']
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for task in TASKS:
+        assert re.search(rf'expert in one process: {task} [12]/2', done.stdout), done.stdout
+        assert re.search(rf'untrained ACT .*, to the end: {task} [01]/1', done.stdout), done.stdout
+    assert re.search('expert in processes: place [12]/2', done.stdout)

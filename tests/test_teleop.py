@@ -5,6 +5,7 @@ import queue
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import launch
@@ -169,11 +170,19 @@ def test_real_keys_in_the_viewer_record_an_episode(tmp_path):
     script = subprocess.Popen(  # not forked: the window's OpenGL is loaded anew
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    watchdog = threading.Timer(900, script.kill)  # a window may stay for ever
+    watchdog.daemon = True
+    watchdog.start()
     said = ''
-    while 'mm a press' not in said:  # then the window is there
-        line = script.stdout.readline()
-        assert line, said
-        said += line
+
+    def listen_for(words):
+        nonlocal said
+        while words not in said:
+            line = script.stdout.readline()
+            assert line, said
+            said += line
+
+    listen_for('mm a press')  # then the window is there
     found = subprocess.run(['xdotool', 'search', '--name', 'MuJoCo'], capture_output=True)
     window = found.stdout.split()[-1].decode()
     subprocess.run(['xdotool', 'windowfocus', window], check=True)
@@ -182,7 +191,10 @@ def test_real_keys_in_the_viewer_record_an_episode(tmp_path):
         subprocess.run(['xdotool', 'key', '--delay', '5', *names], check=True)
         busy = max(1, os.getloadavg()[0] / os.cpu_count())
         time.sleep(4 * busy)  # longer than the motion and the rest after it
-    said, _ = script.communicate(timeout=60)
-    assert 'recorded: ' in said, said
+    listen_for('the last picture stays')
+    subprocess.run(['xdotool', 'key', 'ctrl+q'], check=True)  # closes the window
+    said += script.communicate(timeout=60)[0]
+    watchdog.cancel()
+    assert script.returncode == 0 and 'seed 0: success' in said and 'recorded: ' in said, said
     (path,) = tmp_path.glob('*.safetensors')
     assert check_episode(path) == []

@@ -171,11 +171,19 @@ def test_a_refused_request_is_answered_with_text_and_the_next_one_as_ever(answer
             assert reply['server_timing']['infer_ms'] > 0
 
 
-def test_a_frame_beyond_the_limit_closes_its_connection_alone(answers):
+def test_a_request_beyond_the_limit_is_refused_in_words_and_the_next_one_is_answered(answers):
+    with serving(*answers) as address, wire.Client(address) as client:
+        for size in (wire.MAX_BYTES, wire.READ_BYTES - 200_000):
+            with pytest.raises(ValueError, match=r'of [123]\d\.\d MB, expected at most 16\.8 MB'):
+                client.infer(dict(a_request(), more=np.zeros(size, np.uint8)))
+            assert client.infer(a_request())['actions'].shape[1] == 15
+
+
+def test_a_frame_that_is_not_even_read_closes_its_connection_alone(answers):
     with serving(*answers) as address, wire.Client(address) as other:
         with wire.Client(address) as client:
-            with pytest.raises(ConnectionError, match='1009'):
-                client.infer(dict(a_request(), more=np.zeros(wire.MAX_BYTES, np.uint8)))
+            with pytest.raises(ConnectionError, match='1009.*exceeds limit of'):
+                client.infer(dict(a_request(), more=np.zeros(wire.READ_BYTES, np.uint8)))
         assert other.infer(a_request())['actions'].shape[1] == 15
 
 
@@ -301,12 +309,28 @@ def test_over_the_wire_a_checkpoint_acts_as_it_does_here(checkpoint, answers, ex
     world.close()
 
 
+def said_until_it_answers(server):
+    """Lines that `sim_rollout.py --serve` says up to the one that names its address."""
+    lines = []
+    for line in iter(server.stdout.readline, ''):
+        lines.append(line.strip())
+        if line.startswith('next: '):
+            return lines
+    raise AssertionError(f'it ended: {lines}')
+
+
+def end(server):
+    server.send_signal(launch.signal.SIGTERM)
+    server.communicate()
+    assert server.returncode == 0
+
+
 @pytest.mark.mujoco
 def test_a_checkpoint_is_served_and_drives_from_the_command_line(checkpoint, tmp_path):
     server = launch.Script('sim_rollout.py', '--serve', f'--ckpt={checkpoint}', '--port=0')
-    lines = iter(server.stdout.readline, '')
-    address = next(line.split()[-1] for line in lines if line.startswith('next: '))
-    address = address.removeprefix('--policy=')
+    lines = said_until_it_answers(server)
+    assert not any('no password' in line for line in lines)
+    address = lines[-1].partition('--policy=')[2]
     said = launch.run(
         'sim_rollout.py',
         f'--policy={address}',
@@ -317,9 +341,25 @@ def test_a_checkpoint_is_served_and_drives_from_the_command_line(checkpoint, tmp
         f'--out={tmp_path}',
     )
     assert 'place 0/1' in said and 'chunk latency' in said
-    server.send_signal(launch.signal.SIGTERM)
-    server.communicate()
-    assert server.returncode == 0
+    end(server)
+
+
+@pytest.mark.mujoco
+def test_a_server_that_tells_nothing_about_itself_drives_in_the_world_that_is_asked_for(tmp_path):
+    """openpi's servers send the metadata of a policy, and many policies have none."""
+    prompts = []
+
+    def hold(request):
+        prompts.append(request['prompt'])
+        assert request['images']['overhead'].shape == (96, 96, 3)
+        return {'actions': np.tile(request['tool_command'], (4, 1))}
+
+    words = ('--episodes=1', '--workers=1', '--task=stack', '--execute=3', '--delay=1')
+    with serving(hold) as address:
+        said = launch.run('sim_rollout.py', f'--policy={address}', *words, f'--out={tmp_path}')
+    assert 'stack 0/1' in said and 'chunk latency' in said
+    assert len(prompts) == 50  # of 150 steps
+    assert len(set(prompts)) == 1 and prompts[0]
 
 
 @pytest.mark.mujoco
@@ -345,17 +385,28 @@ def test_only_a_checkpoint_is_served():
     )
 
 
-def test_beyond_this_machine_a_line_warns(monkeypatch):
-    assert (
-        wire.is_loopback('127.0.0.1') and wire.is_loopback('::1') and wire.is_loopback('localhost')
-    )
+def test_only_this_machine_reaches_a_loopback():
+    for host in ('127.0.0.1', '::1', 'localhost'):
+        assert wire.is_loopback(host)
     assert not wire.is_loopback('0.0.0.0') and not wire.is_loopback('robot.example')
+
+
+@pytest.mark.mujoco
+def test_beyond_this_machine_a_line_warns(checkpoint):
+    words = ('--serve', f'--ckpt={checkpoint}', '--port=0', '--host=0.0.0.0')
+    server = launch.Script('sim_rollout.py', *words)
+    lines = said_until_it_answers(server)
+    end(server)
+    warnings = [line for line in lines if 'no password' in line]
+    assert warnings == ['host=0.0.0.0: whoever reaches this machine may ask, there is no password']
 
 
 def test_openpi_client_drives_a_checkpoint(answers):
     theirs = pytest.importorskip(
         'openpi_client.websocket_client_policy', reason='pip install openpi-client==0.1.2'
     )
+    from websockets.exceptions import ConnectionClosed as closed
+
     infer, metadata = answers
     with serving(infer, metadata) as address:
         client = theirs.WebsocketClientPolicy(address, api_key='any')
@@ -368,4 +419,8 @@ def test_openpi_client_drives_a_checkpoint(answers):
         np.testing.assert_array_equal(reply['actions'], colours_first['actions'])
         with pytest.raises(RuntimeError, match="no 'images'"):
             client.infer({'state': request['state']})
-        client._ws.close()
+        with pytest.raises(RuntimeError, match='expected at most 16.8 MB'):
+            client.infer(dict(request, more=np.zeros(wire.MAX_BYTES, np.uint8)))
+        assert client.infer(request)['actions'].shape == reply['actions'].shape
+        with pytest.raises(closed, match=r'received 1009 .* frame with \d+ bytes exceeds limit of'):
+            client.infer(dict(request, more=np.zeros(wire.READ_BYTES, np.uint8)))

@@ -1,11 +1,14 @@
 """Shows that the plugin works with the lerobot that is installed here.
 
     python plugins/lerobot_env_vla_lego/check.py           # a few minutes on two cores
+    python plugins/lerobot_env_vla_lego/check.py out/act   # writes an untrained ACT policy there
 
-The scripted expert drives through lerobot's own evaluation, which has to count its successes; then
-`lerobot-eval` runs an untrained ACT policy of lerobot's, from a folder, on two tasks.
+The scripted expert does every task through lerobot's own evaluation, which has to count its
+successes; then `lerobot-eval` runs an untrained ACT policy of lerobot's, from a folder, on every
+task. Exits with an error where the expert succeeds at none of a task, or a task is left out.
 """
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -20,7 +23,10 @@ from lerobot.policies.act.modeling_act import ACTPolicy
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.scripts.lerobot_eval import rollout
-from lerobot.utils.import_utils import register_third_party_plugins
+from lerobot_env_vla_lego import vla_lego_gym
+
+TASKS = list(vla_lego_gym.TASKS)
+SEEDS = (0, 1)  # of the expert's episodes of each task
 
 
 class Expert(torch.nn.Module):
@@ -42,18 +48,21 @@ class Expert(torch.nn.Module):
         return torch.tensor([list(map(float, row)) for row in self.envs.call('expert_action')])
 
 
-def expert_successes(task, n_envs, use_async):
-    """Successes of the expert as lerobot's rollout counts them."""
+def expert_successes(task, use_async):
+    """Successes of the expert as lerobot's rollout counts them, {task: how many of SEEDS}."""
     config = make_env_config('vla_lego', task=task)
-    envs = next(iter(make_env(config, n_envs, use_async)['vla_lego'].values()))
     before, after = make_env_pre_post_processors(config, None)
     same = PolicyProcessorPipeline(steps=[], name='same')
     unchanged = PolicyProcessorPipeline(
         steps=[], to_transition=lambda x: x, to_output=lambda x: x, name='unchanged'
     )
-    done = rollout(envs, Expert(envs), before, after, same, unchanged, seeds=list(range(n_envs)))
-    envs.close()
-    return int(done['success'].any(1).sum())
+    successes = {}
+    for number, envs in make_env(config, len(SEEDS), use_async)['vla_lego'].items():
+        expert = Expert(envs)
+        done = rollout(envs, expert, before, after, same, unchanged, seeds=list(SEEDS))
+        successes[TASKS[number]] = int(done['success'].any(1).sum())
+        envs.close()
+    return successes
 
 
 def save_untrained_act(folder):
@@ -79,23 +88,42 @@ def save_untrained_act(folder):
         part.save_pretrained(folder)
 
 
+def evaluate(policy, out):
+    """Let lerobot-eval run a policy for one episode of each task.
+
+    Args:
+        policy: Its folder.
+        out: Folder for lerobot's results.
+
+    Returns:
+        {task: whether that episode succeeded}
+    """
+    command = [
+        str(Path(sys.executable).with_name('lerobot-eval')),
+        f'--policy.path={policy}',
+        '--policy.device=cpu',
+        '--env.type=vla_lego',
+        '--env.task=all',
+        '--eval.n_episodes=1',
+        f'--output_dir={out}',
+    ]
+    subprocess.run(command, check=True)
+    found = json.loads(Path(out, 'eval_info.json').read_text(encoding='utf-8'))
+    return {TASKS[row['task_id']]: row['metrics']['successes'] for row in found['per_task']}
+
+
 if __name__ == '__main__':
-    register_third_party_plugins()
-    for use_async in (False, True):
-        n = expert_successes('place', 2, use_async)
-        print(f'expert through lerobot, {"processes" if use_async else "one process"}: {n}/2')
-        assert n > 0, 'lerobot counted no success of the expert'
+    if len(sys.argv) > 1:
+        save_untrained_act(sys.argv[1])
+        raise SystemExit(0)
+    for use_async, tasks in ((False, 'all'), (True, 'place')):
+        where = 'in processes' if use_async else 'in one process'
+        for task, n in expert_successes(tasks, use_async).items():
+            print(f'expert {where}: {task} {n}/{len(SEEDS)}', flush=True)
+            assert n > 0, f'lerobot counted no success of the expert at {task}'
     with tempfile.TemporaryDirectory() as folder:
         save_untrained_act(folder)
-        command = [
-            str(Path(sys.executable).with_name('lerobot-eval')),
-            f'--policy.path={folder}',
-            '--policy.device=cpu',
-            '--env.type=vla_lego',
-            '--env.task=place,unplug',
-            '--eval.n_episodes=2',
-            '--eval.batch_size=2',
-            f'--output_dir={folder}/eval',
-        ]
-        subprocess.run(command, check=True)
-        print(Path(folder, 'eval', 'eval_info.json').read_text(encoding='utf-8'))
+        done = evaluate(folder, f'{folder}/eval')
+    assert list(done) == TASKS and all(len(episodes) == 1 for episodes in done.values()), done
+    for task, (success,) in done.items():
+        print(f'untrained ACT through lerobot-eval, to the end: {task} {int(success)}/1')
