@@ -1,7 +1,7 @@
 # make demo     from a bare machine to a policy that builds: set-up, demonstrations, training, score, video
 # make join     the same for a task that needs both hands; make NAME, for your own config/NAME{,_collect,_start,_coach}.py
 # make robust   the demo's task in other rooms and with late actions, after make demo; no good policy yet
-# make all      one policy for all tasks but build, told by words, after make demo: 2 CPU cores, 5 hours by estimate
+# make all      one policy for all tasks but build, told by words, after make demo: 2 CPU cores, 3.5 hours by estimate
 # make all_gpu  the same in the plain EO-1 shape, without a coach: one H100 and 16 cores, 9 min; not run yet
 # make setup    .venv with the packages of requirements.txt, OpenGL where it is missing (the default); TORCH=cuda|cpu
 # make test     the test suite, on all cores

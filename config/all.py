@@ -1,9 +1,9 @@
 # One policy for all tasks but `build`, told by words; grounded network and coach, DUPLO, from
-# pixels, for two CPU cores. Not run to its end yet: its demonstrations and its lesson in seeing
-# have, the other stages were rehearsed on tiny sizes only, so there is no result to state. At 70
-# samples a second, what two slow cores do, `make all` takes 5 hours after `make demo`: 13 min of
-# demonstrations, 11 min a lesson in seeing, 1.6 h first lesson, 20 min coach, 1.6 h second lesson,
-# 50 min for 100 scenes of each task with and without the instruction.
+# pixels, for two CPU cores. Not run to its end yet, so there is no result to state: its second
+# lesson and its score have not. At 70 samples a second, what two slow cores do, `make all` takes 3.5
+# hours after `make demo`: 13 min of demonstrations, 11 min a lesson in seeing, 50 min first lesson,
+# 20 min coach, 1 h second lesson, 50 min for 100 scenes of each task with and without the
+# instruction.
 # torchrun --standalone --nproc_per_node=2 train.py config/all.py
 out_dir = 'out/all'
 init_from = 'out/all_start'
@@ -27,7 +27,7 @@ read_text = 0.25  # This share of the noise samples sees the subtask text; the o
 reask_share = 0.15  # This share of the samples asks for another goal of the same scene.
 refuse_share = 0.05  # This share asks for what is not there: hands still, and ask back.
 batch_size = 128  # chunks per step
-max_steps = 3_200  # 128 x 3,200 = 0.4 M chunks, 51,000 of each of eight tasks
+max_steps = 2_000  # 128 x 2,000 = 256k chunks, 32,000 of each of eight tasks
 learning_rate = 1e-3
 muon_learning_rate = 0.02
 eval_interval = 400
