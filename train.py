@@ -31,7 +31,7 @@ import hub
 import model
 from episode import STATE_NAMES, git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
-from vla import checkpoint, frames, graphs, layers, optim, parallel, pretrained, watch
+from vla import checkpoint, forked, frames, graphs, layers, optim, parallel, pretrained, watch
 from vla.processor import FAR, Processor
 from vla.tokenizer import read_text as read_text_of_tokenizer
 from vla.vision import STEMS
@@ -118,7 +118,8 @@ compile_model = 'auto'  # 'auto' | 'on' | 'off': torch.compile of the blocks; au
 cuda_graph = False  # forward and backward are launched as one; one process, accumulate=1, a GPU
 frames_on_device = 'auto'  # 'auto' | 'on' | 'off': pictures live on the GPU; auto: if they fit
 length_groups = 0  # 0..1000: parts of like length that a batch is cut into; 0: up to 4 on CPUs
-loader_threads = 0  # 0..256: that make batches; 0: one on CPUs, four with a GPU
+loader_threads = 0  # 0..256: that make batches; 0: one, or one for each of these processes:
+loader_processes = 0  # 0..256: 0: none on CPUs or with loader_threads, else up to 8 with a GPU
 fsdp = False  # several processes hold one model between them, not a copy each
 offload = False  # Parameters and optimizer in main memory, with fsdp; slow, if nothing else fits
 log_interval = 20  # 1..: steps
@@ -145,10 +146,10 @@ exec((HERE / 'configurator.py').read_text())  # overrides from a config file or 
 # A resumed run may change these, because no weight depends on them but by the order of sums.
 MAY_CHANGE = """
     out_dir resume device threads compile_model cuda_graph frames_on_device length_groups
-    loader_threads fsdp offload recompute accumulate log_interval eval_interval eval_batches
-    checkpoint_interval checkpoint_minutes keep_checkpoints rollout_interval rollout_episodes
-    replay_batch max_minutes timeout_minutes requeue_signal wandb_project tracker wandb_artifacts
-    dry_run
+    loader_threads loader_processes fsdp offload recompute accumulate log_interval eval_interval
+    eval_batches checkpoint_interval checkpoint_minutes keep_checkpoints rollout_interval
+    rollout_episodes replay_batch max_minutes timeout_minutes requeue_signal wandb_project tracker
+    wandb_artifacts dry_run
 """.split()
 # Settings of the processor; of all reading of episodes; and of the samples that training draws.
 PROCESSING = (
@@ -592,8 +593,12 @@ if __name__ == '__main__':
     if keeps_frames:
         or_exit(train_data.keep_frames, device, mistakes=OSError)
     make = functools.partial(grouped, make, groups)
-    threads = loader_threads or (4 if on_gpu else 1)
-    batches = data.prefetch(make, range(step, max_steps), pin=on_gpu, threads=threads)
+    processes = loader_processes
+    if on_gpu and not (loader_processes or loader_threads):
+        processes = forked.count(local_world_size)
+    forks = forked.ForkedMaker(make, processes) if processes else None
+    threads = loader_threads or processes or 1
+    batches = data.prefetch(forks or make, range(step, max_steps), pin=on_gpu, threads=threads)
     # Files may be damaged under a run: that is said in one line. Other errors are faults of ours.
     unless_damaged = functools.partial(or_exit, mistakes=OSError)
     upcoming = send(unless_damaged(next, batches), device)
@@ -707,6 +712,9 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # leave
+    batches.close()
+    if forks:
+        forks.close()
     if master:
         log.close(out_dir if wandb_artifacts else '')
         hub.write_card(out_dir, 'model')

@@ -419,6 +419,11 @@ def test_gradient_accumulation_changes_nothing_but_rounding(short, episodes, tmp
     assert same(short, tmp_path, 1e-5)
 
 
+def test_where_pictures_live_and_who_makes_batches_changes_nothing(short, episodes, tmp_path):
+    run(episodes, tmp_path, *SHORT, '--frames_on_device=on', '--loader_processes=2')
+    identical(short, tmp_path)
+
+
 def test_a_new_run_can_start_from_the_weights_of_another(whole, episodes, tmp_path):
     run(episodes, tmp_path, *SHORT, f'--init_from={whole[0]}')
     first, fresh = [read_log(out)[0] for out in (tmp_path, whole[0])]
