@@ -97,7 +97,8 @@ delay = 0  # 0..: checkpoint, server: steps by which a chunk comes late; rows be
 foresight = True  # checkpoint: late chunks begin where these rows lead, if it has learnt that
 read_text = False  # checkpoint: decode the subtask text and act having read it
 text_chunks = 1  # 1..: checkpoint: chunks that are made on one decoded text
-compile_model = False  # checkpoint: torch.compile, CUDA graphs on a GPU; not with read_text
+compile_model = 'auto'  # 'auto' | 'on' | 'off': checkpoint: torch.compile, a CUDA graph on a GPU;
+# auto: on a GPU without read_text
 robustness = False  # score the policy in a clean world and in each that differs, on the same seeds
 rows = ''  # Some rows of that table: clean,light,delay_3; '': all, see sim/robustness.py
 instruction = None  # replaces the world's; empty blanks it
@@ -1058,7 +1059,7 @@ if __name__ == '__main__':
     try:
         if share_network and n_workers:
             driver = functools.partial(driver, checkpoint=None, network=shared)
-            network = load_network(policy, how)
+            network = load_network(policy, how | {'most': n_workers})
         drawing = gl.use_fastest(world_settings, n_workers) if n_todo >= n_workers > 1 else ''
         if drawing:
             print(drawing, flush=True)

@@ -115,7 +115,8 @@ ema = 0.995  # 0..<1: decay of the averaged weights, which are the ones that act
 device = 'auto'  # 'auto' | 'cpu' | 'cuda'
 dtype = 'auto'  # 'auto' | 'float32' | 'bfloat16': auto: bfloat16 (autocast) where it is fast
 compile_model = 'auto'  # 'auto' | 'on' | 'off': torch.compile of the blocks; auto: on a GPU
-cuda_graph = False  # forward and backward are launched as one; one process, accumulate=1, a GPU
+cuda_graph = 'auto'  # 'auto' | 'on' | 'off': forward and backward are launched as one; auto: on a
+# GPU, where one process does it and nothing is accumulated
 frames_on_device = 'auto'  # 'auto' | 'on' | 'off': pictures live on the GPU; auto: if they fit
 length_groups = 0  # 0..1000: parts of like length that a batch is cut into; 0: up to 4 on CPUs
 loader_threads = 0  # 0..256: that make batches; 0: one, or one for each of these processes:
@@ -210,14 +211,29 @@ def check_settings(config, world_size):
             'one simulator; score in another job: '
             f'python sim_rollout.py --ckpt={config["out_dir"]}'
         )
-    if config['cuda_graph'] and (parts > 1 or config['length_groups'] > 1):
+    if config['offload'] and (config['muon_learning_rate'] or not config['fsdp']):
+        raise ValueError('offload=True is for fsdp=True, and AdamW only: --muon_learning_rate=0')
+
+
+def records(config, world_size, device):
+    """Return whether forward and backward are recorded as one CUDA graph.
+
+    Raises:
+        ValueError: They cannot be, and are asked to be.
+    """
+    one_shape = config['length_groups'] <= 1
+    alone = world_size * config['accumulate'] == 1 and one_shape
+    can = graphs.can_record(device)
+    wanted = parallel.decide('cuda_graph', config['cuda_graph'], can and alone)
+    if wanted and not can:
+        raise ValueError(f'cuda_graph=on needs a GPU, device is {device}: leave it out')
+    if wanted and not alone:
         raise ValueError(
-            'cuda_graph=True is for one process, accumulate=1 and length_groups=1; here are '
+            'cuda_graph=on is for one process, accumulate=1 and length_groups=1; here are '
             f'{world_size} processes x accumulate {config["accumulate"]}, '
             f'length_groups {config["length_groups"]}'
         )
-    if config['offload'] and (config['muon_learning_rate'] or not config['fsdp']):
-        raise ValueError('offload=True is for fsdp=True, and AdamW only: --muon_learning_rate=0')
+    return wanted
 
 
 def stand_ins(config):
@@ -442,6 +458,7 @@ if __name__ == '__main__':
     compiles = or_exit(
         parallel.decide, 'compile_model', compile_model, parallel.can_compile(device)
     )
+    graphs_steps = or_exit(records, config, world_size, device)
     on_gpu = device.startswith('cuda')
     groups = count_groups(config, world_size, on_gpu or compiles)
 
@@ -542,9 +559,6 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # optimizers, state, log; whatever may refuse does so before the last run's state is cleared
-    if cuda_graph and not on_gpu:
-        what = f'cuda_graph=True needs a GPU, device is {device}: leave it out'
-        parallel.exit_with(what, rank)
     fit = frames.fit(train_data, device)
     keeps_frames = or_exit(parallel.decide, 'frames_on_device', frames_on_device, fit)
     optimizers = optim.configure_optimizers(
@@ -589,7 +603,7 @@ if __name__ == '__main__':
         with autocast:
             return forward(data.augment(batch, train_data.frames))
 
-    graphed = graphs.GraphedBackward(net, loss_of) if cuda_graph else None
+    graphed = graphs.GraphedBackward(net, loss_of) if graphs_steps else None
     if keeps_frames:
         or_exit(train_data.keep_frames, device, mistakes=OSError)
     make = functools.partial(grouped, make, groups)

@@ -10,10 +10,10 @@ import runpy
 
 import pytest
 import torch
+from recorder import record_here
 from test_model import grounded, make_batch, network
 from test_train import TRAIN_CONFIGS, publish
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 import data
 import train
@@ -202,16 +202,6 @@ def test_blocks_that_are_alike_are_compiled_once():
 
 # -----------------------------------------------------------------------------
 # what a CUDA graph takes and gives
-
-
-def record_here(function):
-    """In the place of CUDA's: fixed memory for results, which a replay writes to."""
-    results = tree_map(torch.clone, function())
-
-    def replay():
-        tree_map(lambda fixed, new: fixed.copy_(new), results, function())
-
-    return replay, results
 
 
 def test_gradients_by_a_graph_are_those_of_each_batch_alone():

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 import model
-from vla import layers
+from vla import graphs, layers, parallel
 from vla.folder import check_taught
-from vla.graphs import Graphed
 from vla.processor import Processor
 
 Act = Callable[[dict[str, Any]], dict[str, Any]]
@@ -90,22 +89,34 @@ def _check_settings(predictor: 'Predictor', folder: str | Path, execute: int, de
         )
 
 
-def _as_graph(net: model.VLA, steps: int) -> Callable[..., torch.Tensor]:
-    """net.act in so many steps as a CUDA graph for each number of rows that are given."""
+def _as_graph(net: model.VLA, steps: int, most: int) -> Callable[..., torch.Tensor]:
+    """net.act in so many steps as a CUDA graph for each number of rows that are given.
+
+    Fewer samples than `most` are filled up with copies of the first one.
+    """
 
     def run(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         rows = inputs['action_prefix'] if 'action_prefix' in inputs else None
         return net.act(inputs, steps, action_prefix=rows)
 
-    graph = Graphed(run)
+    graph = graphs.Graphed(run)
 
     def act(
         batch: dict[str, torch.Tensor], steps: int, action_prefix: torch.Tensor | None = None
     ) -> torch.Tensor:
         given = {} if action_prefix is None else {'action_prefix': action_prefix}
-        return graph(batch | given)
+        samples = len(batch['state'])
+        return graph(filled_up(batch | given, most))[:samples]
 
     return act
+
+
+def filled_up(batch: dict[str, torch.Tensor], samples: int) -> dict[str, torch.Tensor]:
+    """A batch of so many samples at least: what it lacks of them are copies of its first one."""
+    lacking = samples - len(batch['state'])
+    if lacking <= 0:
+        return batch
+    return {name: torch.cat([x, x[:1].expand(lacking, *x.shape[1:])]) for name, x in batch.items()}
 
 
 class Predictor(NamedTuple):
@@ -134,18 +145,25 @@ def load_predictor(
     folder: str | Path,
     steps: int = 1,
     read_text: bool = False,
-    compile_model: bool = False,
+    compile_model: str | bool = 'auto',
     device: str | None = None,
     dtype: str = 'float32',
     foresight: bool = True,
+    most: int = 1,
 ) -> Predictor:
-    """Load a trained model; `checkpoint` says what the arguments are."""
-    if compile_model and read_text:
+    """Load a trained model; `checkpoint` says what the arguments are.
+
+    With `most` it answers up to so many worlds at a time. A CUDA graph then is of that many: with
+    one for each number of worlds it would be recorded again and again.
+    """
+    torch.set_num_threads(1)
+    device = layers.choose_device(device)
+    records = graphs.can_record(device)
+    compiles = parallel.decide('compile_model', compile_model, records and not read_text)
+    if compiles and read_text:
         raise ValueError(
             'compile_model and read_text: every other length of text would compile anew'
         )
-    torch.set_num_threads(1)
-    device = layers.choose_device(device)
     if device.startswith('cuda:'):
         torch.cuda.set_device(device)  # streams and graphs are those of the current one
     net, meta = model.VLA.load(str(folder))
@@ -154,12 +172,12 @@ def load_predictor(
     net = net.to(device).eval()
     autocast = layers.autocast_for(device, dtype)
     processor = Processor.of_checkpoint(str(folder), meta)
-    if device == 'cpu' and not compile_model:
+    if device == 'cpu' and not compiles:
         processor.user_tokens = 0  # one shape for all prompts is padding, which costs a CPU time
     act_once = net.act
-    if compile_model and device.startswith('cuda'):
-        act_once = _as_graph(net, steps)
-    elif compile_model:
+    if compiles and records:
+        act_once = _as_graph(net, steps, most)
+    elif compiles:
         act_once = torch.compile(net.act, fullgraph=True, dynamic=False)
 
     foresees = foresight and processor.foresight is not None and net.scene_head is not None
@@ -207,7 +225,7 @@ def checkpoint(
     delay: int = 0,
     read_text: bool = False,
     text_chunks: int = 1,
-    compile_model: bool = False,
+    compile_model: str | bool = 'auto',
     device: str | None = None,
     dtype: str = 'float32',
     foresight: bool = True,
@@ -222,7 +240,8 @@ def checkpoint(
         delay: Rows of the chunk in force that are still executed while the next one is made.
         read_text: Decode the subtask and act having read it.
         text_chunks: Chunks that are made on one decoded text.
-        compile_model: torch.compile in one graph; on a GPU one CUDA graph, launched at once.
+        compile_model: 'on': torch.compile in one graph; on a GPU one CUDA graph, launched at once.
+            'auto': on a GPU, where no text is read.
         device: 'cpu' or 'cuda'; None: cuda where there is one.
         dtype: 'float32' or 'bfloat16'.
         foresight: With a delay, the next chunk begins behind the rows of the one in force, from
