@@ -89,7 +89,7 @@ def describe_model(
         groups: Parts that are worked through one after the other, see data.by_length.
     """
     line = f'rev {rev}, {net.n_parameters / 1e6:.2f} M parameters'
-    mine = sum(parallel.local(p).numel() for p in net.parameters())
+    mine = sum(optim.local(p).numel() for p in net.parameters())
     if mine < net.n_parameters:
         line += f', {mine / 1e6:.2f} M of them per process'
     lines = [f'{line}, {dtype} on {device}']
