@@ -394,6 +394,35 @@ def check_parts():
     dist.destroy_process_group()
 
 
+def check_compiled():
+    """On each rank: blocks that are compiled first and cut into parts then."""
+    dist.init_process_group('gloo')
+    torch.manual_seed(0)
+    whole = test_model.network(n_layers=2)
+    batch = test_model.make_batch()
+    expected, _ = whole(batch)
+    expected.backward()
+
+    def compile_here(net):  # the same cut, without Inductor's minutes
+        for block in net.decoder.blocks:
+            block.compile(backend='aot_eager', dynamic=False)
+
+    parallel.compile_blocks = compile_here
+    net = parallel.build(whole.cfg, lambda: whole, 'cpu', sharded=True, compiled=True)
+    loss, _ = net(batch)
+    loss.backward()
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] > 0
+    assert torch.allclose(loss, expected, atol=1e-5)
+    for (name, p), q in zip(net.named_parameters(), whole.parameters()):
+        assert torch.allclose(parallel.whole(p.grad), q.grad, atol=1e-4), name
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow  # It compiles in two processes.
+def test_compiled_blocks_can_be_cut_into_parts():
+    launch.run(check_compiled, processes=2)
+
+
 @pytest.mark.parametrize('processes', [2, 4])
 def test_each_rank_holds_its_part_of_weights_moments_and_average(processes):
     launch.run(check_parts, processes=processes)
