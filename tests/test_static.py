@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import data
 import train
 from episode import write_synthetic_episodes
-from model import VLA
+from model import VLA, with_room
 from vla import checkpoint, graphs, optim, parallel
 from vla.processor import Processor
 
@@ -157,6 +157,50 @@ def test_a_step_and_a_chunk_ask_the_device_nothing(tmp_path, name):
         net.act(batch, 3)
         net.act(batch, 3, batch['noise'][:, 0], action_prefix=batch['actions'][:, :2])
         net.act(batch, 2, read_text=False)
+
+
+class Ops(TorchDispatchMode):
+    """Notes the name of each operation and the shape of what it gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        name = func._schema.name.removeprefix('aten::')
+        self.done.append((name, getattr(result, 'shape', ())))
+        return result
+
+
+@pytest.mark.parametrize('changes', [{}, {'n_heads': 4, 'n_kv_heads': 2, 'head_dim': 16}])
+def test_a_denoising_step_copies_nothing_of_the_prefix(changes):
+    """Keys and values of the prefix are written once; rows are written over in each step."""
+    if changes:
+        changes['mrope_section'] = (2, 3, 3)
+    net = network(**changes).eval()
+    batch = make_batch()
+    L = batch['input_ids'].shape[1]
+    H = net.cfg.horizon
+    counts = []
+    for steps in (1, 2, 5):
+        with Ops() as ops:
+            net.act(batch, steps)
+        counts.append(len(ops.done))
+        copied = [name for name, shape in ops.done if len(shape) == 4 and shape[2] == L + H]
+        assert copied.count('constant_pad_nd') == 2 * net.cfg.n_layers and 'cat' not in copied
+    assert counts[2] - counts[1] == 3 * (counts[1] - counts[0]) > 0
+    with torch.no_grad():
+        prefix = net.read(batch)
+        reads = torch.ones_like(batch['input_ids'][:, :1], dtype=torch.bool)
+        layout = net.chunk_layout(prefix.layout, reads)
+        room = with_room(prefix.cache, H)
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            rows = torch.randn(len(reads), H, net.cfg.hidden_size, generator=generator)
+            expected, _ = net.decoder(rows, layout, prefix.cache, prefix.layout)
+            hidden, _ = net.decoder(rows, layout, room, prefix.layout, has_room=True)
+            assert torch.equal(hidden, expected)
 
 
 @pytest.mark.parametrize(
