@@ -371,7 +371,7 @@ def score_plans(folder, seeds, root, words, world_settings, driver, made_with):
         print(f'{log}: {len(rows)} plans are done, {len(todo)} to go')
     if todo:
         jobs = [(*pair, words, world_settings, driver) for pair in todo]
-        n = min(workers or cores(), len(jobs))
+        n = count_workers(workers, len(jobs))
         spawned = multiprocessing.get_context('spawn')
         # Ctrl-C is for this process, which ends the others.
         with spawned.Pool(n, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
@@ -382,6 +382,11 @@ def score_plans(folder, seeds, root, words, world_settings, driver, made_with):
     for row in [row for row in rows if row['refused']][:5]:
         print(f'  {row["refused"]}')
     print(f'  rows: {log}')
+
+
+def count_workers(asked, jobs):
+    """Return how many processes share so many jobs; asked 0: one per core, if there is work."""
+    return min(asked or cores(), jobs)
 
 
 def hold(draw):
@@ -1054,7 +1059,7 @@ if __name__ == '__main__':
     run = functools.partial(run_job, record=record, pictures=pictures, speed=video_speed)
     todo = {key: part['todo'] for key, part in part_of.items()}
     n_todo = sum(map(len, todo.values()))
-    n_workers = min(workers or cores(), max(n_todo, video * len(parts)))
+    n_workers = count_workers(workers, max(n_todo, video * len(parts)))
     pool = {}
     try:
         if share_network and n_workers:

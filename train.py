@@ -31,7 +31,18 @@ import hub
 import model
 from episode import STATE_NAMES, git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
-from vla import checkpoint, forked, frames, graphs, layers, optim, parallel, pretrained, watch
+from vla import (
+    checkpoint,
+    forked,
+    frames,
+    graphs,
+    layers,
+    measure,
+    optim,
+    parallel,
+    pretrained,
+    watch,
+)
 from vla.processor import FAR, Processor
 from vla.tokenizer import read_text as read_text_of_tokenizer
 from vla.vision import STEMS
@@ -166,7 +177,8 @@ SAMPLING = (
 SIGHT_RATES = ('*=0', 'vision.*=1', 'image*=1', 'scene_head.*=1')
 BETA1 = 0.9  # AdamW's, for the mean.
 GRAD_CLIP = 1.0  # largest norm of a step's gradient
-LOST = 10  # Steps in a row without a finite gradient that end a run; it is looked as often.
+LOST = 10  # Steps in a row without a finite gradient that end a run.
+LOOK_EVERY = 10  # Steps between looks at the clock: is a checkpoint due by minutes?
 
 
 def or_exit(action, *args, mistakes=(ValueError, OSError), **kwargs):
@@ -568,6 +580,7 @@ if __name__ == '__main__':
     if start.state:
         or_exit(checkpoint.load_state, out_dir, start.state, net, optimizers, average_weights)
     forward = parallel.wrap(net, local_rank, device)
+    muon_ms = measure.muon_ms(optimizers, device)
     peak = watch.peak_flops(device, fast)
     known = {'fingerprint': fingerprint, 'processor': processor.to_dict()}
     facts = known | {'settings': settings, 'world_size': world_size}  # Going on takes these.
@@ -583,6 +596,8 @@ if __name__ == '__main__':
         told = (wandb_project, start.wandb_id, about, job, array_job, tracker)
         log = or_exit(watch.Log, out_dir, start.step, *told)
         run_id = log.run_id
+        if muon_ms:
+            print(f'Muon: {muon_ms:.3g} ms a step, measured by itself')
         print(f'starting at step {start.step}' if start.step else 'starting', flush=True)
 
     # -----------------------------------------------------------------------------
@@ -653,7 +668,7 @@ if __name__ == '__main__':
         is_last = step == max_steps
         logs = is_last or step % log_interval == 0
         evaluates = val_data and (is_last or step % eval_interval == 0)
-        looks = step % LOST == 0
+        looks = step % LOOK_EVERY == 0
         late = (
             looks
             and checkpoint_minutes
@@ -664,7 +679,7 @@ if __name__ == '__main__':
         plays = rollout_interval and step % rollout_interval == 0
         line = {'step': step}
         films = []
-        if looks or logs or evaluates or saves or plays:
+        if logs or evaluates or saves or plays:  # A GPU is asked for numbers only now.
             report = unsound.report()
             if report and master:
                 bad = train_data.batch(report['step'], batch_size, 0, 1, seed)
@@ -675,7 +690,6 @@ if __name__ == '__main__':
                 sys.exit(checkpoint.not_finite(out_dir, step, what))
             if report and report['ended'] and not (stop or is_last):
                 saves = False  # These weights may not do: save after the next sound step.
-        if logs or evaluates or saves or plays:
             means = meter.own_means()
             if not parallel.all_finite(net.parameters()):
                 sys.exit(checkpoint.not_finite(out_dir, step, 'weights are not finite'))
@@ -683,6 +697,7 @@ if __name__ == '__main__':
             flops = model.flops_per_sample(cfg, tokens, noise_samples)
             line |= parallel.average(means) | {'lr': learning_rate * fraction}
             line |= meter.speed(batch_size, flops, peak * world_size)
+            line['muon_share'] = meter.share_of_steps(muon_ms)
             line['memory_gb'] = watch.memory_used_gb(device)
             line['mapped_gb'] = watch.mapped_gb(device)
             meter.clear()

@@ -19,7 +19,7 @@ import data
 import train
 from episode import write_synthetic_episodes
 from model import VLA, with_room
-from vla import checkpoint, graphs, optim, parallel
+from vla import checkpoint, graphs, optim, parallel, watch
 from vla.processor import Processor
 
 TINY = dict(
@@ -47,13 +47,14 @@ def prepare(folder, name):
         assigned = runpy.run_path(path)
         settings |= {key: value for key, value in assigned.items() if key in settings}
     size = 56 if name == 'eo1_3b' else 16
-    # made-up episodes have no goal frames, from which what cannot be done is drawn
-    settings |= dict(image_size=size, init_from='', out_dir=str(folder / 'run'), refuse_share=0.0)
+    settings |= dict(image_size=size, init_from='', out_dir=str(folder / 'run'))
     if name == 'eo1_3b':  # the folder decides the sizes
         settings['init_from'] = str(publish(folder / 'published'))
     else:
         settings |= TINY
-    write_synthetic_episodes(folder / 'e', 5, settings['cameras'], size, settings['control_hz'])
+    shape = (settings['cameras'], size, settings['control_hz'])
+    # Another robot's files say in plain words what was done, ours hold goal frames as well.
+    write_synthetic_episodes(folder / 'e', 5, *shape, grammar=name != 'own')
     words = pathlib.Path('assets/tokenizer.json').read_text()
     start = checkpoint.find_start(
         checkpoint.as_json(settings), checkpoint.as_json(train.DEFAULTS), [], 1, words
@@ -75,7 +76,10 @@ def compilations():
 
 
 # A first lesson has the network and the samples of the second one.
-@pytest.mark.parametrize('name', [name for name in TRAIN_CONFIGS if not name.endswith('_start')])
+CONFIGS = ['own', *(name for name in TRAIN_CONFIGS if not name.endswith('_start'))]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
 def test_a_config_trains_and_acts_in_one_graph_each(tmp_path, name):
     """fullgraph=True raises at the first thing that no compiler can follow."""
     net, dataset = prepare(tmp_path, name)
@@ -147,16 +151,34 @@ class NoQuestions(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize('name', ['demo_start', 'base', 'qa', 'robust', 'eo1_3b'])
+@pytest.mark.parametrize('name', CONFIGS)
 def test_a_step_and_a_chunk_ask_the_device_nothing(tmp_path, name):
+    """From the batch to the averaged weights, and all that is counted on the way."""
     net, dataset = prepare(tmp_path, name)
     batch = dataset.batch(0, BATCH)
+    optimizers = optim.configure_optimizers(net)
+    average_weights = optim.EMA(net)
+    meter = watch.Meter({}, 0)
+    unsound = watch.Unsound([name for name, _ in net.named_parameters()], 'cpu')
+    for _ in range(2):  # optimizers begin with the first step
+        with NoQuestions():
+            loss, parts = net(data.augment(batch))
+            loss.backward()
+            meter.add({'loss': loss.detach(), **parts})
+            norm, norms = optim.clip(net, 1.0)
+            sound = norm.isfinite()
+            for optimizer in optimizers:
+                optim.step_on_device(optimizer, sound)
+                optimizer.zero_grad(set_to_none=True)
+            average_weights.update(net)
+            meter.end_step({'grad_norm': norm}, sound)
+            unsound.bad_params = torch.zeros_like(norms, dtype=torch.bool)
+            unsound.note(0, sound, meter.last_step, norms)
     with NoQuestions():
-        loss, _ = net(data.augment(batch))
-        loss.backward()
         net.act(batch, 3)
         net.act(batch, 3, batch['noise'][:, 0], action_prefix=batch['actions'][:, :2])
         net.act(batch, 2, read_text=False)
+    assert unsound.report() is None and float(meter.own_means()['skipped']) == 0
 
 
 class Ops(TorchDispatchMode):
@@ -233,6 +255,9 @@ def test_blocks_that_are_alike_are_compiled_once():
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         expected = net(batch)[0]
+        expected.backward()
+        grads = [p.grad for p in net.parameters()]
+        net.zero_grad(set_to_none=True)
         parallel.compile_blocks(net)
         for block in net.decoder.blocks:  # the same cut, without Inductor's minutes
             block.compile(backend='aot_eager', dynamic=False)
@@ -241,6 +266,8 @@ def test_blocks_that_are_alike_are_compiled_once():
         loss.backward()
         counts[n_layers] = compilations()
         assert torch.allclose(loss, expected, atol=1e-5)
+        for p, grad in zip(net.parameters(), grads, strict=True):
+            assert (p.grad - grad).norm() <= 1e-4 * grad.norm() + 1e-7
     assert counts[12] == counts[2] <= 4
 
 

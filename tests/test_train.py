@@ -84,7 +84,7 @@ def user_runs(*args, **kwargs):
 
 def measured(folder):
     """The log without what depends on the clock and on the machine."""
-    clock = ('samples_per_s', 'gflops', 'mfu', 'data_wait', 'memory_gb', 'mapped_gb')
+    clock = ['samples_per_s', 'gflops', 'mfu', 'data_wait', 'muon_share', 'memory_gb', 'mapped_gb']
     return [
         json.dumps({k: v for k, v in line.items() if k not in clock}) for line in read_log(folder)
     ]
@@ -561,6 +561,8 @@ def test_every_config_says_what_it_needs_where_nothing_is_there_yet(tmp_path, na
         found = re.search(rf'on {n} GPUs? in bfloat16, estimated: ([\d.]+) GB', said)
         assert round(float(found[1])) == int(gb), f'the head of {name} says {gb} GB: {found[0]}'
     assert 'GB = ' in said and 'Traceback' not in said
+    muon = re.search(r' of Muon, ([\d.]+)% of both', said)
+    assert muon is None or float(muon[1]) <= 10
 
 
 @pytest.mark.parametrize('name', [name for name in TRAIN_CONFIGS if starts_from_weights(name)])
@@ -720,6 +722,14 @@ def test_bfloat16_is_chosen_only_where_the_hardware_is_fast_at_it():
         assert not torch.is_autocast_enabled('cpu')
     with pytest.raises(ValueError, match='float16'):
         layers.autocast_for('cpu', 'float16')
+
+
+def test_a_run_says_what_becomes_of_float32_on_a_gpu():
+    assert watch.products_text('cpu', torch.float32) == 'torch.float32 on cpu'
+    assert watch.products_text('cuda:0', torch.float32).endswith(
+        'on cuda:0, in convolutions too: no TF32'
+    )
+    assert watch.products_text('cuda:0', torch.bfloat16).endswith('stay float32 in TF32')
 
 
 def test_a_lesson_in_seeing_says_which_lesson_in_acting_comes_next(monkeypatch):
