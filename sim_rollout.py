@@ -574,14 +574,21 @@ def make_folder(name, folder):
         raise SystemExit(f'{name}={folder}: cannot be made a folder: {fault.strerror}') from None
 
 
-def load_network(folder, how):
-    """Load the network that all workers share, or end the script with one line."""
-    from vla.policy import (
-        answers_of_many,
-    )  # They are imported here, because recording the expert does without torch.
+def load_network(folder, how, most):
+    """Load the network that all workers share, one per GPU, or end the script with one line.
 
+    Args:
+        folder: The checkpoint.
+        how: Settings of the checkpoint.
+        most: Workers that may ask at a time.
+    """
+    # They are imported here, because recording the expert does without torch.
+    from vla.layers import all_devices
+    from vla.policy import answers_by_devices
+
+    others = {k: v for k, v in how.items() if k not in ('text_chunks', 'device')}
     try:
-        return answers_of_many(folder, **{k: v for k, v in how.items() if k != 'text_chunks'})
+        return answers_by_devices(folder, all_devices(how['device']), most, **others)
     except (ValueError, OSError) as refusal:
         raise SystemExit(str(refusal)) from None
 
@@ -1064,7 +1071,7 @@ if __name__ == '__main__':
     try:
         if share_network and n_workers:
             driver = functools.partial(driver, checkpoint=None, network=shared)
-            network = load_network(policy, how | {'most': n_workers})
+            network = load_network(policy, how, n_workers)
         drawing = gl.use_fastest(world_settings, n_workers) if n_todo >= n_workers > 1 else ''
         if drawing:
             print(drawing, flush=True)

@@ -8,6 +8,7 @@ All it has to know of the world is data, World.metadata(). So no simulator is im
 functools.partial(checkpoint, 'out/demo', ...) can be handed to a worker process.
 """
 
+import concurrent.futures
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -365,6 +366,42 @@ def answers_of_many(
     predictor = load_predictor(folder, **how)
     _check_settings(predictor, folder, execute, delay)
     return functools.partial(_answer, predictor, None, checks_world=True)
+
+
+def answers_by_devices(
+    folder: str | Path, devices: Sequence[str], most: int = 1, **how: Any
+) -> Callable[[list[dict[str, Any]]], list[dict[str, Any] | ValueError]]:
+    """`answers_of_many` by a network on each of these devices, which share the requests out.
+
+    Each lives in a thread of its own, as the GPU in use is a matter of the thread.
+
+    Args:
+        folder: A checkpoint of train.py.
+        devices: 'cpu' or 'cuda:<i>' each.
+        most: So many requests come at a time.
+        how: Other arguments of `answers_of_many`.
+    """
+    n = len(devices)
+    how['most'] = -(-most // n)
+    if n == 1:
+        return answers_of_many(folder, device=devices[0], **how)
+    threads = [concurrent.futures.ThreadPoolExecutor(1) for _ in devices]
+    load = functools.partial(answers_of_many, folder, **how)
+    made = [thread.submit(load, device=device) for thread, device in zip(threads, devices)]
+    networks = [network.result() for network in made]
+
+    def answer(requests: list[dict[str, Any]]) -> list[dict[str, Any] | ValueError]:
+        shares = [requests[i::n] for i in range(min(n, len(requests)))]
+        asked = [
+            thread.submit(network, share)
+            for thread, network, share in zip(threads, networks, shares)
+        ]
+        replies: list[Any] = [None] * len(requests)
+        for i, replied in enumerate(asked):
+            replies[i::n] = replied.result()
+        return replies
+
+    return answer
 
 
 def _answer(
