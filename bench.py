@@ -60,7 +60,7 @@ from sim.expert import Expert
 from sim.gl import gl_backend, mujoco
 from sim.workers import cores
 from sim.world import World
-from vla import forked, layers, measure, optim, parallel, watch
+from vla import layers, measure, optim, parallel, watch
 from vla.policy import command_in_force
 from vla.processor import Processor
 
@@ -601,7 +601,7 @@ def bench_gpu_training(name, device, folder, end):
             optimizers,
             average_weights,
             min(2.0, seconds),
-            processes=forked.count(1),
+            processes=data.count_forks(1),
             graphed=graphed,
             accumulate=settings['accumulate'],
         )

@@ -33,7 +33,6 @@ from episode import STATE_NAMES, git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
 from vla import (
     checkpoint,
-    forked,
     frames,
     graphs,
     layers,
@@ -624,8 +623,8 @@ if __name__ == '__main__':
     make = functools.partial(grouped, make, groups)
     processes = loader_processes
     if on_gpu and not (loader_processes or loader_threads):
-        processes = forked.count(local_world_size)
-    forks = forked.ForkedMaker(make, processes) if processes else None
+        processes = data.count_forks(local_world_size)
+    forks = data.ForkedMaker(make, processes) if processes else None
     threads = loader_threads or processes or 1
     batches = data.prefetch(forks or make, range(step, max_steps), pin=on_gpu, threads=threads)
     # Files may be damaged under a run: that is said in one line. Other errors are faults of ours.

@@ -17,7 +17,7 @@ import torch
 
 import data
 import episode
-from vla import browse, forked, frames
+from vla import browse, frames
 from vla.processor import Processor
 
 CAMERAS = ('overhead', 'right/wrist')
@@ -356,7 +356,7 @@ def test_processes_make_the_batches_of_threads_bit_for_bit_and_pass_on_what_stop
             raise OSError('episode: cut off')
         return [dataset.batch(step, 4), {'process': torch.tensor(os.getpid())}]
 
-    maker = forked.ForkedMaker(make, 2)
+    maker = data.ForkedMaker(make, 2)
     ahead = data.prefetch(maker, range(2, 10), threads=maker.processes)
     makers = set()
     for step in range(2, 9):

@@ -16,7 +16,7 @@ import torch
 
 import data
 import model
-from vla import forked, graphs, optim, parallel, watch
+from vla import graphs, optim, parallel, watch
 
 WARM_UPS = 3  # steps or calls that do not count
 PARTS = (
@@ -122,7 +122,7 @@ def training(
     def make(step: int) -> list[data.Batch]:
         return [dataset.batch(step, batch_size, i, accumulate) for i in range(accumulate)]
 
-    forks = forked.ForkedMaker(make, processes) if processes else None
+    forks = data.ForkedMaker(make, processes) if processes else None
     threads = max(1, processes)
     batches = data.prefetch(forks or make, range(1_000_000), on_gpu, threads)
     meter = watch.Meter({}, 0)
