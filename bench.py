@@ -107,6 +107,13 @@ GPU_WAYS = {
     'compiled blocks, CUDA graph': (True, True),
     'compiled blocks': (True, False),
 }
+# In which ways a chunk is made: with compiled blocks or not, as one CUDA graph or not.
+GPU_CHUNKS = {
+    'eager': (False, False),
+    'CUDA graph': (False, True),
+    'compiled blocks, CUDA graph': (True, True),
+}
+GPU_PART = 128  # samples of `large` that go forward and backward at a time
 GPU_EPISODES = 24  # made up, of three cameras: 1,400 windows
 DENOISING_STEPS = (1, 5, 10)
 EPISODES = 4  # recorded where train_config's are missing: more windows than a batch has samples
@@ -507,17 +514,23 @@ def settings_for_gpu(name, tiny):
     settings |= {'init_from': '', 'reask_share': 0.0}
     if tiny:  # the same shape, so that a rehearsal takes the same way through the code
         small = dict(hidden_size=64, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=32)
-        small |= dict(mrope_section=(4, 6, 6), intermediate_size=128, batch_size=8, image_size=32)
-        settings |= small
-    settings['batch_size'] = min(settings['batch_size'], 512)
+        small |= dict(mrope_section=(4, 6, 6), intermediate_size=128, image_size=32)
+        settings |= small | dict(batch_size=settings['batch_size'] // 32)
+    part = GPU_PART // 32 if tiny else GPU_PART
+    if name == 'large':  # what eight GPUs would share is accumulated on one
+        settings['accumulate'] = settings['batch_size'] // part
     return settings
 
 
 def make_gpu_data(settings, folder):
-    """Write made-up episodes; return a data set of them with a fitted processor."""
+    """Write made-up episodes; return a data set of them with a fitted processor.
+
+    Their words come from the grammar, as those of recorded ones do: most of a batch's time.
+    """
     cameras = settings['cameras']
     count = GPU_EPISODES if settings['image_size'] > 32 else 6
-    write_synthetic_episodes(folder, count, cameras, settings['image_size'], settings['control_hz'])
+    shape = (cameras, settings['image_size'], settings['control_hz'])
+    write_synthetic_episodes(folder, count, *shape, grammar=True)
     prompt = {
         'tokenizer': (CODE / 'assets/tokenizer.json').read_text(),
         'tokens_per_camera': settings['tokens_per_camera'],
@@ -561,7 +574,10 @@ def bench_gpu_training(name, device, folder, end):
     fast = autocast.fast_dtype
     peak = watch.peak_flops(device, fast)
     took_s = 0.0  # the last one
-    for how, (compiled, graphed) in GPU_WAYS.items():
+    ways = list(GPU_WAYS.items())
+    if name == 'large':  # what compiling does is asked of the one that a GPU is busy with
+        ways.reverse()
+    for how, (compiled, graphed) in ways:
         began = time.perf_counter()
         if took_s and began + took_s > end:
             print(f'{section}: {how} is left out, {end - began:.0f} s are left', flush=True)
@@ -585,17 +601,21 @@ def bench_gpu_training(name, device, folder, end):
             optimizers,
             average_weights,
             min(2.0, seconds),
-            threads=1 if tiny else 4,
+            processes=data.count_forks(1),
             graphed=graphed,
+            accumulate=settings['accumulate'],
         )
         tokens = dataset.batch(0, 2)['input_ids'].shape[1]
         flops = model.flops_per_sample(net.cfg, tokens, settings['noise_samples'])
         found['mfu'] = found['samples_per_s'] * flops / peak
         note = f'{settings["batch_size"]} samples a step, {net.n_parameters / 1e6:.1f} M, {fast}'
+        if settings['accumulate'] > 1:
+            note += f', accumulated {settings["accumulate"]} times'
         show(section, f'training, {how}', found['samples_per_s'], 'samples/s', note)
         show(section, f'MFU, {how}', 100 * found['mfu'], '%')
         show(section, f'peak memory, {how}', found['memory_gb'], 'GB')
-        show(section, f'first step, {how}', found['first_step_s'], 's', 'compiling is in it')
+        show(section, f'first step, {how}', found['first_step_s'], 's')
+        show(section, f'compiling, {how}', found['compile_s'], 's', 'first step - median step')
         for part, spent_ms in found['parts_ms'].items():
             share = spent_ms / sum(found['parts_ms'].values())
             show(section, f'  {part}, {how}', spent_ms, 'ms', f'{share:.0%} of a step')
@@ -673,8 +693,14 @@ def make_eo1(device, tiny):
     return net, batch
 
 
-def bench_gpu_act(device, folder):
-    """Measure chunks of demo, base and EO-1-3B beside what reading their weights takes."""
+def bench_gpu_act(device, folder, end):
+    """Measure chunks of demo, base and EO-1-3B beside what reading their weights takes.
+
+    Args:
+        device: 'cpu' or 'cuda:0'.
+        folder: For made-up episodes.
+        end: By time.perf_counter(): compiling is not begun later.
+    """
     tiny = device == 'cpu'
     bytes_per_s = measure.copy_bytes_per_s(device, 1 << (20 if tiny else 30))
     show('gpu_act', 'copy within memory, read + write', bytes_per_s / 1e12, 'TB/s')
@@ -689,43 +715,44 @@ def bench_gpu_act(device, folder):
             net = make_gpu_model(settings, dataset, device, compiled=False).eval()
             encoded = dataset.processor.encode([dataset.row(0)])
             batch = {key: value.to(device) for key, value in encoded.items()}
-        for steps in DENOISING_STEPS:
-            spent_s = min(1.0, seconds)
-            eager, graph = measure.chunk_ms(net, batch, steps, device, autocast, spent_s)
-            floor = measure.chunk_floor_ms(net, steps, bytes_per_s, wide)
-            note = f'{net.n_parameters / 1e6:.0f} M, weights alone {floor:.2f} ms'
-            show('gpu_act', f'{name}, {steps} step(s), eager', eager, 'ms', note)
-            if graph is not None:
-                show('gpu_act', f'{name}, {steps} step(s), CUDA graph', graph, 'ms', note)
-            numbers = dict(eager_ms=eager, graph_ms=graph, floor_ms=floor)
-            as_json('gpu_act', network=name, steps=steps, **numbers)
+        for how, (compiled, graphed) in GPU_CHUNKS.items():
+            if (graphed or compiled) and device == 'cpu':
+                continue
+            if compiled and not (parallel.can_compile(device) and time.perf_counter() < end):
+                print(f'gpu_act: {name}, {how}: no C compiler, or no time left', flush=True)
+                continue
+            if compiled:
+                parallel.compile_blocks(net)
+            for steps in DENOISING_STEPS:
+                spent = (device, autocast, min(0.5, seconds))
+                chunk_ms = measure.chunk_ms(net, batch, steps, *spent, graphed)
+                floor_ms = measure.chunk_floor_ms(net, steps, bytes_per_s, wide)
+                note = f'{net.n_parameters / 1e6:.0f} M, weights alone {floor_ms:.2f} ms'
+                show('gpu_act', f'{name}, {steps} step(s), {how}', chunk_ms, 'ms', note)
+                numbers = dict(chunk_ms=chunk_ms, floor_ms=floor_ms)
+                as_json('gpu_act', network=name, how=how, steps=steps, **numbers)
         del net
 
 
-def collect_rate(seconds):
-    """Control steps per second of one worker with the cameras of collect_config."""
-    world = make_world()
-    rate = steps_per_second(world, seconds)
-    world.close()
-    return rate
-
-
 def bench_gpu_collect(device):
-    """Measure how control steps with pictures grow with the number of workers, and what draws."""
+    """Measure how control steps with pictures grow with the number of workers, and what draws.
+
+    All workers are set up before the first one steps, so that their rates are of the same seconds.
+    """
+    parameters = inspect.signature(World).parameters
+    world_settings = {'cameras': parameters['cameras'].default}
+    world_settings |= settings_of(collect_config, parameters)
     n_cores = cores()
     counts = [1] if device == 'cpu' else sorted({1, max(1, n_cores // 2), n_cores})
     drawn_by = {'GPU': counts}
     if device != 'cpu' and gl.MESA.exists():
         drawn_by['cores'] = [n_cores]
     for name, counts_of_it in drawn_by.items():
-        os.environ.update(gl.RENDERERS[name])
         for n in counts_of_it:
-            with multiprocessing.get_context('spawn').Pool(n) as pool:
-                rates = pool.map(collect_rate, [min(2.0, seconds)] * n, chunksize=1)
-            note = f'{sum(rates) / n:.0f} per worker, {gl_backend()} draws on {name}'
-            what = f'control steps with pictures, {n} workers'
-            show('gpu_collect', what, sum(rates), 'steps/s', note)
-            as_json('gpu_collect', workers=n, steps_per_s=sum(rates), drawn_by=name)
+            rate = gl.steps_per_second(gl.RENDERERS[name], world_settings, n)
+            note = f'{rate / n:.0f} per worker, {gl_backend()} draws on {name}'
+            show('gpu_collect', f'control steps with pictures, {n} workers', rate, 'steps/s', note)
+            as_json('gpu_collect', workers=n, steps_per_s=rate, drawn_by=name)
 
 
 def run_gpu_tests():
@@ -744,7 +771,7 @@ def run_gpu_section(name, device, end):
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if name == 'gpu_act':
-            bench_gpu_act(device, folder)
+            bench_gpu_act(device, folder, end - 15)
         else:
             bench_gpu_training(name.removeprefix('gpu_'), device, folder, end)
     return 0

@@ -78,9 +78,13 @@ import fnmatch
 import functools
 import itertools
 import math
+import multiprocessing
 import os
 import shlex
+import signal
 import sys
+import threading
+import time
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -102,6 +106,8 @@ from vla.windows import Windows, frame_of, held_out
 
 MEASURED_WORDINGS = 1000  # instructions that are drawn to see how long they get
 MOST_SHOWN = 6  # Episodes of a folder that `show` draws.
+MOST_FORKS = 8  # Processes that make batches; more of them make more than one GPU takes.
+PARENT_LOOK_S = 0.2  # A process that was forked ends so soon after its parent.
 MOST_DRAWS = 20  # An instruction that is too long is drawn again so often.
 
 
@@ -739,6 +745,68 @@ def prefetch(
         finally:  # whoever needs no more waits for what is being made, not for what is not begun
             for future in ahead:
                 future.cancel()
+
+
+# -----------------------------------------------------------------------------
+# batches made by processes, where threads would wait for Python's lock
+#
+# To draw an instruction and to cut it into tokens is Python's own work, 0.1 ms for a sample, and
+# all threads of a process share one lock: however many they are, they make 6,000 samples a second.
+# Processes are forked, because then a data set need not be sent to them. They touch no GPU, which
+# would not survive it.
+
+_make: Callable[[int], list[Batch]] | None = None  # What this process makes, if forked for that.
+
+
+def count_forks(sharing: int) -> int:
+    """How many processes make batches for one of so many that share this machine; 0: no core."""
+    return max(0, min(MOST_FORKS, (os.cpu_count() or 1) // sharing - 1))
+
+
+def _begin(make: Callable[[int], list[Batch]], parent: int) -> None:
+    """Live in a forked process: Ctrl-C is the parent's to answer, and its end is ours."""
+    global _make
+    _make = make
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _arrays(step: int) -> list[dict[str, np.ndarray]]:
+    """Make the batches of a step. As arrays they go through a pipe, and need no shared memory."""
+    assert _make is not None, '_begin comes first'
+    return [{name: x.numpy() for name, x in batch.items()} for batch in _make(step)]
+
+
+class ForkedMaker:
+    """A function of a step that makes its batches, done by processes; several threads may call it.
+
+    processes   so many
+    """
+
+    def __init__(self, make: Callable[[int], list[Batch]], processes: int):
+        """Fork them, each with all that `make` needs as it is now."""
+        self.processes = processes
+        context: Any = multiprocessing.get_context('fork')
+        self.pool = concurrent.futures.ProcessPoolExecutor(
+            processes, context, _begin, (make, os.getpid())
+        )
+        self.pool.submit(os.getpid).result()  # The first call forks all of them, in this thread.
+
+    def __call__(self, step: int) -> list[Batch]:
+        """Batches of a step, bit for bit those of `make`; its exceptions are raised here."""
+        made = self.pool.submit(_arrays, step).result()
+        return [{name: torch.from_numpy(x) for name, x in batch.items()} for batch in made]
+
+    def close(self) -> None:
+        """End the processes; what is being made is waited for."""
+        self.pool.shutdown(cancel_futures=True)
 
 
 # -----------------------------------------------------------------------------

@@ -1182,11 +1182,17 @@ def write_synthetic_episodes(
     kicks: float = 0.1,
     seed0: int = 0,
     jpeg: int = 0,
+    grammar: bool = False,
 ) -> None:
-    """Write `count` made-up episodes, see `synthetic_episode`, of seeds from seed0 on."""
+    """Write `count` made-up episodes, see `synthetic_episode`, of seeds from seed0 on.
+
+    With `grammar` they hold a goal frame, of which training draws other words.
+    """
     for seed in range(seed0, seed0 + count):
         path = os.path.join(folder, f'synthetic_{seed:06d}.safetensors')
         arrays, header = synthetic_episode(seed, cameras, image_size, control_hz, kicks)
+        if grammar:
+            header['goals'] = [_synthetic_goal(header['instruction'])]
         write_episode(path, arrays, header, jpeg)
 
 
@@ -1257,6 +1263,14 @@ def synthetic_episode(
         'world': {},
     }
     return {k: np.stack([row[k] for row in rows]) for k in rows[0]}, header
+
+
+def _synthetic_goal(instruction: str) -> dict[str, Any]:
+    """A goal frame (instructions.py) that names the brick of a made-up instruction."""
+    colour = instruction.split()[2]
+    brick = {'colour': colour, 'studs': '2x4', 'by': ['colour']}
+    where = {'corner': 'far left', 'turn': 'lengthwise', 'hand': 'right'}
+    return {'task': 'place', 'upper': brick, **where}
 
 
 def _synthetic_state(command: np.ndarray, pos: np.ndarray) -> np.ndarray:

@@ -262,6 +262,7 @@ class Block(nn.Module):
         bias: Tensor,
         past: KeysValues | None = None,
         skip: int = 0,
+        has_room: bool = False,
     ) -> tuple[Tensor, KeysValues]:
         """One block over tokens and what came before them.
 
@@ -272,6 +273,7 @@ class Block(nn.Module):
             bias: (B, h / h_kv, T, T_past + T), see layout.attention_bias.
             past: keys and values (B, h_kv, T_past, c) that the tokens see besides their own.
             skip: the first tokens are left out of the result; others may look at them all the same.
+            has_room: the past has places for these tokens at its end, which are written over.
 
         Returns:
             x (B, T - skip, D), and keys and values with the past.
@@ -284,7 +286,11 @@ class Block(nn.Module):
         qk = layers.rotate(qk, cos, sin).transpose(1, 2)
         q, k = qk.split([h, h_kv], 1)  # (B, h or h_kv, T, c)
         v = v.transpose(1, 2)
-        if past is not None:
+        if past is not None and has_room:
+            past[0][:, :, -T:] = k
+            past[1][:, :, -T:] = v
+            k, v = past
+        elif past is not None:
             k = torch.cat([past[0], k], 2)
             v = torch.cat([past[1], v], 2)
         q = q[:, :, skip:]
@@ -342,6 +348,7 @@ class Decoder(nn.Module):
         past_layout: Layout | None = None,
         skip: int = 0,
         mask_and_rope: tuple[Tensor, Tensor, Tensor] | None = None,
+        has_room: bool = False,
     ) -> tuple[Tensor, list[KeysValues]]:
         """All blocks over tokens x (B, T, D), described by layout.
 
@@ -353,6 +360,7 @@ class Decoder(nn.Module):
             skip: what the first tokens become in the last block is not computed; that is a tenth of
                 the work of the demo.
             mask_and_rope: the method's result, where many calls have the same layouts.
+            has_room: past is that of `with_room` for these tokens, which are written there.
 
         Returns:
             the normed hidden states (B, T - skip, D), and keys and values with the past.
@@ -365,9 +373,17 @@ class Decoder(nn.Module):
             run = layers.recomputed(block, self.cfg.recompute)
             block_past = None if past is None else past[i]
             block_skip = skip if i == last else 0
-            x, keys_values = run(x, *mask_and_rope, block_past, block_skip)
+            x, keys_values = run(x, *mask_and_rope, block_past, block_skip, has_room)
             cache.append(keys_values)
         return self.norm(x), cache
+
+
+def with_room(cache: list[KeysValues], tokens: int) -> list[KeysValues]:
+    """A copy of a cache with places for so many tokens at its end.
+
+    Each call of the decoder writes over them, where torch.cat would copy all that came before.
+    """
+    return [(F.pad(k, (0, 0, 0, tokens)), F.pad(v, (0, 0, 0, tokens))) for k, v in cache]
 
 
 class ActionHead(nn.Module):
@@ -940,10 +956,12 @@ class VLA(nn.Module):
         times = (1 - step / steps).view(-1, 1, 1) * free  # (steps, B, H)
         goal = None if prefix.goal is None else prefix.goal.embedding
         embed = self.head.embed_at(times, goal)
+        cache = with_room(prefix.cache, cfg.horizon)
+        on = dict(mask_and_rope=mask_and_rope, has_room=True)
         for i in range(steps):
             t = 1 - i / steps
             rows = embed(i, x).to(word.dtype)
-            hidden, _ = self.decoder(rows, layout, prefix.cache, mask_and_rope=mask_and_rope)
+            hidden, _ = self.decoder(rows, layout, cache, **on)
             velocity = self.head.read(hidden)
             if cfg.predict == 'action':
                 velocity = (x - velocity) / t  # x_t = t * noise + (1 - t) * action, solved for it

@@ -97,7 +97,8 @@ delay = 0  # 0..: checkpoint, server: steps by which a chunk comes late; rows be
 foresight = True  # checkpoint: late chunks begin where these rows lead, if it has learnt that
 read_text = False  # checkpoint: decode the subtask text and act having read it
 text_chunks = 1  # 1..: checkpoint: chunks that are made on one decoded text
-compile_model = False  # checkpoint: torch.compile, CUDA graphs on a GPU; not with read_text
+compile_model = 'auto'  # 'auto' | 'on' | 'off': checkpoint: torch.compile, a CUDA graph on a GPU;
+# auto: on a GPU without read_text
 robustness = False  # score the policy in a clean world and in each that differs, on the same seeds
 rows = ''  # Some rows of that table: clean,light,delay_3; '': all, see sim/robustness.py
 instruction = None  # replaces the world's; empty blanks it
@@ -370,7 +371,7 @@ def score_plans(folder, seeds, root, words, world_settings, driver, made_with):
         print(f'{log}: {len(rows)} plans are done, {len(todo)} to go')
     if todo:
         jobs = [(*pair, words, world_settings, driver) for pair in todo]
-        n = min(workers or cores(), len(jobs))
+        n = count_workers(workers, len(jobs))
         spawned = multiprocessing.get_context('spawn')
         # Ctrl-C is for this process, which ends the others.
         with spawned.Pool(n, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
@@ -381,6 +382,11 @@ def score_plans(folder, seeds, root, words, world_settings, driver, made_with):
     for row in [row for row in rows if row['refused']][:5]:
         print(f'  {row["refused"]}')
     print(f'  rows: {log}')
+
+
+def count_workers(asked, jobs):
+    """Return how many processes share so many jobs; asked 0: one per core, if there is work."""
+    return min(asked or cores(), jobs)
 
 
 def hold(draw):
@@ -568,14 +574,21 @@ def make_folder(name, folder):
         raise SystemExit(f'{name}={folder}: cannot be made a folder: {fault.strerror}') from None
 
 
-def load_network(folder, how):
-    """Load the network that all workers share, or end the script with one line."""
-    from vla.policy import (
-        answers_of_many,
-    )  # They are imported here, because recording the expert does without torch.
+def load_network(folder, how, most):
+    """Load the network that all workers share, one per GPU, or end the script with one line.
 
+    Args:
+        folder: The checkpoint.
+        how: Settings of the checkpoint.
+        most: Workers that may ask at a time.
+    """
+    # They are imported here, because recording the expert does without torch.
+    from vla.layers import all_devices
+    from vla.policy import answers_by_devices
+
+    others = {k: v for k, v in how.items() if k not in ('text_chunks', 'device')}
     try:
-        return answers_of_many(folder, **{k: v for k, v in how.items() if k != 'text_chunks'})
+        return answers_by_devices(folder, all_devices(how['device']), most, **others)
     except (ValueError, OSError) as refusal:
         raise SystemExit(str(refusal)) from None
 
@@ -1053,12 +1066,12 @@ if __name__ == '__main__':
     run = functools.partial(run_job, record=record, pictures=pictures, speed=video_speed)
     todo = {key: part['todo'] for key, part in part_of.items()}
     n_todo = sum(map(len, todo.values()))
-    n_workers = min(workers or cores(), max(n_todo, video * len(parts)))
+    n_workers = count_workers(workers, max(n_todo, video * len(parts)))
     pool = {}
     try:
         if share_network and n_workers:
             driver = functools.partial(driver, checkpoint=None, network=shared)
-            network = load_network(policy, how)
+            network = load_network(policy, how, n_workers)
         drawing = gl.use_fastest(world_settings, n_workers) if n_todo >= n_workers > 1 else ''
         if drawing:
             print(drawing, flush=True)

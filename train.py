@@ -31,7 +31,17 @@ import hub
 import model
 from episode import STATE_NAMES, git_rev, tables_of, write_synthetic_episodes
 from model import VLAConfig
-from vla import checkpoint, frames, graphs, layers, optim, parallel, pretrained, watch
+from vla import (
+    checkpoint,
+    frames,
+    graphs,
+    layers,
+    measure,
+    optim,
+    parallel,
+    pretrained,
+    watch,
+)
 from vla.processor import FAR, Processor
 from vla.tokenizer import read_text as read_text_of_tokenizer
 from vla.vision import STEMS
@@ -115,10 +125,12 @@ ema = 0.995  # 0..<1: decay of the averaged weights, which are the ones that act
 device = 'auto'  # 'auto' | 'cpu' | 'cuda'
 dtype = 'auto'  # 'auto' | 'float32' | 'bfloat16': auto: bfloat16 (autocast) where it is fast
 compile_model = 'auto'  # 'auto' | 'on' | 'off': torch.compile of the blocks; auto: on a GPU
-cuda_graph = False  # forward and backward are launched as one; one process, accumulate=1, a GPU
+cuda_graph = 'auto'  # 'auto' | 'on' | 'off': forward and backward are launched as one; auto: on a
+# GPU, where one process does it and nothing is accumulated
 frames_on_device = 'auto'  # 'auto' | 'on' | 'off': pictures live on the GPU; auto: if they fit
 length_groups = 0  # 0..1000: parts of like length that a batch is cut into; 0: up to 4 on CPUs
-loader_threads = 0  # 0..256: that make batches; 0: one on CPUs, four with a GPU
+loader_threads = 0  # 0..256: that make batches; 0: one, or one for each of these processes:
+loader_processes = 0  # 0..256: 0: none on CPUs or with loader_threads, else up to 8 with a GPU
 fsdp = False  # several processes hold one model between them, not a copy each
 offload = False  # Parameters and optimizer in main memory, with fsdp; slow, if nothing else fits
 log_interval = 20  # 1..: steps
@@ -145,10 +157,10 @@ exec((HERE / 'configurator.py').read_text())  # overrides from a config file or 
 # A resumed run may change these, because no weight depends on them but by the order of sums.
 MAY_CHANGE = """
     out_dir resume device threads compile_model cuda_graph frames_on_device length_groups
-    loader_threads fsdp offload recompute accumulate log_interval eval_interval eval_batches
-    checkpoint_interval checkpoint_minutes keep_checkpoints rollout_interval rollout_episodes
-    replay_batch max_minutes timeout_minutes requeue_signal wandb_project tracker wandb_artifacts
-    dry_run
+    loader_threads loader_processes fsdp offload recompute accumulate log_interval eval_interval
+    eval_batches checkpoint_interval checkpoint_minutes keep_checkpoints rollout_interval
+    rollout_episodes replay_batch max_minutes timeout_minutes requeue_signal wandb_project tracker
+    wandb_artifacts dry_run
 """.split()
 # Settings of the processor; of all reading of episodes; and of the samples that training draws.
 PROCESSING = (
@@ -164,7 +176,8 @@ SAMPLING = (
 SIGHT_RATES = ('*=0', 'vision.*=1', 'image*=1', 'scene_head.*=1')
 BETA1 = 0.9  # AdamW's, for the mean.
 GRAD_CLIP = 1.0  # largest norm of a step's gradient
-LOST = 10  # Steps in a row without a finite gradient that end a run; it is looked as often.
+LOST = 10  # Steps in a row without a finite gradient that end a run.
+LOOK_EVERY = 10  # Steps between looks at the clock: is a checkpoint due by minutes?
 
 
 def or_exit(action, *args, mistakes=(ValueError, OSError), **kwargs):
@@ -209,14 +222,29 @@ def check_settings(config, world_size):
             'one simulator; score in another job: '
             f'python sim_rollout.py --ckpt={config["out_dir"]}'
         )
-    if config['cuda_graph'] and (parts > 1 or config['length_groups'] > 1):
+    if config['offload'] and (config['muon_learning_rate'] or not config['fsdp']):
+        raise ValueError('offload=True is for fsdp=True, and AdamW only: --muon_learning_rate=0')
+
+
+def records(config, world_size, device):
+    """Return whether forward and backward are recorded as one CUDA graph.
+
+    Raises:
+        ValueError: They cannot be, and are asked to be.
+    """
+    one_shape = config['length_groups'] <= 1
+    alone = world_size * config['accumulate'] == 1 and one_shape
+    can = graphs.can_record(device)
+    wanted = parallel.decide('cuda_graph', config['cuda_graph'], can and alone)
+    if wanted and not can:
+        raise ValueError(f'cuda_graph=on needs a GPU, device is {device}: leave it out')
+    if wanted and not alone:
         raise ValueError(
-            'cuda_graph=True is for one process, accumulate=1 and length_groups=1; here are '
+            'cuda_graph=on is for one process, accumulate=1 and length_groups=1; here are '
             f'{world_size} processes x accumulate {config["accumulate"]}, '
             f'length_groups {config["length_groups"]}'
         )
-    if config['offload'] and (config['muon_learning_rate'] or not config['fsdp']):
-        raise ValueError('offload=True is for fsdp=True, and AdamW only: --muon_learning_rate=0')
+    return wanted
 
 
 def stand_ins(config):
@@ -442,6 +470,7 @@ if __name__ == '__main__':
     compiles = or_exit(
         parallel.decide, 'compile_model', compile_model, parallel.can_compile(device)
     )
+    graphs_steps = or_exit(records, config, world_size, device)
     on_gpu = device.startswith('cuda')
     groups = count_groups(config, world_size, on_gpu or compiles)
 
@@ -542,9 +571,6 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # optimizers, state, log; whatever may refuse does so before the last run's state is cleared
-    if cuda_graph and not on_gpu:
-        what = f'cuda_graph=True needs a GPU, device is {device}: leave it out'
-        parallel.exit_with(what, rank)
     fit = frames.fit(train_data, device)
     keeps_frames = or_exit(parallel.decide, 'frames_on_device', frames_on_device, fit)
     optimizers = optim.configure_optimizers(
@@ -554,6 +580,7 @@ if __name__ == '__main__':
     if start.state:
         or_exit(checkpoint.load_state, out_dir, start.state, net, optimizers, average_weights)
     forward = parallel.wrap(net, local_rank, device)
+    muon_ms = measure.muon_ms(optimizers, device)
     peak = watch.peak_flops(device, fast)
     known = {'fingerprint': fingerprint, 'processor': processor.to_dict()}
     facts = known | {'settings': settings, 'world_size': world_size}  # Going on takes these.
@@ -569,6 +596,8 @@ if __name__ == '__main__':
         told = (wandb_project, start.wandb_id, about, job, array_job, tracker)
         log = or_exit(watch.Log, out_dir, start.step, *told)
         run_id = log.run_id
+        if muon_ms:
+            print(f'Muon: {muon_ms:.3g} ms a step, measured by itself')
         print(f'starting at step {start.step}' if start.step else 'starting', flush=True)
 
     # -----------------------------------------------------------------------------
@@ -589,12 +618,16 @@ if __name__ == '__main__':
         with autocast:
             return forward(data.augment(batch, train_data.frames))
 
-    graphed = graphs.GraphedBackward(net, loss_of) if cuda_graph else None
+    graphed = graphs.GraphedBackward(net, loss_of) if graphs_steps else None
     if keeps_frames:
         or_exit(train_data.keep_frames, device, mistakes=OSError)
     make = functools.partial(grouped, make, groups)
-    threads = loader_threads or (4 if on_gpu else 1)
-    batches = data.prefetch(make, range(step, max_steps), pin=on_gpu, threads=threads)
+    processes = loader_processes
+    if on_gpu and not (loader_processes or loader_threads):
+        processes = data.count_forks(local_world_size)
+    forks = data.ForkedMaker(make, processes) if processes else None
+    threads = loader_threads or processes or 1
+    batches = data.prefetch(forks or make, range(step, max_steps), pin=on_gpu, threads=threads)
     # Files may be damaged under a run: that is said in one line. Other errors are faults of ours.
     unless_damaged = functools.partial(or_exit, mistakes=OSError)
     upcoming = send(unless_damaged(next, batches), device)
@@ -635,7 +668,7 @@ if __name__ == '__main__':
         is_last = step == max_steps
         logs = is_last or step % log_interval == 0
         evaluates = val_data and (is_last or step % eval_interval == 0)
-        looks = step % LOST == 0
+        looks = step % LOOK_EVERY == 0
         late = (
             looks
             and checkpoint_minutes
@@ -646,7 +679,7 @@ if __name__ == '__main__':
         plays = rollout_interval and step % rollout_interval == 0
         line = {'step': step}
         films = []
-        if looks or logs or evaluates or saves or plays:
+        if logs or evaluates or saves or plays:  # A GPU is asked for numbers only now.
             report = unsound.report()
             if report and master:
                 bad = train_data.batch(report['step'], batch_size, 0, 1, seed)
@@ -657,7 +690,6 @@ if __name__ == '__main__':
                 sys.exit(checkpoint.not_finite(out_dir, step, what))
             if report and report['ended'] and not (stop or is_last):
                 saves = False  # These weights may not do: save after the next sound step.
-        if logs or evaluates or saves or plays:
             means = meter.own_means()
             if not parallel.all_finite(net.parameters()):
                 sys.exit(checkpoint.not_finite(out_dir, step, 'weights are not finite'))
@@ -665,6 +697,7 @@ if __name__ == '__main__':
             flops = model.flops_per_sample(cfg, tokens, noise_samples)
             line |= parallel.average(means) | {'lr': learning_rate * fraction}
             line |= meter.speed(batch_size, flops, peak * world_size)
+            line['muon_share'] = meter.share_of_steps(muon_ms)
             line['memory_gb'] = watch.memory_used_gb(device)
             line['mapped_gb'] = watch.mapped_gb(device)
             meter.clear()
@@ -708,6 +741,9 @@ if __name__ == '__main__':
 
     # -----------------------------------------------------------------------------
     # leave
+    batches.close()
+    if forks:
+        forks.close()
     if master:
         log.close(out_dir if wandb_artifacts else '')
         hub.write_card(out_dir, 'model')

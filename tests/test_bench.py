@@ -159,20 +159,50 @@ def test_missing_seeds_are_run_in_ranges():
     assert bench_script.missing_ranges(range(3, 5), done) == []
 
 
-def test_what_one_gpu_reaches_can_be_rehearsed_on_a_cpu():
-    """The way through the code is that of a GPU; what fails is named and takes no other along."""
-    done = bench('--gpu', '--device=cpu', '--only=gpu_demo,gpu_act')
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
-    training, *chunks = lines
-    assert training['samples_per_s'] > 0 and training['how'] == 'eager'
-    parts = training['parts_ms']
+def rehearse(section, capfd):
+    """Run a section of --gpu here, tiny; return its JSON lines and all that it printed."""
+    assert bench_script.run_gpu_section(section, 'cpu', time.perf_counter() + 100) == 0
+    said = capfd.readouterr().out
+    return [json.loads(line) for line in said.splitlines() if line.startswith('{')], said
+
+
+@pytest.mark.parametrize('name', ['demo', 'base', 'large'])
+def test_training_on_a_gpu_can_be_rehearsed_on_a_cpu(name, monkeypatch, capfd):
+    """The way through the code is that of a GPU."""
+    monkeypatch.setattr(bench_script, 'seconds', 0.05)
+    (line,), said = rehearse(f'gpu_{name}', capfd)
+    parts = line['parts_ms']
     assert list(parts) == [part for part in (*measure.PARTS, 'other') if part != 'graph']
-    assert parts['backward'] > parts['EMA'] > 0
-    assert [(row['network'], row['steps']) for row in chunks] == [
+    assert parts['backward'] > parts['EMA'] > 0 and parts['Meter, Unsound'] > 0
+    assert line['samples_per_s'] > 0 and line['how'] == 'eager'
+    assert line['first_step_s'] > line['compile_s']
+    assert ('accumulated 8 times' in said) == (name == 'large')
+
+
+def test_chunks_on_a_gpu_can_be_rehearsed_on_a_cpu(monkeypatch, capfd):
+    monkeypatch.setattr(bench_script, 'seconds', 0.05)
+    lines, _ = rehearse('gpu_act', capfd)
+    assert [(row['network'], row['steps']) for row in lines] == [
         (name, steps) for name in ('demo', 'base', 'EO-1-3B') for steps in (1, 5, 10)
     ]
-    assert all(row['eager_ms'] > row['floor_ms'] > 0 for row in chunks)
+    assert all(row['chunk_ms'] > row['floor_ms'] > 0 for row in lines)
+
+
+def test_collection_is_measured_with_the_cameras_of_its_config(monkeypatch, capfd):
+    def steps_per_second(variables, world_settings, processes):
+        assert len(world_settings['cameras']) == 3 and world_settings['brick_scale'] == 2.0
+        return 150.0 * processes
+
+    monkeypatch.setattr(bench_script.gl, 'steps_per_second', steps_per_second)
+    (line,), _ = rehearse('gpu_collect', capfd)
+    assert line['workers'] == 1 and line['steps_per_s'] == 150
+
+
+def test_made_up_episodes_for_a_gpu_have_words_of_the_grammar(tmp_path):
+    settings = bench_script.settings_for_gpu('demo', tiny=True)
+    dataset = bench_script.make_gpu_data(settings, f'{tmp_path}/episodes')
+    drawn = {dataset.words(0, 0, np.random.default_rng(seed)) for seed in range(9)}
+    assert len(drawn) == 9
 
 
 def test_a_section_that_fails_takes_no_other_along(monkeypatch, capfd):

@@ -354,6 +354,30 @@ def test_several_threads_make_the_same_batches_in_the_same_order(dataset):
     assert len(makers) == 3
 
 
+def test_processes_make_the_batches_of_threads_bit_for_bit_and_pass_on_what_stops_them(dataset):
+    def make(step):
+        if step == 9:
+            raise OSError('episode: cut off')
+        return [dataset.batch(step, 4), {'process': torch.tensor(os.getpid())}]
+
+    maker = data.ForkedMaker(make, 2)
+    ahead = data.prefetch(maker, range(2, 10), threads=maker.processes)
+    makers = set()
+    for step in range(2, 9):
+        batch, by = next(ahead)
+        expected = dataset.batch(step, 4)
+        assert batch.keys() == expected.keys()
+        assert all(same(value, expected[name]) for name, value in batch.items())
+        makers.add(int(by['process']))
+    assert os.getpid() not in makers
+    with pytest.raises(OSError, match='^episode: cut off$'):
+        next(ahead)
+    maker.close()
+    for process in makers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
 def test_no_more_batches_are_made_than_are_about_to_be_used(dataset):
     begun = []
     batches = data.prefetch(lambda step: begun.append(step) or [step], range(100), threads=2)

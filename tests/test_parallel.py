@@ -340,9 +340,11 @@ def check_parts():
             for x in (net, whole)
         ]
         assert torch.allclose(*norms), norms
-        for x, average, both in zip((net, whole), averages, optimizers):
-            for optimizer in both:
-                optimizer.step()
+        for optimizer in optimizers[0]:
+            optim.step_on_device(optimizer, torch.tensor(True))
+        for optimizer in optimizers[1]:
+            optimizer.step()
+        for x, average in zip((net, whole), averages):
             average.update(x)
     for (name, p), q in zip(net.named_parameters(), whole.parameters()):
         assert torch.allclose(parallel.whole(p), q, atol=2e-4), name
@@ -350,6 +352,16 @@ def check_parts():
     averages[1].swap(whole)
     for (name, p), q in zip(net.named_parameters(), whole.parameters()):
         assert torch.allclose(parallel.whole(p), q, atol=2e-4), name
+
+    # a bad step changes nothing on any rank, and nobody has asked what it is
+    kept_of = [state for o in optimizers[0] for state in o.state.values()]
+    held = [*net.parameters(), *(v for state in kept_of for v in state.values())]
+    before = [optim.local(tensor).clone() for tensor in held]
+    for p in net.parameters():
+        optim.local(p.grad).fill_(torch.nan)
+    for optimizer in optimizers[0]:
+        optim.step_on_device(optimizer, torch.tensor(False))
+    assert all(torch.equal(optim.local(tensor), old) for tensor, old in zip(held, before))
 
     # what each has counted for itself, and what all have to know
     each = parallel.of_each({'a': torch.tensor(0.1 + rank), 'b': rank})
@@ -366,20 +378,49 @@ def check_parts():
     assert places['main memory'].keys() == {'weights', 'gradients', 'optimizer', 'average'}
     assert places['memory'] | places['main memory'] == parts
 
-    held = sum(parallel.local(p).numel() for p in net.parameters())
+    held = sum(optim.local(p).numel() for p in net.parameters())
     kept = sum(
-        parallel.local(v).numel()
+        optim.local(v).numel()
         for o in optimizers[0]
         for s in o.state.values()
         for k, v in s.items()
         if k != 'step'
     )
-    mean = sum(parallel.local(w).numel() for w in averages[0].weights)
+    mean = sum(optim.local(w).numel() for w in averages[0].weights)
     total = whole.n_parameters
     matrices = sum(p.numel() for p in optimizers[1][1].param_groups[0]['params'])
     for size, of in ((held, total), (mean, total), (kept, 2 * total - matrices)):
         assert abs(size / of * n - 1) < 0.02, (size, of, n)
     dist.destroy_process_group()
+
+
+def check_compiled():
+    """On each rank: blocks that are compiled first and cut into parts then."""
+    dist.init_process_group('gloo')
+    torch.manual_seed(0)
+    whole = test_model.network(n_layers=2)
+    batch = test_model.make_batch()
+    expected, _ = whole(batch)
+    expected.backward()
+
+    def compile_here(net):  # the same cut, without Inductor's minutes
+        for block in net.decoder.blocks:
+            block.compile(backend='aot_eager', dynamic=False)
+
+    parallel.compile_blocks = compile_here
+    net = parallel.build(whole.cfg, lambda: whole, 'cpu', sharded=True, compiled=True)
+    loss, _ = net(batch)
+    loss.backward()
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] > 0
+    assert torch.allclose(loss, expected, atol=1e-5)
+    for (name, p), q in zip(net.named_parameters(), whole.parameters()):
+        assert torch.allclose(parallel.whole(p.grad), q.grad, atol=1e-4), name
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow  # It compiles in two processes.
+def test_compiled_blocks_can_be_cut_into_parts():
+    launch.run(check_compiled, processes=2)
 
 
 @pytest.mark.parametrize('processes', [2, 4])

@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from recorder import record_here
 from test_expert import leave_before_the_press
 
 import model
@@ -201,10 +202,37 @@ def test_one_network_answers_many_worlds_as_each_network_answers_its_own(checkpo
     for request, reply in zip(asked[1:], replies):
         assert np.allclose(reply['actions'], network([request])[0]['actions'], atol=1e-5)
     assert 'has no' in str(replies[-1]) and isinstance(replies[-1], ValueError)
+    # shared out between two devices, some of which may have nothing to do
+    both = policy.answers_by_devices(checkpoint, ['cpu', 'cpu'], most=5, **how)
+    for requests in (asked[1:], asked[1:4], asked[1:2]):
+        assert len(both(requests)) == len(requests)
+        for reply, expected in zip(both(requests), network(requests)):
+            assert np.allclose(reply['actions'], expected['actions'], atol=1e-5)
     (refused,) = network([asked[0] | {'world': world.metadata() | {'control_hz': 5}}])
     assert '5 Hz' in str(refused)
     with pytest.raises(ValueError, match='have 8 rows'):
         policy.answers_of_many(checkpoint, execute=9)
+
+
+def test_a_recorded_chunk_is_of_as_many_worlds_whoever_asks(checkpoint, world, monkeypatch):
+    """What answers one world or three is one recording, and the answers are those without it."""
+    recorded = []
+
+    def record(function):
+        recorded.append(function)
+        return record_here(function)
+
+    monkeypatch.setattr(policy.graphs, 'can_record', lambda device: True)
+    monkeypatch.setattr(policy.graphs.Graphed.__init__, '__defaults__', (record,))
+    graphed = policy.load_predictor(checkpoint, 2, device='cpu', most=3)
+    eager = policy.load_predictor(checkpoint, 2, device='cpu', compile_model='off')
+    observations = [world.reset(seed)[0] for seed in (1, 2, 3)]
+    rows = np.zeros((3, 0, len(eager.processor.action_names)), np.float32)
+    for n in (1, 3, 2):
+        asked = (observations[:n], [None] * n, rows[:n])
+        answers = [predictor.predict(*asked)[0] for predictor in (graphed, eager)]
+        assert len(answers[0]) == n and np.allclose(*answers, atol=1e-5)
+    assert len(recorded) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
@@ -218,7 +246,8 @@ def test_what_a_checkpoint_cannot_do_is_refused(checkpoint, world):
         (dict(execute=9), 'have 8 rows'),
         (dict(execute=5, delay=4, foresight=False), 'have 8 rows'),
         (dict(dtype='half'), "'half'"),
-        (dict(compile_model=True, read_text=True), 'anew'),
+        (dict(compile_model='on', read_text=True), 'anew'),
+        (dict(compile_model='perhaps'), "'auto', 'on' or 'off'"),
     ):
         with pytest.raises(ValueError, match=said):
             policy.checkpoint(checkpoint, world.metadata(), device='cpu', **how)

@@ -512,6 +512,12 @@ def test_checkpoint_is_scored_on_test_seeds_with_its_own_cameras(checkpoint):
     assert image.shape == (320, 960, 3) and image.std() > 20
 
 
+def test_no_number_of_workers_is_one_per_core_as_far_as_there_is_work():
+    assert sim_rollout.count_workers(0, 1000) == workers.cores() >= 1
+    assert sim_rollout.count_workers(0, 1) == sim_rollout.count_workers(3, 1) == 1
+    assert sim_rollout.count_workers(3, 1000) == 3 and sim_rollout.count_workers(0, 0) == 0
+
+
 def test_workers_share_one_network(checkpoint, tmp_path):
     """And what it refuses ends the score in one line."""
     words = (f'--ckpt={checkpoint}', '--share_network=True', '--execute=8', '--workers=2')
@@ -521,6 +527,10 @@ def test_workers_share_one_network(checkpoint, tmp_path):
     text = rollout(*words, '--episodes=2', f'--out={tmp_path}')
     assert '/2 (' in text and 'chunk latency' in text
     assert sorted(row['seed'] for row in log(tmp_path)) == [1_000_000, 1_000_001]
+    rollout(*words, '--seeds=0:2', f'--record={tmp_path}/coached')
+    assert len(log(tmp_path / 'coached')) == 2
+    recorded = list((tmp_path / 'coached').rglob('*.safetensors'))
+    assert recorded and all(read_episode(path)[0]['kicked'].any() for path in recorded)
     text = rollout(*words, '--image_size=64', '--episodes=2', f'--out={tmp_path}/other', fails=True)
     assert '64x64' in text and 'Traceback' not in text
 

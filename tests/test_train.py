@@ -19,6 +19,7 @@ import launch
 import pytest
 import test_pretrained
 import torch
+from recorder import run_recorded
 from safetensors.torch import load_file, save_file
 
 import data
@@ -83,7 +84,7 @@ def user_runs(*args, **kwargs):
 
 def measured(folder):
     """The log without what depends on the clock and on the machine."""
-    clock = ('samples_per_s', 'gflops', 'mfu', 'data_wait', 'memory_gb', 'mapped_gb')
+    clock = ['samples_per_s', 'gflops', 'mfu', 'data_wait', 'muon_share', 'memory_gb', 'mapped_gb']
     return [
         json.dumps({k: v for k, v in line.items() if k not in clock}) for line in read_log(folder)
     ]
@@ -175,7 +176,7 @@ def test_a_start_that_is_refused_leaves_the_last_run_as_it_is(whole, episodes, t
     shutil.copytree(whole[0], tmp_path / 'run')
     before = {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*.json')}
     again = (episodes, tmp_path / 'run', '--resume=never')
-    assert 'cuda_graph=True needs a GPU' in run(*again, '--cuda_graph=True', fails=True)
+    assert 'cuda_graph=on needs a GPU' in run(*again, '--cuda_graph=on', fails=True)
     assert before == {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*.json')}
 
 
@@ -419,6 +420,26 @@ def test_gradient_accumulation_changes_nothing_but_rounding(short, episodes, tmp
     assert same(short, tmp_path, 1e-5)
 
 
+def test_where_pictures_live_and_who_makes_batches_changes_nothing(short, episodes, tmp_path):
+    run(episodes, tmp_path, *SHORT, '--frames_on_device=on', '--loader_processes=2')
+    identical(short, tmp_path)
+
+
+def test_steps_are_recorded_as_a_graph_where_shapes_stay_in_one_process_on_a_gpu():
+    def records(world_size=1, device='cuda:0', **changes):
+        return train.records(train.config | changes, world_size, device)
+
+    assert records() and records(length_groups=1) and records(cuda_graph='on')
+    assert not records(cuda_graph='off') and not records(device='cpu')
+    assert not records(world_size=2) and not records(accumulate=2) and not records(length_groups=2)
+
+
+def test_a_run_whose_steps_are_recorded_is_the_same(short, episodes, tmp_path):
+    said = launch.run(run_recorded, *command(episodes, tmp_path, *SHORT))
+    identical(short, tmp_path)
+    assert said.count('recorded\n') == 1
+
+
 def test_a_new_run_can_start_from_the_weights_of_another(whole, episodes, tmp_path):
     run(episodes, tmp_path, *SHORT, f'--init_from={whole[0]}')
     first, fresh = [read_log(out)[0] for out in (tmp_path, whole[0])]
@@ -540,6 +561,8 @@ def test_every_config_says_what_it_needs_where_nothing_is_there_yet(tmp_path, na
         found = re.search(rf'on {n} GPUs? in bfloat16, estimated: ([\d.]+) GB', said)
         assert round(float(found[1])) == int(gb), f'the head of {name} says {gb} GB: {found[0]}'
     assert 'GB = ' in said and 'Traceback' not in said
+    muon = re.search(r' of Muon, ([\d.]+)% of both', said)
+    assert muon is None or float(muon[1]) <= 10
 
 
 @pytest.mark.parametrize('name', [name for name in TRAIN_CONFIGS if starts_from_weights(name)])
@@ -672,8 +695,8 @@ def test_settings_that_do_not_go_together_are_named():
     config = dict(train.config, batch_size=10, accumulate=3)
     with pytest.raises(ValueError, match='batch_size 10 does not divide by 2 processes x acc'):
         train.check_settings(config, 2)
-    with pytest.raises(ValueError, match='cuda_graph=True is for one process, .* length_groups 2'):
-        train.check_settings(dict(train.config, cuda_graph=True, length_groups=2), 1)
+    with pytest.raises(ValueError, match='cuda_graph=on is for one process, .* length_groups 2'):
+        train.records(dict(train.config, cuda_graph='on', length_groups=2), 1, 'cuda:0')
     with pytest.raises(ValueError, match='offload=True is for fsdp=True, and AdamW only'):
         train.check_settings(dict(train.config, offload=True, fsdp=True), 1)
     with pytest.raises(ValueError, match="requeue_signal 'USR1' is no signal"):
@@ -699,6 +722,14 @@ def test_bfloat16_is_chosen_only_where_the_hardware_is_fast_at_it():
         assert not torch.is_autocast_enabled('cpu')
     with pytest.raises(ValueError, match='float16'):
         layers.autocast_for('cpu', 'float16')
+
+
+def test_a_run_says_what_becomes_of_float32_on_a_gpu():
+    assert watch.products_text('cpu', torch.float32) == 'torch.float32 on cpu'
+    assert watch.products_text('cuda:0', torch.float32).endswith(
+        'on cuda:0, in convolutions too: no TF32'
+    )
+    assert watch.products_text('cuda:0', torch.bfloat16).endswith('stay float32 in TF32')
 
 
 def test_a_lesson_in_seeing_says_which_lesson_in_acting_comes_next(monkeypatch):

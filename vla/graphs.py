@@ -19,6 +19,11 @@ Record = Callable[[Callable[[], Any]], tuple[Callable[[], Any], Any]]
 WARM_UPS = 3  # calls before recording, in which libraries choose kernels and compilers compile
 
 
+def can_record(device: str) -> bool:
+    """Tell whether a device takes CUDA graphs."""
+    return device.startswith('cuda')
+
+
 def record_on_cuda(function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
     """Record a function of fixed memory; returns what replays it, and where its results will be."""
     side = torch.cuda.Stream()

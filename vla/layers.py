@@ -53,6 +53,14 @@ def choose_device(device: str | None, environment: Mapping[str, str] | None = No
     return device
 
 
+def all_devices(device: str | None) -> list[str]:
+    """Return every device that a choice stands for: 'cuda' and None are all GPUs there are."""
+    chosen = choose_device(device)
+    if chosen != 'cuda':
+        return [chosen]
+    return [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+
+
 def refuse_cpu(environment: Mapping[str, str]) -> None:
     """Raise ValueError where GPUs are there for this job; torch sees none of them.
 

@@ -1,12 +1,13 @@
 """How long the parts of a training step and a chunk take, and what the memory would allow.
 
     result = training(net, dataset, 128, 'cuda:0', autocast, optimizers, average_weights, 5.0)
-    eager_ms, graph_ms = chunk_ms(net, batch, 10, 'cuda:0', autocast)
+    eager_ms = chunk_ms(net, batch, 10, 'cuda:0', autocast)
 bench.py prints it. On a GPU times are those of its own clock (CUDA events); nobody waits for it
 within a step, so that what is measured is what a run does.
 """
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,10 +16,21 @@ import torch
 
 import data
 import model
-from vla import graphs, optim
+from vla import graphs, optim, parallel, watch
 
 WARM_UPS = 3  # steps or calls that do not count
-PARTS = ('loader wait', 'graph', 'forward', 'backward', 'clip', 'Muon', 'AdamW', 'EMA')
+PARTS = (
+    'loader wait',
+    'graph',
+    'forward',
+    'backward',
+    'clip',
+    'Muon',
+    'AdamW',
+    'EMA',
+    'Meter, Unsound',
+)
+LINE_EVERY = 20  # steps: train.py writes a line as often, and reads what it has counted
 
 
 class Clock:
@@ -36,16 +48,32 @@ class Clock:
             at.record()
         self.marks.append((name, at))
 
-    def sums_ms(self) -> dict[str, float]:
-        """Milliseconds by name; a mark 'start' begins anew."""
+    def _spans_ms(self) -> list[tuple[str, float]]:
+        """Each mark's name, and the milliseconds since the one before it."""
         if self.on_gpu:
             torch.cuda.synchronize()
-        sums: dict[str, float] = {}
+        spans = []
         for (_, before), (name, at) in itertools.pairwise(self.marks):
+            spans.append((name, before.elapsed_time(at) if self.on_gpu else 1e3 * (at - before)))
+        return spans
+
+    def sums_ms(self) -> dict[str, float]:
+        """Milliseconds by name; a mark 'start' begins anew."""
+        sums: dict[str, float] = {}
+        for name, spent in self._spans_ms():
             if name != 'start':
-                spent = before.elapsed_time(at) if self.on_gpu else 1e3 * (at - before)
                 sums[name] = sums.get(name, 0.0) + spent
         return sums
+
+    def steps_ms(self) -> list[float]:
+        """Milliseconds of each step: from one mark 'start' to the last one before the next."""
+        steps = [0.0]
+        for name, spent in self._spans_ms():
+            if name == 'start':
+                steps.append(0.0)
+            else:
+                steps[-1] += spent
+        return steps
 
 
 def wait_for(device: str) -> None:
@@ -63,8 +91,9 @@ def training(
     optimizers: Sequence[torch.optim.Optimizer],
     average_weights: optim.EMA | None,
     seconds: float,
-    threads: int = 1,
+    processes: int = 0,
     graphed: bool = False,
+    accumulate: int = 1,
 ) -> dict[str, Any]:
     """Take the steps that train.py takes, first timed as a whole and then part by part.
 
@@ -76,20 +105,28 @@ def training(
         autocast: Context of the forward pass.
         optimizers: Of optim.configure_optimizers.
         average_weights: Running average, or None.
-        seconds: For either measurement, three steps at least.
-        threads: That make batches.
+        seconds: For either measurement, three steps at least, or two with `accumulate`.
+        processes: That make batches; 0: a thread of this one.
         graphed: Forward and backward are one CUDA graph, see train.py --cuda_graph.
+        accumulate: Backward passes per step; with several two steps are enough to time.
 
     Returns:
-        samples_per_s; step_ms; first_step_s, which compiling falls into; memory_gb, the peak;
-        parts_ms, of a step by name, 'other' is the rest; loss, of the last step.
+        samples_per_s; step_ms, the mean; first_step_s; compile_s, by how much the first step takes
+        longer than the median of the others; memory_gb, the peak; parts_ms, of a step by name,
+        'other' is the rest; loss, of the last step.
     """
     on_gpu = device.startswith('cuda')
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    batches = data.prefetch(
-        lambda step: [dataset.batch(step, batch_size)], range(1_000_000), on_gpu, threads
-    )
+
+    def make(step: int) -> list[data.Batch]:
+        return [dataset.batch(step, batch_size, i, accumulate) for i in range(accumulate)]
+
+    forks = data.ForkedMaker(make, processes) if processes else None
+    threads = max(1, processes)
+    batches = data.prefetch(forks or make, range(1_000_000), on_gpu, threads)
+    meter = watch.Meter({}, 0)
+    unsound: watch.Unsound | None = None
     loss = torch.zeros(())
 
     def loss_of(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -99,22 +136,27 @@ def training(
     graph = graphs.GraphedBackward(net, loss_of) if graphed else None
 
     def step(mark: Callable[[str], None]) -> None:
-        nonlocal loss
+        nonlocal loss, unsound
         mark('start')
-        (batch,) = next(batches)
-        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        parts = next(batches)
         mark('loader wait')
-        if graph:
-            loss = graph(batch)['loss']
-            mark('graph')
-        else:
-            loss, _ = loss_of(batch)
-            mark('forward')
-            loss.backward()
-            mark('backward')
-        norm, _ = optim.clip(net, 1.0)
+        for batch in parts:
+            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            if graph:
+                numbers = graph(batch)
+                loss = numbers['loss']
+                mark('graph')
+            else:
+                loss, numbers = loss_of(batch)
+                mark('forward')
+                (loss / accumulate).backward()
+                mark('backward')
+            meter.add({**numbers, 'loss': loss.detach()}, accumulate)
+        norm, norms = optim.clip(net, 1.0)
         sound = norm.isfinite()
         mark('clip')
+        if unsound is None:
+            unsound = watch.Unsound(optim.with_gradient(net), device)
         for optimizer in optimizers:
             optim.step_if([optimizer], sound)
             mark('Muon' if isinstance(optimizer, torch.optim.Muon) else 'AdamW')
@@ -122,42 +164,70 @@ def training(
         if average_weights:
             average_weights.update(net)
         mark('EMA')
+        meter.end_step({'grad_norm': norm}, sound)
+        unsound.note(meter.steps, sound, meter.last_step, norms)
+        if meter.steps % LINE_EVERY == 0:
+            unsound.report()
+            parallel.average(meter.own_means())
+            meter.clear()
+        mark('Meter, Unsound')
 
     def run(mark: Callable[[str], None]) -> tuple[int, float]:
         wait_for(device)
         began = time.perf_counter()
         count = 0
-        while count < 3 or time.perf_counter() - began < seconds:
+        while count < fewest or time.perf_counter() - began < seconds:
             step(mark)
             count += 1
-            if count % 20 == 0:  # train.py writes a line as often.
-                wait_for(device)
         wait_for(device)
         return count, time.perf_counter() - began
 
     def no_mark(name: str) -> None:
         pass
 
+    fewest = 3 if accumulate == 1 else 2
     began = time.perf_counter()
     step(no_mark)
     wait_for(device)
     first_step_s = time.perf_counter() - began
-    for _ in range(WARM_UPS):
+    # The parts of an accumulated step have warmed up what there is.
+    for _ in range(WARM_UPS if accumulate == 1 else 0):
         step(no_mark)
     steps, spent_s = run(no_mark)
     clock = Clock(device)
     marked, marked_s = run(clock.mark)
     batches.close()
+    if forks:
+        forks.close()
     parts = {name: value / marked for name, value in clock.sums_ms().items()}
     parts['other'] = 1e3 * marked_s / marked - sum(parts.values())
     return {
         'samples_per_s': steps * batch_size / spent_s,
         'step_ms': 1e3 * spent_s / steps,
         'first_step_s': first_step_s,
+        'compile_s': first_step_s - 1e-3 * statistics.median(clock.steps_ms()),
         'memory_gb': torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
         'parts_ms': {name: parts[name] for name in (*PARTS, 'other') if name in parts},
         'loss': float(loss.detach()),
     }
+
+
+def muon_ms(optimizers: Sequence[torch.optim.Optimizer], device: str) -> float:
+    """Median time of what Muon multiplies in a step, measured by itself; called by all ranks."""
+    matrices: list[tuple[dict, list[torch.Tensor]]] = []
+    for optimizer in optimizers:
+        for group in optimizer.param_groups if isinstance(optimizer, optim.Muon) else ():
+            params = group['params']
+            for members in optim.by_shape(params):
+                shape = params[members[0]].shape
+                alike = torch.ones(len(members), *shape, dtype=torch.bfloat16, device=device)
+                matrices.append((group, list(alike)))
+
+    def multiply() -> None:
+        for group, alike in matrices:
+            optim.orthogonalise_between_ranks(alike, group)
+
+    return median_ms(multiply, device, 0.0) if matrices else 0.0
 
 
 def median_ms(action: Callable[[], Any], device: str, seconds: float) -> float:
@@ -182,14 +252,16 @@ def chunk_ms(
     device: str,
     autocast: Any,
     seconds: float = 1.0,
-) -> tuple[float, float | None]:
-    """Median time of a chunk, kernel by kernel and as one CUDA graph (None on CPUs), ms."""
+    graphed: bool = False,
+) -> float:
+    """Median time of a chunk, kernel by kernel or as one CUDA graph, ms."""
+
+    def act(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return net.act(inputs, steps)
+
     with torch.inference_mode(), autocast:
-        eager = median_ms(lambda: net.act(batch, steps), device, seconds)
-        if not device.startswith('cuda'):
-            return eager, None
-        act = graphs.Graphed(lambda inputs: net.act(inputs, steps))
-        return eager, median_ms(lambda: act(batch), device, seconds)
+        run = graphs.Graphed(act) if graphed else act
+        return median_ms(lambda: run(batch), device, seconds)
 
 
 def copy_bytes_per_s(device: str, size: int = 1 << 30) -> float:

@@ -15,6 +15,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim._muon import _adjust_lr
 
 
+def local(tensor: Any) -> torch.Tensor:
+    """Return this rank's part of a tensor, which is all of it where it is not spread."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def freeze(model: nn.Module, rates: Sequence[str]) -> dict[str, float]:
     """Switch off the gradients of the parameters whose rate is 0.
 
@@ -193,10 +198,7 @@ class Muon(torch.optim.Muon):
             if not params:
                 continue
             updates = self._momentum(group, params)
-            decay: Any = 1 - group['lr'] * group['weight_decay']
-            if self.sound is not None:
-                decay = torch.where(self.sound, decay, 1.0)
-            torch._foreach_mul_(params, decay)
+            torch._foreach_mul_(params, self._decay(group))
             for members in by_shape(params):
                 those = [params[i] for i in members]
                 done = orthogonalise_between_ranks([updates[i] for i in members], group)
@@ -206,20 +208,28 @@ class Muon(torch.optim.Muon):
                 lr = _adjust_lr(group['lr'], group['adjust_lr_fn'], those[0].shape)
                 torch._foreach_add_(those, done, alpha=-lr)
 
-    def _momentum(self, group: dict, params: Sequence[Any]) -> list[Any]:
-        """Take the gradients into the momentum buffers; what is orthogonalised comes back."""
-        grads = [p.grad for p in params]
+    def _momentum(self, group: dict, params: Sequence[Any]) -> list[torch.Tensor]:
+        """Take the gradients into the momentum buffers; what is orthogonalised comes back.
+
+        It is done number by number, so that a rank can do it to its own part of a matrix.
+        """
         buffers = []
         for p in params:
             if 'momentum_buffer' not in self.state[p]:
                 self.state[p]['momentum_buffer'] = torch.zeros_like(p.grad)
-            buffers.append(self.state[p]['momentum_buffer'])
+            buffers.append(local(self.state[p]['momentum_buffer']))
+        grads = [local(p.grad) for p in params]
         if self.sound is not None:  # a buffer that is taken into itself stays as it is
             grads = [torch.where(self.sound, g, buffer) for g, buffer in zip(grads, buffers)]
         torch._foreach_lerp_(buffers, grads, 1 - group['momentum'])
         if not group['nesterov']:
             return buffers
         return list(torch._foreach_lerp(grads, buffers, group['momentum']))
+
+    def _decay(self, group: dict) -> Any:
+        """The factor that decay leaves of a matrix: 1 where the step is not taken."""
+        decay = 1 - group['lr'] * group['weight_decay']
+        return decay if self.sound is None else torch.where(self.sound, decay, 1.0)
 
 
 class ShardedMuon(Muon):
@@ -230,17 +240,6 @@ class ShardedMuon(Muon):
     done twice.
     """
 
-    def _momentum(self, group: dict, params: Sequence[Any]) -> list[Any]:
-        """As Muon has it, one matrix after the other: not all of DTensor takes lists."""
-        updates = []
-        for p in params:
-            if 'momentum_buffer' not in self.state[p]:
-                self.state[p]['momentum_buffer'] = torch.zeros_like(p.grad)
-            buffer = self.state[p]['momentum_buffer']
-            buffer.lerp_(p.grad, 1 - group['momentum'])
-            updates.append(p.grad.lerp(buffer, group['momentum']))
-        return updates
-
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """Change all matrices by one step; called by all ranks."""
@@ -249,7 +248,7 @@ class ShardedMuon(Muon):
             if not params:
                 continue
             updates = self._momentum(group, params)
-            for members in by_shape(params):
+            for members in by_shape(params):  # by the shapes of whole matrices
                 self._step_some(group, [params[i] for i in members], [updates[i] for i in members])
 
     def _step_some(self, group: dict, params: Sequence[Any], updates: Sequence[Any]) -> None:
@@ -257,7 +256,9 @@ class ShardedMuon(Muon):
         rank = dist.get_rank()
         n = dist.get_world_size()
         whole_updates = []
-        for i, update in enumerate(updates):
+        for i, (p, part) in enumerate(zip(params, updates)):
+            shape = dict(shape=p.shape, stride=p.stride())
+            update = DTensor.from_local(part, p.device_mesh, p.placements, run_check=False, **shape)
             whole = update.full_tensor()  # all ranks take part
             if i % n == rank:
                 whole_updates.append(whole.bfloat16())
@@ -275,8 +276,11 @@ class ShardedMuon(Muon):
             if mine is not None and i % n == rank:
                 whole = mine[i // n].contiguous()
             update = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=i % n)
-            p.to_local().mul_(1 - group['lr'] * group['weight_decay'])
-            p.to_local().add_(update.to_local(), alpha=-lr)
+            change = local(update)
+            if self.sound is not None:
+                change = change * self.sound
+            local(p).mul_(self._decay(group))
+            local(p).add_(change, alpha=-lr)
 
 
 class EMA:
@@ -333,8 +337,7 @@ def clip(model: nn.Module, largest: float) -> tuple[torch.Tensor, torch.Tensor]:
         it when it is scaled, and a NaN makes NaN of all gradients: see step_if.
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    mine = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
-    norms = torch.stack(torch._foreach_norm(mine)).float()
+    norms = torch.stack(torch._foreach_norm([local(grad) for grad in grads])).float()
     return torch.nn.utils.clip_grad_norm_(model.parameters(), largest), norms
 
 
@@ -346,11 +349,10 @@ def with_gradient(model: nn.Module) -> list[str]:
 def step_if(optimizers: Sequence[torch.optim.Optimizer], sound: torch.Tensor) -> None:
     """Let optimizers take a step where `sound`, a bool on their device, is true.
 
-    On one GPU nobody waits for it: there a step that is not taken is one that changes nothing.
+    On GPUs nobody waits for it: there a step that is not taken is one that changes nothing.
     """
     for optimizer in optimizers:
-        first = optimizer.param_groups[0]['params'][0]
-        if isinstance(first, DTensor) or first.device.type == 'cpu':
+        if optimizer.param_groups[0]['params'][0].device.type == 'cpu':
             if bool(sound):
                 optimizer.step()
         else:

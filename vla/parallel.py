@@ -198,11 +198,6 @@ class StopRequest:
 # the model in parts
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return the whole of a tensor, on every rank; called by all ranks."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -466,7 +461,7 @@ def highest(value: int) -> int:
 
 def all_finite(tensors: Iterable[Any]) -> bool:
     """Tell whether none of these numbers is infinite or NaN on any process; all have to ask."""
-    flags = [torch.isfinite(local(torch.as_tensor(t))).all() for t in tensors]
+    flags = [torch.isfinite(optim.local(torch.as_tensor(t))).all() for t in tensors]
     by_device: dict[torch.device, list[torch.Tensor]] = {}
     for flag in flags:
         by_device.setdefault(flag.device, []).append(flag)
@@ -507,8 +502,8 @@ def memory_gb(
         {where: {kind: GB}}. Where: 'memory' of the device, and with offload 'main memory' for what
         waits there.
     """
-    numbers = sum(local(p).numel() for p in net.parameters()) / parts
-    learnt = sum(local(p).numel() for p in net.parameters() if p.requires_grad) / parts
+    numbers = sum(optim.local(p).numel() for p in net.parameters()) / parts
+    learnt = sum(optim.local(p).numel() for p in net.parameters() if p.requires_grad) / parts
     wide = dtype.itemsize
     sharded = isinstance(net, FSDPModule) or parts > 1
     if sharded:

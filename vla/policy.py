@@ -8,6 +8,7 @@ All it has to know of the world is data, World.metadata(). So no simulator is im
 functools.partial(checkpoint, 'out/demo', ...) can be handed to a worker process.
 """
 
+import concurrent.futures
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -18,9 +19,8 @@ import numpy as np
 import torch
 
 import model
-from vla import layers
+from vla import graphs, layers, parallel
 from vla.folder import check_taught
-from vla.graphs import Graphed
 from vla.processor import Processor
 
 Act = Callable[[dict[str, Any]], dict[str, Any]]
@@ -90,22 +90,34 @@ def _check_settings(predictor: 'Predictor', folder: str | Path, execute: int, de
         )
 
 
-def _as_graph(net: model.VLA, steps: int) -> Callable[..., torch.Tensor]:
-    """net.act in so many steps as a CUDA graph for each number of rows that are given."""
+def _as_graph(net: model.VLA, steps: int, most: int) -> Callable[..., torch.Tensor]:
+    """net.act in so many steps as a CUDA graph for each number of rows that are given.
+
+    Fewer samples than `most` are filled up with copies of the first one.
+    """
 
     def run(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         rows = inputs['action_prefix'] if 'action_prefix' in inputs else None
         return net.act(inputs, steps, action_prefix=rows)
 
-    graph = Graphed(run)
+    graph = graphs.Graphed(run)
 
     def act(
         batch: dict[str, torch.Tensor], steps: int, action_prefix: torch.Tensor | None = None
     ) -> torch.Tensor:
         given = {} if action_prefix is None else {'action_prefix': action_prefix}
-        return graph(batch | given)
+        samples = len(batch['state'])
+        return graph(filled_up(batch | given, most))[:samples]
 
     return act
+
+
+def filled_up(batch: dict[str, torch.Tensor], samples: int) -> dict[str, torch.Tensor]:
+    """A batch of so many samples at least: what it lacks of them are copies of its first one."""
+    lacking = samples - len(batch['state'])
+    if lacking <= 0:
+        return batch
+    return {name: torch.cat([x, x[:1].expand(lacking, *x.shape[1:])]) for name, x in batch.items()}
 
 
 class Predictor(NamedTuple):
@@ -134,18 +146,25 @@ def load_predictor(
     folder: str | Path,
     steps: int = 1,
     read_text: bool = False,
-    compile_model: bool = False,
+    compile_model: str | bool = 'auto',
     device: str | None = None,
     dtype: str = 'float32',
     foresight: bool = True,
+    most: int = 1,
 ) -> Predictor:
-    """Load a trained model; `checkpoint` says what the arguments are."""
-    if compile_model and read_text:
+    """Load a trained model; `checkpoint` says what the arguments are.
+
+    With `most` it answers up to so many worlds at a time. A CUDA graph then is of that many: with
+    one for each number of worlds it would be recorded again and again.
+    """
+    torch.set_num_threads(1)
+    device = layers.choose_device(device)
+    records = graphs.can_record(device)
+    compiles = parallel.decide('compile_model', compile_model, records and not read_text)
+    if compiles and read_text:
         raise ValueError(
             'compile_model and read_text: every other length of text would compile anew'
         )
-    torch.set_num_threads(1)
-    device = layers.choose_device(device)
     if device.startswith('cuda:'):
         torch.cuda.set_device(device)  # streams and graphs are those of the current one
     net, meta = model.VLA.load(str(folder))
@@ -154,12 +173,12 @@ def load_predictor(
     net = net.to(device).eval()
     autocast = layers.autocast_for(device, dtype)
     processor = Processor.of_checkpoint(str(folder), meta)
-    if device == 'cpu' and not compile_model:
+    if device == 'cpu' and not compiles:
         processor.user_tokens = 0  # one shape for all prompts is padding, which costs a CPU time
     act_once = net.act
-    if compile_model and device.startswith('cuda'):
-        act_once = _as_graph(net, steps)
-    elif compile_model:
+    if compiles and records:
+        act_once = _as_graph(net, steps, most)
+    elif compiles:
         act_once = torch.compile(net.act, fullgraph=True, dynamic=False)
 
     foresees = foresight and processor.foresight is not None and net.scene_head is not None
@@ -207,7 +226,7 @@ def checkpoint(
     delay: int = 0,
     read_text: bool = False,
     text_chunks: int = 1,
-    compile_model: bool = False,
+    compile_model: str | bool = 'auto',
     device: str | None = None,
     dtype: str = 'float32',
     foresight: bool = True,
@@ -222,7 +241,8 @@ def checkpoint(
         delay: Rows of the chunk in force that are still executed while the next one is made.
         read_text: Decode the subtask and act having read it.
         text_chunks: Chunks that are made on one decoded text.
-        compile_model: torch.compile in one graph; on a GPU one CUDA graph, launched at once.
+        compile_model: 'on': torch.compile in one graph; on a GPU one CUDA graph, launched at once.
+            'auto': on a GPU, where no text is read.
         device: 'cpu' or 'cuda'; None: cuda where there is one.
         dtype: 'float32' or 'bfloat16'.
         foresight: With a delay, the next chunk begins behind the rows of the one in force, from
@@ -346,6 +366,42 @@ def answers_of_many(
     predictor = load_predictor(folder, **how)
     _check_settings(predictor, folder, execute, delay)
     return functools.partial(_answer, predictor, None, checks_world=True)
+
+
+def answers_by_devices(
+    folder: str | Path, devices: Sequence[str], most: int = 1, **how: Any
+) -> Callable[[list[dict[str, Any]]], list[dict[str, Any] | ValueError]]:
+    """`answers_of_many` by a network on each of these devices, which share the requests out.
+
+    Each lives in a thread of its own, as the GPU in use is a matter of the thread.
+
+    Args:
+        folder: A checkpoint of train.py.
+        devices: 'cpu' or 'cuda:<i>' each.
+        most: So many requests come at a time.
+        how: Other arguments of `answers_of_many`.
+    """
+    n = len(devices)
+    how['most'] = -(-most // n)
+    if n == 1:
+        return answers_of_many(folder, device=devices[0], **how)
+    threads = [concurrent.futures.ThreadPoolExecutor(1) for _ in devices]
+    load = functools.partial(answers_of_many, folder, **how)
+    made = [thread.submit(load, device=device) for thread, device in zip(threads, devices)]
+    networks = [network.result() for network in made]
+
+    def answer(requests: list[dict[str, Any]]) -> list[dict[str, Any] | ValueError]:
+        shares = [requests[i::n] for i in range(min(n, len(requests)))]
+        asked = [
+            thread.submit(network, share)
+            for thread, network, share in zip(threads, networks, shares)
+        ]
+        replies: list[Any] = [None] * len(requests)
+        for i, replied in enumerate(asked):
+            replies[i::n] = replied.result()
+        return replies
+
+    return answer
 
 
 def _answer(

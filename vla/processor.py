@@ -10,6 +10,7 @@ actions = processor.decode_actions(net.act(batch), observation['tool_command'][N
 # is given S and A
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -617,19 +618,23 @@ class Processor:
         Returns:
             input_ids and labels (B, L), label_at (B, M), user_len and total_len (B,).
         """
-        user_len = torch.tensor([len(user) for user, _ in prompts])
-        total_len = torch.tensor([len(user) + len(assistant) for user, assistant in prompts])
-        answer_len = total_len - user_len
-        answer = torch.arange(max(answer_tokens, int(answer_len.max())))
-        label_at = torch.where(answer < answer_len[:, None], user_len[:, None] + answer, -1)
-        shape = (len(prompts), max(tokens, int(total_len.max())))
-        ids = torch.full(shape, self.token_id['<|pad|>'])
-        labels = torch.full(shape, -100)
-        for i, (user, assistant) in enumerate(prompts):
-            ids[i, : total_len[i]] = torch.tensor(user + assistant)
-            labels[i, user_len[i] : total_len[i]] = torch.tensor(assistant, dtype=torch.int64)
-        lengths = {'user_len': user_len, 'total_len': total_len}
-        return {'input_ids': ids, 'labels': labels, 'label_at': label_at} | lengths
+        user_len = np.array([len(user) for user, _ in prompts])
+        answer_len = np.array([len(assistant) for _, assistant in prompts])
+        total_len = user_len + answer_len
+        answer = np.arange(max(answer_tokens, int(answer_len.max())))
+        label_at = np.where(answer < answer_len[:, None], user_len[:, None] + answer, -1)
+        # One assignment for all rows: to fill them one by one took a third of a batch's time.
+        column = np.arange(max(tokens, int(total_len.max())))
+        is_text = column < total_len[:, None]  # (B, L)
+        is_answer = is_text & (column >= user_len[:, None])
+        parts = itertools.chain.from_iterable(prompts)  # user, assistant, user, assistant ..
+        text = itertools.chain.from_iterable(parts)
+        ids = np.full(is_text.shape, self.token_id['<|pad|>'])
+        ids[is_text] = np.fromiter(text, np.int64, total_len.sum())
+        labels = np.where(is_answer, ids, -100)
+        arrays = {'input_ids': ids, 'labels': labels, 'label_at': label_at}
+        arrays |= {'user_len': user_len, 'total_len': total_len}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     # ---- numbers
 

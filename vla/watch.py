@@ -89,10 +89,10 @@ def describe_model(
         groups: Parts that are worked through one after the other, see data.by_length.
     """
     line = f'rev {rev}, {net.n_parameters / 1e6:.2f} M parameters'
-    mine = sum(parallel.local(p).numel() for p in net.parameters())
+    mine = sum(optim.local(p).numel() for p in net.parameters())
     if mine < net.n_parameters:
         line += f', {mine / 1e6:.2f} M of them per process'
-    lines = [f'{line}, {dtype} on {device}']
+    lines = [f'{line}, {products_text(device, dtype)}']
     _, world_size = parallel.rank_and_size()
     accumulate = config['accumulate']
     batch_size = config['batch_size']
@@ -121,6 +121,16 @@ def describe_model(
     if config['dry_run'] and world_size == 1:
         lines += _on_gpus(net, config, tokens)
     return '\n'.join(lines)
+
+
+def products_text(device: str, dtype: torch.dtype) -> str:
+    """Say in which numbers products are done, and where: see layers.autocast_for."""
+    text = f'{dtype} on {device}'
+    if torch.device(device).type != 'cuda':
+        return text
+    if dtype == torch.float32:
+        return f'{text}, in convolutions too: no TF32'
+    return f'{text}, convolutions that stay float32 in TF32'
 
 
 def _on_gpus(net: VLA, config: Mapping[str, Any], tokens: int) -> list[str]:
@@ -289,6 +299,10 @@ class Meter:
             'data_wait': self.waited_s / seconds,
         }
 
+    def share_of_steps(self, part_ms: float) -> float:
+        """Return the share of a step that something of so many milliseconds has."""
+        return self.timed_steps * part_ms / (1e3 * (time.perf_counter() - self.since))
+
     def clear(self) -> None:
         """Start anew, after a line."""
         self.sums = {}
@@ -446,11 +460,14 @@ def step_text(line: Mapping[str, Any], max_steps: int, batch_size: int) -> str:
         mapped = f' ({line["mapped_gb"]:.1f} of it mapped files)'
     parts = [f'{name} {line[name]:.4f}' for name in ('flow', 'text') if name in line]
     losses = '  '.join([f'loss {line["loss"]:.4f}', *parts])
+    muon = ''
+    if line.get('muon_share'):  # lines of earlier logs have none
+        muon = f'  Muon {100 * line["muon_share"]:4.1f}%'
     return (
         f'step {line["step"]:6d}/{max_steps}  {losses}  '
         f'lr {line["lr"]:.2e}  grad {line["grad_norm"]:5.2f}  '
         f'{line["samples_per_s"]:5.0f} samples/s  MFU {100 * line["mfu"]:4.1f}%  '
-        f'data {100 * line["data_wait"]:4.1f}%  {line["memory_gb"]:5.2f} GB{mapped}  '
+        f'data {100 * line["data_wait"]:4.1f}%{muon}  {line["memory_gb"]:5.2f} GB{mapped}  '
         f'eta {eta_s / 60:5.1f} min'
     )
 
