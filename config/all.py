@@ -1,8 +1,8 @@
 # One policy for all tasks but `build`, told by words; grounded network and coach, DUPLO, from
 # pixels, for two CPU cores. Not run to its end yet, so there is no result to state: its second
-# lesson and its score have not. At 70 samples a second, what two slow cores do, `make all` takes 3.5
-# hours after `make demo`: 13 min of demonstrations, 11 min a lesson in seeing, 50 min first lesson,
-# 20 min coach, 1 h second lesson, 50 min for 100 scenes of each task with and without the
+# lesson and its score have not. At 70 samples a second, what two slow cores do, `make all` takes
+# 3.5 hours after `make demo`: 13 min of demonstrations, 11 min a lesson in seeing, 50 min first
+# lesson, 20 min coach, 1 h second lesson, 50 min for 100 scenes of each task with and without the
 # instruction.
 # torchrun --standalone --nproc_per_node=2 train.py config/all.py
 out_dir = 'out/all'
