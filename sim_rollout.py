@@ -1181,7 +1181,7 @@ if __name__ == '__main__':
             print(f'share: {hub.upload_line(record, "dataset")}')
         look = shlex.join(['python', 'data.py', 'check', record])
         pictures = []
-        if world_settings['cameras'] != default['cameras']:
+        if list(world_settings['cameras']) != list(default['cameras']):  # JSON has no tuples
             pictures.append(f'--cameras={",".join(world_settings["cameras"])},')
         if world_settings['image_size'] != default['image_size']:
             pictures.append(f'--image_size={world_settings["image_size"]}')

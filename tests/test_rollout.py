@@ -527,8 +527,10 @@ def test_workers_share_one_network(checkpoint, tmp_path):
     text = rollout(*words, '--episodes=2', f'--out={tmp_path}')
     assert '/2 (' in text and 'chunk latency' in text
     assert sorted(row['seed'] for row in log(tmp_path)) == [1_000_000, 1_000_001]
-    rollout(*words, '--seeds=0:2', f'--record={tmp_path}/coached')
+    text = rollout(*words, '--seeds=0:2', f'--record={tmp_path}/coached')
     assert len(log(tmp_path / 'coached')) == 2
+    assert re.search(r'next: .* python train\.py .*coached', text)
+    assert '--cameras' not in text  # They are the usual ones.
     recorded = list((tmp_path / 'coached').rglob('*.safetensors'))
     assert recorded and all(read_episode(path)[0]['kicked'].any() for path in recorded)
     text = rollout(*words, '--image_size=64', '--episodes=2', f'--out={tmp_path}/other', fails=True)
