@@ -517,7 +517,7 @@ def settings_for_gpu(name, tiny):
         small |= dict(mrope_section=(4, 6, 6), intermediate_size=128, image_size=32)
         settings |= small | dict(batch_size=settings['batch_size'] // 32)
     part = GPU_PART // 32 if tiny else GPU_PART
-    if name == 'large':  # what eight GPUs would share is accumulated on one
+    if name == 'large':  # One GPU accumulates what eight would share.
         settings['accumulate'] = settings['batch_size'] // part
     return settings
 
@@ -575,7 +575,7 @@ def bench_gpu_training(name, device, folder, end):
     peak = watch.peak_flops(device, fast)
     took_s = 0.0  # the last one
     ways = list(GPU_WAYS.items())
-    if name == 'large':  # what compiling does is asked of the one that a GPU is busy with
+    if name == 'large':  # This one keeps a GPU busy: compiling is asked of it first.
         ways.reverse()
     for how, (compiled, graphed) in ways:
         began = time.perf_counter()

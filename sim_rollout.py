@@ -595,9 +595,8 @@ def load_network(folder, how, most):
 
 def answer_others(folder, how, host, port):
     """Serve a checkpoint until the script is interrupted, or end the script with one line."""
-    from vla.policy import (
-        answers,
-    )  # They are imported here, because recording the expert does without torch.
+    # It is imported here, because recording the expert does without torch.
+    from vla.policy import answers
 
     def started(taken):
         print(f'{folder} answers at ws://{host}:{taken}; Ctrl-C ends it', flush=True)

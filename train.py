@@ -129,8 +129,9 @@ cuda_graph = 'auto'  # 'auto' | 'on' | 'off': forward and backward are launched 
 # GPU, where one process does it and nothing is accumulated
 frames_on_device = 'auto'  # 'auto' | 'on' | 'off': pictures live on the GPU; auto: if they fit
 length_groups = 0  # 0..1000: parts of like length that a batch is cut into; 0: up to 4 on CPUs
-loader_threads = 0  # 0..256: that make batches; 0: one, or one for each of these processes:
-loader_processes = 0  # 0..256: 0: none on CPUs or with loader_threads, else up to 8 with a GPU
+loader_threads = 0  # 0..256: threads that make batches; 0: one, or one for each process that does
+loader_processes = 0  # 0..256: processes that make them instead, forked; 0: up to 8 with a GPU and
+# without loader_threads, none on CPUs
 fsdp = False  # several processes hold one model between them, not a copy each
 offload = False  # Parameters and optimizer in main memory, with fsdp; slow, if nothing else fits
 log_interval = 20  # 1..: steps

@@ -86,7 +86,7 @@ POSITIVE = {
     'timestep': ('option',),
 }
 RANGES = ('range', 'ctrlrange', 'forcerange', 'actfrcrange', 'actrange')  # low end, high end
-MOST_COPIES = 10_000  # of one <replicate>: MuJoCo makes every one before it says anything
+MOST_COPIES = 10_000  # One <replicate> may ask for so many: MuJoCo makes all before it says more.
 
 
 class Element(NamedTuple):
@@ -106,10 +106,10 @@ class Placed(NamedTuple):
     attributes: dict[str, str]
     line: int
     file: Path
-    folders: tuple[Path, ...]  # of the files that include each other down to it, main file first
+    folders: tuple[Path, ...]  # Those of the files that include it, main file first.
     parent: str  # tag
     ancestors: tuple[str, ...]  # tags, outermost first
-    classes: tuple[str, ...]  # of the defaults around it, outermost first
+    classes: tuple[str, ...]  # Those of the defaults around it, outermost first.
 
 
 class Finding(NamedTuple):

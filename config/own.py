@@ -1,4 +1,4 @@
-# your own robot's episodes (docs/own_episodes.md tells how to write them): joint actions, no
+# Your own robot's episodes (docs/own_episodes.md tells how to write them): joint actions, no
 # grounding. Settings to begin with, not a result: 50 steps of a small network halve the loss on six
 # made-up episodes of an arm and of an ALOHA-like pair (tests/test_own_episodes.py)
 # python train.py config/own.py --episodes=episodes/arm --control_hz=20 --cameras=front,

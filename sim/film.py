@@ -59,9 +59,9 @@ MOST_COPIES = 10_000  # A scene may ask for so many by <replicate>.
 # Where the viewer opens: on hands and bricks, a person opposite the robot or looking over its
 # shoulder. lookat in m; azimuth is where the camera looks, 180 degrees is towards the robot.
 FRONT = dict(lookat=(0.3, 0.0, 0.15), distance=0.85, azimuth=180.0, elevation=-23.0)
-CLOSING_S = 10.0  # A window that is closed is waited for so long.
 BEHIND = dict(lookat=(0.36, 0.0, 0.1), distance=0.8, azimuth=0.0, elevation=-38.0)
 HIDDEN_GROUP = 5  # A group of geoms and joints with nothing else in it.
+CLOSING_S = 10.0  # A window that is closed is waited for so long.
 JOINT_M = (0.14, 0.008)  # length and width of a joint's arrow: it stands out of the link
 VIEWER_KEYS = (
     'in the window: left drag turns, right drag moves, wheel zooms, Ctrl + right drag pulls; F '
@@ -522,6 +522,21 @@ def has_display() -> bool:
 
 
 @contextlib.contextmanager
+def _end_of_new_threads() -> Iterator[None]:
+    """Wait at the end for threads that have begun meanwhile.
+
+    MuJoCo's window has one that the interpreter does not wait for. OpenGL would be taken away under
+    it when the process ends, which is a segmentation fault.
+    """
+    others = set(threading.enumerate())
+    try:
+        yield
+    finally:
+        for thread in set(threading.enumerate()) - others:
+            thread.join(CLOSING_S)
+
+
+@contextlib.contextmanager
 def viewer(
     model: Any,
     data: Any,
@@ -560,37 +575,33 @@ def viewer(
     # The six degrees of freedom of a brick would be drawn as a box larger than the brick.
     model.jnt_group[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE] = HIDDEN_GROUP
     closed = dict(show_left_ui=False, show_right_ui=False)  # panels
-    others = set(threading.enumerate())
-    try:
-        with mujoco.viewer.launch_passive(model, data, key_callback=keys, **closed) as window:
-            flags = mujoco.mjtVisFlag
-            window.opt.flags[flags.mjVIS_CONTACTPOINT] = show_contacts
-            window.opt.flags[flags.mjVIS_CONTACTFORCE] = show_contacts
-            window.opt.flags[flags.mjVIS_JOINT] = show_joints
-            window.opt.flags[flags.mjVIS_TRANSPARENT] = show_joints  # they are inside the links
-            window.opt.geomgroup[HIDDEN_GROUP] = 0
-            window.opt.jointgroup[HIDDEN_GROUP] = 0
-            if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, 'third_person') >= 0:
-                for name, value in (BEHIND if trunk else FRONT).items():
-                    setattr(window.cam, name, value)
-            began = None  # wall time of simulated time 0
-            last = 0.0  # simulated time of the last call
+    with (
+        _end_of_new_threads(),
+        mujoco.viewer.launch_passive(model, data, key_callback=keys, **closed) as window,
+    ):
+        flags = mujoco.mjtVisFlag
+        window.opt.flags[flags.mjVIS_CONTACTPOINT] = show_contacts
+        window.opt.flags[flags.mjVIS_CONTACTFORCE] = show_contacts
+        window.opt.flags[flags.mjVIS_JOINT] = show_joints
+        window.opt.flags[flags.mjVIS_TRANSPARENT] = show_joints  # they are inside the links
+        window.opt.geomgroup[HIDDEN_GROUP] = 0
+        window.opt.jointgroup[HIDDEN_GROUP] = 0
+        if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, 'third_person') >= 0:
+            for name, value in (BEHIND if trunk else FRONT).items():
+                setattr(window.cam, name, value)
+        began = None  # wall time of simulated time 0
+        last = 0.0  # simulated time of the last call
 
-            def draw(standing: bool = False) -> bool:
-                nonlocal began, last
-                window.sync()
-                if began is None or standing or data.time < last:  # An episode may have begun.
-                    began = time.time() - data.time
-                last = data.time
-                time.sleep(max(0.0, began + data.time - time.time()))
-                return window.is_running()
+        def draw(standing: bool = False) -> bool:
+            nonlocal began, last
+            window.sync()
+            if began is None or standing or data.time < last:  # An episode may have begun.
+                began = time.time() - data.time
+            last = data.time
+            time.sleep(max(0.0, began + data.time - time.time()))
+            return window.is_running()
 
-            yield draw
-    finally:
-        # The window has a thread that the interpreter does not wait for: OpenGL would be taken away
-        # under it when the process ends, which is a segmentation fault.
-        for thread in set(threading.enumerate()) - others:
-            thread.join(CLOSING_S)
+        yield draw
 
 
 def view_scene(path: str | Path, show_contacts: bool = False, show_joints: bool = False) -> None:

@@ -15,7 +15,7 @@ from sim.gl import mujoco
 
 ALEX = 'assets/robots/alex/alex.xml'
 ARM = ('shoulder_y', 'shoulder_x', 'shoulder_z', 'elbow_y', 'wrist_z', 'wrist_x', 'gripper_z')
-# in the mirror a joint about y keeps its sign, one about x or z changes it
+# Mirrored, a joint about y keeps its sign, one about x or z changes it
 MIRROR = np.array([1, -1, -1, 1, -1, -1, -1])
 
 

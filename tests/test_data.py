@@ -141,7 +141,7 @@ def test_tasks_with_fewer_bricks_go_into_the_same_batches(folder, tmp_path, monk
         scene = np.array(arrays['scene']).reshape(-1, 3, n, 4)
         if i == 1:  # no blue brick lies there
             scene[:, :, blue] = np.nan
-        # on none of them; from row 5 on another goal of the plan is at work
+        # They go on none of them; from row 5 on another goal of the plan is at work
         referents = [[0, [[0, 0, n, 1, 0, 0, 0, 0]]], [5, [[0, 0, n, 0, 0.3, 0, 0, 0]]]]
         episode.write_episode(
             tmp_path / f'{i}.safetensors',

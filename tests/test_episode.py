@@ -63,7 +63,7 @@ def nan(a):
     a['state'][2, 7] = np.nan
 
 
-FAULTS = {  # what is done to a sound episode: words of the fault that must be named
+FAULTS = {  # A change of a sound episode: words of the fault that must be named
     'no array': (lambda a, h: a.pop('qvel'), ["no array 'qvel'"]),
     'no key': (lambda a, h: h.pop('seed'), ["header has no 'seed'"]),
     'version': (lambda a, h: h.update(spec=99), ['spec version 99']),
@@ -177,7 +177,7 @@ def test_stats_of_more_files_than_may_be_open_are_those_of_all_their_rows(folder
         values = np.concatenate([a['tool_action'][:, i] for a in whole]).astype(np.float64)
         expected = values.mean(), values.std(), values.min(), values.max()
         assert np.allclose([float(x) for x in line[2:6]], expected, atol=6e-5)
-    # what stands still is marked: the joints of a synthetic episode, but not the hand that moves
+    # Slots that stand still are marked: joints of a synthetic episode, not the hand that moves
     assert (
         sum(line.startswith('velocity/') and line.endswith('  below its floor') for line in said)
         == 15
@@ -215,7 +215,7 @@ def test_packed_pictures_are_small_nearly_the_same_and_read_like_others(tmp_path
     assert draw.stat().st_size > 10_000
 
 
-DAMAGE = {  # what is done to one camera's packed pictures: words of the fault
+DAMAGE = {  # A change of one camera's packed pictures: words of the fault
     'garbage': (lambda blobs: blobs[:3] + [b'\0' * len(blobs[3])] + blobs[4:], 'row 3 is no jpeg'),
     'cut off': (lambda blobs: blobs[:2] + [blobs[2][:-200]] + blobs[3:], 'row 2 is no jpeg'),
     'empty': (lambda blobs: [b''] + blobs[1:], 'row 0 is no jpeg'),

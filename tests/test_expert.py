@@ -214,7 +214,7 @@ def leave_before_the_press(world):
     """Drive to where the hand is up and shut again, the brick on its place, not pressed on. ->
     hand's slots"""
     expert, side = Expert(), ARM_TOOL[world.truth().goal.hand]
-    while True:  # until just before the press, then the hand lets go and rises
+    while True:  # Just before the press the hand lets go and rises.
         action, info = expert.act(world.truth())
         if 'press' in info['phase']:
             break
@@ -234,7 +234,7 @@ def test_dropped_brick_is_picked_up_again():
     world, expert = World('place', cameras=()), Expert()
     world.reset(2)
     side = leave_before_the_press(world)
-    # as who coaches answers: nobody sees from up there that the brick is not on
+    # The coach answers alike: nobody sees from up there that the brick is not on
     left, told = Expert(trusting=True).act(world.truth()), expert.act(world.truth())
     assert 'retreat' in left[1]['phase'] and left[0][side][6] == np.float32(CLOSED_M)
     assert 'reach' in told[1]['phase'] and told[0][side][6] == np.float32(world.max_opening_m)
@@ -258,7 +258,7 @@ def test_a_brick_that_leans_is_grasped_squarely(tilt):
     assert np.arccos(palm[:, 2] @ world.truth().brick_pose(red)[1][:, 2]) == pytest.approx(
         LEVEL_RAD, abs=0.02
     )
-    flat = rot_z(0.4)  # and one that lies flat is grasped upright
+    flat = rot_z(0.4)  # One that lies flat is grasped upright, too.
     world.data.xmat[body.id] = flat.ravel()
     assert np.allclose(Hand(world.truth(), hand, red).lean(), 0)
 

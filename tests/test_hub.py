@@ -84,7 +84,7 @@ def test_a_run_starts_from_a_checkpoint_and_episodes_of_the_hub_and_is_sampled(r
     assert not names & {'pytorch_model.bin', 'modeling.py', 'optimizer.safetensors'}
     card = (tmp_path / 'out/more/README.md').read_text()
     assert 'python train.py --init_from=user/tiny@v1 --episodes=user/made' in card
-    # what is in the cache is enough without a network, and results do not go there
+    # The cache is enough without a network, and results do not go there
     alone = dict(HF_HUB_OFFLINE='1')
     said = run(ROOT / 'sample.py', '--ckpt=user/tiny@v1', '--episodes=user/made', **alone)
     assert 'picture: out/user--tiny@v1/sample.png' in said
@@ -94,7 +94,7 @@ def test_a_run_starts_from_a_checkpoint_and_episodes_of_the_hub_and_is_sampled(r
 
 def test_what_the_hub_has_not_is_said_in_one_line(run, server, tmp_path):
     for name, why in (('user/none', 'RepositoryNotFound'), ('user/tiny@v2', 'RevisionNotFound')):
-        # after the line of changed settings
+        # It comes after the line of changed settings.
         said = run(ROOT / 'sample.py', f'--ckpt={name}', fails=True).strip().partition('\n')[2]
         assert said.startswith(f'ckpt={name}: there is no such folder, and {server.address} gives')
         assert f'{tmp_path}/hf/hub' in said and why in said and '\n' not in said

@@ -85,7 +85,7 @@ def test_files_are_looked_for_where_mujoco_looks(at, compiler, file, there):
     assert there or 'missing' in errors[0][2] and file in errors[0][2]
 
 
-# what main.xml is, in a/; b/part.xml holds the mesh, written against these folders
+# These are main.xml, in a/; b/part.xml holds the mesh, written against these folders
 INCLUDES = {
     'mesh beside main': ('<include file="../b/part.xml"/>', '<mesh file="m.obj"/>', True),
     'mesh beside part': ('<include file="../b/part.xml"/>', '<mesh file="p.obj"/>', True),
@@ -191,7 +191,7 @@ def test_an_attached_model_keeps_its_own_compiler(at):
 def test_every_kind_of_file_is_looked_for(at, element):
     main = at('main.xml', mjcf(element))
     assert not loads(main) and len(found(main)) == 1
-    # and a missing one that MuJoCo does not read is none
+    # A missing one that MuJoCo does not read is none.
     main = at(
         'main.xml',
         mjcf(

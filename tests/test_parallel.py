@@ -96,7 +96,7 @@ def same_run(whole, out, said, processes, sharded):
     per_process = re.search(r'([\d.]+) M parameters(?:, ([\d.]+) M of them per process)?', said)
     if sharded:
         assert float(per_process[2]) == pytest.approx(float(per_process[1]) / processes, rel=0.02)
-    # and what is written is the whole model, in the shapes of one process's
+    # The file that is written has the whole model, in the shapes of one process's
     ours, theirs = (load_file(folder / 'ema.safetensors') for folder in (out, whole))
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     assert max((ours[k] - theirs[k]).abs().max() for k in theirs) < 1e-3
@@ -363,7 +363,7 @@ def check_parts():
         optim.step_on_device(optimizer, torch.tensor(False))
     assert all(torch.equal(optim.local(tensor), old) for tensor, old in zip(held, before))
 
-    # what each has counted for itself, and what all have to know
+    # Each has counted for itself, and all have to know the sum.
     each = parallel.of_each({'a': torch.tensor(0.1 + rank), 'b': rank})
     assert [values['b'] for values in each] == list(range(n))
     assert parallel.average({'b': rank})['b'] == (n - 1) / 2

@@ -202,7 +202,7 @@ def test_one_network_answers_many_worlds_as_each_network_answers_its_own(checkpo
     for request, reply in zip(asked[1:], replies):
         assert np.allclose(reply['actions'], network([request])[0]['actions'], atol=1e-5)
     assert 'has no' in str(replies[-1]) and isinstance(replies[-1], ValueError)
-    # shared out between two devices, some of which may have nothing to do
+    # Two devices share the requests; one may have nothing to do.
     both = policy.answers_by_devices(checkpoint, ['cpu', 'cpu'], most=5, **how)
     for requests in (asked[1:], asked[1:4], asked[1:2]):
         assert len(both(requests)) == len(requests)

@@ -247,7 +247,7 @@ def test_documents_packed_into_a_row_equal_separate_ones(net):
     seen = layout.attention_bias(described, described)[0, 0] == 0
     index = torch.arange(seen.shape[0])
     assert torch.equal(seen, (document[0] == document[0][:, None]) & (index <= index[:, None]))
-    # nor is the first word of a document asked of the last token of the one before it
+    # The first word of a document is not asked of the last token of the one before it
     packed['labels'][0, :1], packed['labels'][0, rows[0].shape[1]] = 601, 601
     apart = as_batch(load('vla_right_pad')[0])
     assert distance(inline.loss(net, packed)[0], inline.loss(net, apart)[0]) < 1e-5
@@ -515,7 +515,7 @@ def test_tokens_are_added_to_qwen_as_eo1_adds_them(tmp_path):
         assert tokens == ['g', 'o', *re.findall(r'<.*?>', text)]
         before = tokenizer.to_str()
         assert pretrained.add_action_tokens(tokenizer).to_str() == before  # once is enough
-    # with Qwen2.5-VL's 151665 tokens these are the published ids
+    # Beside Qwen2.5-VL's 151665 tokens these are the published ids
     offset = 151665 - (last + 1)
     published = {
         '2025-12': dict(action_pad=151666, state_pad=151669, vla=151671, action_pass=151672),

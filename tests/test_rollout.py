@@ -106,7 +106,7 @@ def test_a_replay_takes_the_seeds_and_the_task_it_is_told_and_says_what_it_leave
     ):
         text = rollout(f'--policy={recorded}', argument, *end, fails=True)
         assert said in text and 'Traceback' not in text, text
-    # what it was asked for differs between files
+    # Files differ in the instruction.
     other = dict(header, seed=3, world=header['world'] | dict(brick_scale=1.0))
     write_episode(folder / 'place_0000003.safetensors', arrays, other)
     text = rollout(f'--policy={folder}', '--task=place', *end, fails=True)
@@ -152,7 +152,7 @@ def test_a_killed_recording_goes_on_and_repeats_nothing(tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
-    # until its workers, too, have closed stdout: they finish what they have in hand
+    # Its workers, too, have to close stdout: they finish what they have in hand
     process.communicate()
     before = {p.name: p.stat().st_mtime_ns for p in folder.glob('*.safetensors')}
     with open(folder / 'rollouts.jsonl', 'a') as f:  # and a line that was cut off

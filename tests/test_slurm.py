@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PRINT = 'echo "$@"'
 RUN = 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"'  # without srun's own options
 OTHERS = ('make', 'apptainer', 'docker', 'nvidia-smi')
-# of `show job` these two lines of SLURM 22.05's; THEN: the state once a requeue was asked for
+# `show job` has these two lines in SLURM 22.05's; THEN: the state once a requeue was asked for
 SCONTROL = """case "$1 $2" in
 'show job') [ ! -e {0}/scontrol ] || STATE=${{THEN:-}}
             echo "   JobState=${{STATE:-RUNNING}} Reason=None Dependency=(null)"

@@ -383,7 +383,7 @@ def test_distractors_lie_apart_and_are_not_asked_for(task):
         plain.reset(seed), world.reset(seed)
         assert world.plan == plain.plan
         for frame, other in zip(world.frames, plain.frames):
-            # what lies there besides may only take away a property that was a brick's alone
+            # Bricks that lie there besides may only take away a property that was a brick's alone
             for key in ('upper', 'lower'):
                 if key in frame:
                     mine, others = (set(f[key].pop('by')) for f in (frame, other))

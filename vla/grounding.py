@@ -64,6 +64,14 @@ def out_of_frame(poses: Tensor, frame: Tensor) -> Tensor:
     return torch.cat([moved, turned], -1)
 
 
+def number_of_place(table: Tensor, places: Tensor) -> Tensor:
+    """Rows of a table (P, 4) that places (n, 4) are the same as: (n,), -1 for one of no row."""
+    at, yaw = (places[:, None] - table).split([3, 1], -1)
+    off = torch.cat([at / SAME_PLACE_M, half_turn(yaw) / SAME_PLACE_RAD], -1)
+    distance, number = off.abs().amax(-1).min(-1)
+    return torch.where(distance <= 1, number, -1)
+
+
 class SceneHead(nn.Module):
     """What each picture alone tells of each brick.
 
@@ -240,7 +248,7 @@ class Grounding(nn.Module):
 
     A decoder this narrow passes numbers on to centimetres only, and learns slowly to subtract them.
     So it learns classes here, and geometry does the rest. Places are classes as well: on a grid of
-    studs words can name few of them, 34 in all tasks but `build`. Regressed from the same words
+    studs words can name few of them, 33 in all tasks but `build`. Regressed from the same words
     they were still 1 to 6 mm off when brick and hand had been right for long.
 
     Referents (B, 8), as sim/labels.py gives them: the bricks that the left and the right hand
@@ -291,12 +299,8 @@ class Grounding(nn.Module):
 
         Nothing is known of a question, and no number of a place that is not in the table.
         """
-        offset = referents[:, None, 4:] - self.places  # (B, P, 4)
-        at, yaw = offset.split([3, 1], -1)
-        off = torch.cat([at / SAME_PLACE_M, half_turn(yaw) / SAME_PLACE_RAD], -1)
-        distance, place = off.abs().amax(-1).min(-1)
-        is_place = (distance <= 1) & (referents[:, 0] >= 0)
-        place = torch.where(is_place, place, -1)
+        place = number_of_place(self.places, referents[:, 4:])
+        place = torch.where(referents[:, 0] >= 0, place, -1)
         return torch.cat([referents[:, :4].long(), place[:, None]], -1)
 
     def loss(self, predicted: Tensor, referents: Tensor) -> Tensor:
@@ -364,8 +368,7 @@ class Grounding(nn.Module):
         Returns:
             What load_state_dict takes.
         """
-        as_referents = F.pad(self.places, (4, 0))
-        number = theirs.classes(as_referents)[:, -1]  # (P,) of each place in their table
+        number = number_of_place(theirs.places, self.places)  # (P,)
         known = number >= 0
         others = sum(self.sizes[:-1])
         weights = theirs.state_dict()

@@ -9,7 +9,7 @@ within a step, so that what is measured is what a run does.
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ PARTS = (
     'EMA',
     'Meter, Unsound',
 )
+Mark = Callable[[str], None]
 LINE_EVERY = 20  # steps: train.py writes a line as often, and reads what it has counted
 
 
@@ -119,83 +120,28 @@ def training(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
 
-    def make(step: int) -> list[data.Batch]:
-        return [dataset.batch(step, batch_size, i, accumulate) for i in range(accumulate)]
+    def make(index: int) -> list[data.Batch]:
+        return [dataset.batch(index, batch_size, i, accumulate) for i in range(accumulate)]
 
-    forks = data.ForkedMaker(make, processes) if processes else None
-    threads = max(1, processes)
-    batches = data.prefetch(forks or make, range(1_000_000), on_gpu, threads)
-    meter = watch.Meter({}, 0)
-    unsound: watch.Unsound | None = None
-    loss = torch.zeros(())
-
-    def loss_of(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss_of(batch: data.Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with autocast:
             return net(data.augment(batch, dataset.frames))
 
+    forks = data.ForkedMaker(make, processes) if processes else None
+    batches = data.prefetch(forks or make, range(1_000_000), on_gpu, max(1, processes))
     graph = graphs.GraphedBackward(net, loss_of) if graphed else None
-
-    def step(mark: Callable[[str], None]) -> None:
-        nonlocal loss, unsound
-        mark('start')
-        parts = next(batches)
-        mark('loader wait')
-        for batch in parts:
-            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            if graph:
-                numbers = graph(batch)
-                loss = numbers['loss']
-                mark('graph')
-            else:
-                loss, numbers = loss_of(batch)
-                mark('forward')
-                (loss / accumulate).backward()
-                mark('backward')
-            meter.add({**numbers, 'loss': loss.detach()}, accumulate)
-        norm, norms = optim.clip(net, 1.0)
-        sound = norm.isfinite()
-        mark('clip')
-        if unsound is None:
-            unsound = watch.Unsound(optim.with_gradient(net), device)
-        for optimizer in optimizers:
-            optim.step_if([optimizer], sound)
-            mark('Muon' if isinstance(optimizer, torch.optim.Muon) else 'AdamW')
-            optimizer.zero_grad(set_to_none=True)
-        if average_weights:
-            average_weights.update(net)
-        mark('EMA')
-        meter.end_step({'grad_norm': norm}, sound)
-        unsound.note(meter.steps, sound, meter.last_step, norms)
-        if meter.steps % LINE_EVERY == 0:
-            unsound.report()
-            parallel.average(meter.own_means())
-            meter.clear()
-        mark('Meter, Unsound')
-
-    def run(mark: Callable[[str], None]) -> tuple[int, float]:
-        wait_for(device)
-        began = time.perf_counter()
-        count = 0
-        while count < fewest or time.perf_counter() - began < seconds:
-            step(mark)
-            count += 1
-        wait_for(device)
-        return count, time.perf_counter() - began
-
-    def no_mark(name: str) -> None:
-        pass
-
+    step = _Step(net, batches, device, optimizers, average_weights, loss_of, graph)
     fewest = 3 if accumulate == 1 else 2
     began = time.perf_counter()
-    step(no_mark)
+    step(_no_mark)
     wait_for(device)
     first_step_s = time.perf_counter() - began
     # The parts of an accumulated step have warmed up what there is.
     for _ in range(WARM_UPS if accumulate == 1 else 0):
-        step(no_mark)
-    steps, spent_s = run(no_mark)
+        step(_no_mark)
+    steps, spent_s = _repeat(step, _no_mark, device, fewest, seconds)
     clock = Clock(device)
-    marked, marked_s = run(clock.mark)
+    marked, marked_s = _repeat(step, clock.mark, device, fewest, seconds)
     batches.close()
     if forks:
         forks.close()
@@ -208,12 +154,103 @@ def training(
         'compile_s': first_step_s - 1e-3 * statistics.median(clock.steps_ms()),
         'memory_gb': torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
         'parts_ms': {name: parts[name] for name in (*PARTS, 'other') if name in parts},
-        'loss': float(loss.detach()),
+        'loss': float(step.loss.detach()),
     }
 
 
+def _no_mark(name: str) -> None:
+    """Take no time: what a step is given where it is not timed part by part."""
+
+
+def _repeat(
+    step: Callable[[Mark], None], mark: Mark, device: str, fewest: int, seconds: float
+) -> tuple[int, float]:
+    """Take steps for so long; returns how many, and the seconds."""
+    wait_for(device)
+    began = time.perf_counter()
+    count = 0
+    while count < fewest or time.perf_counter() - began < seconds:
+        step(mark)
+        count += 1
+    wait_for(device)
+    return count, time.perf_counter() - began
+
+
+class _Step:
+    """A step as train.py takes it, which calls `mark` with a name after each of its parts.
+
+    Arguments are those of `training`; besides
+
+    batches   lists of the parts of a step, endless
+    loss_of   a batch -> its loss, and numbers to be logged
+    graph     forward and backward as one CUDA graph, or None
+    """
+
+    def __init__(
+        self,
+        net: model.VLA,
+        batches: Iterator[list[data.Batch]],
+        device: str,
+        optimizers: Sequence[torch.optim.Optimizer],
+        average_weights: optim.EMA | None,
+        loss_of: Callable[[data.Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+        graph: graphs.GraphedBackward | None,
+    ):
+        self.net = net
+        self.batches = batches
+        self.device = device
+        self.optimizers = optimizers
+        self.average_weights = average_weights
+        self.loss_of = loss_of
+        self.graph = graph
+        self.meter = watch.Meter({}, 0)
+        self.unsound: watch.Unsound | None = None  # It is made once there are gradients.
+        self.loss = torch.zeros(())
+
+    def __call__(self, mark: Mark) -> None:
+        mark('start')
+        parts = next(self.batches)
+        mark('loader wait')
+        for batch in parts:
+            numbers = self._backward(batch, len(parts), mark)
+            self.meter.add({**numbers, 'loss': self.loss.detach()}, len(parts))
+        norm, norms = optim.clip(self.net, 1.0)
+        sound = norm.isfinite()
+        mark('clip')
+        if self.unsound is None:
+            self.unsound = watch.Unsound(optim.with_gradient(self.net), self.device)
+        for optimizer in self.optimizers:
+            optim.step_if([optimizer], sound)
+            mark('Muon' if isinstance(optimizer, torch.optim.Muon) else 'AdamW')
+            optimizer.zero_grad(set_to_none=True)
+        if self.average_weights:
+            self.average_weights.update(self.net)
+        mark('EMA')
+        meter = self.meter
+        meter.end_step({'grad_norm': norm}, sound)
+        self.unsound.note(meter.steps, sound, meter.last_step, norms)
+        if meter.steps % LINE_EVERY == 0:
+            self.unsound.report()
+            parallel.average(meter.own_means())
+            meter.clear()
+        mark('Meter, Unsound')
+
+    def _backward(self, batch: data.Batch, parts: int, mark: Mark) -> dict[str, torch.Tensor]:
+        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        if self.graph:
+            numbers = self.graph(batch)
+            self.loss = numbers['loss']
+            mark('graph')
+            return numbers
+        self.loss, numbers = self.loss_of(batch)
+        mark('forward')
+        (self.loss / parts).backward()
+        mark('backward')
+        return numbers
+
+
 def muon_ms(optimizers: Sequence[torch.optim.Optimizer], device: str) -> float:
-    """Median time of what Muon multiplies in a step, measured by itself; called by all ranks."""
+    """Time of what Muon multiplies in a step, measured by itself; called by all ranks."""
     matrices: list[tuple[dict, list[torch.Tensor]]] = []
     for optimizer in optimizers:
         for group in optimizer.param_groups if isinstance(optimizer, optim.Muon) else ():
@@ -227,7 +264,14 @@ def muon_ms(optimizers: Sequence[torch.optim.Optimizer], device: str) -> float:
         for group, alike in matrices:
             optim.orthogonalise_between_ranks(alike, group)
 
-    return median_ms(multiply, device, 0.0) if matrices else 0.0
+    if not matrices:
+        return 0.0
+    multiply()  # The first call chooses kernels.
+    wait_for(device)
+    began = time.perf_counter()
+    multiply()
+    wait_for(device)
+    return 1e3 * (time.perf_counter() - began)
 
 
 def median_ms(action: Callable[[], Any], device: str, seconds: float) -> float:

@@ -248,7 +248,7 @@ class ShardedMuon(Muon):
             if not params:
                 continue
             updates = self._momentum(group, params)
-            for members in by_shape(params):  # by the shapes of whole matrices
+            for members in by_shape(params):  # These are shapes of whole matrices.
                 self._step_some(group, [params[i] for i in members], [updates[i] for i in members])
 
     def _step_some(self, group: dict, params: Sequence[Any], updates: Sequence[Any]) -> None:

@@ -21,13 +21,13 @@ import torch
 
 from episode import COLOURS, Arrays, Header, JpegFrames, episode_paths, lacks, read_episode
 from vla import questions
-from vla.grounding import SAME_PLACE_M, SAME_PLACE_RAD
+from vla.grounding import number_of_place
 from vla.processor import Processor, fit_picture
 
 REFERENTS = 8  # numbers that tell what the words mean, see vla/grounding.py
 SCENE_FRAMES = 3  # torso, left tool, right tool: each sees every brick in its frame
 PER_BRICK = 4 * SCENE_FRAMES  # columns of a scene
-MOST_PLACES = 1000  # that words can name: 34 in all tasks but `build`, which has 11
+MOST_PLACES = 1000  # Words can name so many places; 33 in all tasks but `build`, which has 11.
 # Errors are stated by kind and unit of slot: name, and what a unit is multiplied by.
 ERRORS = {
     ('pose', 'm'): ('position_mm', 1e3),
@@ -124,7 +124,7 @@ class Windows:
         paths: list[str] = []
         keys: list[Header] = []
         self.paths: list[str] = []
-        self._opened: list[os.stat_result] = []  # what each file was when it was mapped
+        self._opened: list[os.stat_result] = []  # each file as it was when it was mapped
         self.names: list[str] = []
         self.task: list[str] = []
         self.askable: list[list[str]] = []
@@ -311,20 +311,18 @@ class Windows:
         """
         self.demand('grounding')
         named = self.referents[self.referents[..., 0] >= 0][:, 4:].astype(float)  # (n, 4)
-        named = np.unique(named.round(5), axis=0) + 0.0  # There is no -0.0 then.
-        table = np.zeros((0, 4))
-        for place in named:
-            offset = np.abs(table - place)
-            offset[:, 3] = np.minimum(offset[:, 3] % np.pi, -offset[:, 3] % np.pi)
-            is_known = (offset <= [*[SAME_PLACE_M] * 3, SAME_PLACE_RAD]).all(1).any()
-            if not is_known:
-                table = np.vstack([table, place])
+        distinct = np.unique(named.round(5), axis=0) + 0.0  # There is no -0.0 then.
+        places = torch.from_numpy(distinct)
+        table = places[:1]
+        for place in places[1:]:
+            if number_of_place(table, place[None]) < 0:
+                table = torch.cat([table, place[None]])
             if len(table) > MOST_PLACES:
                 raise ValueError(
                     f'{",".join(self.folders)}: goals name more than {MOST_PLACES} places, which '
                     'are on no grid of studs; train without: --grounding=False'
                 )
-        return tuple(tuple(map(float, place)) for place in table)
+        return tuple(map(tuple, table.tolist()))
 
     def demand(self, use: str) -> None:
         """Raise ValueError, naming a file, where one lacks the truth that a use of it asks for.

@@ -26,7 +26,7 @@ from lerobot.scripts.lerobot_eval import rollout
 from lerobot_env_vla_lego import vla_lego_gym
 
 TASKS = list(vla_lego_gym.TASKS)
-SEEDS = (0, 1)  # of the expert's episodes of each task
+SEEDS = (0, 1)  # The expert has these episodes of each task.
 
 
 class Expert(torch.nn.Module):
